@@ -1,1 +1,101 @@
-//! pd
+//! The pure room: SGLang's prefill/decode protocol as functions from bytes to bytes.
+//!
+//! What lives here: how a request is read ([`request`]), how the bootstrap fields are written into it
+//! ([`bootstrap`]), how a stream falls into events ([`sse`]), how prefill's knowledge of the prompt gets
+//! into decode's answer ([`merge`]) and how a worker says that it failed ([`outcome`]). What may not: a
+//! socket, a clock, randomness, a log line, a worker's address book. All of it is tested as values in and
+//! values out.
+//!
+//! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
+//! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
+
+pub mod bootstrap;
+pub mod json;
+pub mod merge;
+pub mod outcome;
+pub mod request;
+pub mod sse;
+
+pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
+//pub use merge::{MergeError, PromptSide, StreamMerger};
+pub use outcome::{WorkerError, stream_error};
+pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
+pub use sse::{Boundary, EventTooLong, Splitter};
+
+/// The endpoints that carry the bootstrap fields, that is, those that need a pair.
+///
+/// Source: SGLang 0.5.23, `srt/entrypoints/http_server.py` and `srt/entrypoints/openai/protocol.py`
+/// (`PDRoutingFields`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// SGLang's own `/generate`.
+    Generate,
+    /// `/v1/chat/completions`.
+    ChatCompletions,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/responses`.
+    Responses,
+    /// Anthropic's `/v1/messages`.
+    Messages,
+}
+
+impl Route {
+    /// Every route, in the order of the documentation.
+    pub const ALL: [Self; 5] = [
+        Self::Generate,
+        Self::ChatCompletions,
+        Self::Completions,
+        Self::Responses,
+        Self::Messages,
+    ];
+
+    /// The route of a path without query; the path must match exactly, as it must for the worker.
+    pub fn find(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|route| route.path() == path)
+    }
+
+    /// The path on the wire.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Generate => "/generate",
+            Self::ChatCompletions => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+            Self::Messages => "/v1/messages",
+        }
+    }
+
+    /// A constant label for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::ChatCompletions => "chat_completions",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Messages => "messages",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_found_by_its_exact_path_only() {
+        for route in Route::ALL {
+            assert_eq!(Route::find(route.path()), Some(route));
+        }
+        for path in [
+            "",
+            "/",
+            "/generate/",
+            "/Generate",
+            "/v1/completions?x",
+            "/v1/embeddings",
+        ] {
+            assert_eq!(Route::find(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,617 @@
+//! The JSON scanner: finds the spans of keys and values in a document, and refuses what is not JSON.
+//!
+//! What lives here: the grammar of RFC 8259 over a byte slice, iterative (a hostile body cannot use up the
+//! stack), and the arithmetic of cutting members out of an object. What may not: any name of a field, any
+//! tree of values, any number turned into a float; who reads a body decides what it looks for.
+//!
+//! Stricter than Python's `json`, which the workers use: NaN and Infinity, a byte order mark and UTF-16
+//! are refused here. As there, lone surrogate escapes (`"\ud800"`) pass.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use memchr::memchr2;
+
+/// How many arrays and objects may be open at once. Chat bodies with tool schemas nest about ten deep;
+/// 128 is also where serde_json stops. The open containers are kept in the bits of one `u128`.
+pub const MAX_DEPTH: usize = 128;
+
+/// Why a text is not taken as JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The text breaks the grammar.
+    Syntax {
+        /// Where, in bytes from the start.
+        offset: usize,
+        /// What is wrong there.
+        what: &'static str,
+    },
+    /// The text nests deeper than [`MAX_DEPTH`].
+    TooDeep {
+        /// Where the first bracket too many stands, in bytes from the start.
+        offset: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax { offset, what } => write!(f, "{what} at byte {offset}"),
+            Self::TooDeep { offset } => {
+                write!(f, "more than {MAX_DEPTH} levels deep at byte {offset}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What a value is, told from its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `{...}`
+    Object,
+    /// `[...]`
+    Array,
+    /// `"..."`
+    Text,
+    /// A number of any length.
+    Number,
+    /// `true` or `false`
+    Bool,
+    /// `null`
+    Null,
+}
+
+/// A member of an object, as the scanner stands before its value.
+#[derive(Debug)]
+pub struct Member<'a> {
+    /// The key, unescaped.
+    pub name: Cow<'a, str>,
+    /// Where the key begins (its opening quote).
+    pub start: usize,
+    /// The comma in front of the member; none for the first.
+    pub comma: Option<usize>,
+}
+
+/// A position in a text. Every method that takes a value leaves the scanner right behind it.
+#[derive(Debug)]
+pub struct Scanner<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Scanner<'a> {
+    /// A scanner at the start of `bytes`.
+    ///
+    /// # Errors
+    /// When the bytes are not UTF-8 or begin with a byte order mark.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, Error> {
+        let text = std::str::from_utf8(bytes).map_err(|e| Error::Syntax {
+            offset: e.valid_up_to(),
+            what: "bytes that are not UTF-8",
+        })?;
+        if text.starts_with('\u{feff}') {
+            return Err(syntax(0, "a byte order mark"));
+        }
+        Ok(Self {
+            text,
+            bytes,
+            at: 0,
+            depth: 0,
+        })
+    }
+
+    /// The offset of the next byte to be read.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The text of a span.
+    pub fn slice(&self, span: Range<usize>) -> &'a str {
+        &self.text[span]
+    }
+
+    /// What the next value is; white space before it is passed over.
+    ///
+    /// # Errors
+    /// When no value begins here.
+    pub fn kind(&mut self) -> Result<Kind, Error> {
+        self.space();
+        match self.peek() {
+            Some(b'{') => Ok(Kind::Object),
+            Some(b'[') => Ok(Kind::Array),
+            Some(b'"') => Ok(Kind::Text),
+            Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
+            Some(b't' | b'f') => Ok(Kind::Bool),
+            Some(b'n') => Ok(Kind::Null),
+            _ => Err(self.wrong("a value was expected")),
+        }
+    }
+
+    /// Takes one value of any kind and gives its span.
+    ///
+    /// # Errors
+    /// When the value is not JSON.
+    pub fn skip(&mut self) -> Result<Range<usize>, Error> {
+        let outer = self.depth;
+        // The lowest bit is the innermost open container: 1 for an object, 0 for an array.
+        let mut objects = 0u128;
+        self.space();
+        let start = self.at;
+        loop {
+            let kind = self.kind()?;
+            if matches!(kind, Kind::Object | Kind::Array) {
+                self.open()?;
+                objects = objects << 1 | u128::from(kind == Kind::Object);
+                if self.closes(kind == Kind::Object) {
+                    objects >>= 1;
+                } else {
+                    if kind == Kind::Object {
+                        self.key()?;
+                    }
+                    continue;
+                }
+            } else {
+                self.scalar(kind)?;
+            }
+            loop {
+                if self.depth == outer {
+                    return Ok(start..self.at);
+                }
+                let object = objects & 1 == 1;
+                if self.closes(object) {
+                    objects >>= 1;
+                } else {
+                    self.comma(object)?;
+                    if object {
+                        self.key()?;
+                    }
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes an object; `visit` is called before every value and must take exactly that value.
+    /// Gives the offset of the closing brace.
+    ///
+    /// # Errors
+    /// When this is not an object, when it is not JSON, and whatever `visit` gives.
+    pub fn object<F>(&mut self, mut visit: F) -> Result<usize, Error>
+    where
+        F: FnMut(&mut Self, Member<'a>) -> Result<(), Error>,
+    {
+        if self.kind()? != Kind::Object {
+            return Err(self.wrong("an object was expected"));
+        }
+        self.open()?;
+        let mut comma = None;
+        if !self.closes(true) {
+            loop {
+                self.space();
+                let start = self.at;
+                let name = self.key()?;
+                visit(self, Member { name, start, comma })?;
+                if self.closes(true) {
+                    break;
+                }
+                comma = Some(self.comma(true)?);
+            }
+        }
+        Ok(self.at - 1)
+    }
+
+    /// Takes an array; `visit` is called before every element, with its number from 0, and must take
+    /// exactly that value. Gives the offset of the closing bracket.
+    ///
+    /// # Errors
+    /// When this is not an array, when it is not JSON, and whatever `visit` gives.
+    pub fn array<F>(&mut self, mut visit: F) -> Result<usize, Error>
+    where
+        F: FnMut(&mut Self, usize) -> Result<(), Error>,
+    {
+        if self.kind()? != Kind::Array {
+            return Err(self.wrong("an array was expected"));
+        }
+        self.open()?;
+        if !self.closes(false) {
+            for element in 0.. {
+                visit(self, element)?;
+                if self.closes(false) {
+                    break;
+                }
+                self.comma(false)?;
+            }
+        }
+        Ok(self.at - 1)
+    }
+
+    /// Takes a string and gives what it spells. One that no Rust string can spell, because of a lone
+    /// surrogate escape, is given as it is written.
+    ///
+    /// # Errors
+    /// When this is not a string or not JSON.
+    pub fn text(&mut self) -> Result<Cow<'a, str>, Error> {
+        if self.kind()? != Kind::Text {
+            return Err(self.wrong("a string was expected"));
+        }
+        let start = self.at;
+        let escaped = self.string()?;
+        let raw = &self.text[start + 1..self.at - 1];
+        let spelled = if escaped {
+            serde_json::from_str(&self.text[start..self.at]).ok()
+        } else {
+            None
+        };
+        Ok(spelled.map_or(Cow::Borrowed(raw), Cow::Owned))
+    }
+
+    /// Makes sure that nothing but white space is left.
+    ///
+    /// # Errors
+    /// When something is.
+    pub fn end(&mut self) -> Result<(), Error> {
+        self.space();
+        if self.at == self.bytes.len() {
+            Ok(())
+        } else {
+            Err(self.wrong("text after the end of the value"))
+        }
+    }
+
+    fn key(&mut self) -> Result<Cow<'a, str>, Error> {
+        self.space();
+        if self.peek() != Some(b'"') {
+            return Err(self.wrong("a key was expected"));
+        }
+        let name = self.text()?;
+        self.space();
+        if self.peek() != Some(b':') {
+            return Err(self.wrong("a colon was expected"));
+        }
+        self.at += 1;
+        Ok(name)
+    }
+
+    fn comma(&mut self, object: bool) -> Result<usize, Error> {
+        self.space();
+        if self.peek() != Some(b',') {
+            return Err(self.wrong(if object {
+                "a comma or a closing brace was expected"
+            } else {
+                "a comma or a closing bracket was expected"
+            }));
+        }
+        self.at += 1;
+        Ok(self.at - 1)
+    }
+
+    fn open(&mut self) -> Result<(), Error> {
+        if self.depth == MAX_DEPTH {
+            return Err(Error::TooDeep { offset: self.at });
+        }
+        self.depth += 1;
+        self.at += 1;
+        Ok(())
+    }
+
+    fn closes(&mut self, object: bool) -> bool {
+        self.space();
+        let closes = self.peek() == Some(if object { b'}' } else { b']' });
+        if closes {
+            self.depth -= 1;
+            self.at += 1;
+        }
+        closes
+    }
+
+    fn scalar(&mut self, kind: Kind) -> Result<(), Error> {
+        match kind {
+            Kind::Text => self.string().map(drop),
+            Kind::Number => self.number(),
+            _ => self.literal(),
+        }
+    }
+
+    fn literal(&mut self) -> Result<(), Error> {
+        let rest = &self.bytes[self.at..];
+        let found = [&b"true"[..], b"false", b"null"]
+            .into_iter()
+            .find(|word| rest.starts_with(word));
+        let word = found.ok_or_else(|| self.wrong("a value was expected"))?;
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Error> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Error> {
+        let rest = &self.bytes[self.at..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits == 0 {
+            return Err(self.wrong("a digit was expected"));
+        }
+        self.at += digits;
+        Ok(())
+    }
+
+    /// Takes a string of which the opening quote is next; tells whether it has an escape.
+    fn string(&mut self) -> Result<bool, Error> {
+        let mut from = self.at + 1;
+        let mut escaped = false;
+        loop {
+            let rest = &self.bytes[from..];
+            let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+            // Without an early exit, so that it compiles to vector instructions.
+            if rest[..plain]
+                .iter()
+                .fold(false, |found, &byte| found | (byte < 0x20))
+            {
+                let control = rest
+                    .iter()
+                    .position(|&byte| byte < 0x20)
+                    .unwrap_or_default();
+                return Err(syntax(from + control, "a control character in a string"));
+            }
+            let stop = from + plain;
+            match self.bytes.get(stop) {
+                None => return Err(syntax(stop, "a string without an end")),
+                Some(b'"') => {
+                    self.at = stop + 1;
+                    return Ok(escaped);
+                }
+                Some(_) => {
+                    escaped = true;
+                    from = self.escape(stop)?;
+                }
+            }
+        }
+    }
+
+    /// The offset behind the escape that begins at `start`.
+    fn escape(&self, start: usize) -> Result<usize, Error> {
+        match self.bytes.get(start + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(start + 2),
+            Some(b'u') => match self.bytes.get(start + 2..start + 6) {
+                Some(hex) if hex.iter().all(u8::is_ascii_hexdigit) => Ok(start + 6),
+                _ => Err(syntax(start, "an escape without four hexadecimal digits")),
+            },
+            _ => Err(syntax(start, "an unknown escape")),
+        }
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn wrong(&self, what: &'static str) -> Error {
+        let what = if self.at < self.bytes.len() {
+            what
+        } else {
+            "the text ends too early"
+        };
+        syntax(self.at, what)
+    }
+}
+
+/// What goes when members are cut out of an object: the members, and one comma for each of them, so
+/// that the rest is JSON again. White space stays where it is.
+#[derive(Debug, Default)]
+pub struct Cuts {
+    ranges: Vec<Range<usize>>,
+    kept: bool,
+}
+
+impl Cuts {
+    /// The next member stays.
+    pub fn keep(&mut self, comma: Option<usize>) {
+        if let (Some(comma), false) = (comma, self.kept) {
+            self.ranges.push(comma..comma + 1);
+        }
+        self.kept = true;
+    }
+
+    /// The next member goes; it reaches from its key's opening quote to the end of its value.
+    pub fn cut(&mut self, comma: Option<usize>, member: Range<usize>) {
+        self.ranges.extend(comma.map(|comma| comma..comma + 1));
+        self.ranges.push(member);
+    }
+
+    /// The spans to leave out, in order.
+    pub fn ranges(&self) -> &[Range<usize>] {
+        &self.ranges
+    }
+
+    /// Whether no member stays.
+    pub fn leaves_nothing(&self) -> bool {
+        !self.kept
+    }
+}
+
+fn syntax(offset: usize, what: &'static str) -> Error {
+    Error::Syntax { offset, what }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn scan(text: &[u8]) -> Result<Range<usize>, Error> {
+        let mut scanner = Scanner::new(text)?;
+        let span = scanner.skip()?;
+        scanner.end()?;
+        Ok(span)
+    }
+
+    #[test]
+    fn the_grammar_of_rfc_8259_is_taken() {
+        for text in [
+            "0",
+            "-0",
+            "1e400",
+            "-1.25E-3",
+            "123456789012345678901234567890",
+            "\"\"",
+            "true",
+            "false",
+            "null",
+            "{}",
+            "[]",
+            " [ ] ",
+            "\t{ \"a\" : [ 1 , { } ] }\r\n",
+            r#""\"\\\/\b\f\n\r\t\u00e9""#,
+            r#""\ud800""#,
+            r#"{"a":1,"a":2}"#,
+            "\"\u{7f}\u{80}\u{10ffff}\"",
+            "[[],[[]],{\"\":[]}]",
+        ] {
+            let span = scan(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert_eq!(&text[span], text.trim());
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused_where_it_goes_wrong() {
+        for (text, offset, what) in [
+            (&b""[..], 0, "the text ends too early"),
+            (b"{\"a\":1", 6, "the text ends too early"),
+            (b"NaN", 0, "a value was expected"),
+            (b"-Infinity", 1, "a digit was expected"),
+            (b"nul", 0, "a value was expected"),
+            (b"01", 1, "text after the end of the value"),
+            (b"1.", 2, "the text ends too early"),
+            (b"1.e", 2, "a digit was expected"),
+            (b"{\"a\":1,}", 7, "a key was expected"),
+            (b"[1,]", 3, "a value was expected"),
+            (b"[1}", 2, "a comma or a closing bracket was expected"),
+            (b"{\"a\":1]", 6, "a comma or a closing brace was expected"),
+            (b"{\"a\" 1}", 5, "a colon was expected"),
+            (b"{'a':1}", 1, "a key was expected"),
+            (b"\"a\nb\"", 2, "a control character in a string"),
+            (b"\"abc", 4, "a string without an end"),
+            (b"\"\\x\"", 1, "an unknown escape"),
+            (
+                b"\"\\u12g4\"",
+                1,
+                "an escape without four hexadecimal digits",
+            ),
+            (b"{} {}", 3, "text after the end of the value"),
+            (b"\xef\xbb\xbf{}", 0, "a byte order mark"),
+            (b"{\"a\":\"\xff\"}", 6, "bytes that are not UTF-8"),
+            (b"\"\xed\xa0\x80\"", 1, "bytes that are not UTF-8"),
+        ] {
+            assert_eq!(
+                scan(text),
+                Err(Error::Syntax { offset, what }),
+                "{}",
+                text.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn depth_is_limited_whether_values_are_skipped_or_visited() {
+        let nest = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(scan(nest(MAX_DEPTH).as_bytes()).is_ok());
+        let too_deep = Err(Error::TooDeep { offset: MAX_DEPTH });
+        assert_eq!(scan(nest(MAX_DEPTH + 1).as_bytes()), too_deep);
+        assert_eq!(scan("[".repeat(1_000_000).as_bytes()), too_deep);
+
+        let text = nest(MAX_DEPTH + 1);
+        let mut scanner = Scanner::new(text.as_bytes()).unwrap();
+        let visited = scanner.array(|s, _| s.array(|s, _| s.skip().map(drop)).map(drop));
+        assert_eq!(visited, Err(Error::TooDeep { offset: MAX_DEPTH }));
+    }
+
+    #[test]
+    fn members_are_given_with_their_unescaped_names_and_their_commas() {
+        let text = r#"{ "a" : 1 , "str\u0065am":[2], "\ud800": {} }"#;
+        let mut scanner = Scanner::new(text.as_bytes()).unwrap();
+        let mut seen = Vec::new();
+        let close = scanner
+            .object(|s, member| {
+                let value = s.skip()?;
+                seen.push((
+                    member.name.into_owned(),
+                    member.start,
+                    member.comma,
+                    s.slice(value),
+                ));
+                Ok(())
+            })
+            .unwrap();
+        scanner.end().unwrap();
+        assert_eq!(close, text.len() - 1);
+        assert_eq!(
+            seen,
+            [
+                ("a".to_owned(), 2, None, "1"),
+                ("stream".to_owned(), 12, Some(10), "[2]"),
+                ("\\ud800".to_owned(), 31, Some(29), "{}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cut_takes_one_comma_with_each_member() {
+        for (text, rest) in [
+            ("{}", "{}"),
+            ("{x}", "{}"),
+            ("{x,x}", "{}"),
+            ("{a,x}", "{a}"),
+            ("{x,a}", "{a}"),
+            ("{x, x, a,b}", "{  a,b}"),
+            ("{a , x , b}", "{a   , b}"),
+            ("{ a,x,x,b,x }", "{ a,b }"),
+        ] {
+            let mut cuts = Cuts::default();
+            let mut comma = None;
+            for (at, byte) in text.bytes().enumerate() {
+                match byte {
+                    b',' => comma = Some(at),
+                    b'x' => cuts.cut(comma, at..at + 1),
+                    b'a' | b'b' => cuts.keep(comma),
+                    _ => {}
+                }
+            }
+            let mut left = text.to_owned();
+            for range in cuts.ranges().iter().rev() {
+                left.replace_range(range.clone(), "");
+            }
+            assert_eq!(left, rest, "{text}");
+            assert_eq!(cuts.leaves_nothing(), !text.contains(['a', 'b']), "{text}");
+        }
+    }
+}
