@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::Role;
 use super::worker::UrlFault;
 
 /// Why a configuration cannot be used: every problem that was found, one line each when displayed.
@@ -83,7 +82,8 @@ impl fmt::Display for Place {
                 }
                 Ok(())
             }
-            Place::Default => f.write_str("default"),
+            // What nobody wrote can only be wrong because it is missing.
+            Place::Default => f.write_str("configuration"),
         }
     }
 }
@@ -95,6 +95,8 @@ pub enum Fault {
     UnknownKey {
         /// The nearest key that would.
         suggestion: Option<String>,
+        /// The keys that may stand there, where they are few.
+        allowed: Option<&'static [&'static str]>,
     },
     /// The file is not YAML; the parser's words.
     Yaml(String),
@@ -135,8 +137,8 @@ pub enum Fault {
     },
     /// No worker of a role.
     NoWorkers {
-        /// The flag that would name one.
-        flag: &'static str,
+        /// The key of the option that would name one.
+        key: &'static str,
     },
     /// A worker of the file without its URL.
     NoUrl,
@@ -168,9 +170,12 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::UnknownKey { suggestion } => {
+            Fault::UnknownKey { suggestion, allowed } => {
                 f.write_str("unknown key")?;
-                write_suggestion(f, suggestion)
+                match (suggestion, allowed) {
+                    (None, Some(allowed)) => write!(f, ", it may be {}", allowed.join(", ")),
+                    _ => write_suggestion(f, suggestion),
+                }
             }
             Fault::Yaml(why) => write!(f, "not valid YAML: {why}"),
             Fault::Type { expected } => write!(f, "expected {expected}"),
@@ -181,9 +186,11 @@ impl fmt::Display for Fault {
             Fault::Url { found, why } => write!(f, "`{}` is not the URL of a worker: {why}", found.escape_debug()),
             Fault::Duplicate { url, first } => write!(f, "{url} is named twice, first at {first}"),
             Fault::BothRoles { url, prefill } => {
-                write!(f, "{url} cannot be both {} (at {prefill}) and {}", Role::Prefill, Role::Decode)
+                write!(f, "{url} cannot serve both roles, it is prefill at {prefill}")
             }
-            Fault::NoWorkers { flag } => write!(f, "at least one worker is needed, for example {flag} http://10.0.0.1:30000"),
+            Fault::NoWorkers { key } => {
+                write!(f, "at least one {key} worker is needed, for example --{key} http://10.0.0.1:30000")
+            }
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys => f.write_str("give either api_key or api_key_file, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),

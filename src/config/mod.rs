@@ -7,13 +7,26 @@
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs.
 
+mod draft;
 mod error;
+mod file;
+pub(crate) mod foreign;
+mod library;
+mod locate;
+mod print;
+mod resolve;
+pub(crate) mod settings;
 mod worker;
 
+pub use draft::Environment;
+pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
+pub use library::MiniLbConfig;
+pub use print::Effective;
 pub use worker::{BootstrapSpec, Secret, UrlFault, WorkerSpec, WorkerUrl};
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pingora_core::server::configuration::ServerConf;
@@ -55,6 +68,50 @@ impl Config {
     }
 }
 
+/// What the command line says, before the environment and the file are laid under it.
+#[derive(Debug, Default)]
+pub struct Sources {
+    pub(crate) flags: Draft,
+    pub(crate) conf: Option<Given<PathBuf>>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Sources {
+    /// Reads the other sources and resolves all of them. A flag wins over a variable of the environment,
+    /// that over the file, and that over the default.
+    ///
+    /// # Errors
+    /// Every problem of every source.
+    pub fn load(self, environment: Environment<'_>) -> Result<(Config, Effective), ConfigError> {
+        let (mut problems, mut warnings) = (Vec::new(), self.warnings);
+        let variables = Draft::from_environment(environment, &mut problems, &mut warnings);
+        let file = match self.conf.or_else(|| conf_of(environment)) {
+            None => Draft::default(),
+            Some(conf) => match file::read(&conf, environment, &mut problems) {
+                Some(file) => file,
+                // Without the file the other sources would seem to lack what it has.
+                None => return Err(ConfigError { problems }),
+            },
+        };
+        let draft = self
+            .flags
+            .over(variables)
+            .over(file)
+            .over(Draft::defaults());
+        let config = resolve::resolve(&draft, None, problems, warnings)?;
+        Ok((config, Effective(draft)))
+    }
+}
+
+fn conf_of(environment: Environment<'_>) -> Option<Given<PathBuf>> {
+    let path = environment(settings::CONF_VARIABLE).filter(|path| !path.is_empty())?;
+    let place = Place::Environment(settings::CONF_VARIABLE.to_owned());
+    Some(Given {
+        value: PathBuf::from(path),
+        place,
+    })
+}
+
 /// The address that clients connect to. `Display` is `host:port`, as Pingora takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
@@ -83,13 +140,4 @@ pub enum Policy {
 pub(crate) enum Role {
     Prefill,
     Decode,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Prefill => "prefill",
-            Role::Decode => "decode",
-        })
-    }
 }

@@ -87,11 +87,6 @@ impl WorkerUrl {
     pub fn authority(&self) -> String {
         Authority(&self.host, self.port).to_string()
     }
-
-    /// The host as it stands in a URL: IPv6 in brackets.
-    pub(crate) fn bracketed_host(&self) -> String {
-        bracketed(&self.host)
-    }
 }
 
 impl fmt::Display for WorkerUrl {
@@ -176,7 +171,7 @@ impl Secret {
 }
 
 /// Reads `host` or `host:port`; IPv6 in brackets. The host comes back in lower case, without brackets.
-pub(crate) fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFault> {
+fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFault> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, tail) = rest.split_once(']').ok_or(UrlFault::Host)?;
@@ -204,6 +199,17 @@ pub(crate) fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFa
     }
 }
 
+/// Reads a host without a port; IPv6 with or without brackets. It comes back as from [`split_authority`].
+pub(crate) fn parse_host(text: &str) -> Option<String> {
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some(address.to_string());
+    }
+    match split_authority(text) {
+        Ok((host, None)) => Some(host),
+        _ => None,
+    }
+}
+
 /// A port that something can be dialled at.
 pub(crate) fn nonzero_port(text: &str) -> Option<u16> {
     // `u16::from_str` would also take a plus sign.
@@ -220,6 +226,7 @@ pub(crate) fn write_authority(f: &mut fmt::Formatter<'_>, host: &str, port: u16)
     }
 }
 
+/// A host as it stands in a URL: IPv6 in brackets.
 pub(crate) fn bracketed(host: &str) -> String {
     if host.contains(':') {
         format!("[{host}]")
@@ -274,7 +281,7 @@ mod tests {
             let url = WorkerUrl::parse(text).unwrap();
             assert_eq!(url.to_string(), "http://[::1]:30000", "{text}");
             assert_eq!((url.host(), url.port()), ("::1", 30000), "{text}");
-            assert_eq!(url.bracketed_host(), "[::1]", "{text}");
+            assert_eq!(bracketed(url.host()), "[::1]", "{text}");
         }
     }
 
