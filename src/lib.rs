@@ -19,6 +19,7 @@
 //!
 //! `tests/rooms.rs` walks the `use` lines and fails when a room names one that it must not know.
 
+pub mod cli;
 pub mod config;
 pub mod fleet;
 pub mod pd;

@@ -1,1 +1,143 @@
-//! config
+//! What the user wrote, and what the program needs.
+//!
+//! The resolved shape lives here: every value is checked, has its Rust type and needs no second look.
+//! The user shape (flags, environment, file) may not leave this room. The names and the defaults of the
+//! options follow `sglang_router.launch_router --mini-lb`; the server keys are Pingora's.
+//!
+//! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
+//! pingora-core 0.9.1, src/server/configuration/mod.rs.
+
+mod draft;
+mod error;
+mod file;
+pub(crate) mod foreign;
+mod library;
+mod locate;
+mod print;
+mod resolve;
+pub(crate) mod settings;
+mod worker;
+
+pub use draft::Environment;
+pub(crate) use draft::{Draft, Given, WorkerDraft};
+pub use error::{ConfigError, Fault, Place, Problem};
+pub use library::MiniLbConfig;
+pub use print::Effective;
+pub use worker::{BootstrapSpec, Secret, UrlFault, WorkerSpec, WorkerUrl};
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pingora_core::server::configuration::ServerConf;
+
+/// What the rooms of the program receive, field by field.
+#[derive(Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// The prefill workers, at least one, each URL once in the whole configuration.
+    pub prefill: Vec<WorkerSpec>,
+    /// The decode workers, at least one, each URL once in the whole configuration.
+    pub decode: Vec<WorkerSpec>,
+    /// How a pair is chosen.
+    pub policy: Policy,
+    /// The longest that one request may take, from its head to the last byte of the answer. Never zero.
+    pub request_timeout: Duration,
+    /// The longest that one connection to a worker may take to open. Never zero.
+    pub connect_timeout: Duration,
+    /// The longest request body that is accepted, in bytes. Never zero.
+    pub max_body_bytes: usize,
+    /// The filter of the log, in the syntax of `env_logger`: `info`, `info,mini_lb=debug`.
+    pub log_filter: String,
+    /// Pingora's part; `threads` is the number of CPUs unless the user set it.
+    pub server: ServerConf,
+    /// What is accepted and has no effect. One line each, to be logged once at the start.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The sentence that `--test` ends with.
+    pub fn summary(&self) -> String {
+        format!(
+            "configuration ok: {} prefill, {} decode, listening on {}",
+            self.prefill.len(),
+            self.decode.len(),
+            self.listen
+        )
+    }
+}
+
+/// What the command line says, before the environment and the file are laid under it.
+#[derive(Debug, Default)]
+pub struct Sources {
+    pub(crate) flags: Draft,
+    pub(crate) conf: Option<Given<PathBuf>>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Sources {
+    /// Reads the other sources and resolves all of them. A flag wins over a variable of the environment,
+    /// that over the file, and that over the default.
+    ///
+    /// # Errors
+    /// Every problem of every source.
+    pub fn load(self, environment: Environment<'_>) -> Result<(Config, Effective), ConfigError> {
+        let (mut problems, mut warnings) = (Vec::new(), self.warnings);
+        let variables = Draft::from_environment(environment, &mut problems, &mut warnings);
+        let file = match self.conf.or_else(|| conf_of(environment)) {
+            None => Draft::default(),
+            Some(conf) => match file::read(&conf, environment, &mut problems) {
+                Some(file) => file,
+                // Without the file the other sources would seem to lack what it has.
+                None => return Err(ConfigError { problems }),
+            },
+        };
+        let draft = self
+            .flags
+            .over(variables)
+            .over(file)
+            .over(Draft::defaults());
+        let config = resolve::resolve(&draft, None, problems, warnings)?;
+        Ok((config, Effective(draft)))
+    }
+}
+
+fn conf_of(environment: Environment<'_>) -> Option<Given<PathBuf>> {
+    let path = environment(settings::CONF_VARIABLE).filter(|path| !path.is_empty())?;
+    let place = Place::Environment(settings::CONF_VARIABLE.to_owned());
+    Some(Given {
+        value: PathBuf::from(path),
+        place,
+    })
+}
+
+/// The address that clients connect to. `Display` is `host:port`, as Pingora takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 0 lets the system choose.
+    pub port: u16,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        worker::write_authority(f, &self.host, self.port)
+    }
+}
+
+/// How the pair that serves a request is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// One prefill and one decode worker, each uniformly at random.
+    #[default]
+    Random,
+}
+
+/// Which of the two legs a worker serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Role {
+    Prefill,
+    Decode,
+}

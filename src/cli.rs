@@ -1,0 +1,308 @@
+//! The command line: what `clap` is told, and what it says.
+//!
+//! A command line of `sglang_router.launch_router --pd-disaggregation --mini-lb` works unchanged, and
+//! Pingora's own flags are there. Options are built from the table in `config/settings.rs`; no value is
+//! looked at here.
+//!
+//! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
+//! pingora-core 0.9.1, src/server/configuration/mod.rs `Opt`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
+use pingora_core::server::configuration::Opt;
+
+use crate::config::foreign::{IGNORED, IMPLIED, Takes};
+use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
+use crate::config::{Draft, Given, Place, Role, Sources, WorkerDraft};
+
+/// What the program is asked to do. A further subcommand is one more variant with its arguments.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Balance; the command line without a subcommand.
+    #[command(skip)]
+    Serve(Box<Serve>),
+}
+
+/// The balancer's own command line.
+#[derive(Debug)]
+pub struct Serve {
+    /// What to do with the configuration.
+    pub action: Action,
+    /// Pingora's flags, for Pingora.
+    pub opt: Opt,
+    /// The flags that are part of the configuration.
+    pub sources: Sources,
+}
+
+/// What is done with the configuration once it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Serve.
+    Run,
+    /// `--test`: say whether it can be used.
+    Test,
+    /// `--print-config`: show it.
+    PrintConfig,
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// What `clap` has to say: a mistake (exit code 2), or the text of `--help` and `--version` (0).
+pub fn parse<I>(arguments: I) -> Result<Command, clap::Error>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let matches = command().try_get_matches_from(arguments)?;
+    match matches.subcommand_name() {
+        Some(_) => Command::from_arg_matches(&matches),
+        None => Ok(Command::Serve(Box::new(Serve::from_matches(&matches)))),
+    }
+}
+
+/// The whole command line, as `clap` sees it.
+pub fn command() -> clap::Command {
+    let command = clap::Command::new("mini-lb")
+        .version(env!("CARGO_PKG_VERSION"))
+        .override_usage(
+            "mini-lb --prefill <URL> [BOOTSTRAP] --decode <URL> [OPTIONS]\n       mini-lb --conf <FILE> [OPTIONS]",
+        )
+        .after_help(
+            "A flag wins over its environment variable, that over the configuration file, that over the default.\n\
+             The other flags of sglang_router.launch_router (retries, circuit breaker, health checks, metrics,\n\
+             TLS and so on) are accepted so that its command lines work, and have no effect but a warning.",
+        )
+        .args_conflicts_with_subcommands(true)
+        .args(SETTINGS.map(setting_arg))
+        .args(process_args())
+        .args(IMPLIED.map(|name| hidden(name).action(ArgAction::SetTrue).overrides_with(name)))
+        .args(IGNORED.iter().map(|(name, takes)| ignored_arg(name, *takes)));
+    // Afterwards, because the derived code takes the text from the enum.
+    Command::augment_subcommands(command).about("Prefill/decode load balancer for SGLang")
+}
+
+impl Serve {
+    fn from_matches(matches: &ArgMatches) -> Serve {
+        let opt = Opt {
+            upgrade: matches.get_flag(UPGRADE),
+            daemon: matches.get_flag(DAEMON),
+            nocapture: false,
+            test: matches.get_flag(TEST),
+            conf: matches.get_one::<String>(CONF).cloned(),
+        };
+        let action = match (opt.test, matches.get_flag(PRINT_CONFIG)) {
+            (true, _) => Action::Test,
+            (false, true) => Action::PrintConfig,
+            (false, false) => Action::Run,
+        };
+        let mut flags = flags(matches);
+        if opt.daemon {
+            let given = Given {
+                value: true.into(),
+                place: flag_place(DAEMON),
+            };
+            flags.server.insert("daemon".to_owned(), given);
+        }
+        let path = opt.conf.as_ref().map(PathBuf::from);
+        let conf = path.map(|value| Given {
+            value,
+            place: flag_place(CONF),
+        });
+        Serve {
+            action,
+            opt,
+            sources: Sources {
+                flags,
+                conf,
+                warnings: warnings(matches),
+            },
+        }
+    }
+}
+
+const CONF: &str = "conf";
+const TEST: &str = "test";
+const DAEMON: &str = "daemon";
+const UPGRADE: &str = "upgrade";
+const PRINT_CONFIG: &str = "print-config";
+
+fn process_args() -> [Arg; 5] {
+    let switch = |name: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .help(help)
+            .help_heading("Process")
+            .action(ArgAction::SetTrue)
+    };
+    [
+        Arg::new(CONF)
+            .long(CONF)
+            .short('c')
+            .value_name("FILE")
+            .help_heading("Process")
+            .help(format!("Configuration file (YAML) [env: {CONF_VARIABLE}]")),
+        switch(
+            TEST,
+            "Check the configuration, print every problem, and exit",
+        )
+        .short('t'),
+        switch(
+            PRINT_CONFIG,
+            "Print the effective configuration and where each value comes from, and exit",
+        ),
+        switch(DAEMON, "Run in the background").short('d'),
+        switch(
+            UPGRADE,
+            "Take over the listening sockets of a running process",
+        )
+        .short('u'),
+    ]
+}
+
+fn setting_arg(setting: &Setting) -> Arg {
+    let mut notes = format!("[env: {}]", setting.variable());
+    if let Some(default) = setting.default {
+        notes = format!("[default: {default}] {notes}");
+    }
+    let arg = Arg::new(setting.key)
+        .long(setting.flag())
+        .value_names(setting.value_names)
+        .help(format!("{} {notes}", setting.help))
+        .help_heading(setting.heading);
+    match setting.kind {
+        // The last one wins, as with argparse.
+        Kind::Text | Kind::Number => arg.overrides_with(setting.key).allow_negative_numbers(true),
+        Kind::Workers(_) => arg
+            .num_args(1..=setting.value_names.len())
+            .action(ArgAction::Append),
+    }
+}
+
+fn ignored_arg(name: &'static str, takes: Takes) -> Arg {
+    // Values such as `--max-concurrent-requests -1` are no flags.
+    let valued = |arg: Arg| arg.action(ArgAction::Append).allow_negative_numbers(true);
+    let arg = hidden(name);
+    match takes {
+        Takes::Nothing => arg.action(ArgAction::Count),
+        Takes::One => valued(arg),
+        Takes::Some => valued(arg).num_args(1..),
+        Takes::Any => valued(arg).num_args(0..),
+        Takes::Policy => {
+            let names = FOREIGN_POLICIES.into_iter().chain(["random"]);
+            valued(arg).value_parser(PossibleValuesParser::new(names))
+        }
+    }
+}
+
+fn hidden(name: &'static str) -> Arg {
+    Arg::new(name).long(name).hide(true)
+}
+
+/// The values of the options that stand on the command line.
+fn flags(matches: &ArgMatches) -> Draft {
+    let mut draft = Draft::default();
+    for setting in SETTINGS {
+        let place = flag_place(&setting.flag());
+        match setting.kind {
+            Kind::Text | Kind::Number => {
+                if let Some(value) = matches.get_one::<String>(setting.key) {
+                    draft.set(setting, value, place);
+                }
+            }
+            Kind::Workers(Role::Prefill | Role::Decode) => {
+                for mut tokens in matches
+                    .get_occurrences::<String>(setting.key)
+                    .into_iter()
+                    .flatten()
+                {
+                    let Some(url) = tokens.next() else { continue };
+                    let bootstrap = tokens.next().map(String::as_str);
+                    let worker = WorkerDraft::from_tokens(place.clone(), url, bootstrap);
+                    draft.push_worker(setting, place.clone(), worker);
+                }
+            }
+        }
+    }
+    draft
+}
+
+/// One line for each flag that was given and does nothing.
+fn warnings(matches: &ArgMatches) -> Vec<String> {
+    let given = IGNORED.iter().filter(|(name, takes)| match takes {
+        Takes::Nothing => matches.get_count(name) > 0,
+        _ => matches.contains_id(name),
+    });
+    let line = |(name, takes): &(&str, Takes)| match takes {
+        Takes::Policy => format!("--{name} has no effect yet, random is used"),
+        _ => format!("--{name} is accepted because sglang_router has it, and has no effect"),
+    };
+    given.map(line).collect()
+}
+
+fn flag_place(name: &str) -> Place {
+    Place::Flag(format!("--{name}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_pingora_is_here() {
+        let ours = command();
+        for theirs in Opt::command()
+            .get_arguments()
+            .filter(|arg| !arg.is_hide_set())
+        {
+            let found = ours
+                .get_arguments()
+                .find(|arg| arg.get_long() == theirs.get_long());
+            let found = found.unwrap_or_else(|| panic!("{theirs} is missing"));
+            assert_eq!(found.get_short(), theirs.get_short(), "{theirs}");
+        }
+    }
+
+    #[test]
+    fn every_foreign_flag_warns_once_however_often_it_is_given() {
+        for (name, takes) in IGNORED {
+            let flag = format!("--{name}");
+            let given: &[&str] = match takes {
+                Takes::Nothing => &[],
+                Takes::One => &["-1"],
+                Takes::Some => &["a=b", "c=d"],
+                Takes::Any => &["a", "b", "c"],
+                Takes::Policy => &["round_robin"],
+            };
+            let mut line = vec!["mini-lb"];
+            for _ in 0..2 {
+                line.push(&flag);
+                line.extend(given);
+            }
+            // A flag behind it must not be swallowed.
+            line.extend(["--port", "1"]);
+            let Command::Serve(serve) = parse(&line).unwrap();
+            assert_eq!(serve.sources.warnings.len(), 1, "{line:?}");
+            assert!(serve.sources.warnings[0].starts_with(&flag), "{line:?}");
+            assert_eq!(serve.sources.flags.scalars["port"].value, "1", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn implied_flags_are_silent() {
+        let Command::Serve(serve) =
+            parse(["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]).unwrap();
+        assert!(serve.sources.warnings.is_empty());
+    }
+}

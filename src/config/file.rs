@@ -1,0 +1,359 @@
+//! The configuration file: YAML, Pingora's keys and ours side by side at the top level.
+//!
+//! Form is checked here (known keys, YAML types, variables), for every key before the first answer, so
+//! that the user sees all problems at once. What a value means is the business of `resolve.rs`, except for
+//! Pingora's keys: Pingora itself is asked about them.
+//!
+//! Source: pingora-core 0.9.1, src/server/configuration/mod.rs (`ServerConf` ignores keys that it does
+//! not know, and is read with the same parser).
+
+use std::path::{Path, PathBuf};
+
+use serde_yaml::{Mapping, Value};
+
+use super::draft::{Draft, Environment, Given, WorkerDraft, server_conf, server_defaults};
+use super::locate::{Step, line_of};
+use super::settings::{Kind, SETTINGS, Setting, nearest, worker_key};
+use super::{Fault, Place, Problem, Role};
+
+/// Reads the file. `None` when there is nothing to read keys from, and then a problem says why.
+pub(crate) fn read(
+    conf: &Given<PathBuf>,
+    environment: Environment<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<Draft> {
+    let path = &conf.value;
+    let whole = |line, fault| Problem {
+        place: Place::File {
+            path: path.to_owned(),
+            line,
+            key: String::new(),
+        },
+        fault,
+    };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let fault = Fault::Unreadable {
+                path: path.to_owned(),
+                why: error.to_string(),
+            };
+            let place = conf.place.clone();
+            problems.push(Problem { place, fault });
+            return None;
+        }
+    };
+    let Ok(text) = String::from_utf8(bytes) else {
+        problems.push(whole(None, Fault::NotUtf8));
+        return None;
+    };
+    let mapping = match serde_yaml::from_str(&text) {
+        Ok(Value::Mapping(mapping)) => mapping,
+        Ok(Value::Null) => Mapping::new(),
+        Ok(_) => {
+            problems.push(whole(
+                Some(1),
+                Fault::Type {
+                    expected: "keys and values at the top level",
+                },
+            ));
+            return None;
+        }
+        Err(error) => {
+            let line = error.location().map(|at| at.line());
+            problems.push(whole(line, Fault::Yaml(error.to_string())));
+            return None;
+        }
+    };
+    let mut reader = Reader {
+        path,
+        text: &text,
+        environment,
+        problems,
+    };
+    Some(reader.top_level(mapping))
+}
+
+/// What is needed to say where something stands and what a variable holds.
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    environment: Environment<'a>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn top_level(&mut self, mapping: Mapping) -> Draft {
+        let server_keys = server_defaults();
+        let mut draft = Draft::default();
+        for (key, value) in mapping {
+            let Value::String(key) = key else {
+                let place = self.place(&[]);
+                self.report(
+                    place,
+                    Fault::Type {
+                        expected: "every key to be a name",
+                    },
+                );
+                continue;
+            };
+            let place = self.place(&[Step::Key(&key)]);
+            if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+                self.ours(&mut draft, setting, value, place);
+            } else if server_keys.contains_key(&key) {
+                if let Some(value) = self.server(&key, value, &place) {
+                    draft.server.insert(key, Given { value, place });
+                }
+            } else {
+                let known = SETTINGS.iter().map(|setting| setting.key);
+                let known = known.chain(server_keys.keys().map(String::as_str));
+                let suggestion = nearest(&key, known);
+                self.report(
+                    place,
+                    Fault::UnknownKey {
+                        suggestion,
+                        allowed: None,
+                    },
+                );
+            }
+        }
+        draft
+    }
+
+    fn ours(&mut self, draft: &mut Draft, setting: &Setting, value: Value, place: Place) {
+        match (setting.kind, value) {
+            // As if the key were not there, so that an example can show it.
+            (_, Value::Null) => {}
+            (Kind::Workers(role), Value::Sequence(items)) => {
+                let mut workers = Vec::new();
+                for (index, item) in items.into_iter().enumerate() {
+                    workers.push(self.worker(setting.key, index, role, item));
+                }
+                draft.workers.insert(
+                    setting.key,
+                    Given {
+                        value: workers,
+                        place,
+                    },
+                );
+            }
+            (Kind::Workers(_), _) => {
+                let workers = vec![WorkerDraft::new(place.clone())];
+                draft.workers.insert(
+                    setting.key,
+                    Given {
+                        value: workers,
+                        place: place.clone(),
+                    },
+                );
+                self.report(
+                    place,
+                    Fault::Type {
+                        expected: setting.expects,
+                    },
+                );
+            }
+            (Kind::Text | Kind::Number, value) => {
+                if let Some(text) = self.scalar(value, setting.expects, &place) {
+                    draft.set(setting, text, place);
+                }
+            }
+        }
+    }
+
+    /// One item of `prefill` or `decode`: a URL, or a mapping.
+    fn worker(&mut self, list: &str, index: usize, role: Role, item: Value) -> WorkerDraft {
+        let place = self.place(&[Step::Key(list), Step::Item(index)]);
+        let mut worker = WorkerDraft::new(place.clone());
+        let mapping = match item {
+            Value::Mapping(mapping) => mapping,
+            item => {
+                if let Some(url) = self.scalar(item, "a URL, or a mapping with a url", &place) {
+                    worker.set(worker_key::URL, &url);
+                }
+                return worker;
+            }
+        };
+        let mut has_url = false;
+        for (key, value) in mapping {
+            let Value::String(key) = key else {
+                self.report(
+                    place.clone(),
+                    Fault::Type {
+                        expected: "every key to be a name",
+                    },
+                );
+                continue;
+            };
+            has_url |= key == worker_key::URL;
+            let place = self.place(&[Step::Key(list), Step::Item(index), Step::Key(&key)]);
+            let known = worker_key::of(role);
+            match known.iter().find(|known| **known == key) {
+                Some(_) if value.is_null() && key != worker_key::URL => {}
+                Some(known) => {
+                    if let Some(value) = self.scalar(value, "text or a number", &place) {
+                        worker.keys.insert(known, Given { value, place });
+                    }
+                }
+                None => {
+                    let suggestion = nearest(&key, known.iter().copied());
+                    self.report(
+                        place,
+                        Fault::UnknownKey {
+                            suggestion,
+                            allowed: Some(known),
+                        },
+                    );
+                }
+            }
+        }
+        if !has_url {
+            self.report(place, Fault::NoUrl);
+        }
+        worker
+    }
+
+    /// The text of a scalar, with its variables.
+    fn scalar(&mut self, value: Value, expected: &'static str, place: &Place) -> Option<String> {
+        match value {
+            Value::Number(number) => Some(number.to_string()),
+            Value::String(text) => self.expand(&text, place),
+            _ => {
+                self.report(place.clone(), Fault::Type { expected });
+                None
+            }
+        }
+    }
+
+    /// A value that Pingora takes, or a problem in Pingora's words.
+    fn server(&mut self, key: &str, value: Value, place: &Place) -> Option<Value> {
+        let value = self.expand_tree(value, place)?;
+        let one = Mapping::from_iter([(Value::from(key), value.clone())]);
+        match server_conf(one) {
+            Ok(_) => Some(value),
+            Err(why) => {
+                // The parser's own path says the key once more.
+                let why = why
+                    .strip_prefix(&format!("{key}: "))
+                    .unwrap_or(&why)
+                    .to_owned();
+                self.report(place.clone(), Fault::Server(why));
+                None
+            }
+        }
+    }
+
+    /// Variables in all strings of a value of Pingora's. A string that is one variable and nothing else
+    /// has the type of what the variable holds, so that `threads: ${THREADS}` is a number.
+    fn expand_tree(&mut self, value: Value, place: &Place) -> Option<Value> {
+        match value {
+            Value::String(text) => {
+                let expanded = self.expand(&text, place)?;
+                let lone = text.starts_with("${") && text.find('}') == Some(text.len() - 1);
+                match serde_yaml::from_str(&expanded) {
+                    Ok(typed @ (Value::Number(_) | Value::Bool(_))) if lone => Some(typed),
+                    _ => Some(Value::String(expanded)),
+                }
+            }
+            Value::Sequence(items) => {
+                let items: Option<_> = items
+                    .into_iter()
+                    .map(|item| self.expand_tree(item, place))
+                    .collect();
+                Some(Value::Sequence(items?))
+            }
+            value => Some(value),
+        }
+    }
+
+    fn expand(&mut self, text: &str, place: &Place) -> Option<String> {
+        match expand(text, self.environment) {
+            Ok(text) => Some(text),
+            Err(fault) => {
+                self.report(place.clone(), fault);
+                None
+            }
+        }
+    }
+
+    fn place(&self, path: &[Step<'_>]) -> Place {
+        let mut key = String::new();
+        for step in path {
+            match step {
+                Step::Key(name) if key.is_empty() => key.push_str(name),
+                Step::Key(name) => key.push_str(&format!(".{name}")),
+                Step::Item(index) => key.push_str(&format!("[{index}]")),
+            }
+        }
+        let line = if path.is_empty() {
+            None
+        } else {
+            line_of(self.text, path)
+        };
+        Place::File {
+            path: self.path.to_owned(),
+            line,
+            key,
+        }
+    }
+
+    fn report(&mut self, place: Place, fault: Fault) {
+        self.problems.push(Problem { place, fault });
+    }
+}
+
+/// `${NAME}` becomes what the environment holds, `$${` becomes `${`.
+fn expand(text: &str, environment: Environment<'_>) -> Result<String, Fault> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        let (before, variable) = (&rest[..at], &rest[at + 2..]);
+        if let Some(before) = before.strip_suffix('$') {
+            expanded.push_str(before);
+            expanded.push_str("${");
+            rest = variable;
+            continue;
+        }
+        let (name, after) = variable.split_once('}').ok_or(Fault::BadVariable)?;
+        let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if name.is_empty() || !named {
+            return Err(Fault::BadVariable);
+        }
+        let value = environment(name).ok_or_else(|| Fault::MissingVariable(name.to_owned()))?;
+        expanded.push_str(before);
+        expanded.push_str(value.to_str().ok_or(Fault::NotUtf8)?);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    #[test]
+    fn variables_are_expanded_and_their_escape_is_not() {
+        let environment = |name: &str| (name == "A_1").then(|| OsString::from("x${B}"));
+        let cases = [
+            ("plain $ text {}", Ok("plain $ text {}")),
+            ("<${A_1}${A_1}>", Ok("<x${B}x${B}>")),
+            ("$${A_1}", Ok("${A_1}")),
+            ("a$$b", Ok("a$$b")),
+            ("${B}", Err(Fault::MissingVariable("B".to_owned()))),
+            ("${}", Err(Fault::BadVariable)),
+            ("${A_1", Err(Fault::BadVariable)),
+            ("${A 1}", Err(Fault::BadVariable)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(
+                expand(text, &environment),
+                expected.map(str::to_owned),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The flags of sglang_router that mean nothing here, so that its command lines work unchanged.
+//!
+//! One table, from which the command line is built. A flag that gets a meaning leaves it for `settings.rs`.
+//!
+//! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py.
+
+/// What a flag takes behind it, in the words of Python's argparse.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Takes {
+    /// `store_true`.
+    Nothing,
+    /// One value.
+    One,
+    /// `nargs="+"`.
+    Some,
+    /// `nargs="*"`.
+    Any,
+    /// The name of a policy.
+    Policy,
+}
+
+/// Accepted without a word: this program does what they ask for.
+pub(crate) const IMPLIED: [&str; 2] = ["pd-disaggregation", "mini-lb"];
+
+/// Accepted with a warning.
+pub(crate) const IGNORED: &[(&str, Takes)] = &[
+    ("worker-urls", Takes::Any),
+    ("prefill-policy", Takes::Policy),
+    ("decode-policy", Takes::Policy),
+    ("cache-threshold", Takes::One),
+    ("balance-abs-threshold", Takes::One),
+    ("balance-rel-threshold", Takes::One),
+    ("bucket-adjust-interval-secs", Takes::One),
+    ("eviction-interval-secs", Takes::One),
+    ("max-tree-size", Takes::One),
+    ("max-idle-secs", Takes::One),
+    ("assignment-mode", Takes::One),
+    ("redis-url", Takes::One),
+    ("redis-key-prefix", Takes::One),
+    ("dp-aware", Takes::Nothing),
+    ("enable-igw", Takes::Nothing),
+    ("worker-startup-timeout-secs", Takes::One),
+    ("worker-startup-check-interval", Takes::One),
+    ("log-dir", Takes::One),
+    ("service-discovery", Takes::Nothing),
+    ("selector", Takes::Some),
+    ("service-discovery-port", Takes::One),
+    ("service-discovery-namespace", Takes::One),
+    ("prefill-selector", Takes::Some),
+    ("decode-selector", Takes::Some),
+    ("prometheus-port", Takes::One),
+    ("prometheus-host", Takes::One),
+    ("prometheus-duration-buckets", Takes::Some),
+    ("request-id-headers", Takes::Any),
+    ("shutdown-grace-period-secs", Takes::One),
+    ("cors-allowed-origins", Takes::Any),
+    ("max-concurrent-requests", Takes::One),
+    ("queue-size", Takes::One),
+    ("queue-timeout-secs", Takes::One),
+    ("rate-limit-tokens-per-second", Takes::One),
+    ("retry-max-retries", Takes::One),
+    ("retry-initial-backoff-ms", Takes::One),
+    ("retry-max-backoff-ms", Takes::One),
+    ("retry-backoff-multiplier", Takes::One),
+    ("retry-jitter-factor", Takes::One),
+    ("disable-retries", Takes::Nothing),
+    ("cb-failure-threshold", Takes::One),
+    ("cb-success-threshold", Takes::One),
+    ("cb-timeout-duration-secs", Takes::One),
+    ("cb-window-duration-secs", Takes::One),
+    ("disable-circuit-breaker", Takes::Nothing),
+    ("health-failure-threshold", Takes::One),
+    ("health-success-threshold", Takes::One),
+    ("health-check-timeout-secs", Takes::One),
+    ("health-check-interval-secs", Takes::One),
+    ("health-check-endpoint", Takes::One),
+    ("disable-health-check", Takes::Nothing),
+    ("model-path", Takes::One),
+    ("tokenizer-path", Takes::One),
+    ("chat-template", Takes::One),
+    ("tokenizer-cache-enable-l0", Takes::Nothing),
+    ("tokenizer-cache-l0-max-entries", Takes::One),
+    ("tokenizer-cache-enable-l1", Takes::Nothing),
+    ("tokenizer-cache-l1-max-memory", Takes::One),
+    ("reasoning-parser", Takes::One),
+    ("tool-call-parser", Takes::One),
+    ("mcp-config-path", Takes::One),
+    ("backend", Takes::One),
+    ("history-backend", Takes::One),
+    ("oracle-wallet-path", Takes::One),
+    ("oracle-tns-alias", Takes::One),
+    ("oracle-connect-descriptor", Takes::One),
+    ("oracle-username", Takes::One),
+    ("oracle-password", Takes::One),
+    ("oracle-pool-min", Takes::One),
+    ("oracle-pool-max", Takes::One),
+    ("oracle-pool-timeout-secs", Takes::One),
+    ("postgres-db-url", Takes::One),
+    ("postgres-pool-max", Takes::One),
+    ("redis-pool-max", Takes::One),
+    ("redis-retention-days", Takes::One),
+    ("client-cert-path", Takes::One),
+    ("client-key-path", Takes::One),
+    ("ca-cert-paths", Takes::Any),
+    ("tls-cert-path", Takes::One),
+    ("tls-key-path", Takes::One),
+    ("enable-trace", Takes::Nothing),
+    ("otlp-traces-endpoint", Takes::One),
+    ("api-key", Takes::One),
+    ("control-plane-api-keys", Takes::Any),
+    ("control-plane-audit-enabled", Takes::Nothing),
+    ("jwt-issuer", Takes::One),
+    ("jwt-audience", Takes::One),
+    ("jwt-jwks-uri", Takes::One),
+    ("jwt-role-mapping", Takes::Any),
+];

@@ -1,0 +1,150 @@
+//! The configuration as a program writes it: `MiniLbConfig`.
+//!
+//! The same draft and the same checks as for flags and files; only the places have other names.
+
+use std::time::Duration;
+
+use serde_yaml::Value;
+
+use super::draft::{Draft, Given, WorkerDraft};
+use super::resolve::resolve;
+use super::settings::{self, Setting, worker_key};
+use super::{Config, ConfigError, Place, Policy, Secret};
+
+/// What a program that embeds the balancer gives it. Nothing is checked before [`MiniLbConfig::resolve`].
+#[derive(Debug, Clone)]
+pub struct MiniLbConfig {
+    draft: Draft,
+    worker_api_key: Option<Secret>,
+}
+
+impl MiniLbConfig {
+    /// The values that every balancer needs; the others have the defaults of the command line.
+    ///
+    /// `host` and `port` are where clients connect, and port 0 lets the system choose. `prefill_urls`
+    /// has a bootstrap port for each worker; without one decode uses its own. `timeout_secs` limits a
+    /// whole request.
+    pub fn new(
+        host: String,
+        port: u16,
+        prefill_urls: Vec<(String, Option<u16>)>,
+        decode_urls: Vec<String>,
+        timeout_secs: u64,
+    ) -> MiniLbConfig {
+        let mut config = MiniLbConfig {
+            draft: Draft::default(),
+            worker_api_key: None,
+        };
+        config.set(&settings::HOST, host);
+        config.set(&settings::PORT, port.to_string());
+        config.set(&settings::REQUEST_TIMEOUT_SECS, timeout_secs.to_string());
+        for (index, (url, bootstrap_port)) in prefill_urls.iter().enumerate() {
+            let place = Place::Library(format!("prefill_urls[{index}]"));
+            let mut worker = WorkerDraft::from_tokens(place, url, None);
+            if let Some(port) = bootstrap_port {
+                worker.set(worker_key::BOOTSTRAP_PORT, &port.to_string());
+            }
+            config.push(&settings::PREFILL, "prefill_urls", worker);
+        }
+        for (index, url) in decode_urls.iter().enumerate() {
+            let place = Place::Library(format!("decode_urls[{index}]"));
+            config.push(
+                &settings::DECODE,
+                "decode_urls",
+                WorkerDraft::from_tokens(place, url, None),
+            );
+        }
+        config
+    }
+
+    /// How a pair is chosen.
+    pub fn policy(mut self, policy: Policy) -> MiniLbConfig {
+        let name = match policy {
+            Policy::Random => "random",
+        };
+        self.set(&settings::POLICY, name);
+        self
+    }
+
+    /// The longest that one request may take, where whole seconds are too coarse.
+    pub fn request_timeout(mut self, timeout: Duration) -> MiniLbConfig {
+        self.set(
+            &settings::REQUEST_TIMEOUT_SECS,
+            timeout.as_secs_f64().to_string(),
+        );
+        self
+    }
+
+    /// The longest that a connection to a worker may take to open.
+    pub fn connect_timeout(mut self, timeout: Duration) -> MiniLbConfig {
+        self.set(
+            &settings::CONNECT_TIMEOUT_SECS,
+            timeout.as_secs_f64().to_string(),
+        );
+        self
+    }
+
+    /// The longest request body that is accepted, in bytes.
+    pub fn max_payload_size(mut self, bytes: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_PAYLOAD_SIZE, bytes.to_string());
+        self
+    }
+
+    /// The filter of the log, as `--log-level` takes it.
+    pub fn log_level(mut self, filter: &str) -> MiniLbConfig {
+        self.set(&settings::LOG_LEVEL, filter);
+        self
+    }
+
+    /// The API key of all workers.
+    pub fn worker_api_key(mut self, key: Secret) -> MiniLbConfig {
+        self.worker_api_key = Some(key);
+        self
+    }
+
+    /// The host at which decode finds the bootstrap server of the prefill worker with this index, when
+    /// it is not the host of its URL. Without such a worker nothing happens.
+    pub fn bootstrap_host(mut self, index: usize, host: &str) -> MiniLbConfig {
+        let list = self.draft.workers.get_mut(settings::PREFILL.key);
+        if let Some(worker) = list.and_then(|list| list.value.get_mut(index)) {
+            worker.set(worker_key::BOOTSTRAP_HOST, host);
+        }
+        self
+    }
+
+    /// The threads of each service; one per CPU if it is not called.
+    pub fn threads(mut self, threads: usize) -> MiniLbConfig {
+        let place = Place::Library("threads".to_owned());
+        self.draft.server.insert(
+            "threads".to_owned(),
+            Given {
+                value: Value::from(threads),
+                place,
+            },
+        );
+        self
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// Every value that cannot be used, by the name of its argument.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        resolve(
+            &self.draft.over(Draft::defaults()),
+            self.worker_api_key,
+            Vec::new(),
+            Vec::new(),
+        )
+    }
+
+    fn set(&mut self, setting: &Setting, value: impl Into<String>) {
+        self.draft
+            .set(setting, value, Place::Library(setting.key.to_owned()));
+    }
+
+    fn push(&mut self, setting: &Setting, argument: &str, worker: WorkerDraft) {
+        self.draft
+            .push_worker(setting, Place::Library(argument.to_owned()), worker);
+    }
+}

@@ -1,0 +1,430 @@
+//! The one fallible step from what the user wrote to what the program needs.
+//!
+//! Every value is looked at, even after the first problem. Key files are read here; nothing else is
+//! opened and nobody is contacted.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use pingora_core::server::configuration::ServerConf;
+use serde_yaml::Value;
+
+use super::draft::{Draft, Given, WorkerDraft, server_conf};
+use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
+use super::worker::{bracketed, nonzero_port, parse_host};
+use super::{
+    BootstrapSpec, Config, ConfigError, Fault, Listen, Place, Policy, Problem, Role, Secret,
+    WorkerSpec, WorkerUrl,
+};
+
+/// Resolves a draft that has the defaults in it.
+///
+/// # Errors
+/// All problems: those that the caller brings along and those found here.
+pub(crate) fn resolve(
+    draft: &Draft,
+    shared_key: Option<Secret>,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+) -> Result<Config, ConfigError> {
+    let mut resolver = Resolver {
+        draft,
+        problems,
+        warnings,
+    };
+    let host = resolver.scalar(&settings::HOST, parse_host);
+    let port = resolver.scalar(&settings::PORT, |text| text.parse::<u16>().ok());
+    let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
+        text.parse().ok().filter(|n| *n > 0)
+    });
+    let request_timeout = resolver.scalar(&settings::REQUEST_TIMEOUT_SECS, seconds);
+    let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
+    let policy = resolver.policy();
+    let log_filter = resolver.log_filter();
+    let shared_key = shared_key.or_else(|| resolver.shared_key());
+    let prefill = resolver.workers(Role::Prefill, shared_key.as_ref());
+    let decode = resolver.workers(Role::Decode, shared_key.as_ref());
+    resolver.each_worker_once(&prefill, &decode);
+    let server = resolver.server();
+    let values = (
+        host,
+        port,
+        max_body_bytes,
+        request_timeout,
+        connect_timeout,
+        policy,
+        log_filter,
+        server,
+    );
+    let Resolver {
+        problems,
+        mut warnings,
+        ..
+    } = resolver;
+    let prefill: Vec<_> = prefill.into_iter().map(|worker| worker.value).collect();
+    let decode: Vec<_> = decode.into_iter().map(|worker| worker.value).collect();
+    warnings.extend(unreachable_bootstraps(&prefill, &decode));
+    match values {
+        (
+            Some(host),
+            Some(port),
+            Some(max_body_bytes),
+            Some(request_timeout),
+            Some(connect_timeout),
+            Some(policy),
+            Some(log_filter),
+            Some(server),
+        ) if problems.is_empty() => Ok(Config {
+            listen: Listen { host, port },
+            prefill,
+            decode,
+            policy,
+            request_timeout,
+            connect_timeout,
+            max_body_bytes,
+            log_filter,
+            server,
+            warnings,
+        }),
+        _ => Err(ConfigError { problems }),
+    }
+}
+
+struct Resolver<'a> {
+    draft: &'a Draft,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl Resolver<'_> {
+    fn scalar<T>(&mut self, setting: &Setting, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        // Absent only if the file had it in a wrong form, which is reported there.
+        let given = self.draft.scalars.get(setting.key)?;
+        let value = read(&given.value);
+        if value.is_none() {
+            let fault = Fault::Value {
+                found: given.value.clone(),
+                expected: setting.expects,
+                suggestion: None,
+            };
+            self.report(&given.place, fault);
+        }
+        value
+    }
+
+    fn policy(&mut self) -> Option<Policy> {
+        let given = self.draft.scalars.get(settings::POLICY.key)?;
+        let name = given.value.as_str();
+        if name == "random" {
+            return Some(Policy::Random);
+        }
+        if FOREIGN_POLICIES.contains(&name) {
+            self.warnings.push(format!(
+                "{}: the policy {name} does not exist here yet, random is used",
+                given.place
+            ));
+            return Some(Policy::Random);
+        }
+        let suggestion = nearest(name, FOREIGN_POLICIES.into_iter().chain(["random"]));
+        let expected = settings::POLICY.expects;
+        self.report(
+            &given.place,
+            Fault::Value {
+                found: name.to_owned(),
+                expected,
+                suggestion,
+            },
+        );
+        None
+    }
+
+    fn log_filter(&mut self) -> Option<String> {
+        let given = self.draft.scalars.get(settings::LOG_LEVEL.key)?;
+        let text = given.value.as_str();
+        // A lone word is a module to env_logger, so that `inof` would turn everything off but that.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let lower = text.to_ascii_lowercase();
+        let suggestion = nearest(&lower, levels).filter(|level| *level != lower);
+        if suggestion.is_none()
+            && env_filter::Builder::new().try_parse(text).is_ok()
+            && !text.trim().is_empty()
+        {
+            return Some(text.to_owned());
+        }
+        let expected = settings::LOG_LEVEL.expects;
+        self.report(
+            &given.place,
+            Fault::Value {
+                found: text.to_owned(),
+                expected,
+                suggestion,
+            },
+        );
+        None
+    }
+
+    fn shared_key(&mut self) -> Option<Secret> {
+        let given = self.draft.scalars.get(settings::WORKER_API_KEY_FILE.key)?;
+        self.key(read_key(Path::new(&given.value)), &given.place)
+    }
+
+    fn workers(&mut self, role: Role, shared: Option<&Secret>) -> Vec<Given<WorkerSpec>> {
+        let key = match role {
+            Role::Prefill => settings::PREFILL.key,
+            Role::Decode => settings::DECODE.key,
+        };
+        let list = self.draft.workers.get(key);
+        let drafts = list.map_or(&[][..], |list| &list.value);
+        if drafts.is_empty() {
+            let place = list.map_or(Place::Default, |list| list.place.clone());
+            self.report(&place, Fault::NoWorkers { key });
+        }
+        drafts
+            .iter()
+            .filter_map(|draft| self.worker(role, draft, shared))
+            .collect()
+    }
+
+    fn worker(
+        &mut self,
+        role: Role,
+        draft: &WorkerDraft,
+        shared: Option<&Secret>,
+    ) -> Option<Given<WorkerSpec>> {
+        let own_key = self.worker_key(draft);
+        let given = draft.keys.get(worker_key::URL);
+        let url = given.and_then(|given| match WorkerUrl::parse(&given.value) {
+            Ok(url) => Some(url),
+            Err(why) => {
+                self.report(
+                    &given.place,
+                    Fault::Url {
+                        found: without_user(&given.value),
+                        why,
+                    },
+                );
+                None
+            }
+        });
+        let host = self.key_of(
+            draft,
+            worker_key::BOOTSTRAP_HOST,
+            "a host name or an address",
+            parse_host,
+        );
+        let port = self.key_of(
+            draft,
+            worker_key::BOOTSTRAP_PORT,
+            "a bootstrap port: PORT (1 to 65535), HOST:PORT or none",
+            |text| match text {
+                text if text.eq_ignore_ascii_case("none") => Some(None),
+                text => nonzero_port(text).map(Some),
+            },
+        );
+        let url = url?;
+        let bootstrap = (role == Role::Prefill).then(|| BootstrapSpec {
+            host: bracketed(host.as_deref().unwrap_or(url.host())),
+            port: port.flatten(),
+        });
+        let api_key = own_key.or_else(|| shared.cloned());
+        Some(Given {
+            value: WorkerSpec {
+                url,
+                bootstrap,
+                api_key,
+            },
+            place: draft.place.clone(),
+        })
+    }
+
+    fn key_of<T>(
+        &mut self,
+        draft: &WorkerDraft,
+        key: &str,
+        expected: &'static str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let given = draft.keys.get(key)?;
+        let value = read(&given.value);
+        if value.is_none() {
+            self.report(
+                &given.place,
+                Fault::Value {
+                    found: given.value.clone(),
+                    expected,
+                    suggestion: None,
+                },
+            );
+        }
+        value
+    }
+
+    fn worker_key(&mut self, draft: &WorkerDraft) -> Option<Secret> {
+        let (text, file) = (
+            draft.keys.get(worker_key::API_KEY),
+            draft.keys.get(worker_key::API_KEY_FILE),
+        );
+        match (text, file) {
+            (None, None) => None,
+            (Some(text), None) => self.key(checked_key(&text.value), &text.place),
+            (None, Some(file)) => self.key(read_key(Path::new(&file.value)), &file.place),
+            (Some(_), Some(file)) => {
+                self.report(&file.place, Fault::TwoKeys);
+                None
+            }
+        }
+    }
+
+    fn key(&mut self, key: Result<Secret, Fault>, place: &Place) -> Option<Secret> {
+        key.map_err(|fault| self.report(place, fault)).ok()
+    }
+
+    fn each_worker_once(&mut self, prefill: &[Given<WorkerSpec>], decode: &[Given<WorkerSpec>]) {
+        let mut seen: HashMap<&WorkerUrl, (Role, &Place)> = HashMap::new();
+        let all = prefill.iter().map(|worker| (Role::Prefill, worker));
+        for (role, worker) in all.chain(decode.iter().map(|worker| (Role::Decode, worker))) {
+            let url = &worker.value.url;
+            let Some((first_role, first)) = seen.get(url).copied() else {
+                seen.insert(url, (role, &worker.place));
+                continue;
+            };
+            let (url, first) = (url.to_string(), Box::new(first.clone()));
+            let fault = if first_role == role {
+                Fault::Duplicate { url, first }
+            } else {
+                Fault::BothRoles {
+                    url,
+                    prefill: first,
+                }
+            };
+            self.report(&worker.place, fault);
+        }
+    }
+
+    fn server(&mut self) -> Option<ServerConf> {
+        let given = self.draft.server.iter();
+        let keys = given.map(|(key, given)| (Value::from(key.as_str()), given.value.clone()));
+        match server_conf(keys.collect()) {
+            Ok(conf) if conf.threads == 0 => {
+                let place = self
+                    .draft
+                    .server
+                    .get("threads")
+                    .map_or(Place::Default, |given| given.place.clone());
+                self.report(&place, Fault::Server("must be at least 1".to_owned()));
+                None
+            }
+            Ok(conf) => Some(conf),
+            Err(why) => {
+                self.report(&Place::Default, Fault::Server(why));
+                None
+            }
+        }
+    }
+
+    fn report(&mut self, place: &Place, fault: Fault) {
+        self.problems.push(Problem {
+            place: place.clone(),
+            fault,
+        });
+    }
+}
+
+/// A URL as it may be shown: a password is as secret as a key.
+fn without_user(url: &str) -> String {
+    let Some((user, rest)) = url.rsplit_once('@') else {
+        return url.to_owned();
+    };
+    let scheme = user
+        .split_once("://")
+        .map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    format!("{scheme}{}@{rest}", Secret::MASK)
+}
+
+/// Above zero, and small enough that a deadline can be computed from it on every platform.
+fn seconds(text: &str) -> Option<Duration> {
+    let year = 365.0 * 24.0 * 3600.0;
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds <= year)?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+}
+
+fn read_key(path: &Path) -> Result<Secret, Fault> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        let (path, why) = (path.to_owned(), error.to_string());
+        Fault::Unreadable { path, why }
+    })?;
+    // Editors and `echo` end a file with a line break.
+    checked_key(
+        std::str::from_utf8(&bytes)
+            .map_err(|_| Fault::NotUtf8)?
+            .trim(),
+    )
+}
+
+/// A key that can stand behind `Bearer ` in a header.
+fn checked_key(text: &str) -> Result<Secret, Fault> {
+    match text {
+        "" => Err(Fault::Empty),
+        Secret::MASK => Err(Fault::MaskedKey),
+        text if text.bytes().all(|b| b.is_ascii_graphic()) => Ok(Secret::new(text)),
+        _ => Err(Fault::BadKey),
+    }
+}
+
+/// One warning for each prefill worker whose loopback address decode workers elsewhere would dial: they
+/// would find themselves.
+fn unreachable_bootstraps(prefill: &[WorkerSpec], decode: &[WorkerSpec]) -> Vec<String> {
+    let elsewhere = decode.iter().any(|worker| !is_loopback(worker.url.host()));
+    let dialled = prefill
+        .iter()
+        .filter_map(|worker| Some((&worker.url, worker.bootstrap.as_ref()?)));
+    dialled
+        .filter(|(_, bootstrap)| elsewhere && is_loopback(bootstrap.host.trim_matches(['[', ']'])))
+        .map(|(url, bootstrap)| {
+            format!(
+                "prefill {url}: decode workers on other hosts cannot reach its bootstrap host {}, set bootstrap_host",
+                bootstrap.host
+            )
+        })
+        .collect()
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_positive_finite_and_at_most_a_year() {
+        assert_eq!(seconds("1800"), Some(Duration::from_secs(1800)));
+        assert_eq!(seconds("0.25"), Some(Duration::from_millis(250)));
+        for text in [
+            "0", "-1", "0.0", "1e-12", "NaN", "inf", "1e300", "31536001", "", "2s",
+        ] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_must_fit_into_a_header() {
+        assert_eq!(checked_key("sk-1"), Ok(Secret::new("sk-1")));
+        assert_eq!(checked_key(""), Err(Fault::Empty));
+        assert_eq!(checked_key("***"), Err(Fault::MaskedKey));
+        for text in ["a b", "a\r\nx: y", "schlüssel", "a\u{7f}"] {
+            assert_eq!(checked_key(text), Err(Fault::BadKey), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The one table of the options: flag, variable, key of the file, default and help come from here.
+//!
+//! Reading and checking values may not live here. The names and the defaults are those of
+//! `sglang_router.launch_router` where it has the option.
+//!
+//! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py.
+
+use super::Role;
+
+/// One option.
+pub(crate) struct Setting {
+    /// Its key in the file; flag and variable are derived from it.
+    pub(crate) key: &'static str,
+    pub(crate) kind: Kind,
+    /// As the user would write it. `None` when there is nothing to fall back on.
+    pub(crate) default: Option<&'static str>,
+    /// What a value is, for the sentence "`x` is not ...".
+    pub(crate) expects: &'static str,
+    /// The heading of `--help` that it stands under.
+    pub(crate) heading: &'static str,
+    /// The names of its values in `--help`.
+    pub(crate) value_names: &'static [&'static str],
+    pub(crate) help: &'static str,
+}
+
+/// The form of an option's values.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Number,
+    Workers(Role),
+}
+
+impl Setting {
+    pub(crate) fn flag(&self) -> String {
+        self.key.replace('_', "-")
+    }
+
+    pub(crate) fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.key.to_ascii_uppercase())
+    }
+}
+
+const VARIABLE_PREFIX: &str = "MINI_LB_";
+
+/// The variable that names the file when no `--conf` does.
+pub(crate) const CONF_VARIABLE: &str = "MINI_LB_CONF";
+
+pub(crate) const HOST: Setting = Setting {
+    key: "host",
+    kind: Kind::Text,
+    default: Some("0.0.0.0"),
+    expects: "a host name or an address",
+    heading: "Clients",
+    value_names: &["HOST"],
+    help: "Address to listen on",
+};
+
+pub(crate) const PORT: Setting = Setting {
+    key: "port",
+    kind: Kind::Number,
+    default: Some("30000"),
+    expects: "a port from 0 to 65535",
+    heading: "Clients",
+    value_names: &["PORT"],
+    help: "Port to listen on; 0 lets the system choose",
+};
+
+pub(crate) const MAX_PAYLOAD_SIZE: Setting = Setting {
+    key: "max_payload_size",
+    kind: Kind::Number,
+    default: Some("536870912"),
+    expects: "a number of bytes, at least 1",
+    heading: "Clients",
+    value_names: &["BYTES"],
+    help: "Longest request body that is accepted",
+};
+
+pub(crate) const REQUEST_TIMEOUT_SECS: Setting = Setting {
+    key: "request_timeout_secs",
+    kind: Kind::Number,
+    default: Some("1800"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time that one request may take, to the last byte of its answer",
+};
+
+pub(crate) const PREFILL: Setting = Setting {
+    key: "prefill",
+    kind: Kind::Workers(Role::Prefill),
+    default: None,
+    expects: "a list of prefill workers",
+    heading: "Workers",
+    value_names: &["URL", "BOOTSTRAP"],
+    help: "A prefill worker, and where decode finds its bootstrap server: PORT, HOST:PORT, or none \
+           (decode then uses its own port). Repeat it for each worker",
+};
+
+pub(crate) const DECODE: Setting = Setting {
+    key: "decode",
+    kind: Kind::Workers(Role::Decode),
+    default: None,
+    expects: "a list of decode workers",
+    heading: "Workers",
+    value_names: &["URL"],
+    help: "A decode worker. Repeat it for each worker",
+};
+
+pub(crate) const POLICY: Setting = Setting {
+    key: "policy",
+    kind: Kind::Text,
+    default: Some("random"),
+    expects: "a policy",
+    heading: "Workers",
+    value_names: &["NAME"],
+    help: "How a pair of workers is chosen. The other policies of sglang_router are accepted, with a \
+           warning, and mean random",
+};
+
+pub(crate) const CONNECT_TIMEOUT_SECS: Setting = Setting {
+    key: "connect_timeout_secs",
+    kind: Kind::Number,
+    default: Some("2"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Workers",
+    value_names: &["SECONDS"],
+    help: "Longest time that a connection to a worker may take to open",
+};
+
+pub(crate) const WORKER_API_KEY_FILE: Setting = Setting {
+    key: "worker_api_key_file",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Workers",
+    value_names: &["PATH"],
+    help: "File with the API key of all workers that have no key of their own in the configuration file",
+};
+
+pub(crate) const LOG_LEVEL: Setting = Setting {
+    key: "log_level",
+    kind: Kind::Text,
+    default: Some("info"),
+    expects: "a log filter such as `info` or `warn,mini_lb=debug`",
+    heading: "Process",
+    value_names: &["FILTER"],
+    help: "error, warn, info, debug, trace, off, or a filter of env_logger",
+};
+
+/// All of them, in the order of `--help` and `--print-config`.
+pub(crate) const SETTINGS: [&Setting; 10] = [
+    &HOST,
+    &PORT,
+    &MAX_PAYLOAD_SIZE,
+    &REQUEST_TIMEOUT_SECS,
+    &PREFILL,
+    &DECODE,
+    &POLICY,
+    &CONNECT_TIMEOUT_SECS,
+    &WORKER_API_KEY_FILE,
+    &LOG_LEVEL,
+];
+
+/// The keys of one worker in the file.
+pub(crate) mod worker_key {
+    use super::Role;
+
+    pub(crate) const URL: &str = "url";
+    pub(crate) const BOOTSTRAP_PORT: &str = "bootstrap_port";
+    pub(crate) const BOOTSTRAP_HOST: &str = "bootstrap_host";
+    pub(crate) const API_KEY: &str = "api_key";
+    pub(crate) const API_KEY_FILE: &str = "api_key_file";
+
+    pub(crate) fn of(role: Role) -> &'static [&'static str] {
+        match role {
+            Role::Prefill => &[URL, BOOTSTRAP_PORT, BOOTSTRAP_HOST, API_KEY, API_KEY_FILE],
+            Role::Decode => &[URL, API_KEY, API_KEY_FILE],
+        }
+    }
+}
+
+/// The policies of sglang_router and smg that this program does not have; all of them mean random here.
+///
+/// Source: router_args.py as above; smg 1.13, docs/configuration/routing.md.
+pub(crate) const FOREIGN_POLICIES: [&str; 9] = [
+    "round_robin",
+    "cache_aware",
+    "power_of_two",
+    "manual",
+    "bucket",
+    "least_load",
+    "consistent_hashing",
+    "prefix_hash",
+    "passthrough",
+];
+
+/// What the user may have meant, if anything is near enough.
+pub(crate) fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    names
+        .into_iter()
+        .map(|name| (strsim::jaro(found, name), name))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name.to_owned())
+}

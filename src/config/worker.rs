@@ -1,0 +1,329 @@
+//! One worker as the configuration names it: its URL, its bootstrap address, its key.
+//!
+//! No worker is contacted here and no name is resolved. What a URL may contain follows from what SGLang
+//! serves: plain HTTP at the root of a host and port.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// A worker of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerSpec {
+    /// Where its API listens.
+    pub url: WorkerUrl,
+    /// Where decode finds the bootstrap registry. `Some` for every prefill worker, `None` for decode.
+    pub bootstrap: Option<BootstrapSpec>,
+    /// The key that the worker was started with (`--api-key` of SGLang).
+    pub api_key: Option<Secret>,
+}
+
+/// Where a prefill worker's bootstrap registry listens, as decode dials it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootstrapSpec {
+    /// Goes into `bootstrap_host` as it is: a name, an IPv4 address, or an IPv6 address in brackets.
+    ///
+    /// Source: SGLang before 0.5.23 concatenates `host:port`, so the brackets must be there.
+    pub host: String,
+    /// Goes into `bootstrap_port`. `None` is `null` on the wire: decode then uses its own port.
+    pub port: Option<u16>,
+}
+
+/// The root of a worker's HTTP API. `Display` is the canonical URL, without a slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerUrl {
+    host: String,
+    port: u16,
+}
+
+impl WorkerUrl {
+    /// Reads `http://host:port`, with or without the scheme and a slash at the end.
+    ///
+    /// Without a port it is 80, as everywhere in HTTP, if the scheme is there; `host` alone is refused
+    /// because it is more often a forgotten port.
+    ///
+    /// # Errors
+    /// What the URL has that a worker's cannot have, or lacks.
+    pub fn parse(text: &str) -> Result<WorkerUrl, UrlFault> {
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme), rest),
+            None => (None, text),
+        };
+        match scheme.map(str::to_ascii_lowercase).as_deref() {
+            None | Some("http") => {}
+            Some("https") => return Err(UrlFault::Tls),
+            Some(_) => return Err(UrlFault::Scheme),
+        }
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        if authority.contains('@') {
+            return Err(UrlFault::UserInfo);
+        }
+        if tail.contains('?') || tail.contains('#') {
+            return Err(UrlFault::Query);
+        }
+        if !matches!(tail, "" | "/") {
+            return Err(UrlFault::Path);
+        }
+        let (host, port) = split_authority(authority)?;
+        let port = match (port, scheme) {
+            (Some(port), _) => port,
+            (None, Some(_)) => 80,
+            (None, None) => return Err(UrlFault::NoPort),
+        };
+        Ok(WorkerUrl { host, port })
+    }
+
+    /// The name or the address, lower case; IPv6 without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Never zero.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `host:port` as it stands in the `Host` header and as a socket address is written.
+    pub fn authority(&self) -> String {
+        Authority(&self.host, self.port).to_string()
+    }
+}
+
+impl fmt::Display for WorkerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("http://")?;
+        write_authority(f, &self.host, self.port)
+    }
+}
+
+/// Why a text is not the URL of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UrlFault {
+    /// `https://`: valid, but the program cannot speak it to workers.
+    Tls,
+    /// Any other scheme.
+    Scheme,
+    /// `user:password@`.
+    UserInfo,
+    /// A path other than `/`.
+    Path,
+    /// A query or a fragment.
+    Query,
+    /// Nothing before the port.
+    NoHost,
+    /// A character that no host name has, or an address that is none.
+    Host,
+    /// Neither a scheme nor a port.
+    NoPort,
+    /// Not a number from 1 to 65535.
+    Port,
+}
+
+impl fmt::Display for UrlFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            UrlFault::Tls => "TLS to workers is not supported yet, use http://",
+            UrlFault::Scheme => "the scheme must be http",
+            UrlFault::UserInfo => {
+                "a user or password in the URL is not supported, use api_key_file"
+            }
+            UrlFault::Path => "it must not have a path: workers serve their API at the root",
+            UrlFault::Query => "it must not have a query or a fragment",
+            UrlFault::NoHost => "the host is missing",
+            UrlFault::Host => "the host is neither a name nor an address (IPv6 goes in brackets)",
+            UrlFault::NoPort => "the port is missing",
+            UrlFault::Port => "the port must be a number from 1 to 65535",
+        })
+    }
+}
+
+/// A text that must not be shown. `Debug` and `Display` print stars.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text as it is.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The bytes themselves, for the one place that sends them.
+    pub fn expose(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Secret::MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Secret::MASK)
+    }
+}
+
+impl Secret {
+    /// What is shown instead. Refused as a key, so that a printed configuration cannot send it.
+    pub(crate) const MASK: &'static str = "***";
+}
+
+/// Reads `host` or `host:port`; IPv6 in brackets. The host comes back in lower case, without brackets.
+fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFault> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, tail) = rest.split_once(']').ok_or(UrlFault::Host)?;
+            let address: Ipv6Addr = address.parse().map_err(|_| UrlFault::Host)?;
+            let port = match tail {
+                "" => None,
+                tail => Some(tail.strip_prefix(':').ok_or(UrlFault::Host)?),
+            };
+            (address.to_string(), port)
+        }
+        None => {
+            let (host, port) = match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            };
+            if port.is_some_and(|port| port.contains(':')) {
+                return Err(UrlFault::Host);
+            }
+            (host_name(host)?, port)
+        }
+    };
+    match port {
+        None => Ok((host, None)),
+        Some(port) => Ok((host, Some(nonzero_port(port).ok_or(UrlFault::Port)?))),
+    }
+}
+
+/// Reads a host without a port; IPv6 with or without brackets. It comes back as from [`split_authority`].
+pub(crate) fn parse_host(text: &str) -> Option<String> {
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some(address.to_string());
+    }
+    match split_authority(text) {
+        Ok((host, None)) => Some(host),
+        _ => None,
+    }
+}
+
+/// A port that something can be dialled at.
+pub(crate) fn nonzero_port(text: &str) -> Option<u16> {
+    // `u16::from_str` would also take a plus sign.
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
+}
+
+/// `host:port` with the brackets that IPv6 needs.
+pub(crate) fn write_authority(f: &mut fmt::Formatter<'_>, host: &str, port: u16) -> fmt::Result {
+    if host.contains(':') {
+        write!(f, "[{host}]:{port}")
+    } else {
+        write!(f, "{host}:{port}")
+    }
+}
+
+/// A host as it stands in a URL: IPv6 in brackets.
+pub(crate) fn bracketed(host: &str) -> String {
+    if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
+}
+
+fn host_name(host: &str) -> Result<String, UrlFault> {
+    if host.is_empty() {
+        return Err(UrlFault::NoHost);
+    }
+    // Underscores are no part of DNS names, but Docker Compose gives them to services.
+    let fits = host
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    // "127.0.0.256" would otherwise go to the resolver, which finds nothing and cannot say why.
+    let numeric = host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if !fits || (numeric && host.parse::<Ipv4Addr>().is_err()) {
+        return Err(UrlFault::Host);
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+struct Authority<'a>(&'a str, u16);
+
+impl fmt::Display for Authority<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_authority(f, self.0, self.1)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_mean_the_same_worker_are_equal() {
+        for text in [
+            "http://H1:80",
+            "http://h1:80/",
+            "h1:80",
+            "HTTP://h1",
+            "http://h1/",
+        ] {
+            let url = WorkerUrl::parse(text).unwrap();
+            assert_eq!(url.to_string(), "http://h1:80", "{text}");
+            assert_eq!(url.authority(), "h1:80", "{text}");
+        }
+        for text in ["http://[::1]:30000", "[0:0:0:0:0:0:0:1]:30000"] {
+            let url = WorkerUrl::parse(text).unwrap();
+            assert_eq!(url.to_string(), "http://[::1]:30000", "{text}");
+            assert_eq!((url.host(), url.port()), ("::1", 30000), "{text}");
+            assert_eq!(bracketed(url.host()), "[::1]", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_no_worker_can_have_says_what_is_wrong() {
+        let cases = [
+            ("https://h:1", UrlFault::Tls),
+            ("ftp://h:1", UrlFault::Scheme),
+            ("http://u:p@h:1", UrlFault::UserInfo),
+            ("http://h:1/v1", UrlFault::Path),
+            ("http://h:1//", UrlFault::Path),
+            ("http://h:1/?a=b", UrlFault::Query),
+            ("http://h:1?a=b@c", UrlFault::Query),
+            ("http://h:1#f", UrlFault::Query),
+            ("http://:1", UrlFault::NoHost),
+            ("", UrlFault::NoHost),
+            ("h", UrlFault::NoPort),
+            ("http://h:0", UrlFault::Port),
+            ("http://h:65536", UrlFault::Port),
+            ("http://h:+80", UrlFault::Port),
+            ("http://h:", UrlFault::Port),
+            ("http://127.0.0.256:1", UrlFault::Host),
+            ("http://::1:80", UrlFault::Host),
+            ("http://[::1:80", UrlFault::Host),
+            ("http://[::1]80", UrlFault::Host),
+            ("http://[h]:80", UrlFault::Host),
+            ("http://h h:80", UrlFault::Host),
+            ("http://h\r\nx:80", UrlFault::Host),
+        ];
+        for (text, fault) in cases {
+            assert_eq!(WorkerUrl::parse(text), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let spec = WorkerSpec {
+            url: WorkerUrl::parse("http://h:1").unwrap(),
+            bootstrap: None,
+            api_key: Some(Secret::new("sk-1")),
+        };
+        assert!(!format!("{spec:?} {}", Secret::new("sk-1")).contains("sk-1"));
+        assert_eq!(Secret::new("sk-1").expose(), b"sk-1");
+    }
+}
