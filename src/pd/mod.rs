@@ -10,17 +10,21 @@
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
 pub mod bootstrap;
+pub mod error_body;
 pub mod json;
 pub mod merge;
 pub mod outcome;
 pub mod request;
 pub mod sse;
+pub mod verdict;
 
 pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
-//pub use merge::{MergeError, PromptSide, StreamMerger};
+pub use error_body::ErrorShape;
+pub use merge::{MergeError, PromptSide, StreamMerger};
 pub use outcome::{WorkerError, stream_error};
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
+pub use verdict::{LegFailure, prefill_is_shown};
 
 /// The endpoints that carry the bootstrap fields, that is, those that need a pair.
 ///
