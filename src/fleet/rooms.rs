@@ -1,0 +1,101 @@
+//! The rooms of live requests.
+//!
+//! A room that two live requests share crashes SGLang's schedulers or mixes their KV caches, so the
+//! random draw is checked against the rooms that are in use.
+//! Source: sgl-project/sglang issue 40125; SGLang 0.5.23 `disaggregation/decode.py`.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::pd::Room;
+
+/// The set of rooms that are in use now.
+#[derive(Default)]
+pub struct LiveRooms {
+    rooms: Mutex<HashSet<Room>>,
+}
+
+/// The rooms of one request, one for each prompt. Given back when dropped.
+pub struct Rooms {
+    rooms: Vec<Room>,
+    live: Arc<LiveRooms>,
+}
+
+impl LiveRooms {
+    /// Takes `count` rooms that no live request has. `random` must give uniform 64-bit values.
+    pub fn take(self: &Arc<Self>, count: usize, mut random: impl FnMut() -> u64) -> Rooms {
+        let mut live = self.lock();
+        let mut rooms = Vec::with_capacity(count);
+        while rooms.len() < count {
+            // The sign bit goes: a room is a positive signed 64-bit integer.
+            if let Some(room) = Room::new(random() >> 1)
+                && live.insert(room)
+            {
+                rooms.push(room);
+            }
+        }
+        drop(live);
+        Rooms {
+            rooms,
+            live: self.clone(),
+        }
+    }
+
+    /// How many rooms are in use.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether no room is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Room>> {
+        // Nothing panics while the lock is held, and a set of integers has no state to be broken.
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rooms {
+    /// The rooms, in the order of the prompts.
+    pub fn as_slice(&self) -> &[Room] {
+        &self.rooms
+    }
+}
+
+impl Drop for Rooms {
+    fn drop(&mut self) {
+        let mut live = self.live.lock();
+        for room in &self.rooms {
+            live.remove(room);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_in_use_and_room_zero_are_never_given_out() {
+        let live = Arc::new(LiveRooms::default());
+        let mut draws = [2, 0, 1, 3, 2, 5, 4, 12].into_iter();
+        let mut random = || draws.next().unwrap_or(u64::MAX);
+        let first = live.take(1, &mut random); // draws 2: room 1
+        let second = live.take(2, &mut random); // 0 and 1 are room 0, 3 and 2 are room 1 again, 5 is room 2, 4 the same
+        let numbers = |rooms: &Rooms| {
+            rooms
+                .as_slice()
+                .iter()
+                .map(|room| room.number())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&first), [1]);
+        assert_eq!(numbers(&second), [2, 6]);
+        assert_eq!(live.len(), 3);
+        drop(first);
+        drop(second);
+        assert!(live.is_empty());
+    }
+}
