@@ -1,0 +1,330 @@
+//! One HTTP/1.1 exchange with one worker over Pingora's pooled connections.
+//!
+//! Knows no role, no policy and no protocol of SGLang: a request goes out, an answer comes in, the
+//! connection goes back to the pool or is closed. Dropping a [`Reply`] before its end closes the
+//! connection, which is how a leg is cancelled.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+/// An idle connection is closed before the worker does: uvicorn closes after 5 s.
+/// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
+pub const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
+/// The pool watches its connections, so that more than one or two at once is already unusual.
+pub const STALE_ATTEMPTS: usize = 8;
+
+/// A whole request in memory, for the endpoints without legs.
+#[derive(Debug, Clone)]
+pub struct WholeRequest {
+    /// The method.
+    pub method: Method,
+    /// The path, without the query.
+    pub path: String,
+    /// The query, without the question mark.
+    pub query: Option<String>,
+    /// The headers as the client sent them.
+    pub headers: HeaderMap,
+    /// The body, empty when there is none.
+    pub body: Bytes,
+}
+
+/// A whole answer in memory.
+#[derive(Debug, Clone)]
+pub struct WholeAnswer {
+    /// The status.
+    pub status: StatusCode,
+    /// Headers; the framing is not among them.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl WholeAnswer {
+    /// An answer with a body of this content type.
+    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        let mut headers = HeaderMap::new();
+        if !content_type.is_empty() {
+            headers.insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static(content_type),
+            );
+        }
+        Self {
+            status,
+            headers,
+            body: body.into(),
+        }
+    }
+}
+
+/// Something that answers whole requests.
+#[async_trait]
+pub trait Door: Send + Sync {
+    /// The largest body in bytes that this path takes with this method; 0 where no body is read.
+    fn body_limit(&self, method: &Method, path: &str) -> usize;
+
+    /// The answer to one request. `request_id` goes along to workers.
+    async fn answer(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeAnswer;
+}
+
+/// Why an exchange gave no whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The worker refuses connections, or its host cannot be reached.
+    Unreachable(String),
+    /// The connection was not established in time.
+    ConnectTimeout,
+    /// The connection ended before the answer did.
+    Lost(String),
+    /// The worker sent nothing for this long.
+    Silent(Duration),
+    /// What the worker sent is not HTTP.
+    NotHttp(String),
+    /// The answer is longer than the caller takes, in bytes.
+    TooLong(usize),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Unreachable(why) => write!(f, "cannot be reached ({why})"),
+            Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
+            Failure::Lost(why) => {
+                write!(f, "closed the connection before its answer ended ({why})")
+            }
+            Failure::Silent(limit) => write!(f, "sent nothing for {} s", limit.as_secs_f64()),
+            Failure::NotHttp(why) => write!(f, "sent an answer that is not HTTP ({why})"),
+            Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    /// What a Pingora error on the way to or from `peer` means.
+    pub fn from_pingora(error: &Error, peer: &HttpPeer) -> Self {
+        let why = error.root_cause().to_string();
+        match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
+            ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::SocketError
+            | ErrorType::BindError => Failure::Unreachable(why),
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+                Failure::Silent(peer.options.read_timeout.unwrap_or_default())
+            }
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+                Failure::Lost(why)
+            }
+            _ => Failure::NotHttp(why),
+        }
+    }
+}
+
+/// How long a worker may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// Between two reads or writes that make progress.
+    pub silence: Duration,
+}
+
+/// A peer for Pingora: one plain HTTP/1.1 address, with the time that it may take.
+pub fn peer(address: std::net::SocketAddr, patience: Patience) -> HttpPeer {
+    let mut peer = HttpPeer::new(address, false, String::new());
+    peer.options.connection_timeout = Some(patience.connect);
+    peer.options.total_connection_timeout = Some(patience.connect);
+    peer.options.read_timeout = Some(patience.silence);
+    peer.options.write_timeout = Some(patience.silence);
+    peer.options.idle_timeout = Some(POOL_IDLE);
+    peer
+}
+
+/// The client side: a pool of connections to any number of workers.
+pub struct Client {
+    connector: Connector,
+}
+
+impl Client {
+    /// A client whose pool has the size that the server configuration says.
+    pub fn new(conf: &ServerConf) -> Self {
+        Self {
+            connector: Connector::new(Some(ConnectorOptions::from_server_conf(conf))),
+        }
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    ///
+    /// A connection that the worker closed while it lay in the pool is replaced, as long as no byte of an
+    /// answer has come: such a worker has not begun with the request.
+    ///
+    /// # Errors
+    /// [`Failure`]: no connection, or no head of an answer.
+    pub async fn send(
+        &self,
+        peer: &HttpPeer,
+        head: &RequestHeader,
+        body: &Bytes,
+    ) -> Result<Reply<'_>, Failure> {
+        let mut attempt = 1;
+        loop {
+            let (session, reused) = self
+                .connector
+                .get_http_session(peer)
+                .await
+                .map_err(|error| Failure::from_pingora(&error, peer))?;
+            let mut reply = Reply {
+                client: self,
+                peer: peer.clone(),
+                session: Some(session),
+            };
+            match reply.exchange_heads(head, body).await {
+                Ok(()) => return Ok(reply),
+                Err(Failure::Lost(_)) if reused && attempt < STALE_ATTEMPTS => attempt += 1,
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Sends a request and reads the whole answer, at most `limit` bytes of body.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn fetch(
+        &self,
+        peer: &HttpPeer,
+        head: &RequestHeader,
+        body: &Bytes,
+        limit: usize,
+    ) -> Result<WholeAnswer, Failure> {
+        let mut reply = self.send(peer, head, body).await?;
+        let (status, headers) = {
+            let head = reply.head();
+            (head.status, head.headers.clone())
+        };
+        let body = reply.collect(limit).await?;
+        Ok(WholeAnswer {
+            status,
+            headers,
+            body,
+        })
+    }
+}
+
+/// An answer whose head has come and whose body can be read.
+pub struct Reply<'a> {
+    client: &'a Client,
+    peer: HttpPeer,
+    /// `None` once the body has ended and the connection went back to the pool.
+    session: Option<HttpSession>,
+}
+
+impl Reply<'_> {
+    /// The head of the answer. After the end of the body it is gone: an empty one is given then.
+    pub fn head(&self) -> &ResponseHeader {
+        static NONE: std::sync::LazyLock<ResponseHeader> = std::sync::LazyLock::new(|| {
+            ResponseHeader::build_no_case(StatusCode::BAD_GATEWAY, None)
+                .unwrap_or_else(|_| unreachable!("502 is a status"))
+        });
+        self.session
+            .as_ref()
+            .and_then(HttpSession::response_header)
+            .unwrap_or(&NONE)
+    }
+
+    /// The next piece of the body as it arrives; `None` at its end, when the connection has gone back.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+        let Some(session) = self.session.as_mut() else {
+            return Ok(None);
+        };
+        let chunk = session
+            .read_response_body()
+            .await
+            .map_err(|error| Failure::from_pingora(&error, &self.peer))?;
+        if chunk.is_none()
+            && let Some(session) = self.session.take()
+        {
+            self.client
+                .connector
+                .release_http_session(session, &self.peer, Some(POOL_IDLE))
+                .await;
+        }
+        Ok(chunk)
+    }
+
+    /// The rest of the body, at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn collect(&mut self, limit: usize) -> Result<Bytes, Failure> {
+        let mut whole = BytesMut::new();
+        let mut only = None;
+        while let Some(chunk) = self.chunk().await? {
+            if whole.len() + chunk.len() > limit {
+                return Err(Failure::TooLong(limit));
+            }
+            match only.take() {
+                None if whole.is_empty() => only = Some(chunk),
+                None => whole.extend_from_slice(&chunk),
+                Some(first) => {
+                    whole.extend_from_slice(&first);
+                    whole.extend_from_slice(&chunk);
+                }
+            }
+        }
+        Ok(only.unwrap_or_else(|| whole.freeze()))
+    }
+
+    async fn exchange_heads(&mut self, head: &RequestHeader, body: &Bytes) -> Result<(), Failure> {
+        let Some(session) = self.session.as_mut() else {
+            return Err(Failure::Lost("no connection".into()));
+        };
+        session.set_read_timeout(self.peer.options.read_timeout);
+        session.set_write_timeout(self.peer.options.write_timeout);
+        let written = async {
+            session.write_request_header(Box::new(head.clone())).await?;
+            if !body.is_empty() {
+                session.write_request_body(body.clone(), true).await?;
+            }
+            session.finish_request_body().await
+        }
+        .await;
+        // A worker that refuses early answers and closes before it has read everything: the answer counts,
+        // not the write that failed.
+        let answered = loop {
+            match session.read_response_header().await {
+                Ok(()) if informational(session.response_header()) => continue,
+                other => break other,
+            }
+        };
+        match (written, answered) {
+            (_, Ok(())) => Ok(()),
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => {
+                Err(Failure::from_pingora(&error, &self.peer))
+            }
+        }
+    }
+}
+
+fn informational(head: Option<&ResponseHeader>) -> bool {
+    head.is_some_and(|head| head.status.is_informational())
+}
