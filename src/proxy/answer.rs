@@ -1,0 +1,128 @@
+//! What happens to decode's answer on its way to the client.
+//!
+//! A request that needs no merge passes piece by piece, unparsed and unbuffered, except for the first event
+//! of a stream: SGLang reports an early failure as an event in a 200, and before anything was sent it can
+//! still be the status that it is.
+
+use bytes::{Bytes, BytesMut};
+
+use super::prefill::Rejection;
+use crate::pd::{self, MergeError, PromptSide, Route, Splitter, StreamMerger, WorkerError};
+
+/// The longest first event that is waited for, in bytes. An error event of SGLang has a few hundred.
+const FIRST_EVENT_LIMIT: usize = 64 << 10;
+
+/// How the pieces of decode's body become the client's.
+pub(super) enum Answer {
+    /// Unchanged.
+    Passed,
+    /// A stream of events whose first one has not been seen whole.
+    FirstEvent(Route, BytesMut),
+    /// A document that waits for its end, to be merged.
+    Document(PromptSide, BytesMut),
+    /// A stream of events that are merged one by one.
+    Events {
+        route: Route,
+        splitter: Box<Splitter>,
+        merger: Box<StreamMerger>,
+    },
+}
+
+/// Why a piece did not become an answer.
+pub(super) enum Spoiled {
+    /// The first event is an error.
+    Rejected(Rejection),
+    /// The two answers do not fit together.
+    Merge(MergeError),
+}
+
+impl From<MergeError> for Spoiled {
+    fn from(error: MergeError) -> Self {
+        Spoiled::Merge(error)
+    }
+}
+
+impl From<WorkerError> for Spoiled {
+    fn from(error: WorkerError) -> Self {
+        Spoiled::Rejected(error.into())
+    }
+}
+
+impl Answer {
+    /// A stream that passes unless it begins with an error.
+    pub(super) fn first_event(route: Route) -> Self {
+        Answer::FirstEvent(route, BytesMut::new())
+    }
+
+    /// A stream that is merged; an event may have `limit` bytes.
+    pub(super) fn events(route: Route, side: PromptSide, limit: usize) -> Self {
+        Answer::Events {
+            route,
+            splitter: Box::new(Splitter::new(limit)),
+            merger: Box::new(StreamMerger::new(side)),
+        }
+    }
+
+    /// What the client gets for a piece of decode's body; empty while something is awaited.
+    ///
+    /// `begun` says whether the client has got something already.
+    pub(super) fn pass(&mut self, piece: Bytes, end: bool, begun: bool) -> Result<Bytes, Spoiled> {
+        match self {
+            Answer::Passed => Ok(piece),
+            Answer::FirstEvent(route, held) => {
+                let route = *route;
+                let begin = if held.is_empty() {
+                    piece
+                } else {
+                    held.extend_from_slice(&piece);
+                    held.split().freeze()
+                };
+                let mut splitter = Splitter::new(FIRST_EVENT_LIMIT);
+                splitter.push(begin.clone());
+                let event = splitter.next_event();
+                if matches!(event, Ok(None)) && !end {
+                    held.extend_from_slice(&begin);
+                    return Ok(Bytes::new());
+                }
+                if let Ok(Some(event)) = event
+                    && let Some(error) = pd::stream_error(route, &event)
+                {
+                    return Err(error.into());
+                }
+                // An event, an end without one, or more than an error would take: no error.
+                *self = Answer::Passed;
+                Ok(begin)
+            }
+            Answer::Document(side, held) => {
+                held.extend_from_slice(&piece);
+                if !end {
+                    return Ok(Bytes::new());
+                }
+                Ok(pd::merge::body(side, held.split().freeze())?)
+            }
+            Answer::Events {
+                route,
+                splitter,
+                merger,
+            } => {
+                splitter.push(piece);
+                let mut out = BytesMut::new();
+                while let Some(event) = splitter.next_event().map_err(MergeError::from)? {
+                    if !begun
+                        && out.is_empty()
+                        && let Some(error) = pd::stream_error(*route, &event)
+                    {
+                        return Err(error.into());
+                    }
+                    merger.event(event, &mut out)?;
+                }
+                let rest =
+                    end.then(|| std::mem::replace(&mut **splitter, Splitter::new(0)).finish());
+                if let Some(rest) = rest.flatten() {
+                    out.extend_from_slice(&rest);
+                }
+                Ok(out.freeze())
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The only table from what went wrong to status, code and message.
+//!
+//! An answer that a worker gave passes unchanged ([`Fault::Rejected`]); everything else is the proxy's own
+//! ([`Fault::Own`]) and gets the header `x-mini-lb-error`.
+
+use std::fmt;
+
+use http::{HeaderValue, StatusCode, header};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::headers::{ERROR_CODE, REQUEST_ID};
+use super::prefill::Rejection;
+use crate::fleet::{NoWorker, Role};
+use crate::net::Failure;
+use crate::pd::{ErrorShape, Invalid, LegFailure, MergeError, Route};
+
+/// What the client gets instead of decode's answer.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    /// A worker's own error answer.
+    Rejected(Role, Rejection),
+    /// An error that the proxy made.
+    Own(ProxyError),
+}
+
+/// An error that the proxy itself makes. Data, not text: the table below has the words.
+#[derive(Debug, Clone)]
+pub(super) enum ProxyError {
+    /// The body is longer than the limit in bytes.
+    BodyTooLarge(usize),
+    /// The framing of the body is broken.
+    BadFraming(String),
+    /// The client took too long with its body.
+    BodyTimeout,
+    /// The body is not a JSON object.
+    Invalid(Invalid),
+    /// More than one sample per prompt.
+    Samples(u64),
+    /// No pair to send it to.
+    NoWorker(NoWorker),
+    /// A leg had no answer.
+    Leg(Role, String, Failure),
+    /// Prefill's answer and decode's do not fit together.
+    Merge(MergeError),
+    /// A defect of the proxy.
+    Internal(String),
+}
+
+impl ProxyError {
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ProxyError::BadFraming(_) | ProxyError::Invalid(_) | ProxyError::Samples(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::Leg(_, _, Failure::ConnectTimeout | Failure::Silent(_)) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            ProxyError::Leg(..) | ProxyError::Merge(_) => StatusCode::BAD_GATEWAY,
+            ProxyError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Stable, of few values: for headers, labels and log fields.
+    pub(super) fn code(&self) -> &'static str {
+        use Failure::{ConnectTimeout, Lost, NotHttp, Silent, TooLong, Unreachable};
+        use Role::{Decode, Prefill};
+        match self {
+            ProxyError::BodyTooLarge(_) => "body_too_large",
+            ProxyError::BadFraming(_) => "bad_framing",
+            ProxyError::BodyTimeout => "body_timeout",
+            ProxyError::Invalid(_) => "invalid_json",
+            ProxyError::Samples(_) => "n_not_supported",
+            ProxyError::NoWorker(NoWorker(Prefill)) => "no_prefill",
+            ProxyError::NoWorker(NoWorker(Decode)) => "no_decode",
+            ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
+            ProxyError::Leg(Prefill, _, ConnectTimeout) => "prefill_connect_timeout",
+            ProxyError::Leg(Prefill, _, Lost(_)) => "prefill_lost",
+            ProxyError::Leg(Prefill, _, Silent(_)) => "prefill_silent",
+            ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_)) => "prefill_bad_answer",
+            ProxyError::Leg(Decode, _, Unreachable(_)) => "decode_unreachable",
+            ProxyError::Leg(Decode, _, ConnectTimeout) => "decode_connect_timeout",
+            ProxyError::Leg(Decode, _, Lost(_)) => "decode_lost",
+            ProxyError::Leg(Decode, _, Silent(_)) => "decode_silent",
+            ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_)) => "decode_bad_answer",
+            ProxyError::Merge(_) => "merge_failed",
+            ProxyError::Internal(_) => "internal",
+        }
+    }
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProxyError::BodyTooLarge(limit) => {
+                write!(
+                    f,
+                    "the request body is longer than {limit} bytes (max_payload_size)"
+                )
+            }
+            ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
+            ProxyError::BodyTimeout => f.write_str("the request body did not arrive in time"),
+            ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
+            ProxyError::Samples(n) => write!(
+                f,
+                "n = {n} is not supported with prefill/decode disaggregation: SGLang gives all samples of a \
+                 prompt one rendezvous, which never completes; send {n} requests with n = 1"
+            ),
+            ProxyError::NoWorker(why) => write!(f, "{why}"),
+            ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
+            ProxyError::Merge(why) => {
+                write!(
+                    f,
+                    "prefill's logprobs could not be merged into decode's answer: {why}"
+                )
+            }
+            ProxyError::Internal(why) => write!(f, "internal error: {why}"),
+        }
+    }
+}
+
+impl Fault {
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Fault::Rejected(_, rejection) => rejection.status,
+            Fault::Own(error) => error.status(),
+        }
+    }
+
+    /// The word for the log: the stable code, or who rejected.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Fault::Rejected(Role::Prefill, _) => "prefill_rejected",
+            Fault::Rejected(Role::Decode, _) => "decode_rejected",
+            Fault::Own(error) => error.code(),
+        }
+    }
+
+    /// What is wrong, in a sentence.
+    pub(super) fn message(&self) -> String {
+        match self {
+            Fault::Rejected(role, rejection) => {
+                format!("the {role} worker answered {}", rejection.status)
+            }
+            Fault::Own(error) => error.to_string(),
+        }
+    }
+
+    /// How the leg failed that this fault comes from.
+    pub(super) fn leg_failure(&self) -> LegFailure {
+        match self {
+            Fault::Rejected(_, rejection) => LegFailure::Answered(rejection.status.as_u16()),
+            Fault::Own(_) => LegFailure::NoAnswer,
+        }
+    }
+
+    /// Writes the error as a whole answer.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub(super) async fn write(
+        &self,
+        session: &mut Session,
+        route: Option<Route>,
+        request_id: &HeaderValue,
+    ) -> Result<()> {
+        let json = HeaderValue::from_static("application/json");
+        let (content_type, body) = match self {
+            Fault::Rejected(_, rejection) => {
+                (rejection.content_type.clone(), rejection.body.clone())
+            }
+            Fault::Own(error) => {
+                let shape = ErrorShape::of(route);
+                let body = shape.body(error.status().as_u16(), &error.to_string());
+                (Some(json), body.into())
+            }
+        };
+        let mut head = ResponseHeader::build(self.status(), Some(5))?;
+        if let Some(content_type) = content_type {
+            head.insert_header(header::CONTENT_TYPE, content_type)?;
+        }
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+        head.insert_header(REQUEST_ID, request_id)?;
+        if let Fault::Own(error) = self {
+            head.insert_header(ERROR_CODE, error.code())?;
+            if error.status() == StatusCode::SERVICE_UNAVAILABLE {
+                head.insert_header(header::RETRY_AFTER, RETRY_AFTER_SECS)?;
+            }
+        }
+        session.write_response_header(Box::new(head), false).await?;
+        session.write_response_body(Some(body), true).await
+    }
+
+    /// The JSON of this error inside a stream that has begun.
+    pub(super) fn event(&self, route: Option<Route>) -> String {
+        ErrorShape::of(route).event(self.status().as_u16(), &self.message())
+    }
+}
+
+/// A worker that comes back needs seconds, not minutes.
+const RETRY_AFTER_SECS: &str = "1";

@@ -1,0 +1,205 @@
+//! The prefill leg: a side task that sends the request, reads the answer to its end and says how it went.
+//!
+//! The task is owned by the request: dropped with it, and then its connection is closed, which is what
+//! tells SGLang to abort. A request that ended well lets the leg finish on its own, for [`LINGER`] at most.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pingora_http::RequestHeader;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::fleet::{Load, Rooms};
+use crate::net::{Client, Failure, Reply};
+use crate::pd::{self, Route, WorkerError};
+
+/// How long prefill may still talk after decode's answer has ended. Its answer is due before decode's first
+/// token, so this only bounds what is already wrong.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How much of a rejection is kept to be passed on, in bytes. SGLang's are a few hundred.
+const REJECTION_LIMIT: usize = 1 << 20;
+
+/// How much of a stream is looked at for an error in its first event, in bytes.
+const FIRST_EVENT_LIMIT: usize = 64 << 10;
+
+/// How the prefill leg ended.
+#[derive(Debug, Clone)]
+pub(super) enum Outcome {
+    /// With the answer of a prompt that was computed and handed over. The body where it was asked for, else
+    /// empty.
+    Served(Bytes),
+    /// With an answer that the client should see instead of decode's.
+    Rejected(Rejection),
+    /// With no answer.
+    Failed(Failure),
+}
+
+/// An error answer of a worker, to be passed on unchanged.
+#[derive(Debug, Clone)]
+pub(super) struct Rejection {
+    pub(super) status: StatusCode,
+    pub(super) content_type: Option<HeaderValue>,
+    pub(super) body: Bytes,
+}
+
+/// What the request needs from prefill's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// The whole body, for the merge: at most this many bytes.
+    Body(usize),
+    /// Nothing but the knowledge that it went well.
+    Nothing,
+}
+
+/// A request's hold on its prefill leg.
+pub(super) struct PrefillLeg {
+    outcome: watch::Receiver<Option<Outcome>>,
+    task: JoinHandle<()>,
+}
+
+/// What the leg sends, and to whom.
+pub(super) struct Order {
+    pub(super) client: Arc<Client>,
+    pub(super) worker: Load,
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) route: Route,
+    pub(super) head: RequestHeader,
+    pub(super) body: Bytes,
+    pub(super) keep: Keep,
+}
+
+impl PrefillLeg {
+    /// Starts the leg.
+    pub(super) fn fire(order: Order) -> Self {
+        let (report, outcome) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            let ended = order.run().await;
+            // Nobody may be left to hear it, when the request has ended meanwhile.
+            let _ = report.send(Some(ended));
+        });
+        Self { outcome, task }
+    }
+
+    /// How the leg ended, if it has.
+    pub(super) fn peek(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    /// Waits for the end of the leg.
+    pub(super) async fn outcome(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(ended)) => ended.clone(),
+            // The task ends without a report only when it was aborted or has panicked.
+            _ => Outcome::Failed(Failure::Lost("the leg was given up".into())),
+        }
+    }
+
+    /// Resolves when the leg has ended badly, and never otherwise.
+    pub(super) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
+        let mut outcome = self.outcome.clone();
+        async move {
+            let ended_badly =
+                |ended: &Option<Outcome>| ended.as_ref().is_some_and(|ended| !ended.is_served());
+            if outcome.wait_for(ended_badly).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Lets the leg come to its end without the request.
+    pub(super) fn let_finish(self) {
+        if self.task.is_finished() {
+            return;
+        }
+        // Bounded by LINGER; nobody waits for it.
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(LINGER, self.outcome()).await;
+        });
+    }
+}
+
+impl Drop for PrefillLeg {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Outcome {
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self, Outcome::Served(_))
+    }
+}
+
+impl From<WorkerError> for Rejection {
+    fn from(error: WorkerError) -> Self {
+        Self {
+            status: StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY),
+            content_type: Some(HeaderValue::from_static("application/json")),
+            body: error.body,
+        }
+    }
+}
+
+impl Order {
+    async fn run(self) -> Outcome {
+        let ended = match self
+            .client
+            .send(self.worker.peer(), &self.head, &self.body)
+            .await
+        {
+            Ok(reply) => self.read(reply).await,
+            Err(failure) => Err(failure),
+        };
+        // The rooms stay taken for as long as a worker may still know them.
+        drop(self.rooms);
+        ended.unwrap_or_else(Outcome::Failed)
+    }
+
+    async fn read(&self, mut reply: Reply<'_>) -> Result<Outcome, Failure> {
+        let status = reply.head().status;
+        if !status.is_success() {
+            let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
+            let body = reply.collect(REJECTION_LIMIT).await?;
+            return Ok(Outcome::Rejected(Rejection {
+                status,
+                content_type,
+                body,
+            }));
+        }
+        let streams = is_event_stream(&reply.head().headers);
+        let body = match self.keep {
+            Keep::Body(limit) => reply.collect(limit).await?,
+            Keep::Nothing => drain(&mut reply, streams).await?,
+        };
+        let rejected = streams
+            .then(|| pd::stream_error(self.route, &body))
+            .flatten();
+        Ok(match rejected {
+            Some(error) => Outcome::Rejected(error.into()),
+            None => Outcome::Served(body),
+        })
+    }
+}
+
+/// Reads to the end, keeping the beginning of a stream: its first event may be an error.
+async fn drain(reply: &mut Reply<'_>, streams: bool) -> Result<Bytes, Failure> {
+    let mut beginning = BytesMut::new();
+    while let Some(chunk) = reply.chunk().await? {
+        if streams && beginning.len() < FIRST_EVENT_LIMIT {
+            beginning.extend_from_slice(&chunk);
+        }
+    }
+    Ok(beginning.freeze())
+}
+
+/// Whether this answer is a stream of server-sent events.
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
