@@ -11,16 +11,25 @@
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
 //! | `net` | one HTTP exchange with one worker | nothing |
 //! | [`fleet`] | the workers, their load, who serves the next request, live rooms | `pd` |
-//! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `fleet`, `pd`, `net` |
-//! | `ops` | the endpoints without legs | `fleet`, `net` |
-//! | [`config`] | what the user wrote, and what the program needs | `pd`, `fleet` |
+//! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `fleet`, `net`, `pd` |
+//! | `ops` | the endpoints without legs | `fleet`, `net`, `pd` |
+//! | [`config`] | what the user wrote, and what the program needs | nothing |
 //! | [`sim`] | simulated SGLang workers | `pd` |
-//! | `server` | the wiring of all of them into Pingora services | all but `sim` |
+//! | [`cli`] | the command line | `config`, `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `cli` and `sim` |
 //!
-//! `tests/rooms.rs` walks the `use` lines and fails when a room names one that it must not know.
+//! `tests/rooms.rs` walks the sources and fails when a room names one that it must not know.
 
 pub mod cli;
 pub mod config;
 pub mod fleet;
 pub mod pd;
 pub mod sim;
+
+mod net;
+mod ops;
+mod proxy;
+mod server;
+
+pub use config::MiniLbConfig;
+pub use server::{Handle, MiniLoadBalancer, StartError, run};

@@ -1,0 +1,448 @@
+//! The wiring: a configuration becomes a fleet, a client, a proxy, an ops room and a Pingora service.
+//!
+//! The only file that sees every room. Two ways lead out of it: [`run`], a whole process under Pingora's
+//! `Server` (signals, daemon, upgrade), and [`MiniLoadBalancer`], a service inside somebody else's runtime.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::HeaderValue;
+use pingora_core::server::configuration::{Opt, ServerConf};
+use pingora_core::server::{
+    Fds, ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
+};
+use pingora_core::services::Service as PingoraService;
+use pingora_core::services::listening::Service;
+use pingora_proxy::{HttpProxy, http_proxy_service};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{Config, ConfigError, Listen, MiniLbConfig, Policy, WorkerSpec};
+use crate::fleet::{Fleet, LiveRooms, Random, Role, Worker};
+use crate::net::{Client, Patience, peer};
+use crate::ops::Ops;
+use crate::pd::Bootstrap;
+use crate::proxy::{Inflight, Proxy};
+
+/// Without a configured grace period, live streams get this long after SIGTERM.
+/// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
+const GRACE: Duration = Duration::from_secs(300);
+
+/// Why the balancer did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The host of a worker has no address.
+    Unresolved {
+        /// The worker.
+        url: String,
+        /// The resolver's answer.
+        why: io::Error,
+    },
+    /// The address cannot be listened on.
+    Listen {
+        /// Host and port.
+        address: String,
+        /// The system's answer.
+        why: io::Error,
+    },
+    /// A key or host that cannot be sent in a header.
+    NotAHeader {
+        /// The worker.
+        url: String,
+        /// What cannot be sent.
+        what: &'static str,
+    },
+    /// A signal handler could not be installed.
+    Signals(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Unresolved { url, why } => {
+                write!(f, "cannot find the address of the worker {url}: {why}")
+            }
+            StartError::Listen { address, why } if why.kind() == io::ErrorKind::AddrInUse => {
+                write!(
+                    f,
+                    "cannot listen on {address}: another process does already; stop it or choose another --port"
+                )
+            }
+            StartError::Listen { address, why } => write!(f, "cannot listen on {address}: {why}"),
+            StartError::NotAHeader { url, what } => {
+                write!(
+                    f,
+                    "the {what} of the worker {url} has characters that no HTTP header can carry"
+                )
+            }
+            StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Unresolved { why, .. }
+            | StartError::Listen { why, .. }
+            | StartError::Signals(why) => Some(why),
+            StartError::NotAHeader { .. } => None,
+        }
+    }
+}
+
+/// Runs a process of its own until a signal ends it: SIGTERM lets live requests finish, SIGINT does not,
+/// SIGQUIT hands the listeners to a successor that was started with `-u`.
+///
+/// # Errors
+/// [`StartError`]: nothing was started then.
+pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
+    let address = config.listen.to_string();
+    let socket = match options.upgrade {
+        true => None, // the predecessor hands it over
+        false => Some(bind(&config.listen)?),
+    };
+    let grace = config
+        .server
+        .grace_period_seconds
+        .map_or(GRACE, Duration::from_secs);
+    let (closing, closed) = watch::channel(false);
+    let assembled = assemble(config)?;
+    let inflight = assembled.inflight.clone();
+    let server_conf = Arc::try_unwrap(assembled.conf).unwrap_or_else(|_| ServerConf::default());
+    let mut server = Server::new_with_opt_and_conf(
+        Opt {
+            conf: None,
+            ..options
+        },
+        server_conf,
+    );
+    server.bootstrap();
+    server.add_service(Entrance::new(assembled.service, address, socket, closed));
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals {
+            closing,
+            inflight,
+            grace,
+        }),
+    });
+    Ok(())
+}
+
+/// A balancer inside the caller's tokio runtime. Several live in one process side by side.
+///
+/// ```no_run
+/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+/// use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+///
+/// let config = MiniLbConfig::new(
+///     "127.0.0.1".into(),
+///     8080,
+///     vec![("http://127.0.0.1:30000".into(), Some(8998))],
+///     vec!["http://127.0.0.1:30001".into()],
+///     1800,
+/// );
+/// MiniLoadBalancer::new(config)?.start().await?;
+/// # Ok(()) }
+/// ```
+pub struct MiniLoadBalancer {
+    config: Config,
+    handle: Handle,
+    closed: watch::Receiver<bool>,
+    bound: watch::Sender<Option<SocketAddr>>,
+}
+
+/// Where a balancer listens, and how it is stopped. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    closing: Arc<watch::Sender<bool>>,
+    bound: watch::Receiver<Option<SocketAddr>>,
+}
+
+impl Handle {
+    /// The address that is listened on, once it is; `None` when the balancer ended without.
+    pub async fn address(&self) -> Option<SocketAddr> {
+        let mut bound = self.bound.clone();
+        bound
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|address| *address)
+    }
+
+    /// Stops listening. `start` returns when the live requests have ended.
+    pub fn stop(&self) {
+        self.closing.send_replace(true);
+    }
+}
+
+impl MiniLoadBalancer {
+    /// Checks the configuration. Nothing is opened yet.
+    ///
+    /// # Errors
+    /// Every problem of the configuration, not only the first.
+    pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
+        Ok(Self::from_config(config.resolve()?))
+    }
+
+    /// A balancer of a configuration that has been checked.
+    pub fn from_config(config: Config) -> Self {
+        let (closing, closed) = watch::channel(false);
+        let (bound, is_bound) = watch::channel(None);
+        Self {
+            config,
+            handle: Handle {
+                closing: Arc::new(closing),
+                bound: is_bound,
+            },
+            closed,
+            bound,
+        }
+    }
+
+    /// For stopping it, and for learning its port.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Listens and serves until [`Handle::stop`], then until the live requests have ended.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing is listened on then.
+    pub async fn start(self) -> Result<(), StartError> {
+        let socket = bind(&self.config.listen)?;
+        let address = socket.local_addr().map_err(|why| StartError::Listen {
+            address: self.config.listen.to_string(),
+            why,
+        })?;
+        let config = self.config;
+        // Looking up the workers' names blocks.
+        let assembled = tokio::task::spawn_blocking(move || assemble(config))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let mut entrance = Entrance::new(
+            assembled.service,
+            address.to_string(),
+            Some(socket),
+            self.closed.clone(),
+        );
+        self.bound.send_replace(Some(address));
+        log::info!("listening address={address}");
+        entrance.start_service(None, self.closed, 1).await;
+        assembled.inflight.none().await;
+        Ok(())
+    }
+}
+
+/// What a configuration becomes.
+struct Assembled {
+    service: Service<HttpProxy<Proxy>>,
+    inflight: Arc<Inflight>,
+    conf: Arc<ServerConf>,
+}
+
+fn assemble(config: Config) -> Result<Assembled, StartError> {
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let patience = Patience {
+        connect: config.connect_timeout,
+        silence: config.request_timeout,
+    };
+    let workers = |role, specs: &[WorkerSpec]| {
+        specs
+            .iter()
+            .map(|spec| worker(role, spec, patience).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let policy = match config.policy {
+        Policy::Random => Box::new(Random),
+    };
+    let fleet = Arc::new(Fleet::new(
+        workers(Role::Prefill, &config.prefill)?,
+        workers(Role::Decode, &config.decode)?,
+        policy,
+    ));
+    let mut conf = config.server;
+    // Each attempt of Pingora's is a pooled connection that the worker had closed.
+    conf.max_retries = crate::net::STALE_ATTEMPTS;
+    let conf = Arc::new(conf);
+    let client = Arc::new(Client::new(&conf));
+    let inflight = Arc::new(Inflight::default());
+    let proxy = Proxy {
+        fleet: fleet.clone(),
+        rooms: Arc::new(LiveRooms::default()),
+        client: client.clone(),
+        side_door: Arc::new(Ops::new(fleet, client, config.max_body_bytes)),
+        max_body_bytes: config.max_body_bytes,
+        inflight: inflight.clone(),
+    };
+    Ok(Assembled {
+        service: http_proxy_service(&conf, proxy),
+        inflight,
+        conf,
+    })
+}
+
+fn worker(role: Role, spec: &WorkerSpec, patience: Patience) -> Result<Worker, StartError> {
+    let url = spec.url.to_string();
+    let address =
+        resolve(spec.url.host(), spec.url.port()).map_err(|why| StartError::Unresolved {
+            url: url.clone(),
+            why,
+        })?;
+    let not_a_header = |what| StartError::NotAHeader {
+        url: spec.url.to_string(),
+        what,
+    };
+    let host =
+        HeaderValue::try_from(spec.url.authority()).map_err(|_| not_a_header("host name"))?;
+    let authorization = match &spec.api_key {
+        None => None,
+        Some(key) => {
+            let bearer = [b"Bearer ", key.expose()].concat();
+            let mut value =
+                HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
+            value.set_sensitive(true);
+            Some(value)
+        }
+    };
+    let bootstrap = spec
+        .bootstrap
+        .as_ref()
+        .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
+    Ok(Worker::new(
+        role,
+        url,
+        host,
+        peer(address, patience),
+        bootstrap,
+        authorization,
+    ))
+}
+
+fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    (host, port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}
+
+/// A busy port fails here, at once: Pingora would try for 30 s and then live on without a listener.
+fn bind(listen: &Listen) -> Result<TcpListener, StartError> {
+    let failed = |why| StartError::Listen {
+        address: listen.to_string(),
+        why,
+    };
+    let socket = TcpListener::bind((listen.host.as_str(), listen.port)).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket)
+}
+
+/// Pingora's listening service with a socket that was bound before.
+struct Entrance {
+    service: Service<HttpProxy<Proxy>>,
+    address: String,
+    socket: Option<TcpListener>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Entrance {
+    fn new(
+        mut service: Service<HttpProxy<Proxy>>,
+        address: String,
+        socket: Option<TcpListener>,
+        closed: watch::Receiver<bool>,
+    ) -> Self {
+        service.add_tcp(&address);
+        Self {
+            service,
+            address,
+            socket,
+            closed,
+        }
+    }
+}
+
+#[async_trait]
+impl PingoraService for Entrance {
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        mut shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
+        if let Some(socket) = self.socket.take() {
+            fds.lock().add(self.address.clone(), socket.into_raw_fd());
+        }
+        // Whichever comes first: Pingora's broadcast (upgrade) or the drain (SIGTERM, `Handle::stop`).
+        let (stop, stopped) = watch::channel(false);
+        let mut closed = self.closed.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                _ = closed.wait_for(|stop| *stop) => {}
+            }
+            stop.send_replace(true);
+        });
+        PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
+            .await;
+    }
+
+    fn name(&self) -> &str {
+        "mini-lb"
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        PingoraService::listen_addresses(&self.service)
+    }
+}
+
+/// Signals as Pingora has them, except that SIGTERM ends as soon as no request is live: Pingora itself
+/// always sleeps the whole grace period, and then cuts what is left.
+struct Signals {
+    closing: watch::Sender<bool>,
+    inflight: Arc<Inflight>,
+    grace: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        match first_signal().await {
+            Ok(ShutdownSignal::GracefulTerminate) => {
+                log::info!("draining grace_secs={}", self.grace.as_secs());
+                self.closing.send_replace(true);
+                if tokio::time::timeout(self.grace, self.inflight.none())
+                    .await
+                    .is_err()
+                {
+                    log::warn!("grace period over, live requests are cut");
+                }
+                ShutdownSignal::FastShutdown
+            }
+            Ok(other) => other,
+            Err(error) => {
+                log::error!("{}", StartError::Signals(error));
+                ShutdownSignal::FastShutdown
+            }
+        }
+    }
+}
+
+async fn first_signal() -> io::Result<ShutdownSignal> {
+    let mut quit = signal(SignalKind::quit())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = quit.recv() => ShutdownSignal::GracefulUpgrade,
+        _ = terminate.recv() => ShutdownSignal::GracefulTerminate,
+        _ = interrupt.recv() => ShutdownSignal::FastShutdown,
+    })
+}
