@@ -72,15 +72,16 @@ impl<'a> MetaInfo<'a> {
                 info.row = first_row(s)?;
             } else {
                 let value = s.skip()?;
-                if member.name == NESTED {
-                    info.cuts.cut(member.comma, member.start..value.end);
-                }
                 if member.name.starts_with("input_") && member.name.contains("logprobs") {
+                    let (start, value) = (member.start, value.clone());
                     info.slots.push(Slot {
-                        name: member.name,
-                        start: member.start,
+                        name: member.name.clone(),
+                        start,
                         value,
                     });
+                }
+                if member.name == NESTED {
+                    info.cuts.cut(member.comma, member.start..value.end);
                     return Ok(());
                 }
             }

@@ -308,7 +308,8 @@ impl Logprobs {
     /// What has to change in an item of decode.
     fn edit<'a>(&'a self, meta_info: &MetaInfo<'_>, edits: &mut Edits<'a>) {
         let slot = |entry: &Entry| meta_info.slots.iter().find(|slot| slot.name == entry.name);
-        let mut empty = meta_info.cuts.leaves_nothing();
+        let mut empty =
+            meta_info.cuts.leaves_nothing() && (self.flat || meta_info.slots.is_empty());
         for entry in &self.entries {
             match slot(entry) {
                 Some(slot) => edits.replace(slot.value.clone(), &entry.value),
