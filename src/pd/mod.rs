@@ -9,6 +9,7 @@
 //! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
+mod answer;
 pub mod bootstrap;
 pub mod error_body;
 pub mod json;
@@ -20,7 +21,7 @@ pub mod verdict;
 
 pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
-pub use merge::{MergeError, PromptSide, StreamMerger};
+pub use merge::{Leg, MergeError, PromptSide, StreamMerger};
 pub use outcome::{WorkerError, stream_error};
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
