@@ -253,6 +253,16 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::config::Environment;
+    use crate::config::settings::worker_key;
+
+    fn serve(line: &[&str]) -> Serve {
+        match parse(line.iter().copied()).unwrap() {
+            Command::Serve(serve) => *serve,
+            #[allow(unreachable_patterns, reason = "as long as there is no subcommand")]
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -292,7 +302,7 @@ mod tests {
             }
             // A flag behind it must not be swallowed.
             line.extend(["--port", "1"]);
-            let Command::Serve(serve) = parse(&line).unwrap();
+            let serve = serve(&line);
             assert_eq!(serve.sources.warnings.len(), 1, "{line:?}");
             assert!(serve.sources.warnings[0].starts_with(&flag), "{line:?}");
             assert_eq!(serve.sources.flags.scalars["port"].value, "1", "{line:?}");
@@ -301,8 +311,101 @@ mod tests {
 
     #[test]
     fn implied_flags_are_silent() {
-        let Command::Serve(serve) =
-            parse(["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]).unwrap();
+        let serve = serve(&["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]);
         assert!(serve.sources.warnings.is_empty());
+    }
+
+    fn scalar(
+        sources: Sources,
+        environment: Environment<'_>,
+        setting: &Setting,
+    ) -> (String, Place) {
+        let (_, effective) = sources.load(environment).unwrap();
+        let given = &effective.0.scalars[setting.key];
+        (given.value.clone(), given.place.clone())
+    }
+
+    #[test]
+    fn every_scalar_option_is_a_flag_a_variable_and_a_key_that_override_in_this_order() {
+        let workers = [
+            "mini-lb",
+            "--prefill",
+            "http://a:1",
+            "--decode",
+            "http://b:1",
+        ];
+        let sources = |more: &[String]| {
+            let more = more.iter().map(String::as_str);
+            serve(&workers.into_iter().chain(more).collect::<Vec<_>>()).sources
+        };
+        let key_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(key_file.path(), "sk-1").unwrap();
+        for setting in SETTINGS {
+            let value = match setting.key {
+                "prefill" | "decode" => continue,
+                "host" => "::1",
+                "policy" => "random",
+                "log_level" => "warn",
+                "worker_api_key_file" => key_file.path().to_str().unwrap(),
+                _ => "7",
+            };
+            let yaml = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(yaml.path(), format!("{}: {value:?}\n", setting.key)).unwrap();
+            let conf = ["--conf".to_owned(), yaml.path().display().to_string()];
+            let flag = [format!("--{}", setting.flag()), value.to_owned()];
+            let unset = |_: &str| None;
+            let set = |name: &str| (name == setting.variable()).then(|| value.into());
+
+            let file = Place::File {
+                path: yaml.path().into(),
+                line: Some(1),
+                key: setting.key.to_owned(),
+            };
+            assert_eq!(
+                scalar(sources(&conf), &unset, setting),
+                (value.to_owned(), file)
+            );
+            let variable = Place::Environment(setting.variable());
+            assert_eq!(
+                scalar(sources(&conf), &set, setting),
+                (value.to_owned(), variable)
+            );
+            let all = [&conf[..], &flag].concat();
+            assert_eq!(
+                scalar(sources(&all), &set, setting),
+                (value.to_owned(), Place::Flag(flag[0].clone()))
+            );
+            if let Some(default) = setting.default {
+                assert_eq!(
+                    scalar(sources(&[]), &unset, setting),
+                    (default.to_owned(), Place::Default)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_file_has_every_key_at_its_default() {
+        let text = std::fs::read_to_string("conf/mini-lb.yaml").unwrap();
+        let file: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
+        for setting in SETTINGS {
+            let value = file
+                .get(setting.key)
+                .unwrap_or_else(|| panic!("{} is missing", setting.key));
+            match setting.kind {
+                Kind::Workers(role) => {
+                    let first = value.get(0).unwrap();
+                    let shown = |key: &&str| role == Role::Decode || first.get(key).is_some();
+                    assert!(worker_key::of(role).iter().all(shown), "{first:?}");
+                }
+                _ if setting.key == "port" => assert_eq!(value.as_u64(), Some(8080)),
+                _ => {
+                    let default = setting.default.map_or(serde_yaml::Value::Null, |default| {
+                        serde_yaml::from_str(default).unwrap()
+                    });
+                    assert_eq!(*value, default, "{}", setting.key);
+                }
+            }
+        }
     }
 }
