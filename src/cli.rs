@@ -16,7 +16,7 @@ use pingora_core::server::configuration::Opt;
 
 use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
-use crate::config::{Draft, Given, Place, Role, Sources, WorkerDraft};
+use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
 
 /// What the program is asked to do. A further subcommand is one more variant with its arguments.
 #[derive(Debug, Subcommand)]
@@ -99,7 +99,8 @@ impl Serve {
             (false, true) => Action::PrintConfig,
             (false, false) => Action::Run,
         };
-        let mut flags = flags(matches);
+        let mut problems = Vec::new();
+        let mut flags = flags(matches, &mut problems);
         if opt.daemon {
             let given = Given {
                 value: true.into(),
@@ -118,6 +119,7 @@ impl Serve {
             sources: Sources {
                 flags,
                 conf,
+                problems,
                 warnings: warnings(matches),
             },
         }
@@ -176,9 +178,8 @@ fn setting_arg(setting: &Setting) -> Arg {
     match setting.kind {
         // The last one wins, as with argparse.
         Kind::Text | Kind::Number => arg.overrides_with(setting.key).allow_negative_numbers(true),
-        Kind::Workers(_) => arg
-            .num_args(1..=setting.value_names.len())
-            .action(ArgAction::Append),
+        // One token too many is said to be one too many; clap would take it for a subcommand.
+        Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
     }
 }
 
@@ -203,7 +204,7 @@ fn hidden(name: &'static str) -> Arg {
 }
 
 /// The values of the options that stand on the command line.
-fn flags(matches: &ArgMatches) -> Draft {
+fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
     let mut draft = Draft::default();
     for setting in SETTINGS {
         let place = flag_place(&setting.flag());
@@ -213,15 +214,11 @@ fn flags(matches: &ArgMatches) -> Draft {
                     draft.set(setting, value, place);
                 }
             }
-            Kind::Workers(Role::Prefill | Role::Decode) => {
-                for mut tokens in matches
-                    .get_occurrences::<String>(setting.key)
-                    .into_iter()
-                    .flatten()
-                {
-                    let Some(url) = tokens.next() else { continue };
-                    let bootstrap = tokens.next().map(String::as_str);
-                    let worker = WorkerDraft::from_tokens(place.clone(), url, bootstrap);
+            Kind::Workers(role) => {
+                let occurrences = matches.get_occurrences::<String>(setting.key);
+                for tokens in occurrences.into_iter().flatten() {
+                    let tokens: Vec<_> = tokens.map(String::as_str).collect();
+                    let worker = WorkerDraft::from_tokens(place.clone(), role, &tokens, problems);
                     draft.push_worker(setting, place.clone(), worker);
                 }
             }
@@ -253,8 +250,8 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::config::Environment;
     use crate::config::settings::worker_key;
+    use crate::config::{Environment, Role};
 
     fn serve(line: &[&str]) -> Serve {
         match parse(line.iter().copied()).unwrap() {

@@ -317,15 +317,17 @@ fn a_prefill_flag_takes_its_bootstrap_address_as_second_token() {
         "70000",
         ":8998",
         "p0:none:1",
-        "-1",
+        "1 http://b:1",
     ] {
-        let line = format!("--prefill=http://a:1 --prefill http://c:1 {token} --decode http://d:1");
-        let refused = match cli::parse(std::iter::once("mini-lb").chain(line.split(' '))) {
-            Ok(_) => problems(&line, &[]).starts_with("--prefill: "),
-            Err(error) => error.exit_code() == 2,
-        };
-        assert!(refused, "{token}");
+        let line = format!("--prefill http://a:1 --prefill http://c:1 {token} --decode http://d:1");
+        let found = problems(&line, &[]);
+        assert!(
+            found.starts_with("--prefill: `") && found.lines().count() == 1,
+            "{token}: {found}"
+        );
     }
+    let found = problems("--prefill http://a:1 --decode http://c:1 http://d:1", &[]);
+    assert_eq!(found, "--decode: `http://c:1 http://d:1` is not one URL");
 }
 
 #[test]
@@ -387,8 +389,8 @@ fn problems_of_all_sources_are_said_at_once() {
     assert_eq!(
         found.lines().collect::<Vec<_>>(),
         [
-            "MINI_LB_PREFILL[0]: `http://a:1 1 2` is not a URL, or a URL and a bootstrap port",
-            "MINI_LB_PREFILL[1]: `` is not a URL, or a URL and a bootstrap port",
+            "MINI_LB_PREFILL[0]: `http://a:1 1 2` is not one URL with at most a bootstrap address behind it",
+            "MINI_LB_PREFILL[1]: `` is not one URL with at most a bootstrap address behind it",
             "FILE:1: prot: unknown key, did you mean `port`?",
             "--port: `x` is not a port from 0 to 65535",
             "MINI_LB_CONNECT_TIMEOUT_SECS: `0` is not a number of seconds above 0 and at most a year",

@@ -40,7 +40,8 @@ impl MiniLbConfig {
         config.set(&settings::REQUEST_TIMEOUT_SECS, timeout_secs.to_string());
         for (index, (url, bootstrap_port)) in prefill_urls.iter().enumerate() {
             let place = Place::Library(format!("prefill_urls[{index}]"));
-            let mut worker = WorkerDraft::from_tokens(place, url, None);
+            let mut worker = WorkerDraft::new(place);
+            worker.set(worker_key::URL, url);
             if let Some(port) = bootstrap_port {
                 worker.set(worker_key::BOOTSTRAP_PORT, &port.to_string());
             }
@@ -48,11 +49,9 @@ impl MiniLbConfig {
         }
         for (index, url) in decode_urls.iter().enumerate() {
             let place = Place::Library(format!("decode_urls[{index}]"));
-            config.push(
-                &settings::DECODE,
-                "decode_urls",
-                WorkerDraft::from_tokens(place, url, None),
-            );
+            let mut worker = WorkerDraft::new(place);
+            worker.set(worker_key::URL, url);
+            config.push(&settings::DECODE, "decode_urls", worker);
         }
         config
     }

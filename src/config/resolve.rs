@@ -43,10 +43,7 @@ pub(crate) fn resolve(
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
     let policy = resolver.policy();
     let log_filter = resolver.log_filter();
-    let shared_key = shared_key.or_else(|| resolver.shared_key());
-    let prefill = resolver.workers(Role::Prefill, shared_key.as_ref());
-    let decode = resolver.workers(Role::Decode, shared_key.as_ref());
-    resolver.each_worker_once(&prefill, &decode);
+    let (prefill, decode) = resolver.fleet(shared_key);
     let server = resolver.server();
     let values = (
         host,
@@ -59,13 +56,8 @@ pub(crate) fn resolve(
         server,
     );
     let Resolver {
-        problems,
-        mut warnings,
-        ..
+        problems, warnings, ..
     } = resolver;
-    let prefill: Vec<_> = prefill.into_iter().map(|worker| worker.value).collect();
-    let decode: Vec<_> = decode.into_iter().map(|worker| worker.value).collect();
-    warnings.extend(unreachable_bootstraps(&prefill, &decode));
     match values {
         (
             Some(host),
@@ -168,6 +160,21 @@ impl Resolver<'_> {
     fn shared_key(&mut self) -> Option<Secret> {
         let given = self.draft.scalars.get(settings::WORKER_API_KEY_FILE.key)?;
         self.key(read_key(Path::new(&given.value)), &given.place)
+    }
+
+    /// Both lists, each worker once.
+    fn fleet(&mut self, shared_key: Option<Secret>) -> (Vec<WorkerSpec>, Vec<WorkerSpec>) {
+        let shared_key = shared_key.or_else(|| self.shared_key());
+        let prefill = self.workers(Role::Prefill, shared_key.as_ref());
+        let decode = self.workers(Role::Decode, shared_key.as_ref());
+        self.each_worker_once(&prefill, &decode);
+        let specs = |workers: Vec<Given<WorkerSpec>>| {
+            workers.into_iter().map(|worker| worker.value).collect()
+        };
+        let (prefill, decode): (Vec<_>, Vec<_>) = (specs(prefill), specs(decode));
+        self.warnings
+            .extend(unreachable_bootstraps(&prefill, &decode));
+        (prefill, decode)
     }
 
     fn workers(&mut self, role: Role, shared: Option<&Secret>) -> Vec<Given<WorkerSpec>> {
