@@ -620,7 +620,7 @@ fn the_library_resolves_to_what_the_command_line_resolves_to() {
     .max_payload_size(10)
     .policy(Policy::Random)
     .log_level("warn")
-    .worker_api_key(Secret::new("sk-1"))
+    .worker_api_key("sk-1")
     .threads(1)
     .resolve()
     .unwrap();
@@ -645,6 +645,15 @@ fn the_library_refuses_what_the_command_line_refuses() {
             "decode_urls[0]: http://b:1 cannot serve both roles, it is prefill at prefill_urls[1]",
             "threads: must be at least 1",
         ]
+    );
+    let found = library(&[("http://a:1", None)], &["http://b:1"], 1)
+        .worker_api_key("a\r\nb: c")
+        .resolve();
+    let found = found.unwrap_err().to_string();
+    let bad = "the key has characters that an HTTP header cannot carry";
+    assert_eq!(
+        found,
+        format!("prefill_urls[0]: {bad}\ndecode_urls[0]: {bad}")
     );
     let found = library(&[], &[], 1).resolve().unwrap_err().to_string();
     assert_eq!(found.lines().count(), 2, "{found}");

@@ -99,7 +99,7 @@ impl Sources {
             .over(variables)
             .over(file)
             .over(Draft::defaults());
-        let config = resolve::resolve(&draft, None, problems, warnings)?;
+        let config = resolve::resolve(&draft, problems, warnings)?;
         Ok((config, Effective(draft)))
     }
 }
