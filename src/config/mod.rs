@@ -31,6 +31,8 @@ use std::time::Duration;
 
 use pingora_core::server::configuration::ServerConf;
 
+pub(crate) use crate::pd::Role;
+
 /// What the rooms of the program receive, field by field.
 #[derive(Debug)]
 pub struct Config {
@@ -134,11 +136,4 @@ pub enum Policy {
     /// One prefill and one decode worker, each uniformly at random.
     #[default]
     Random,
-}
-
-/// Which of the two legs a worker serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Role {
-    Prefill,
-    Decode,
 }

@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
+use super::Role;
 use super::answer::{Completion, Edits, Item, LISTS, List, Lists, MetaInfo, NESTED, Slot};
 use super::json::{self, Kind, Scanner};
 use super::request::{Batch, Merge};
@@ -40,11 +41,11 @@ impl PromptSide {
         match merge {
             Merge::None => {}
             Merge::InputLogprobs => {
-                for (index, item) in items(batch, &body, Leg::Prefill)?.into_iter().enumerate() {
+                for (index, item) in items(batch, &body, Role::Prefill)?.into_iter().enumerate() {
                     prompts.item(index, &body, item)?;
                 }
             }
-            Merge::Echo => prompts.choices(&body, completion(&body, Leg::Prefill)?)?,
+            Merge::Echo => prompts.choices(&body, completion(&body, Role::Prefill)?)?,
         }
         prompts.complete()
     }
@@ -65,11 +66,11 @@ impl PromptSide {
             match merge {
                 Merge::None => {}
                 Merge::InputLogprobs => {
-                    let item = read(&payload, Leg::Prefill, Item::read)?;
+                    let item = read(&payload, Role::Prefill, Item::read)?;
                     prompts.item(item.index, &payload, item)?;
                 }
                 Merge::Echo => {
-                    let completion = read(&payload, Leg::Prefill, Completion::read)?;
+                    let completion = read(&payload, Role::Prefill, Completion::read)?;
                     prompts.choices(&payload, completion)?;
                 }
             }
@@ -87,17 +88,20 @@ pub fn body(side: &PromptSide, decode: Bytes) -> Result<Bytes, MergeError> {
     match &side.prompts {
         Prompts::Nothing => return Ok(decode),
         Prompts::Logprobs(prompts) => {
-            for (prompt, item) in prompts.iter().zip(items(side.batch, &decode, Leg::Decode)?) {
-                let meta_info = item.meta_info.ok_or(missing(Leg::Decode, "meta_info"))?;
+            for (prompt, item) in prompts
+                .iter()
+                .zip(items(side.batch, &decode, Role::Decode)?)
+            {
+                let meta_info = item.meta_info.ok_or(missing(Role::Decode, "meta_info"))?;
                 prompt.edit(&meta_info, &mut edits);
             }
         }
         Prompts::Echo(prompts) => {
-            let choices = completion(&decode, Leg::Decode)?.choices;
-            expect(Leg::Decode, prompts.len(), choices.len())?;
+            let choices = completion(&decode, Role::Decode)?.choices;
+            expect(Role::Decode, prompts.len(), choices.len())?;
             for choice in choices {
-                let logprobs = choice.logprobs.ok_or(missing(Leg::Decode, "logprobs"))?;
-                prompt_of(prompts, choice.index, Leg::Decode)?.edit(&logprobs, &mut edits);
+                let logprobs = choice.logprobs.ok_or(missing(Role::Decode, "logprobs"))?;
+                prompt_of(prompts, choice.index, Role::Decode)?.edit(&logprobs, &mut edits);
             }
         }
     }
@@ -137,14 +141,14 @@ impl StreamMerger {
         match &self.side.prompts {
             Prompts::Nothing => {}
             Prompts::Logprobs(prompts) => {
-                let item = read(payload, Leg::Decode, Item::read)?;
+                let item = read(payload, Role::Decode, Item::read)?;
                 if let Some(meta_info) = item.meta_info {
-                    prompt_of(prompts, item.index, Leg::Decode)?.edit(&meta_info, &mut edits);
+                    prompt_of(prompts, item.index, Role::Decode)?.edit(&meta_info, &mut edits);
                 }
             }
             Prompts::Echo(prompts) => {
-                for choice in read(payload, Leg::Decode, Completion::read)?.choices {
-                    let prompt = prompt_of(prompts, choice.index, Leg::Decode)?;
+                for choice in read(payload, Role::Decode, Completion::read)?.choices {
+                    let prompt = prompt_of(prompts, choice.index, Role::Decode)?;
                     if let (Some(logprobs), false) = (choice.logprobs, self.echoed[choice.index]) {
                         prompt.edit(&logprobs, &mut edits);
                         self.echoed[choice.index] = true;
@@ -159,50 +163,32 @@ impl StreamMerger {
     }
 }
 
-/// One of the two exchanges of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leg {
-    /// The exchange with the prefill worker.
-    Prefill,
-    /// The exchange with the decode worker.
-    Decode,
-}
-
-impl fmt::Display for Leg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        })
-    }
-}
-
 /// Why two answers cannot be merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeError {
     /// An answer is not JSON, or not an object or list where it should be.
     Malformed {
         /// Whose answer.
-        leg: Leg,
+        leg: Role,
         /// What is wrong with it.
         error: json::Error,
     },
     /// An answer tells of an error.
     Failed {
         /// Whose answer.
-        leg: Leg,
+        leg: Role,
     },
     /// An answer lacks something.
     Missing {
         /// Whose answer.
-        leg: Leg,
+        leg: Role,
         /// The key that is not there.
         what: &'static str,
     },
     /// An answer is not for as many prompts as the request has.
     Count {
         /// Whose answer.
-        leg: Leg,
+        leg: Role,
         /// Prompts of the request.
         expected: usize,
         /// Prompts of the answer.
@@ -211,7 +197,7 @@ pub enum MergeError {
     /// An answer speaks of a prompt that the request does not have.
     Index {
         /// Whose answer.
-        leg: Leg,
+        leg: Role,
         /// The prompt's number, from 0.
         index: usize,
         /// Prompts of the request.
@@ -344,7 +330,7 @@ struct Echo {
 impl Echo {
     fn new(document: &Bytes, lists: &Lists) -> Result<Self, MergeError> {
         if lists[0].is_none() {
-            return Err(missing(Leg::Prefill, LISTS[0]));
+            return Err(missing(Role::Prefill, LISTS[0]));
         }
         let head =
             |list: &Option<List>| list.as_ref().map(|list| document.slice(list.head.clone()));
@@ -383,15 +369,15 @@ impl Found {
     }
 
     fn item(&mut self, index: usize, document: &Bytes, item: Item<'_>) -> Result<(), MergeError> {
-        sound(Leg::Prefill, item.failed)?;
-        let meta_info = item.meta_info.ok_or(missing(Leg::Prefill, "meta_info"))?;
+        sound(Role::Prefill, item.failed)?;
+        let meta_info = item.meta_info.ok_or(missing(Role::Prefill, "meta_info"))?;
         *place(&mut self.logprobs, index)? = Some(Logprobs::new(document, &meta_info));
         Ok(())
     }
 
     /// Other events than those of the tokens have choices too, without logprobs.
     fn choices(&mut self, document: &Bytes, completion: Completion) -> Result<(), MergeError> {
-        sound(Leg::Prefill, completion.failed)?;
+        sound(Role::Prefill, completion.failed)?;
         for choice in completion.choices {
             let echo = place(&mut self.echoes, choice.index)?;
             if let Some(lists) = choice.logprobs {
@@ -407,16 +393,16 @@ impl Found {
             Merge::InputLogprobs => {
                 let expected = self.logprobs.len();
                 let prompts: Vec<Logprobs> = self.logprobs.into_iter().flatten().collect();
-                expect(Leg::Prefill, expected, prompts.len())?;
+                expect(Role::Prefill, expected, prompts.len())?;
                 // Without `return_logprob` a prompt of a batch has none, but not all of them.
                 if !prompts.is_empty() && prompts.iter().all(|prompt| prompt.entries.is_empty()) {
-                    return Err(missing(Leg::Prefill, "input_token_logprobs"));
+                    return Err(missing(Role::Prefill, "input_token_logprobs"));
                 }
                 Prompts::Logprobs(prompts)
             }
             Merge::Echo => {
                 let prompts: Option<Vec<Echo>> = self.echoes.into_iter().collect();
-                Prompts::Echo(prompts.ok_or(missing(Leg::Prefill, "logprobs"))?)
+                Prompts::Echo(prompts.ok_or(missing(Role::Prefill, "logprobs"))?)
             }
         };
         Ok(PromptSide {
@@ -427,7 +413,7 @@ impl Found {
 }
 
 /// The items of an answer of `/generate`, as many as the request has prompts.
-fn items(batch: Batch, document: &[u8], leg: Leg) -> Result<Vec<Item<'_>>, MergeError> {
+fn items(batch: Batch, document: &[u8], leg: Role) -> Result<Vec<Item<'_>>, MergeError> {
     let items = read(document, leg, |s| {
         let mut items = Vec::new();
         if matches!(batch, Batch::Of(_)) && s.kind()? == Kind::Array {
@@ -445,7 +431,7 @@ fn items(batch: Batch, document: &[u8], leg: Leg) -> Result<Vec<Item<'_>>, Merge
     Ok(items)
 }
 
-fn completion(document: &[u8], leg: Leg) -> Result<Completion, MergeError> {
+fn completion(document: &[u8], leg: Role) -> Result<Completion, MergeError> {
     let completion = read(document, leg, Completion::read)?;
     sound(leg, completion.failed)?;
     if completion.has_choices {
@@ -455,7 +441,7 @@ fn completion(document: &[u8], leg: Leg) -> Result<Completion, MergeError> {
     }
 }
 
-fn read<'a, T, F>(document: &'a [u8], leg: Leg, read: F) -> Result<T, MergeError>
+fn read<'a, T, F>(document: &'a [u8], leg: Role, read: F) -> Result<T, MergeError>
 where
     F: FnOnce(&mut Scanner<'a>) -> Result<T, json::Error>,
 {
@@ -474,7 +460,7 @@ fn object_payload(event: &[u8]) -> Option<Range<usize>> {
     sse::data_span(event).filter(|span| event.get(span.start) == Some(&b'{'))
 }
 
-fn prompt_of<T>(prompts: &[T], index: usize, leg: Leg) -> Result<&T, MergeError> {
+fn prompt_of<T>(prompts: &[T], index: usize, leg: Role) -> Result<&T, MergeError> {
     prompts.get(index).ok_or(MergeError::Index {
         leg,
         index,
@@ -484,14 +470,14 @@ fn prompt_of<T>(prompts: &[T], index: usize, leg: Leg) -> Result<&T, MergeError>
 
 fn place<T>(prompts: &mut [T], index: usize) -> Result<&mut T, MergeError> {
     let error = MergeError::Index {
-        leg: Leg::Prefill,
+        leg: Role::Prefill,
         index,
         prompts: prompts.len(),
     };
     prompts.get_mut(index).ok_or(error)
 }
 
-fn expect(leg: Leg, expected: usize, found: usize) -> Result<(), MergeError> {
+fn expect(leg: Role, expected: usize, found: usize) -> Result<(), MergeError> {
     if found == expected {
         Ok(())
     } else {
@@ -503,7 +489,7 @@ fn expect(leg: Leg, expected: usize, found: usize) -> Result<(), MergeError> {
     }
 }
 
-fn sound(leg: Leg, failed: bool) -> Result<(), MergeError> {
+fn sound(leg: Role, failed: bool) -> Result<(), MergeError> {
     if failed {
         Err(MergeError::Failed { leg })
     } else {
@@ -511,6 +497,6 @@ fn sound(leg: Leg, failed: bool) -> Result<(), MergeError> {
     }
 }
 
-fn missing(leg: Leg, what: &'static str) -> MergeError {
+fn missing(leg: Role, what: &'static str) -> MergeError {
     MergeError::Missing { leg, what }
 }

@@ -21,11 +21,13 @@ pub mod verdict;
 
 pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
-pub use merge::{Leg, MergeError, PromptSide, StreamMerger};
+pub use merge::{MergeError, PromptSide, StreamMerger};
 pub use outcome::{WorkerError, stream_error};
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{LegFailure, prefill_is_shown};
+
+use std::fmt;
 
 /// The endpoints that carry the bootstrap fields, that is, those that need a pair.
 ///
@@ -80,6 +82,31 @@ impl Route {
             Self::Responses => "responses",
             Self::Messages => "messages",
         }
+    }
+}
+
+/// What a worker is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Computes the prompt and the first token.
+    Prefill,
+    /// Generates the rest.
+    Decode,
+}
+
+impl Role {
+    /// `prefill` or `decode`: the word of logs, labels and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

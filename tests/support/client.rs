@@ -35,12 +35,16 @@ impl Client {
 
     /// A whole answer with its body.
     pub async fn answer(&mut self) -> Answer {
-        soon("an answer", Message::read(&mut self.stream)).await.expect("an answer before the close")
+        soon("an answer", Message::read(&mut self.stream))
+            .await
+            .expect("an answer before the close")
     }
 
     /// The head of an answer only.
     pub async fn head(&mut self) -> String {
-        soon("the head of an answer", read_head(&mut self.stream)).await.expect("a head")
+        soon("the head of an answer", read_head(&mut self.stream))
+            .await
+            .expect("a head")
     }
 
     /// The next chunk of a chunked body; `None` at its end or when the connection is cut.

@@ -3,7 +3,8 @@
 //!
 //! Nothing sleeps: a test waits for what happens on a socket, for [`PATIENCE`] at most.
 
-#![allow(clippy::unwrap_used, dead_code)] // each test binary uses its own part of the harness
+// Each test binary uses its own part of the harness.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 pub mod client;
 pub mod worker;
@@ -45,7 +46,9 @@ impl Balancer {
         let balancer = MiniLoadBalancer::new(config).unwrap();
         let handle = balancer.handle();
         let served = tokio::spawn(async move { balancer.start().await.unwrap() });
-        let address = soon("the balancer listens", handle.address()).await.unwrap();
+        let address = soon("the balancer listens", handle.address())
+            .await
+            .unwrap();
         Self {
             address,
             handle,
@@ -75,7 +78,10 @@ pub fn config(prefills: &[String], decodes: &[String]) -> MiniLbConfig {
     MiniLbConfig::new(
         "127.0.0.1".into(),
         0,
-        prefills.iter().map(|url| (url.clone(), Some(8998))).collect(),
+        prefills
+            .iter()
+            .map(|url| (url.clone(), Some(8998)))
+            .collect(),
         decodes.to_vec(),
         60,
     )

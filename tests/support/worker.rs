@@ -49,12 +49,21 @@ impl Worker {
                     let mut stream = stream;
                     // A connection that is closed without a request is nobody's exchange.
                     if let Some(request) = Message::read(&mut stream).await {
-                        let _ = found.send(Exchange { request, stream, again });
+                        let _ = found.send(Exchange {
+                            request,
+                            stream,
+                            again,
+                        });
                     }
                 });
             }
         });
-        Self { address, requests, again, accepted }
+        Self {
+            address,
+            requests,
+            again,
+            accepted,
+        }
     }
 
     /// An address that refuses connections.
@@ -69,7 +78,9 @@ impl Worker {
 
     /// The next request that arrives.
     pub async fn request(&mut self) -> Exchange {
-        soon("a request at the worker", self.requests.recv()).await.unwrap()
+        soon("a request at the worker", self.requests.recv())
+            .await
+            .unwrap()
     }
 
     /// Whether a request has arrived that nobody took.
@@ -119,8 +130,10 @@ impl Exchange {
     pub async fn closed(mut self) {
         let mut rest = [0; 1024];
         // A reset is a close too.
-        soon("the leg is closed", async { while matches!(self.stream.read(&mut rest).await, Ok(1..)) {} })
-            .await;
+        soon("the leg is closed", async {
+            while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
+        })
+        .await;
     }
 
     /// Closes the connection so that the other side sees a reset.
