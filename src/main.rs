@@ -30,15 +30,22 @@ fn run(serve: Serve) -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Run => {
-            env_logger::Builder::new()
-                .parse_filters(&config.log_filter)
-                .init();
+            log_to_stderr(&config.log_filter);
             match mini_lb::run(config, serve.opt) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(error),
             }
         }
     }
+}
+
+/// Pingora's own lines are for its developers unless somebody asks for more.
+fn log_to_stderr(filter: &str) {
+    let mut logger = env_logger::Builder::new();
+    if filter == "info" {
+        logger.filter_module("pingora", log::LevelFilter::Warn);
+    }
+    logger.parse_filters(filter).init();
 }
 
 fn fail(error: impl std::fmt::Display) -> ExitCode {
