@@ -14,12 +14,15 @@ pub mod bootstrap;
 pub mod json;
 pub mod merge;
 pub mod outcome;
+mod prompts;
 pub mod request;
 pub mod sse;
 
+pub use answer::{Leg, MergeError};
 pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
-pub use merge::{Leg, MergeError, PromptSide, StreamMerger};
+pub use merge::StreamMerger;
 pub use outcome::{WorkerError, stream_error};
+pub use prompts::PromptSide;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
 
