@@ -12,7 +12,7 @@ use bytes::BytesMut;
 
 use super::json::{self, Cuts, Kind, Scanner};
 use super::request::Batch;
-use super::sse::{self, EventTooLong};
+use super::sse;
 
 /// One of the two exchanges of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +72,6 @@ pub enum MergeError {
         /// Prompts of the request.
         prompts: usize,
     },
-    /// An event of prefill's stream is too long.
-    EventTooLong(EventTooLong),
 }
 
 impl fmt::Display for MergeError {
@@ -104,7 +102,6 @@ impl fmt::Display for MergeError {
                     "the answer of {leg} has index {index}, the request {prompts} prompts"
                 )
             }
-            Self::EventTooLong(error) => write!(f, "the answer of prefill: {error}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! MERGE: what only prefill knows of the prompt goes into decode's answer.
 //!
-//! What lives here: the shapes of the two answers and the splice. It takes whole documents and whole
-//! events, never chunks, and copies bytes without reading a number. What may not: waiting for either leg.
+//! What lives here: the way from decode's documents and events to the client's. It takes whole ones, never
+//! chunks, and copies bytes without reading a number. What may not: waiting for either leg.
 //!
 //! Decode's answer is complete but for the prompt. On `/generate` its `meta_info` has the `input_*` logprob
 //! keys without content and null in place of the first row of `output_token_ids_logprobs`; prefill has

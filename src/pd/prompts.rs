@@ -12,7 +12,7 @@ use super::answer::{
     completion, expect, items, missing, object_payload, read, sound,
 };
 use super::request::{Batch, Merge};
-use super::sse::Splitter;
+use super::sse;
 
 /// What prefill knows of each prompt: slices of prefill's own answer.
 #[derive(Clone, Debug)]
@@ -46,9 +46,7 @@ impl PromptSide {
     /// As [`Self::from_body`].
     pub fn from_stream(merge: Merge, batch: Batch, body: Bytes) -> Result<Self, MergeError> {
         let mut prompts = Found::new(merge, batch);
-        let mut splitter = Splitter::new(body.len());
-        splitter.push(body);
-        while let Some(event) = splitter.next_event().map_err(MergeError::EventTooLong)? {
+        for event in sse::events(body) {
             let Some(payload) = object_payload(&event) else {
                 continue;
             };
