@@ -250,7 +250,10 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     }
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
-    defaults.insert("upstream_keepalive_pool_size".to_owned(), Value::from(POOL_SIZE));
+    defaults.insert(
+        "upstream_keepalive_pool_size".to_owned(),
+        Value::from(POOL_SIZE),
+    );
     defaults
 }
 
