@@ -248,7 +248,10 @@ fn leave_hop_behind(headers: &mut HeaderMap) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use pingora_core::server::configuration::ServerConf;
+
     use super::*;
+    use crate::fleet::Role;
 
     fn question(
         method: Method,
@@ -334,6 +337,21 @@ mod tests {
         assert_eq!(headers.len(), 2, "{headers:?}");
         assert_eq!(headers[CONTENT_TYPE], "text/plain");
         assert_eq!(headers["vary"], "Origin");
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_accepts_and_says_nothing_is_given_up() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let worker = Arc::new(Worker::for_tests(Role::Decode, port));
+        let client = Client::new(&ServerConf::default());
+        let mut question = question(Method::GET, &[], "");
+        question.wait = Duration::from_millis(20);
+        let asked = question.ask(&client, &worker).await;
+        assert_eq!(
+            asked.outcome.err(),
+            Some(Unanswered::Overdue(question.wait))
+        );
     }
 
     #[test]
