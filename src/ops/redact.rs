@@ -126,7 +126,7 @@ fn is_secret_name(name: &str) -> bool {
 
 fn is_secret_option(word: &str) -> bool {
     let abbreviates = |option: &&str| word.len() > "--".len() && option.starts_with(word);
-    word != KEYFILE && SECRET_OPTIONS.iter().any(|option| abbreviates(option))
+    word != KEYFILE && SECRET_OPTIONS.iter().any(abbreviates)
 }
 
 #[cfg(test)]
