@@ -16,7 +16,7 @@ use pingora_core::server::configuration::Opt;
 
 use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
-use crate::config::{Draft, Given, Place, Role, Sources, WorkerDraft};
+use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
 
 /// What the program is asked to do. A further subcommand is one more variant with its arguments.
 #[derive(Debug, Subcommand)]
@@ -99,7 +99,8 @@ impl Serve {
             (false, true) => Action::PrintConfig,
             (false, false) => Action::Run,
         };
-        let mut flags = flags(matches);
+        let mut problems = Vec::new();
+        let mut flags = flags(matches, &mut problems);
         if opt.daemon {
             let given = Given {
                 value: true.into(),
@@ -118,6 +119,7 @@ impl Serve {
             sources: Sources {
                 flags,
                 conf,
+                problems,
                 warnings: warnings(matches),
             },
         }
@@ -176,9 +178,8 @@ fn setting_arg(setting: &Setting) -> Arg {
     match setting.kind {
         // The last one wins, as with argparse.
         Kind::Text | Kind::Number => arg.overrides_with(setting.key).allow_negative_numbers(true),
-        Kind::Workers(_) => arg
-            .num_args(1..=setting.value_names.len())
-            .action(ArgAction::Append),
+        // One token too many is said to be one too many; clap would take it for a subcommand.
+        Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
     }
 }
 
@@ -203,7 +204,7 @@ fn hidden(name: &'static str) -> Arg {
 }
 
 /// The values of the options that stand on the command line.
-fn flags(matches: &ArgMatches) -> Draft {
+fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
     let mut draft = Draft::default();
     for setting in SETTINGS {
         let place = flag_place(&setting.flag());
@@ -213,15 +214,11 @@ fn flags(matches: &ArgMatches) -> Draft {
                     draft.set(setting, value, place);
                 }
             }
-            Kind::Workers(Role::Prefill | Role::Decode) => {
-                for mut tokens in matches
-                    .get_occurrences::<String>(setting.key)
-                    .into_iter()
-                    .flatten()
-                {
-                    let Some(url) = tokens.next() else { continue };
-                    let bootstrap = tokens.next().map(String::as_str);
-                    let worker = WorkerDraft::from_tokens(place.clone(), url, bootstrap);
+            Kind::Workers(role) => {
+                let occurrences = matches.get_occurrences::<String>(setting.key);
+                for tokens in occurrences.into_iter().flatten() {
+                    let tokens: Vec<_> = tokens.map(String::as_str).collect();
+                    let worker = WorkerDraft::from_tokens(place.clone(), role, &tokens, problems);
                     draft.push_worker(setting, place.clone(), worker);
                 }
             }
@@ -253,6 +250,16 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::config::settings::worker_key;
+    use crate::config::{Environment, Role};
+
+    fn serve(line: &[&str]) -> Serve {
+        match parse(line.iter().copied()).unwrap() {
+            Command::Serve(serve) => *serve,
+            #[allow(unreachable_patterns, reason = "as long as there is no subcommand")]
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -292,7 +299,7 @@ mod tests {
             }
             // A flag behind it must not be swallowed.
             line.extend(["--port", "1"]);
-            let Command::Serve(serve) = parse(&line).unwrap();
+            let serve = serve(&line);
             assert_eq!(serve.sources.warnings.len(), 1, "{line:?}");
             assert!(serve.sources.warnings[0].starts_with(&flag), "{line:?}");
             assert_eq!(serve.sources.flags.scalars["port"].value, "1", "{line:?}");
@@ -301,8 +308,101 @@ mod tests {
 
     #[test]
     fn implied_flags_are_silent() {
-        let Command::Serve(serve) =
-            parse(["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]).unwrap();
+        let serve = serve(&["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]);
         assert!(serve.sources.warnings.is_empty());
+    }
+
+    fn scalar(
+        sources: Sources,
+        environment: Environment<'_>,
+        setting: &Setting,
+    ) -> (String, Place) {
+        let (_, effective) = sources.load(environment).unwrap();
+        let given = &effective.0.scalars[setting.key];
+        (given.value.clone(), given.place.clone())
+    }
+
+    #[test]
+    fn every_scalar_option_is_a_flag_a_variable_and_a_key_that_override_in_this_order() {
+        let workers = [
+            "mini-lb",
+            "--prefill",
+            "http://a:1",
+            "--decode",
+            "http://b:1",
+        ];
+        let sources = |more: &[String]| {
+            let more = more.iter().map(String::as_str);
+            serve(&workers.into_iter().chain(more).collect::<Vec<_>>()).sources
+        };
+        let key_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(key_file.path(), "sk-1").unwrap();
+        for setting in SETTINGS {
+            let value = match setting.key {
+                "prefill" | "decode" => continue,
+                "host" => "::1",
+                "policy" => "random",
+                "log_level" => "warn",
+                "worker_api_key_file" => key_file.path().to_str().unwrap(),
+                _ => "7",
+            };
+            let yaml = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(yaml.path(), format!("{}: {value:?}\n", setting.key)).unwrap();
+            let conf = ["--conf".to_owned(), yaml.path().display().to_string()];
+            let flag = [format!("--{}", setting.flag()), value.to_owned()];
+            let unset = |_: &str| None;
+            let set = |name: &str| (name == setting.variable()).then(|| value.into());
+
+            let file = Place::File {
+                path: yaml.path().into(),
+                line: Some(1),
+                key: setting.key.to_owned(),
+            };
+            assert_eq!(
+                scalar(sources(&conf), &unset, setting),
+                (value.to_owned(), file)
+            );
+            let variable = Place::Environment(setting.variable());
+            assert_eq!(
+                scalar(sources(&conf), &set, setting),
+                (value.to_owned(), variable)
+            );
+            let all = [&conf[..], &flag].concat();
+            assert_eq!(
+                scalar(sources(&all), &set, setting),
+                (value.to_owned(), Place::Flag(flag[0].clone()))
+            );
+            if let Some(default) = setting.default {
+                assert_eq!(
+                    scalar(sources(&[]), &unset, setting),
+                    (default.to_owned(), Place::Default)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_file_has_every_key_at_its_default() {
+        let text = std::fs::read_to_string("conf/mini-lb.yaml").unwrap();
+        let file: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
+        for setting in SETTINGS {
+            let value = file
+                .get(setting.key)
+                .unwrap_or_else(|| panic!("{} is missing", setting.key));
+            match setting.kind {
+                Kind::Workers(role) => {
+                    let first = value.get(0).unwrap();
+                    let shown = |key: &&str| role == Role::Decode || first.get(key).is_some();
+                    assert!(worker_key::of(role).iter().all(shown), "{first:?}");
+                }
+                _ if setting.key == "port" => assert_eq!(value.as_u64(), Some(8080)),
+                _ => {
+                    let default = setting.default.map_or(serde_yaml::Value::Null, |default| {
+                        serde_yaml::from_str(default).unwrap()
+                    });
+                    assert_eq!(*value, default, "{}", setting.key);
+                }
+            }
+        }
     }
 }

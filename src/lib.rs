@@ -13,7 +13,7 @@
 //! | [`fleet`] | the workers, their load, who serves the next request, live rooms | `pd` |
 //! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `fleet`, `net`, `pd` |
 //! | `ops` | the endpoints without legs | `fleet`, `net`, `pd` |
-//! | [`config`] | what the user wrote, and what the program needs | nothing |
+//! | [`config`] | what the user wrote, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`cli`] | the command line | `config`, `sim` |
 //! | `server` | the wiring of all of them into Pingora services | all but `cli` and `sim` |

@@ -20,41 +20,45 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 /// An idle connection is closed before the worker does: uvicorn closes after 5 s.
 /// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
-pub const POOL_IDLE: Duration = Duration::from_secs(3);
+pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
 
 /// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
 /// The pool watches its connections, so that more than one or two at once is already unusual.
-pub const STALE_ATTEMPTS: usize = 8;
+pub(crate) const STALE_ATTEMPTS: usize = 8;
 
 /// A whole request in memory, for the endpoints without legs.
 #[derive(Debug, Clone)]
-pub struct WholeRequest {
+pub(crate) struct WholeRequest {
     /// The method.
-    pub method: Method,
+    pub(crate) method: Method,
     /// The path, without the query.
-    pub path: String,
+    pub(crate) path: String,
     /// The query, without the question mark.
-    pub query: Option<String>,
+    pub(crate) query: Option<String>,
     /// The headers as the client sent them.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// The body, empty when there is none.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 /// A whole answer in memory.
 #[derive(Debug, Clone)]
-pub struct WholeAnswer {
+pub(crate) struct WholeAnswer {
     /// The status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// Headers; the framing is not among them.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// The body.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 impl WholeAnswer {
     /// An answer with a body of this content type.
-    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn new(
+        status: StatusCode,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+    ) -> Self {
         let mut headers = HeaderMap::new();
         if !content_type.is_empty() {
             headers.insert(
@@ -72,7 +76,7 @@ impl WholeAnswer {
 
 /// Something that answers whole requests.
 #[async_trait]
-pub trait Door: Send + Sync {
+pub(crate) trait Door: Send + Sync {
     /// The largest body in bytes that this path takes with this method; 0 where no body is read.
     fn body_limit(&self, method: &Method, path: &str) -> usize;
 
@@ -82,7 +86,7 @@ pub trait Door: Send + Sync {
 
 /// Why an exchange gave no whole answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The worker refuses connections, or its host cannot be reached.
     Unreachable(String),
     /// The connection was not established in time.
@@ -116,7 +120,7 @@ impl std::error::Error for Failure {}
 
 impl Failure {
     /// What a Pingora error on the way to or from `peer` means.
-    pub fn from_pingora(error: &Error, peer: &HttpPeer) -> Self {
+    pub(crate) fn from_pingora(error: &Error, peer: &HttpPeer) -> Self {
         let why = error.root_cause().to_string();
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
@@ -138,15 +142,15 @@ impl Failure {
 
 /// How long a worker may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// To accept a connection.
-    pub connect: Duration,
+    pub(crate) connect: Duration,
     /// Between two reads or writes that make progress.
-    pub silence: Duration,
+    pub(crate) silence: Duration,
 }
 
 /// A peer for Pingora: one plain HTTP/1.1 address, with the time that it may take.
-pub fn peer(address: std::net::SocketAddr, patience: Patience) -> HttpPeer {
+pub(crate) fn peer(address: std::net::SocketAddr, patience: Patience) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
     peer.options.connection_timeout = Some(patience.connect);
     peer.options.total_connection_timeout = Some(patience.connect);
@@ -157,13 +161,13 @@ pub fn peer(address: std::net::SocketAddr, patience: Patience) -> HttpPeer {
 }
 
 /// The client side: a pool of connections to any number of workers.
-pub struct Client {
+pub(crate) struct Client {
     connector: Connector,
 }
 
 impl Client {
     /// A client whose pool has the size that the server configuration says.
-    pub fn new(conf: &ServerConf) -> Self {
+    pub(crate) fn new(conf: &ServerConf) -> Self {
         Self {
             connector: Connector::new(Some(ConnectorOptions::from_server_conf(conf))),
         }
@@ -176,7 +180,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`]: no connection, or no head of an answer.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         peer: &HttpPeer,
         head: &RequestHeader,
@@ -206,7 +210,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn fetch(
+    pub(crate) async fn fetch(
         &self,
         peer: &HttpPeer,
         head: &RequestHeader,
@@ -228,7 +232,7 @@ impl Client {
 }
 
 /// An answer whose head has come and whose body can be read.
-pub struct Reply<'a> {
+pub(crate) struct Reply<'a> {
     client: &'a Client,
     peer: HttpPeer,
     /// `None` once the body has ended and the connection went back to the pool.
@@ -237,7 +241,7 @@ pub struct Reply<'a> {
 
 impl Reply<'_> {
     /// The head of the answer. After the end of the body it is gone: an empty one is given then.
-    pub fn head(&self) -> &ResponseHeader {
+    pub(crate) fn head(&self) -> &ResponseHeader {
         static NONE: std::sync::LazyLock<ResponseHeader> = std::sync::LazyLock::new(|| {
             ResponseHeader::build_no_case(StatusCode::BAD_GATEWAY, None)
                 .unwrap_or_else(|_| unreachable!("502 is a status"))
@@ -252,7 +256,7 @@ impl Reply<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
         let Some(session) = self.session.as_mut() else {
             return Ok(None);
         };
@@ -275,7 +279,7 @@ impl Reply<'_> {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn collect(&mut self, limit: usize) -> Result<Bytes, Failure> {
+    pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, Failure> {
         let mut whole = BytesMut::new();
         let mut only = None;
         while let Some(chunk) = self.chunk().await? {

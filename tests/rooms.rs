@@ -13,7 +13,7 @@ const MAY_NAME: [(&str, &[&str]); 9] = [
     ("fleet", &["pd"]),
     ("proxy", &["fleet", "net", "pd"]),
     ("ops", &["fleet", "net", "pd"]),
-    ("config", &[]),
+    ("config", &["pd"]),
     ("sim", &["pd"]),
     ("cli", &["config", "sim"]),
     ("server", &["config", "fleet", "net", "ops", "pd", "proxy"]),

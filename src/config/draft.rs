@@ -151,9 +151,34 @@ impl WorkerDraft {
         }
     }
 
-    /// The two tokens behind `--prefill`: a URL, and `PORT`, `none` or `HOST:PORT`.
-    pub(crate) fn from_tokens(place: Place, url: &str, bootstrap: Option<&str>) -> WorkerDraft {
+    /// The tokens behind `--prefill`, a URL and perhaps `PORT`, `none` or `HOST:PORT`, or behind `--decode`.
+    pub(crate) fn from_tokens(
+        place: Place,
+        role: Role,
+        tokens: &[&str],
+        problems: &mut Vec<Problem>,
+    ) -> WorkerDraft {
         let mut draft = WorkerDraft::new(place);
+        let (url, bootstrap) = match (role, tokens) {
+            (_, [url]) => (url, None),
+            (Role::Prefill, [url, bootstrap]) => (url, Some(bootstrap)),
+            _ => {
+                let expected = match role {
+                    Role::Prefill => "one URL with at most a bootstrap address behind it",
+                    Role::Decode => "one URL",
+                };
+                let fault = Fault::Value {
+                    found: tokens.join(" "),
+                    expected,
+                    suggestion: None,
+                };
+                problems.push(Problem {
+                    place: draft.place.clone(),
+                    fault,
+                });
+                return draft;
+            }
+        };
         draft.set(worker_key::URL, url);
         if let Some(bootstrap) = bootstrap {
             // IPv6 without brackets could be read in two ways, and a URL here is a forgotten flag: both
@@ -206,8 +231,14 @@ pub(crate) fn server_conf(keys: Mapping) -> Result<ServerConf, String> {
     })
 }
 
-/// Pingora's keys and their defaults, as Pingora writes them, so that the list cannot grow old. Only
-/// `threads` differs: one thread is Pingora's default, one per CPU is ours.
+/// Idle connections to workers that are kept, over all workers.
+const POOL_SIZE: usize = 4096;
+
+/// Pingora's keys and their defaults, as Pingora writes them, so that the list cannot grow old.
+/// Two differ: one thread is Pingora's default, one per CPU is ours; and the pool of idle connections holds
+/// as many as a benchmark at high concurrency leaves behind at once, where Pingora's 128 would close most
+/// of them.
+/// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     let mut defaults = BTreeMap::new();
     if let Ok(Value::Mapping(mapping)) = serde_yaml::to_value(ServerConf::default()) {
@@ -219,6 +250,7 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     }
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
+    defaults.insert("upstream_keepalive_pool_size".to_owned(), Value::from(POOL_SIZE));
     defaults
 }
 
@@ -229,28 +261,10 @@ fn workers_of_variable(
     role: Role,
     problems: &mut Vec<Problem>,
 ) -> Vec<WorkerDraft> {
-    let mut workers = Vec::new();
-    for (index, item) in text.split(',').enumerate() {
+    let items = text.split(',').enumerate().map(|(index, item)| {
         let place = Place::Environment(format!("{name}[{index}]"));
-        let mut tokens = item.split_whitespace();
-        let (url, bootstrap, rest) = (tokens.next(), tokens.next(), tokens.next());
-        let fits = rest.is_none() && (bootstrap.is_none() || role == Role::Prefill);
-        match url.filter(|_| fits) {
-            Some(url) => workers.push(WorkerDraft::from_tokens(place, url, bootstrap)),
-            None => {
-                let expected = match role {
-                    Role::Prefill => "a URL, or a URL and a bootstrap port",
-                    Role::Decode => "a URL",
-                };
-                let fault = Fault::Value {
-                    found: item.trim().to_owned(),
-                    expected,
-                    suggestion: None,
-                };
-                workers.push(WorkerDraft::new(place.clone()));
-                problems.push(Problem { place, fault });
-            }
-        }
-    }
-    workers
+        let tokens: Vec<_> = item.split_whitespace().collect();
+        WorkerDraft::from_tokens(place, role, &tokens, problems)
+    });
+    items.collect()
 }

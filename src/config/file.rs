@@ -61,7 +61,7 @@ pub(crate) fn read(
         }
         Err(error) => {
             let line = error.location().map(|at| at.line());
-            problems.push(whole(line, Fault::Yaml(error.to_string())));
+            problems.push(whole(line, Fault::Yaml(parser_words(&error))));
             return None;
         }
     };
@@ -299,6 +299,16 @@ impl Reader<'_> {
 
     fn report(&mut self, place: Place, fault: Fault) {
         self.problems.push(Problem { place, fault });
+    }
+}
+
+/// The parser's error. Of a key that is there twice it knows only where the mapping starts.
+fn parser_words(error: &serde_yaml::Error) -> String {
+    let words = error.to_string();
+    if words.contains("duplicate entry") {
+        words.replace(" at line ", " in the mapping that starts at line ")
+    } else {
+        words
     }
 }
 

@@ -9,13 +9,12 @@ use serde_yaml::Value;
 use super::draft::{Draft, Given, WorkerDraft};
 use super::resolve::resolve;
 use super::settings::{self, Setting, worker_key};
-use super::{Config, ConfigError, Place, Policy, Secret};
+use super::{Config, ConfigError, Place, Policy};
 
 /// What a program that embeds the balancer gives it. Nothing is checked before [`MiniLbConfig::resolve`].
 #[derive(Debug, Clone)]
 pub struct MiniLbConfig {
     draft: Draft,
-    worker_api_key: Option<Secret>,
 }
 
 impl MiniLbConfig {
@@ -33,14 +32,14 @@ impl MiniLbConfig {
     ) -> MiniLbConfig {
         let mut config = MiniLbConfig {
             draft: Draft::default(),
-            worker_api_key: None,
         };
         config.set(&settings::HOST, host);
         config.set(&settings::PORT, port.to_string());
         config.set(&settings::REQUEST_TIMEOUT_SECS, timeout_secs.to_string());
         for (index, (url, bootstrap_port)) in prefill_urls.iter().enumerate() {
             let place = Place::Library(format!("prefill_urls[{index}]"));
-            let mut worker = WorkerDraft::from_tokens(place, url, None);
+            let mut worker = WorkerDraft::new(place);
+            worker.set(worker_key::URL, url);
             if let Some(port) = bootstrap_port {
                 worker.set(worker_key::BOOTSTRAP_PORT, &port.to_string());
             }
@@ -48,11 +47,9 @@ impl MiniLbConfig {
         }
         for (index, url) in decode_urls.iter().enumerate() {
             let place = Place::Library(format!("decode_urls[{index}]"));
-            config.push(
-                &settings::DECODE,
-                "decode_urls",
-                WorkerDraft::from_tokens(place, url, None),
-            );
+            let mut worker = WorkerDraft::new(place);
+            worker.set(worker_key::URL, url);
+            config.push(&settings::DECODE, "decode_urls", worker);
         }
         config
     }
@@ -97,8 +94,15 @@ impl MiniLbConfig {
     }
 
     /// The API key of all workers.
-    pub fn worker_api_key(mut self, key: Secret) -> MiniLbConfig {
-        self.worker_api_key = Some(key);
+    pub fn worker_api_key(mut self, key: &str) -> MiniLbConfig {
+        for worker in self
+            .draft
+            .workers
+            .values_mut()
+            .flat_map(|list| &mut list.value)
+        {
+            worker.set(worker_key::API_KEY, key);
+        }
         self
     }
 
@@ -130,12 +134,7 @@ impl MiniLbConfig {
     /// # Errors
     /// Every value that cannot be used, by the name of its argument.
     pub fn resolve(self) -> Result<Config, ConfigError> {
-        resolve(
-            &self.draft.over(Draft::defaults()),
-            self.worker_api_key,
-            Vec::new(),
-            Vec::new(),
-        )
+        resolve(&self.draft.over(Draft::defaults()), Vec::new(), Vec::new())
     }
 
     fn set(&mut self, setting: &Setting, value: impl Into<String>) {

@@ -31,6 +31,8 @@ use std::time::Duration;
 
 use pingora_core::server::configuration::ServerConf;
 
+pub(crate) use crate::pd::Role;
+
 /// What the rooms of the program receive, field by field.
 #[derive(Debug)]
 pub struct Config {
@@ -73,6 +75,7 @@ impl Config {
 pub struct Sources {
     pub(crate) flags: Draft,
     pub(crate) conf: Option<Given<PathBuf>>,
+    pub(crate) problems: Vec<Problem>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -83,7 +86,7 @@ impl Sources {
     /// # Errors
     /// Every problem of every source.
     pub fn load(self, environment: Environment<'_>) -> Result<(Config, Effective), ConfigError> {
-        let (mut problems, mut warnings) = (Vec::new(), self.warnings);
+        let (mut problems, mut warnings) = (self.problems, self.warnings);
         let variables = Draft::from_environment(environment, &mut problems, &mut warnings);
         let file = match self.conf.or_else(|| conf_of(environment)) {
             None => Draft::default(),
@@ -98,7 +101,7 @@ impl Sources {
             .over(variables)
             .over(file)
             .over(Draft::defaults());
-        let config = resolve::resolve(&draft, None, problems, warnings)?;
+        let config = resolve::resolve(&draft, problems, warnings)?;
         Ok((config, Effective(draft)))
     }
 }
@@ -133,11 +136,4 @@ pub enum Policy {
     /// One prefill and one decode worker, each uniformly at random.
     #[default]
     Random,
-}
-
-/// Which of the two legs a worker serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Role {
-    Prefill,
-    Decode,
 }

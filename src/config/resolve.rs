@@ -25,7 +25,6 @@ use super::{
 /// All problems: those that the caller brings along and those found here.
 pub(crate) fn resolve(
     draft: &Draft,
-    shared_key: Option<Secret>,
     problems: Vec<Problem>,
     warnings: Vec<String>,
 ) -> Result<Config, ConfigError> {
@@ -43,51 +42,31 @@ pub(crate) fn resolve(
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
     let policy = resolver.policy();
     let log_filter = resolver.log_filter();
-    let shared_key = shared_key.or_else(|| resolver.shared_key());
-    let prefill = resolver.workers(Role::Prefill, shared_key.as_ref());
-    let decode = resolver.workers(Role::Decode, shared_key.as_ref());
-    resolver.each_worker_once(&prefill, &decode);
+    let (prefill, decode) = resolver.fleet();
     let server = resolver.server();
-    let values = (
-        host,
-        port,
-        max_body_bytes,
-        request_timeout,
-        connect_timeout,
-        policy,
-        log_filter,
-        server,
-    );
     let Resolver {
-        problems,
-        mut warnings,
-        ..
+        problems, warnings, ..
     } = resolver;
-    let prefill: Vec<_> = prefill.into_iter().map(|worker| worker.value).collect();
-    let decode: Vec<_> = decode.into_iter().map(|worker| worker.value).collect();
-    warnings.extend(unreachable_bootstraps(&prefill, &decode));
-    match values {
-        (
-            Some(host),
-            Some(port),
-            Some(max_body_bytes),
-            Some(request_timeout),
-            Some(connect_timeout),
-            Some(policy),
-            Some(log_filter),
-            Some(server),
-        ) if problems.is_empty() => Ok(Config {
-            listen: Listen { host, port },
+    // A value is missing only when a problem says why.
+    let config = move || {
+        Some(Config {
+            listen: Listen {
+                host: host?,
+                port: port?,
+            },
             prefill,
             decode,
-            policy,
-            request_timeout,
-            connect_timeout,
-            max_body_bytes,
-            log_filter,
-            server,
+            policy: policy?,
+            request_timeout: request_timeout?,
+            connect_timeout: connect_timeout?,
+            max_body_bytes: max_body_bytes?,
+            log_filter: log_filter?,
+            server: server?,
             warnings,
-        }),
+        })
+    };
+    match config() {
+        Some(config) if problems.is_empty() => Ok(config),
         _ => Err(ConfigError { problems }),
     }
 }
@@ -100,7 +79,7 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     fn scalar<T>(&mut self, setting: &Setting, read: impl Fn(&str) -> Option<T>) -> Option<T> {
-        // Absent only if the file had it in a wrong form, which is reported there.
+        // Never absent: the defaults are in the draft.
         let given = self.draft.scalars.get(setting.key)?;
         let value = read(&given.value);
         if value.is_none() {
@@ -168,6 +147,21 @@ impl Resolver<'_> {
     fn shared_key(&mut self) -> Option<Secret> {
         let given = self.draft.scalars.get(settings::WORKER_API_KEY_FILE.key)?;
         self.key(read_key(Path::new(&given.value)), &given.place)
+    }
+
+    /// Both lists, each worker once.
+    fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>) {
+        let shared_key = self.shared_key();
+        let prefill = self.workers(Role::Prefill, shared_key.as_ref());
+        let decode = self.workers(Role::Decode, shared_key.as_ref());
+        self.each_worker_once(&prefill, &decode);
+        let specs = |workers: Vec<Given<WorkerSpec>>| {
+            workers.into_iter().map(|worker| worker.value).collect()
+        };
+        let (prefill, decode): (Vec<_>, Vec<_>) = (specs(prefill), specs(decode));
+        self.warnings
+            .extend(unreachable_bootstraps(&prefill, &decode));
+        (prefill, decode)
     }
 
     fn workers(&mut self, role: Role, shared: Option<&Secret>) -> Vec<Given<WorkerSpec>> {

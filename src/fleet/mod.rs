@@ -11,9 +11,10 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 
+pub use crate::pd::Role;
 pub use policy::{Policy, Random};
 pub use rooms::{LiveRooms, Rooms};
-pub use worker::{Load, Role, Worker};
+pub use worker::{Load, Worker};
 
 /// All workers, and the policy that chooses among them.
 pub struct Fleet {

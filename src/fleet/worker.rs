@@ -1,6 +1,5 @@
 //! One worker: its role, its address, and how much it has to do.
 
-use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,32 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
-use crate::pd::Bootstrap;
-
-/// What a worker is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Computes the prompt and the first token.
-    Prefill,
-    /// Generates the rest.
-    Decode,
-}
-
-impl Role {
-    /// `prefill` or `decode`: the word of logs, labels and answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Prefill => "prefill",
-            Role::Decode => "decode",
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::pd::{Bootstrap, Role};
 
 /// A worker and its counters.
 pub struct Worker {

@@ -9,6 +9,7 @@
 //! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
+mod answer;
 pub mod bootstrap;
 pub mod error_body;
 pub mod json;
@@ -25,6 +26,8 @@ pub use outcome::{WorkerError, stream_error};
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{LegFailure, prefill_is_shown};
+
+use std::fmt;
 
 /// The endpoints that carry the bootstrap fields, that is, those that need a pair.
 ///
@@ -79,6 +82,31 @@ impl Route {
             Self::Responses => "responses",
             Self::Messages => "messages",
         }
+    }
+}
+
+/// What a worker is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Computes the prompt and the first token.
+    Prefill,
+    /// Generates the rest.
+    Decode,
+}
+
+impl Role {
+    /// `prefill` or `decode`: the word of logs, labels and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -190,7 +190,9 @@ impl Seen {
             "return_logprob" => self.return_logprob = any(s, is_true)?,
             "logprob_start_len" => self.starts_in_prompt = any(s, starts_in_prompt)?,
             "token_ids_logprob" => self.token_ids = is_filled_list(s)?,
-            _ => drop(s.skip()?),
+            _ => {
+                s.skip()?;
+            }
         }
         Ok(())
     }
@@ -210,7 +212,9 @@ impl Seen {
             (Route::Completions, "logprobs") => {
                 self.logprobs = lax_integer(s)?.is_some_and(|top| top != 0);
             }
-            _ => drop(s.skip()?),
+            _ => {
+                s.skip()?;
+            }
         }
         Ok(())
     }
@@ -367,9 +371,10 @@ fn is_filled_list(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     let list = s.kind()? == Kind::Array;
     let value = s.skip()?;
     Ok(list
-        && s.slice(value)
+        && !s
+            .slice(value)
             .trim_matches(['[', ']', ' ', '\t', '\r', '\n'])
-            != "")
+            .is_empty())
 }
 
 /// Whether a value, or any element of a list, passes.

@@ -10,7 +10,7 @@ use super::prefill::Rejection;
 use crate::pd::{self, MergeError, PromptSide, Route, Splitter, StreamMerger, WorkerError};
 
 /// The longest first event that is waited for, in bytes. An error event of SGLang has a few hundred.
-const FIRST_EVENT_LIMIT: usize = 64 << 10;
+pub(super) const FIRST_EVENT_LIMIT: usize = 64 << 10;
 
 /// How the pieces of decode's body become the client's.
 pub(super) enum Answer {
@@ -26,6 +26,31 @@ pub(super) enum Answer {
         splitter: Box<Splitter>,
         merger: Box<StreamMerger>,
     },
+}
+
+/// How a stream begins.
+pub(super) enum Opening {
+    /// Its first event is an error.
+    Error(WorkerError),
+    /// With an event, or with more than an error would take.
+    Fine,
+    /// Its first event is not whole yet.
+    Incomplete,
+}
+
+impl Opening {
+    /// Looks at the beginning of a stream.
+    pub(super) fn of(route: Route, begin: &Bytes) -> Self {
+        let mut splitter = Splitter::new(FIRST_EVENT_LIMIT);
+        splitter.push(begin.clone());
+        match splitter.next_event() {
+            Ok(Some(event)) => {
+                pd::stream_error(route, &event).map_or(Opening::Fine, Opening::Error)
+            }
+            Ok(None) => Opening::Incomplete,
+            Err(_) => Opening::Fine,
+        }
+    }
 }
 
 /// Why a piece did not become an answer.
@@ -77,19 +102,14 @@ impl Answer {
                     held.extend_from_slice(&piece);
                     held.split().freeze()
                 };
-                let mut splitter = Splitter::new(FIRST_EVENT_LIMIT);
-                splitter.push(begin.clone());
-                let event = splitter.next_event();
-                if matches!(event, Ok(None)) && !end {
-                    held.extend_from_slice(&begin);
-                    return Ok(Bytes::new());
+                match Opening::of(route, &begin) {
+                    Opening::Error(error) => return Err(error.into()),
+                    Opening::Incomplete if !end => {
+                        held.extend_from_slice(&begin);
+                        return Ok(Bytes::new());
+                    }
+                    Opening::Incomplete | Opening::Fine => {}
                 }
-                if let Ok(Some(event)) = event
-                    && let Some(error) = pd::stream_error(route, &event)
-                {
-                    return Err(error.into());
-                }
-                // An event, an end without one, or more than an error would take: no error.
                 *self = Answer::Passed;
                 Ok(begin)
             }
@@ -107,14 +127,14 @@ impl Answer {
             } => {
                 splitter.push(piece);
                 let mut out = BytesMut::new();
-                while let Some(event) = splitter.next_event().map_err(MergeError::from)? {
+                while let Some(event) = splitter.next_event().map_err(MergeError::EventTooLong)? {
                     if !begun
                         && out.is_empty()
                         && let Some(error) = pd::stream_error(*route, &event)
                     {
                         return Err(error.into());
                     }
-                    merger.event(event, &mut out)?;
+                    merger.event(&event, &mut out)?;
                 }
                 let rest =
                     end.then(|| std::mem::replace(&mut **splitter, Splitter::new(0)).finish());

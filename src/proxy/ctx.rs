@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, StatusCode};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::answer::{Answer, Spoiled};
 use super::body::{INTERRUPTED, Installed};
-use super::error::{Fault, ProxyError};
+use super::error::{DECODE_REJECTED, Fault, ProxyError};
 use super::inflight::Admitted;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Load, Role, Rooms};
@@ -165,6 +165,14 @@ impl Ctx {
         }
     }
 
+    /// Notes the status of decode's answer.
+    pub(super) fn note_answer(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        if !status.is_success() {
+            self.ended = DECODE_REJECTED;
+        }
+    }
+
     /// Notes what goes to the client now.
     pub(super) fn note_sent(&mut self, piece: &Bytes) {
         if !piece.is_empty() {
@@ -292,8 +300,8 @@ impl Exchange {
     }
 
     /// Decode has refused with this status: its answer passes, unless prefill's explains more.
-    pub(super) fn rejected(&mut self, status: u16) -> Result<(), Stop> {
-        let decode = LegFailure::Answered(status);
+    pub(super) fn rejected(&mut self, status: StatusCode) -> Result<(), Stop> {
+        let decode = LegFailure::Answered(status.as_u16());
         if let Some(fault) = self.prefill_fault()
             && prefill_is_shown(fault.leg_failure(), decode)
         {

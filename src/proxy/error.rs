@@ -16,6 +16,9 @@ use crate::fleet::{NoWorker, Role};
 use crate::net::Failure;
 use crate::pd::{ErrorShape, Invalid, LegFailure, MergeError, Route};
 
+/// How a request ended whose decode worker answered with an error.
+pub(super) const DECODE_REJECTED: &str = "decode_rejected";
+
 /// What the client gets instead of decode's answer.
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
@@ -135,7 +138,7 @@ impl Fault {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Fault::Rejected(Role::Prefill, _) => "prefill_rejected",
-            Fault::Rejected(Role::Decode, _) => "decode_rejected",
+            Fault::Rejected(Role::Decode, _) => DECODE_REJECTED,
             Fault::Own(error) => error.code(),
         }
     }

@@ -112,12 +112,12 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         head.insert_header(headers::REQUEST_ID, &ctx.request_id)?;
-        ctx.status = head.status.as_u16();
+        ctx.note_answer(head.status);
         let exchange = ctx.exchange()?;
         let answered = if head.status.is_success() {
             exchange.accepted(session, head, self.max_body_bytes).await
         } else {
-            exchange.rejected(head.status.as_u16())
+            exchange.rejected(head.status)
         };
         answered.map_err(|stop| ctx.stop(stop))
     }

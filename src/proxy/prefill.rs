@@ -14,7 +14,9 @@ use tokio::task::JoinHandle;
 
 use crate::fleet::{Load, Rooms};
 use crate::net::{Client, Failure, Reply};
-use crate::pd::{self, Route, WorkerError};
+use crate::pd::{Route, WorkerError};
+
+use super::answer::{FIRST_EVENT_LIMIT, Opening};
 
 /// How long prefill may still talk after decode's answer has ended. Its answer is due before decode's first
 /// token, so this only bounds what is already wrong.
@@ -22,9 +24,6 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How much of a rejection is kept to be passed on, in bytes. SGLang's are a few hundred.
 const REJECTION_LIMIT: usize = 1 << 20;
-
-/// How much of a stream is looked at for an error in its first event, in bytes.
-const FIRST_EVENT_LIMIT: usize = 64 << 10;
 
 /// How the prefill leg ended.
 #[derive(Debug, Clone)]
@@ -176,12 +175,9 @@ impl Order {
             Keep::Body(limit) => reply.collect(limit).await?,
             Keep::Nothing => drain(&mut reply, streams).await?,
         };
-        let rejected = streams
-            .then(|| pd::stream_error(self.route, &body))
-            .flatten();
-        Ok(match rejected {
-            Some(error) => Outcome::Rejected(error.into()),
-            None => Outcome::Served(body),
+        Ok(match Opening::of(self.route, &body) {
+            Opening::Error(error) if streams => Outcome::Rejected(error.into()),
+            _ => Outcome::Served(body),
         })
     }
 }

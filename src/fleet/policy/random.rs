@@ -30,7 +30,7 @@ mod tests {
             .collect();
         let mut counts = [0; 5];
         for step in 0..1000u64 {
-            let draw = step.wrapping_mul(u64::MAX / 1000);
+            let draw = (u64::MAX / 1000) * step + u64::MAX / 2000;
             counts[Random.pick(&workers, draw).unwrap_or(usize::MAX)] += 1;
         }
         assert_eq!(counts, [200; 5]);

@@ -1,0 +1,124 @@
+//! A client that sends bytes as they are, and HTTP messages as they were on the wire.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::soon;
+
+/// A message as it was read: the head as text, the body without its framing.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+/// A response is a message.
+pub type Answer = Message;
+
+/// One connection to the balancer.
+pub struct Client {
+    stream: TcpStream,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self {
+            stream: TcpStream::connect(address).await.unwrap(),
+        }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// A whole answer with its body.
+    pub async fn answer(&mut self) -> Answer {
+        soon("an answer", Message::read(&mut self.stream))
+            .await
+            .expect("an answer before the close")
+    }
+
+    /// The head of an answer only.
+    pub async fn head(&mut self) -> String {
+        soon("the head of an answer", read_head(&mut self.stream))
+            .await
+            .expect("a head")
+    }
+
+    /// The next chunk of a chunked body; `None` at its end or when the connection is cut.
+    pub async fn chunk(&mut self) -> Option<String> {
+        soon("a chunk", read_chunk(&mut self.stream))
+            .await
+            .map(|chunk| String::from_utf8(chunk).unwrap())
+    }
+
+    /// Everything until the other side closes.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = soon("the close", self.stream.read_to_end(&mut rest)).await;
+        rest
+    }
+}
+
+impl Message {
+    /// `None` when the connection ends before a whole message.
+    pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Option<Self> {
+        let head = read_head(stream).await?;
+        let mut body = Vec::new();
+        if let Some(length) = header(&head, "content-length") {
+            body.resize(length.parse().unwrap(), 0);
+            stream.read_exact(&mut body).await.ok()?;
+        } else if header(&head, "transfer-encoding").is_some() {
+            while let Some(chunk) = read_chunk(stream).await {
+                body.extend(chunk);
+            }
+        }
+        Some(Self { head, body })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.head, name)
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (found, value) = line.split_once(':')?;
+        found.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+async fn read_chunk(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let mut size = Vec::new();
+    while !size.ends_with(b"\r\n") {
+        size.push(stream.read_u8().await.ok()?);
+    }
+    let size = usize::from_str_radix(std::str::from_utf8(&size).unwrap().trim(), 16).unwrap();
+    let mut chunk = vec![0; size + 2];
+    stream.read_exact(&mut chunk).await.ok()?;
+    chunk.truncate(size);
+    (size > 0).then_some(chunk)
+}

@@ -1,0 +1,96 @@
+//! The harness: a balancer in the test's own runtime, workers whose every byte the test decides, and a client
+//! that sees every byte.
+//!
+//! Nothing sleeps: a test waits for what happens on a socket, for [`PATIENCE`] at most.
+
+// Each test binary uses its own part of the harness.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
+
+pub mod client;
+pub mod worker;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
+use tokio::task::JoinHandle;
+
+pub use client::{Answer, Client};
+pub use worker::{Exchange, Worker};
+
+/// After this long a test that waits has failed. No claim is about time: it only ends what hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the future gives, or a failed test that says what was awaited.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+/// A running balancer. Stopped when dropped.
+pub struct Balancer {
+    pub address: SocketAddr,
+    handle: Handle,
+    served: JoinHandle<()>,
+}
+
+impl Balancer {
+    /// In front of one prefill worker, whose bootstrap port is 8998, and one decode worker.
+    pub async fn of(prefill: &Worker, decode: &Worker) -> Self {
+        Self::start(config(&[prefill.url()], &[decode.url()])).await
+    }
+
+    pub async fn start(config: MiniLbConfig) -> Self {
+        let balancer = MiniLoadBalancer::new(config).unwrap();
+        let handle = balancer.handle();
+        let served = tokio::spawn(async move { balancer.start().await.unwrap() });
+        let address = soon("the balancer listens", handle.address())
+            .await
+            .unwrap();
+        Self {
+            address,
+            handle,
+            served,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Stops it and waits until it has ended.
+    pub async fn stop(mut self) {
+        self.handle.stop();
+        soon("the balancer ends", &mut self.served).await.unwrap();
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}
+
+/// A configuration on a free port; the bootstrap port of every prefill worker is 8998.
+pub fn config(prefills: &[String], decodes: &[String]) -> MiniLbConfig {
+    MiniLbConfig::new(
+        "127.0.0.1".into(),
+        0,
+        prefills
+            .iter()
+            .map(|url| (url.clone(), Some(8998)))
+            .collect(),
+        decodes.to_vec(),
+        60,
+    )
+}
+
+/// The text of a POST with a JSON body and a Content-Length.
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: balancer\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}

@@ -1,0 +1,143 @@
+//! A worker that does nothing of its own: the test takes each request and decides every byte of the answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::client::Message;
+use super::soon;
+
+/// A listening worker.
+pub struct Worker {
+    pub address: SocketAddr,
+    requests: mpsc::UnboundedReceiver<Exchange>,
+    again: mpsc::UnboundedSender<TcpStream>,
+    accepted: Arc<AtomicUsize>,
+}
+
+/// One request that a worker has read, and the connection for the answer.
+pub struct Exchange {
+    pub request: Message,
+    stream: TcpStream,
+    again: mpsc::UnboundedSender<TcpStream>,
+}
+
+impl Worker {
+    pub async fn listen() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (found, requests) = mpsc::unbounded_channel();
+        let (again, mut reused) = mpsc::unbounded_channel::<TcpStream>();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (count, back) = (accepted.clone(), again.clone());
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    Ok((stream, _)) = listener.accept() => {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        stream
+                    }
+                    Some(stream) = reused.recv() => stream,
+                    else => return,
+                };
+                let (found, again) = (found.clone(), back.clone());
+                tokio::spawn(async move {
+                    let mut stream = stream;
+                    // A connection that is closed without a request is nobody's exchange.
+                    if let Some(request) = Message::read(&mut stream).await {
+                        let _ = found.send(Exchange {
+                            request,
+                            stream,
+                            again,
+                        });
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            requests,
+            again,
+            accepted,
+        }
+    }
+
+    /// An address that refuses connections.
+    pub async fn refusing() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next request that arrives.
+    pub async fn request(&mut self) -> Exchange {
+        soon("a request at the worker", self.requests.recv())
+            .await
+            .unwrap()
+    }
+
+    /// Whether a request has arrived that nobody took.
+    pub fn has_request(&mut self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// How many connections were opened so far.
+    pub fn connections(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Exchange {
+    /// Sends bytes of the answer as they are.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// A whole JSON answer with a Content-Length; the connection stays for the next request.
+    pub async fn answer(mut self, status: &str, body: &str) {
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send(head + body).await;
+        self.keep();
+    }
+
+    /// The head of a stream of events.
+    pub async fn begin_stream(&mut self) {
+        self.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await;
+    }
+
+    /// One chunk of a chunked body; the empty one ends it.
+    pub async fn chunk(&mut self, bytes: &str) {
+        self.send(format!("{:x}\r\n{bytes}\r\n", bytes.len())).await;
+    }
+
+    /// Offers the connection for another request.
+    pub fn keep(self) {
+        let _ = self.again.send(self.stream);
+    }
+
+    /// Waits until the other side has closed the connection.
+    pub async fn closed(mut self) {
+        let mut rest = [0; 1024];
+        // A reset is a close too.
+        soon("the leg is closed", async {
+            while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
+        })
+        .await;
+    }
+
+    /// Closes the connection so that the other side sees a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+}
