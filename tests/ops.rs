@@ -13,7 +13,6 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use mini_lb::config::Secret;
 use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -450,7 +449,7 @@ async fn workers_get_their_own_host_and_key_and_the_clients_trace() {
     let (prefill, decode) = (named("{}").await, named("{}").await);
     let keyless = balancer(&[&prefill.url], &[&decode.url]).await;
     let keyed = balancer_with(&[&prefill.url], &[&decode.url], |config| {
-        config.worker_api_key(Secret::new("worker"))
+        config.worker_api_key("worker")
     })
     .await;
     for (balancer, key) in [(keyless, "Bearer client"), (keyed, "Bearer worker")] {
