@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION,
-    CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH,
+    CONTENT_TYPE, HOST, ORIGIN,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
@@ -38,17 +38,6 @@ const GOES_ALONG: [HeaderName; 7] = [
     ORIGIN,
     ACCESS_CONTROL_REQUEST_METHOD,
     ACCESS_CONTROL_REQUEST_HEADERS,
-];
-
-/// Of a worker's answer, what belongs to its connection. Source: RFC 9110 section 7.6.1.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    CONNECTION,
-    CONTENT_LENGTH,
-    TRANSFER_ENCODING,
-    TE,
-    TRAILER,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
 ];
 
 /// What is asked, and how long each worker gets for its whole answer.
@@ -139,10 +128,7 @@ impl Question {
         let begun = Instant::now();
         let exchange = self.exchange(client, worker);
         let outcome = match tokio::time::timeout(self.wait, exchange).await {
-            Ok(Ok(mut answer)) => {
-                leave_hop_behind(&mut answer.headers);
-                Ok(answer)
-            }
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(failure)) => Err(Unanswered::Failed(failure)),
             Err(_) => Err(Unanswered::Overdue(self.wait)),
         };
@@ -232,22 +218,10 @@ fn excerpt(answer: &WholeAnswer) -> String {
     }
 }
 
-fn leave_hop_behind(headers: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&nominated) {
-        headers.remove(name);
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use http::HeaderMap;
     use pingora_core::server::configuration::ServerConf;
 
     use super::*;
@@ -318,25 +292,6 @@ mod tests {
         };
         assert_eq!(length(Method::POST).unwrap(), "0");
         assert_eq!(length(Method::GET), None);
-    }
-
-    #[test]
-    fn what_belongs_to_the_workers_connection_does_not_reach_the_client() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "keep-alive, X-Hop"),
-            ("x-hop", "1"),
-            ("content-length", "5"),
-            ("transfer-encoding", "chunked"),
-            ("content-type", "text/plain"),
-            ("vary", "Origin"),
-        ] {
-            headers.append(name, HeaderValue::from_static(value));
-        }
-        leave_hop_behind(&mut headers);
-        assert_eq!(headers.len(), 2, "{headers:?}");
-        assert_eq!(headers[CONTENT_TYPE], "text/plain");
-        assert_eq!(headers["vary"], "Origin");
     }
 
     #[tokio::test]
