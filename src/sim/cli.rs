@@ -22,30 +22,16 @@ pub struct SimArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub enum SimRole {
     /// Computes prompts and hands them to decode workers.
-    Prefill(Knobs),
+    Prefill(WorkerArgs),
     /// Takes prompts from prefill workers and generates.
-    Decode(Knobs),
+    Decode(WorkerArgs),
     /// An ordinary worker, without disaggregation.
-    Single(Knobs),
+    Single(WorkerArgs),
 }
 
-/// Arguments of `mini-lb demo`.
+/// Where a simulated worker listens and how it behaves.
 #[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
-    /// Prefill workers.
-    #[arg(long, default_value_t = 2)]
-    pub prefills: usize,
-    /// Decode workers.
-    #[arg(long, default_value_t = 2)]
-    pub decodes: usize,
-    /// How the workers behave; their ports are picked.
-    #[command(flatten)]
-    pub knobs: Knobs,
-}
-
-/// Every knob of a simulated worker.
-#[derive(Debug, Clone, Args)]
-pub struct Knobs {
+pub struct WorkerArgs {
     /// Address to listen on.
     #[arg(long, default_value_t = SimOptions::default().host)]
     pub host: IpAddr,
@@ -55,6 +41,31 @@ pub struct Knobs {
     /// Prefill: the registry's port, 0 picks a free one. Decode: the port for a null bootstrap_port, 0 is 8998.
     #[arg(long, default_value_t = SimOptions::default().bootstrap_port)]
     pub disaggregation_bootstrap_port: u16,
+    /// How it behaves.
+    #[command(flatten)]
+    pub knobs: Knobs,
+}
+
+/// Arguments of `mini-lb demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Port of the balancer on 127.0.0.1; the workers pick theirs.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Prefill workers.
+    #[arg(long, default_value_t = 2)]
+    pub prefills: usize,
+    /// Decode workers.
+    #[arg(long, default_value_t = 2)]
+    pub decodes: usize,
+    /// How the workers behave.
+    #[command(flatten)]
+    pub knobs: Knobs,
+}
+
+/// Every knob of a simulated worker.
+#[derive(Debug, Clone, Args)]
+pub struct Knobs {
     /// Seed of the toy model; the same on all workers, like weights.
     #[arg(long, default_value_t = SimOptions::default().seed)]
     pub seed: u64,
@@ -111,12 +122,20 @@ pub struct Knobs {
     pub journal_entries: usize,
 }
 
+impl From<WorkerArgs> for SimOptions {
+    fn from(args: WorkerArgs) -> SimOptions {
+        SimOptions {
+            host: args.host,
+            port: args.port,
+            bootstrap_port: args.disaggregation_bootstrap_port,
+            ..args.knobs.into()
+        }
+    }
+}
+
 impl From<Knobs> for SimOptions {
     fn from(knobs: Knobs) -> SimOptions {
         SimOptions {
-            host: knobs.host,
-            port: knobs.port,
-            bootstrap_port: knobs.disaggregation_bootstrap_port,
             seed: knobs.seed,
             time_per_prompt_token: Duration::from_micros(knobs.prompt_token_us),
             transfer_time: Duration::from_micros(knobs.transfer_us),
@@ -135,6 +154,7 @@ impl From<Knobs> for SimOptions {
             duplicate_room: knobs.duplicate_room,
             disconnect: knobs.disconnect,
             journal_entries: knobs.journal_entries,
+            ..SimOptions::default()
         }
     }
 }
@@ -144,19 +164,19 @@ impl From<Knobs> for SimOptions {
 /// # Errors
 /// When a port cannot be bound, or stdout is closed.
 pub async fn run_sim(args: SimArgs) -> io::Result<()> {
-    let (role, knobs) = match args.role {
-        SimRole::Prefill(knobs) => (Role::Prefill, knobs),
-        SimRole::Decode(knobs) => (Role::Decode, knobs),
-        SimRole::Single(knobs) => (Role::Ordinary, knobs),
+    let (role, args) = match args.role {
+        SimRole::Prefill(args) => (Role::Prefill, args),
+        SimRole::Decode(args) => (Role::Decode, args),
+        SimRole::Single(args) => (Role::Ordinary, args),
     };
-    let worker = Worker::start(role, knobs.into()).await?;
+    let worker = Worker::start(role, args.into()).await?;
     writeln!(io::stdout(), "{}", ready_line(&worker))?;
     tokio::signal::ctrl_c().await?;
     worker.stop().await;
     Ok(())
 }
 
-/// The workers of a demo: prefills first, each kind in order. Ports are picked, whatever the options say.
+/// The workers of a demo, prefills and decodes, on ports that the system picks.
 ///
 /// # Errors
 /// When a port cannot be bound.
@@ -165,11 +185,6 @@ pub async fn demo_workers(
     decodes: usize,
     options: SimOptions,
 ) -> io::Result<(Vec<Worker>, Vec<Worker>)> {
-    let options = SimOptions {
-        port: 0,
-        bootstrap_port: 0,
-        ..options
-    };
     let mut started = (Vec::with_capacity(prefills), Vec::with_capacity(decodes));
     for _ in 0..prefills {
         started
