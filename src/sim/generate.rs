@@ -338,7 +338,8 @@ impl NativeItem {
     fn timing(&self, out: &mut String, times: Times, stream: bool, sent_before: Option<f64>) {
         let elapsed = times.now - times.received;
         // Without a stream the front end learns of decode's first token with the last.
-        let seen = if stream || self.role != Role::Decode {
+        let saw_first_token = stream || self.role != Role::Decode;
+        let seen = if saw_first_token {
             times.first_token
         } else {
             times.now
@@ -363,9 +364,9 @@ impl NativeItem {
             out,
             format_args!(",\"request_finished_ts\":{:?}", times.now),
         );
-        let decoding = times.now - seen;
-        if self.tokens > 1 && decoding > 0.0 {
-            let throughput = (self.tokens - 1) as f64 / decoding;
+        if self.tokens > 1 && saw_first_token {
+            // Without think time less than the clock's resolution may have passed.
+            let throughput = (self.tokens - 1) as f64 / (times.now - seen).max(1e-6);
             write_to(out, format_args!(",\"decode_throughput\":{throughput:?}"));
         }
         if sent_before.is_none() {

@@ -203,12 +203,10 @@ pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
         };
         tokio::pin!(connection);
         tokio::pin!(exchange);
-        // The answer is complete in the exchange; the connection only moves the bytes.
-        loop {
-            tokio::select! {
-                answer = &mut exchange => return answer,
-                _ = &mut connection => return exchange.await,
-            }
+        // The connection moves the bytes; it may end first, with the answer read already.
+        tokio::select! {
+            answer = &mut exchange => answer,
+            _ = &mut connection => exchange.await,
         }
     };
     tokio::time::timeout(ASK_TIMEOUT, asking)
