@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use mini_lb::sim::journal::RoomState;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::Value;
-use sim_support::{Pair, Reply, SOON, get, open_post, post_text, quick};
+use sim_support::{Pair, Reply, SOON, get, open_post, post_text, quick, send};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
@@ -91,14 +91,17 @@ fn event_kinds(reply: &Reply) -> BTreeMap<String, Vec<String>> {
 
 fn assert_alike(scenario: &str, ours: &Reply, real: &Reply) {
     assert_eq!(ours.status, real.status, "{scenario}: {}", ours.text());
-    let names: Vec<&str> = ours
-        .header_names()
-        .into_iter()
-        .filter(|name| *name != "connection")
-        .collect();
+    // The tests' own `connection: close` changes this one.
+    let names = |reply: &Reply| -> Vec<String> {
+        let names = reply
+            .header_names()
+            .into_iter()
+            .filter(|name| *name != "connection");
+        names.map(str::to_owned).collect()
+    };
     assert_eq!(
-        names,
-        real.header_names(),
+        names(ours),
+        names(real),
         "{scenario}: header names in order"
     );
     for name in [
@@ -164,6 +167,7 @@ async fn generate_answers_have_the_real_shapes() {
         "gen_max_new_1",
         "gen_stream_max_new_1",
         "gen_rid",
+        "gen_max_new_0_stream",
     ];
     check_pair("/generate", &scenarios).await;
 }
@@ -177,6 +181,11 @@ async fn generate_logprobs_have_the_real_shapes() {
         "gen_logprob_default_start",
         "gen_logprob_stream",
         "gen_logprob_text",
+        "gen_logprob_mid",
+        "gen_token_ids",
+        "gen_token_ids_stream",
+        "gen_flat",
+        "gen_flat_stream",
     ];
     check_pair("/generate", &scenarios).await;
 }
@@ -189,6 +198,7 @@ async fn chat_answers_have_the_real_shapes() {
         "chat_logprobs",
         "chat_stream_logprobs",
         "chat_stream_usage",
+        "chat_continuous_usage",
         "err_wrong_model",
     ];
     check_pair("/v1/chat/completions", &scenarios).await;
@@ -205,8 +215,90 @@ async fn completions_answers_have_the_real_shapes() {
         "cmpl_prompt_ids",
         "cmpl_prompt_list",
         "cmpl_prompt_list_stream",
+        "cmpl_prompt_list_echo_stream",
+        "cmpl_continuous_usage",
     ];
     check_pair("/v1/completions", &scenarios).await;
+}
+
+#[tokio::test]
+async fn messages_and_responses_have_the_real_shapes() {
+    check_pair("/v1/messages", &["messages_nonstream", "messages_stream"]).await;
+    check_pair(
+        "/v1/responses",
+        &["responses_nonstream", "responses_stream"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_ordinary_worker_answers_as_the_real_one() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let chat = "/v1/chat/completions";
+    let table = [
+        ("single_gen", "/generate"),
+        ("single_gen_stream", "/generate"),
+        ("single_gen_n2", "/generate"),
+        ("single_batch_rid", "/generate"),
+        ("single_empty_batch", "/generate"),
+        ("single_chat_n2", chat),
+        ("single_chat_n2_stream", chat),
+        ("single_cmpl_n2", "/v1/completions"),
+        ("single_unknown", "/nothing"),
+    ];
+    for (scenario, path) in table {
+        let ours = post_text(&ordinary, path, &request(scenario)).await;
+        assert_alike(scenario, &ours, &captured(scenario, "single").unwrap());
+    }
+    let ours = Reply::parse(&send(ordinary.address(), "GET", "/generate", "", "").await);
+    assert_alike(
+        "single_method",
+        &ours,
+        &captured("single_method", "single").unwrap(),
+    );
+}
+
+#[tokio::test]
+async fn bodies_outside_the_schema_are_refused_in_the_same_words() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let chat = "/v1/chat/completions";
+    for (scenario, path, content_type) in [
+        ("single_err_bad_json", "/generate", "application/json"),
+        ("single_err_bad_json_chat", chat, "application/json"),
+        ("single_err_content_type", chat, "text/plain"),
+        ("single_err_gen_content_type", "/generate", "text/plain"),
+        ("single_err_not_an_object", "/generate", "application/json"),
+        ("single_err_text_type", "/generate", "application/json"),
+        ("single_err_stream_type", "/generate", "application/json"),
+        ("single_err_no_messages", chat, "application/json"),
+        ("single_err_total", "/generate", "application/json"),
+        (
+            "single_err_total_cmpl",
+            "/v1/completions",
+            "application/json",
+        ),
+        ("single_err_messages", "/v1/messages", "application/json"),
+        (
+            "single_err_messages_type",
+            "/v1/messages",
+            "application/json",
+        ),
+        ("single_err_responses", "/v1/responses", "application/json"),
+        ("single_err_max_new_type", "/generate", "application/json"),
+    ] {
+        let headers = format!("content-type: {content_type}\r\n");
+        let raw = send(
+            ordinary.address(),
+            "POST",
+            path,
+            &headers,
+            &request(scenario),
+        )
+        .await;
+        let (ours, real) = (Reply::parse(&raw), captured(scenario, "single").unwrap());
+        assert_alike(scenario, &ours, &real);
+        assert_eq!(message(&ours), message(&real), "{scenario}");
+    }
 }
 
 #[tokio::test]
@@ -256,6 +348,13 @@ async fn a_worker_alone_answers_as_the_real_one() {
         ("d_prefill_fake_host", "/generate"),
         ("d_prefill_no_bootstrap", "/generate"),
         ("d_room_string", "/generate"),
+        ("d_gen_stream_no_bootstrap", "/generate"),
+        ("d_batch_no_bootstrap", "/generate"),
+        ("d_cmpl_stream_no_bootstrap", "/v1/completions"),
+        ("d_responses_no_bootstrap", "/v1/responses"),
+        ("d_responses_stream_no_bootstrap", "/v1/responses"),
+        ("d_messages_no_bootstrap", "/v1/messages"),
+        ("d_messages_stream_no_bootstrap", "/v1/messages"),
         ("d_post_P_abort_request", "/abort_request"),
         ("d_post_D_abort_request", "/abort_request"),
         ("d_post_P_flush_cache", "/flush_cache"),

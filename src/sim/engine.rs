@@ -181,7 +181,7 @@ impl Engine {
             self.crash();
         }
         let reason = "Duplicate or cancelled bootstrap room";
-        Failure::Engine(format!("KVTransferError(bootstrap_room={room}): {reason}"))
+        errors::aborted(format!("KVTransferError(bootstrap_room={room}): {reason}"))
     }
 
     /// Ends the item with exactly this rid, or all; what does not match is ignored.
@@ -233,18 +233,18 @@ impl Engine {
             permits: Vec::new(),
         };
         if self.role != Role::Ordinary && !item.bootstrap.is_fake() {
-            let Some(room) = item.bootstrap.room else {
-                self.journal
-                    .violation(Violation::MissingRoom, || item.rid.clone());
-                return Err(errors::no_room(&item.rid));
-            };
-            self.journal.push(|| Event::RoomPresented {
-                request,
-                rid: item.rid.clone(),
-                room: room.to_string(),
-                host: item.bootstrap.host.clone(),
-                port: item.bootstrap.port,
-            });
+            match item.bootstrap.room {
+                None => self
+                    .journal
+                    .violation(Violation::MissingRoom, || item.rid.clone()),
+                Some(room) => self.journal.push(|| Event::RoomPresented {
+                    request,
+                    rid: item.rid.clone(),
+                    room: room.to_string(),
+                    host: item.bootstrap.host.clone(),
+                    port: item.bootstrap.port,
+                }),
+            }
         }
         Ok(run)
     }
@@ -393,6 +393,9 @@ impl Run {
                     return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED));
                 }
                 self.admit_decode(room).await?;
+            }
+            (Role::Prefill | Role::Decode, None) if !fake => {
+                return Err(errors::no_room(&self.item.rid));
             }
             (Role::Decode, _) => self.first = Some(self.synthetic_record()),
             _ => self
@@ -687,7 +690,7 @@ impl Run {
 
     /// An abort before anything ran has no words of its own here: it is the rendezvous' one.
     fn aborted_in_queue(&self) -> Failure {
-        Failure::Engine(errors::ABORTED.to_owned())
+        errors::aborted(errors::ABORTED.to_owned())
     }
 }
 

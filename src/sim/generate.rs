@@ -102,11 +102,11 @@ impl Render for Native {
         times: Times,
         out: &mut Vec<Bytes>,
     ) -> bool {
-        let Failure::Engine(message) = failure else {
+        let Failure::Engine { status, message } = failure else {
             out.push(data(&failure.event(Family::Native)));
             return false;
         };
-        let object = self.items[index].failed(message, times);
+        let object = self.items[index].failed(*status, message, times);
         out.push(event(object, self.list.then_some(index)));
         true
     }
@@ -377,9 +377,9 @@ impl NativeItem {
         }
     }
 
-    fn failed(&self, message: &str, times: Times) -> String {
+    fn failed(&self, status: u16, message: &str, times: Times) -> String {
         let reason = format!(
-            "{{\"type\":\"abort\",\"message\":{},\"status_code\":500,\"err_type\":null}}",
+            "{{\"type\":\"abort\",\"message\":{},\"status_code\":{status},\"err_type\":null}}",
             string(message)
         );
         let mut out = self.opening(&reason);
