@@ -6,6 +6,7 @@ mod sim_support;
 
 use std::time::Duration;
 
+use mini_lb::sim::cli::demo_workers;
 use mini_lb::sim::journal::{ClosedBy, RoomState, Violation};
 use mini_lb::sim::{DisconnectNotice, DuplicateRoom, Event, SimOptions, Worker};
 use serde_json::{Value, json};
@@ -446,7 +447,7 @@ async fn several_samples_hang_on_decode_and_not_on_prefill() {
     let mut body = generate(4);
     body["sampling_params"]["n"] = json!(2);
     let body = pair.with_room(&body, 61);
-    let mut decode = open_post(&pair.decode, "/generate", &body).await;
+    let decode = open_post(&pair.decode, "/generate", &body).await;
     let prefill = post(&pair.prefill, "/generate", &body).await;
     assert_eq!(prefill.json().as_array().unwrap().len(), 2);
     wait_for_state(&pair.decode, RoomState::Success).await;
@@ -472,7 +473,6 @@ async fn several_samples_hang_on_decode_and_not_on_prefill() {
         decode.try_read(&mut [0; 1]).is_err(),
         "still open and silent"
     );
-    let _ = &mut decode;
 }
 
 #[tokio::test]
@@ -549,6 +549,91 @@ async fn a_restarted_prefill_is_found_again() {
     assert_eq!(
         pair.both("/generate", &generate(2), 1000).await.1.status,
         200
+    );
+}
+
+#[tokio::test]
+async fn every_prefill_meets_every_decode_of_a_demo() {
+    let (prefills, decodes) = demo_workers(2, 2, quick()).await.unwrap();
+    let mut room = 100;
+    for prefill in &prefills {
+        for decode in &decodes {
+            room += 1;
+            let mut body = generate(3);
+            body["bootstrap_host"] = json!("localhost");
+            body["bootstrap_port"] = json!(prefill.bootstrap_port());
+            body["bootstrap_room"] = json!(room);
+            let (prefill, decode) = tokio::join!(
+                post(prefill, "/generate", &body),
+                post(decode, "/generate", &body)
+            );
+            assert_eq!((prefill.status, decode.status), (200, 200));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prefill_that_listens_everywhere_is_found_at_its_registry() {
+    let everywhere = SimOptions {
+        host: std::net::Ipv4Addr::UNSPECIFIED.into(),
+        ..quick()
+    };
+    let prefill = Worker::start_prefill(everywhere).await.unwrap();
+    let decode = Worker::start_decode(quick()).await.unwrap();
+    let mut body = generate(3);
+    body["bootstrap_host"] = json!("127.0.0.1");
+    body["bootstrap_port"] = json!(prefill.bootstrap_port());
+    body["bootstrap_room"] = json!(1);
+    let _leg = open_post(&prefill, "/generate", &body).await;
+    assert_eq!(post(&decode, "/generate", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stopped_worker_leaves_nothing_open() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let (address, journal) = (ordinary.address(), ordinary.journal().clone());
+    let mut idle = sim_support::open(address, "GET", "/v1/models", "", "").await;
+    let mut head = [0; 12];
+    idle.read_exact(&mut head).await.unwrap();
+    ordinary.stop().await;
+    assert_eq!(journal.open_connections(), 0);
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    let by_worker = |event: &Event| {
+        matches!(
+            event,
+            Event::ConnectionClosed {
+                by: ClosedBy::Worker,
+                ..
+            }
+        )
+    };
+    assert!(
+        journal
+            .entries()
+            .iter()
+            .any(|entry| by_worker(&entry.event))
+    );
+}
+
+#[tokio::test]
+async fn a_chunked_request_is_served_and_noted() {
+    use tokio::io::AsyncWriteExt;
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(ordinary.address())
+        .await
+        .unwrap();
+    let body = r#"{"text":"a","sampling_params":{"max_new_tokens":1}}"#;
+    let request = format!(
+        "POST /generate HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    assert_eq!(
+        ordinary.journal().violations()[&Violation::ChunkedRequestBody],
+        1
     );
 }
 

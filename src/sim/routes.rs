@@ -486,6 +486,10 @@ impl Client {
     }
 
     fn abort(&self) {
+        if self.engine.phase() != Phase::Serving {
+            // The worker cut the connection, and its items end with it.
+            return;
+        }
         let request = self.request;
         self.engine
             .journal
