@@ -519,6 +519,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read_and_no_worker_hears_
 #[tokio::test]
 async fn what_cannot_be_served_is_refused_in_the_endpoints_shape_and_no_worker_hears_of_it() {
     let mut stage = Stage::set().await;
+    let crowd = format!("{{\"text\":[{}\"\"]}}", "\"\",".repeat(1 << 16));
     for (path, body, code, pointer) in [
         ("/generate", "{", "invalid_json", "/message"),
         ("/generate", "[]", "invalid_json", "/message"),
@@ -526,6 +527,7 @@ async fn what_cannot_be_served_is_refused_in_the_endpoints_shape_and_no_worker_h
         (CHAT, "{\"a\":}", "invalid_json", "/message"),
         ("/v1/messages", "nul", "invalid_json", "/error/type"),
         (CHAT, "{\"n\":2}", "n_not_supported", "/message"),
+        ("/generate", &crowd, "batch_too_large", "/message"),
         (
             "/generate",
             "{\"text\":\"a\",\"sampling_params\":{\"n\":3}}",

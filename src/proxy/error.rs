@@ -42,6 +42,8 @@ pub(super) enum ProxyError {
     Invalid(Invalid),
     /// More than one sample per prompt.
     Samples(u64),
+    /// More prompts in a batch than are taken.
+    BatchTooLarge(usize),
     /// No pair to send it to.
     NoWorker(NoWorker),
     /// A leg had no answer.
@@ -62,9 +64,10 @@ impl ProxyError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ProxyError::BadFraming(_) | ProxyError::Invalid(_) | ProxyError::Samples(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            ProxyError::BadFraming(_)
+            | ProxyError::Invalid(_)
+            | ProxyError::Samples(_)
+            | ProxyError::BatchTooLarge(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
@@ -87,6 +90,7 @@ impl ProxyError {
             ProxyError::Invalid(Invalid::LogprobStart) => "invalid_logprob_start_len",
             ProxyError::Invalid(_) => "invalid_json",
             ProxyError::Samples(_) => "n_not_supported",
+            ProxyError::BatchTooLarge(_) => "batch_too_large",
             ProxyError::NoWorker(NoWorker(Prefill)) => "no_prefill",
             ProxyError::NoWorker(NoWorker(Decode)) => "no_decode",
             ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
@@ -123,6 +127,12 @@ impl fmt::Display for ProxyError {
                 "n = {n} is not supported with prefill/decode disaggregation: SGLang gives all samples of a \
                  prompt one rendezvous, which never completes; send {n} requests with n = 1"
             ),
+            ProxyError::BatchTooLarge(limit) => {
+                write!(
+                    f,
+                    "the batch has more than {limit} prompts; send several requests"
+                )
+            }
             ProxyError::NoWorker(why) => write!(f, "{why}"),
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
             ProxyError::Merge(why) => {

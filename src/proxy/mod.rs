@@ -17,15 +17,17 @@
 
 mod abort;
 mod answer;
+mod attempt;
 mod body;
 mod ctx;
 mod error;
 mod exchange;
 mod headers;
 mod inflight;
+mod judge;
 mod prefill;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -38,17 +40,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Client, Door, Failure, WholeRequest};
-use crate::pd::{
-    self, Allowance, Batch, Facts, Fields, Injected, Leg, Merge, RequestId, Rid, Route, Verdict,
-};
-use abort::Ids;
-use answer::Spoiled;
-use body::{Deadlines, INTERRUPTED, LATE, OVERDUE, STALLED};
-use ctx::{Body, Ctx, Request};
-use error::{Fault, ProxyError};
-use exchange::{Exchange, Plan};
-use prefill::{Keep, Order, PrefillLeg, evidence};
+use crate::net::{Client, Door, WholeRequest};
+use crate::pd::{self, Leg, Route, Verdict};
+use body::Deadlines;
+use ctx::Ctx;
+use error::ProxyError;
+use prefill::evidence;
 
 pub(crate) use abort::Aborter;
 pub(crate) use inflight::Inflight;
@@ -238,40 +235,11 @@ impl ProxyHttp for Proxy {
         &self,
         _peer: &HttpPeer,
         session: &mut Session,
-        mut error: Box<Error>,
+        error: Box<Error>,
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        if ctx.is_decided(&error) {
-            return error;
-        }
-        error.set_retry(false);
-        let fault = match error.etype() {
-            etype if *etype == INTERRUPTED => {
-                return match self.verdict(ctx) {
-                    Ok(Verdict::Retry) => self.again(ctx),
-                    _ => Self::fail_with_prefill(ctx),
-                };
-            }
-            etype if *etype == LATE => ProxyError::FirstTokenLate(self.limits.first_token),
-            etype if *etype == STALLED => ProxyError::Stalled(self.limits.silence),
-            etype if *etype == OVERDUE => ProxyError::Overdue,
-            _ if *error.esource() == ErrorSource::Downstream => return error,
-            _ => {
-                let unanswered = ctx.status == 0 && !has_begun(session);
-                if unanswered && client_reused && is_lost(&error) {
-                    // The worker closed an idle connection: it has not begun, another one will do.
-                    error.set_retry(true);
-                    return error;
-                }
-                return self.decode_failed(ctx, &error).unwrap_or(error);
-            }
-        };
-        ctx.course.decode(Leg::Failed);
-        if let Ok(exchange) = ctx.exchange() {
-            exchange.ended_together_badly();
-        }
-        ctx.refuse(fault)
+        self.ended_early(session, ctx, error, client_reused)
     }
 
     async fn fail_to_proxy(
@@ -342,216 +310,6 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
-    /// READ and PARSE.
-    async fn understand(&self, session: &mut Session, ctx: &mut Ctx, route: Route) -> Result<()> {
-        let body = match read(session, self.limits.max_body_bytes).await? {
-            Ok(body) => body,
-            Err(error) => return Err(ctx.refuse(error)),
-        };
-        let facts = match pd::parse(route, &body).map_err(ProxyError::Invalid) {
-            Ok(facts) if facts.n > 1 => return Err(ctx.refuse(ProxyError::Samples(facts.n))),
-            Ok(facts) => facts,
-            Err(error) => return Err(ctx.refuse(error)),
-        };
-        let head = headers::for_legs(session.req_header(), route.path(), &ctx.request_id)?;
-        self.budget().note_request(Instant::now());
-        ctx.request = Some(Request {
-            route,
-            facts,
-            head,
-            body: Body::Read(body),
-        });
-        Ok(())
-    }
-
-    /// SELECT, INJECT, and the prefill leg on its way. With new rooms and ids each time: a worker may still know
-    /// the old ones.
-    fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let Some(request) = ctx.request.take() else {
-            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
-        };
-        let lease = match self.fleet.select(rand::random, Instant::now(), &ctx.avoid) {
-            Ok(lease) => lease,
-            Err(error) => return Err(ctx.refuse(ProxyError::NoWorker(error))),
-        };
-        let Some(bootstrap) = lease.prefill.bootstrap() else {
-            let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
-            return Err(ctx.refuse(error));
-        };
-        let Request {
-            route,
-            facts,
-            head: bare_head,
-            body,
-        } = request;
-        let prompts = facts.batch.prompts();
-        let rooms = Arc::new(self.rooms.take(prompts, rand::random));
-        let ids = ids(route, &facts);
-        let injected = inject(
-            body,
-            &facts,
-            &Fields {
-                bootstrap,
-                rooms: rooms.as_slice(),
-                rids: match &ids {
-                    Ids::Ours(ids) => Some(ids),
-                    Ids::Clients(_) | Ids::Unknown => None,
-                },
-            },
-        );
-        let mut head = bare_head.clone();
-        head.insert_header(header::CONTENT_LENGTH, injected.body.len())?;
-        let mut prefill_head = head.clone();
-        headers::address(&mut prefill_head, &lease.prefill)?;
-        ctx.note_legs(lease.prefill.url(), lease.decode.url());
-        let prefill = lease.prefill.clone();
-        let leg = PrefillLeg::fire(Order {
-            client: self.client.clone(),
-            worker: lease.prefill,
-            rooms: rooms.clone(),
-            route,
-            head: prefill_head,
-            body: injected.body.clone(),
-            keep: match facts.merge {
-                Merge::None => Keep::Nothing,
-                Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
-            },
-            fleet: self.fleet.clone(),
-        });
-        let plan = Plan {
-            route,
-            stream: facts.stream,
-            merge: facts.merge,
-            batch: facts.batch,
-            head,
-            ids: Arc::new(ids),
-            fleet: self.fleet.clone(),
-            aborter: self.aborter.clone(),
-        };
-        let interrupt = Box::pin(leg.failure());
-        let deadlines = self.limits.deadlines(facts.stream, ctx.started());
-        ctx.exchange = Some(Exchange::new(plan, prefill, leg, lease.decode, rooms));
-        ctx.restore(session);
-        let body = injected.body.clone();
-        ctx.installed = Some(body::install(session, body, interrupt, deadlines)?);
-        ctx.request = Some(Request {
-            route,
-            facts,
-            head: bare_head,
-            body: Body::Sent(injected),
-        });
-        Ok(())
-    }
-
-    /// What follows from what both legs have done. A retry is taken from the budget here.
-    fn verdict(&self, ctx: &mut Ctx) -> Result<Verdict> {
-        let state = ctx.exchange()?.prefill_state();
-        ctx.course.prefill(state);
-        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
-        let allowed = Allowance {
-            attempts: self.limits.attempts,
-            budget: true,
-            own_rid,
-        };
-        Ok(match ctx.course.verdict(allowed) {
-            Verdict::Retry if !self.has_another(ctx)? || !self.budget().take(Instant::now()) => {
-                ctx.course.verdict(Allowance {
-                    budget: false,
-                    ..allowed
-                })
-            }
-            verdict => verdict,
-        })
-    }
-
-    /// Whether a retry would reach another worker than the one that is to blame.
-    fn has_another(&self, ctx: &mut Ctx) -> Result<bool> {
-        let blamed = ctx.exchange()?.blamed().clone();
-        let candidates = self.fleet.of(blamed.role());
-        Ok(candidates
-            .iter()
-            .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id())))
-    }
-
-    /// Decode's leg ended without an answer, or in the middle of one.
-    fn decode_failed(&self, ctx: &mut Ctx, error: &Error) -> Option<Box<Error>> {
-        let failure = Failure::from_pingora(error);
-        let leg = prefill::failed(&failure);
-        ctx.course.decode(leg);
-        let verdict = self.verdict(ctx).ok()?;
-        let exchange = ctx.exchange.as_mut()?;
-        exchange.decode_ended(evidence(leg));
-        let url = exchange.decode.url().to_owned();
-        Some(match verdict {
-            Verdict::Retry => self.again(ctx),
-            Verdict::Fail(Role::Prefill) => Self::fail_with_prefill(ctx),
-            Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {
-                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
-            }
-        })
-    }
-
-    /// A piece of decode's answer cannot become the client's.
-    fn spoiled(&self, ctx: &mut Ctx, spoiled: Spoiled) -> Box<Error> {
-        let leg = match &spoiled {
-            Spoiled::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
-            Spoiled::Merge(_) | Spoiled::TooLong(_) => Leg::Failed,
-        };
-        ctx.course.decode(leg);
-        let verdict = self.verdict(ctx);
-        let Ok(exchange) = ctx.exchange() else {
-            return ctx.refuse(ProxyError::Internal("an answer without legs".into()));
-        };
-        exchange.decode_ended(evidence(leg));
-        Self::note_pair(exchange, leg);
-        let url = exchange.decode.url().to_owned();
-        match (verdict, spoiled) {
-            (Ok(Verdict::Retry), _) => self.again(ctx),
-            (Ok(Verdict::Fail(Role::Prefill)), _) => Self::fail_with_prefill(ctx),
-            (_, Spoiled::Rejected(rejection)) => ctx.fail(Fault::Rejected(Role::Decode, rejection)),
-            (_, Spoiled::Merge(error)) => ctx.refuse(ProxyError::Merge(error)),
-            (_, Spoiled::TooLong(error)) => {
-                let failure = Failure::TooLong(error.limit);
-                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
-            }
-        }
-    }
-
-    /// Another pair gets the request; the worker that is to blame is avoided.
-    fn again(&self, ctx: &mut Ctx) -> Box<Error> {
-        let Some(exchange) = ctx.exchange.as_ref() else {
-            return ctx.refuse(ProxyError::Internal("a retry without legs".into()));
-        };
-        let avoid = exchange.blamed().id();
-        ctx.again(avoid)
-    }
-
-    fn fail_with_prefill(ctx: &mut Ctx) -> Box<Error> {
-        let exchange = ctx.exchange.as_ref();
-        let fault = exchange.and_then(Exchange::prefill_fault);
-        if let Some(exchange) = exchange {
-            Self::note_pair(exchange, exchange.prefill_state());
-        }
-        match fault {
-            Some(fault) => ctx.fail(fault),
-            None => ctx.refuse(ProxyError::Internal(
-                "prefill failed without a trace".into(),
-            )),
-        }
-    }
-
-    /// A 500 of one leg is often the other's fault: it counts against the pair as well.
-    fn note_pair(exchange: &Exchange, leg: Leg) {
-        if matches!(leg, Leg::Rejected(500)) {
-            exchange.ended_together_badly();
-        }
-    }
-
-    fn budget(&self) -> std::sync::MutexGuard<'_, RetryBudget> {
-        // Nothing panics while the lock is held.
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The endpoints without legs: a whole request in, a whole answer out.
     async fn side_door(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         let head = session.req_header();
@@ -592,40 +350,6 @@ impl Proxy {
         head.insert_header(headers::REQUEST_ID, &ctx.request_id)?;
         session.write_response_header(Box::new(head), false).await?;
         session.write_response_body(Some(answer.body), true).await
-    }
-}
-
-/// Whether the other side closed the connection.
-fn is_lost(error: &Error) -> bool {
-    *error.esource() == ErrorSource::Upstream
-        && matches!(
-            error.etype(),
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
-        )
-}
-
-/// Under which ids the workers know the request. `/v1/responses` and `/v1/messages` take none.
-///
-/// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py`; a batch with one id names its items `id_0` and
-/// so on: `srt/managers/io_struct.py` (`_normalize_rid`).
-fn ids(route: Route, facts: &Facts) -> Ids {
-    let prompts = facts.batch.prompts();
-    match (&facts.rid, route) {
-        (Some(Rid::One(id)), _) => Ids::Clients(match facts.batch {
-            Batch::Single => vec![id.clone()],
-            Batch::Of(_) => (0..prompts).map(|item| format!("{id}_{item}")).collect(),
-        }),
-        (Some(Rid::Many(_)), _) | (None, Route::Responses | Route::Messages) => Ids::Unknown,
-        (None, Route::Generate | Route::ChatCompletions | Route::Completions) => {
-            Ids::Ours((0..prompts).map(|_| RequestId(rand::random())).collect())
-        }
-    }
-}
-
-fn inject(body: Body, facts: &Facts, fields: &Fields<'_>) -> Injected {
-    match body {
-        Body::Read(body) => pd::inject(body, facts, fields),
-        Body::Sent(injected) => injected.again(fields),
     }
 }
 

@@ -1,0 +1,189 @@
+//! From a request to two legs on their way: READ, PARSE, then SELECT, INJECT and DISPATCH, once for each attempt.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header;
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+
+use super::abort::Ids;
+use super::ctx::{Body, Ctx, Request};
+use super::error::ProxyError;
+use super::exchange::{Exchange, Plan};
+use super::prefill::{Keep, Order, PrefillLeg};
+use super::{Proxy, body, headers, read};
+use crate::fleet::{Lease, Rooms};
+use crate::pd::{self, Batch, Bootstrap, Facts, Fields, Injected, Merge, RequestId, Rid, Route};
+
+/// The most prompts of one batch. Each costs some hundred bytes of fields on top of the client's few.
+const MAX_PROMPTS: usize = 1 << 16;
+
+/// What an attempt sends, and under which names.
+struct Parcel {
+    head: RequestHeader,
+    injected: Injected,
+    rooms: Arc<Rooms>,
+    ids: Ids,
+}
+
+impl Proxy {
+    /// READ and PARSE.
+    pub(super) async fn understand(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        route: Route,
+    ) -> Result<()> {
+        let body = match read(session, self.limits.max_body_bytes).await? {
+            Ok(body) => body,
+            Err(error) => return Err(ctx.refuse(error)),
+        };
+        let facts = match pd::parse(route, &body).map_err(ProxyError::Invalid) {
+            Ok(facts) if facts.n > 1 => return Err(ctx.refuse(ProxyError::Samples(facts.n))),
+            Ok(facts) if facts.batch.prompts() > MAX_PROMPTS => {
+                return Err(ctx.refuse(ProxyError::BatchTooLarge(MAX_PROMPTS)));
+            }
+            Ok(facts) => facts,
+            Err(error) => return Err(ctx.refuse(error)),
+        };
+        let head = headers::for_legs(session.req_header(), route.path(), &ctx.request_id)?;
+        self.budget().note_request(Instant::now());
+        ctx.request = Some(Request {
+            route,
+            facts,
+            head,
+            body: Body::Read(body),
+        });
+        Ok(())
+    }
+
+    /// Begins an attempt: with another pair than before where there is one, and with new rooms and ids, because
+    /// a worker may still know the old ones.
+    pub(super) fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        let Some(request) = ctx.request.take() else {
+            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
+        };
+        let lease = match self.fleet.select(rand::random, Instant::now(), &ctx.avoid) {
+            Ok(lease) => lease,
+            Err(error) => return Err(ctx.refuse(ProxyError::NoWorker(error))),
+        };
+        let Some(bootstrap) = lease.prefill.bootstrap() else {
+            let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
+            return Err(ctx.refuse(error));
+        };
+        ctx.note_legs(lease.prefill.url(), lease.decode.url());
+        let Request {
+            route,
+            facts,
+            head,
+            body,
+        } = request;
+        let parcel = self.pack(route, &facts, &head, body, bootstrap)?;
+        let injected = parcel.injected.clone();
+        let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease)?;
+        ctx.exchange = Some(exchange);
+        ctx.restore(session);
+        let deadlines = self.limits.deadlines(facts.stream, ctx.started());
+        let whole = injected.body.clone();
+        ctx.installed = Some(body::install(session, whole, leg_failed, deadlines)?);
+        ctx.request = Some(Request {
+            route,
+            facts,
+            head,
+            body: Body::Sent(injected),
+        });
+        Ok(())
+    }
+
+    /// INJECT.
+    fn pack(
+        &self,
+        route: Route,
+        facts: &Facts,
+        head: &RequestHeader,
+        body: Body,
+        bootstrap: &Bootstrap,
+    ) -> Result<Parcel> {
+        let rooms = Arc::new(self.rooms.take(facts.batch.prompts(), rand::random));
+        let ids = ids(route, facts);
+        let fields = Fields {
+            bootstrap,
+            rooms: rooms.as_slice(),
+            rids: match &ids {
+                Ids::Ours(ids) => Some(ids),
+                Ids::Clients(_) | Ids::Unknown => None,
+            },
+        };
+        let injected = match body {
+            Body::Read(body) => pd::inject(body, facts, &fields),
+            Body::Sent(injected) => injected.again(&fields),
+        };
+        let mut head = head.clone();
+        head.insert_header(header::CONTENT_LENGTH, injected.body.len())?;
+        Ok(Parcel {
+            head,
+            injected,
+            rooms,
+            ids,
+        })
+    }
+
+    /// DISPATCH: prefill's leg is on its way, and resolves the interrupt when it fails. Decode's is Pingora's.
+    fn dispatch(
+        &self,
+        route: Route,
+        facts: &Facts,
+        parcel: Parcel,
+        lease: Lease,
+    ) -> Result<(Exchange, body::Interrupt)> {
+        let mut prefill_head = parcel.head.clone();
+        headers::address(&mut prefill_head, &lease.prefill)?;
+        let prefill = lease.prefill.clone();
+        let leg = PrefillLeg::fire(Order {
+            client: self.client.clone(),
+            worker: lease.prefill,
+            rooms: parcel.rooms.clone(),
+            route,
+            head: prefill_head,
+            body: parcel.injected.body,
+            keep: match facts.merge {
+                Merge::None => Keep::Nothing,
+                Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
+            },
+            fleet: self.fleet.clone(),
+        });
+        let failed = Box::pin(leg.failure());
+        let plan = Plan {
+            route,
+            stream: facts.stream,
+            merge: facts.merge,
+            batch: facts.batch,
+            head: parcel.head,
+            ids: Arc::new(parcel.ids),
+            fleet: self.fleet.clone(),
+            aborter: self.aborter.clone(),
+        };
+        let exchange = Exchange::new(plan, prefill, leg, lease.decode, parcel.rooms);
+        Ok((exchange, failed))
+    }
+}
+
+/// Under which ids the workers know the request. `/v1/responses` and `/v1/messages` take none.
+///
+/// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py`; a batch with one id names its items `id_0` and
+/// so on: `srt/managers/io_struct.py` (`_normalize_rid`).
+fn ids(route: Route, facts: &Facts) -> Ids {
+    let prompts = facts.batch.prompts();
+    match (&facts.rid, route) {
+        (Some(Rid::One(id)), _) => Ids::Clients(match facts.batch {
+            Batch::Single => vec![id.clone()],
+            Batch::Of(_) => (0..prompts).map(|item| format!("{id}_{item}")).collect(),
+        }),
+        (Some(Rid::Many(_)), _) | (None, Route::Responses | Route::Messages) => Ids::Unknown,
+        (None, Route::Generate | Route::ChatCompletions | Route::Completions) => {
+            Ids::Ours((0..prompts).map(|_| RequestId(rand::random())).collect())
+        }
+    }
+}
