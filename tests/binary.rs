@@ -74,27 +74,32 @@ async fn the_demo_answers_what_it_tells_to_paste_and_leaves_nothing_behind() {
     }
 }
 
-#[tokio::test]
-async fn a_busy_port_is_one_clear_line_and_no_success() {
+/// What a program says and does whose port is taken.
+async fn refuses_a_busy_port(command: &[&str], more: &[&str]) {
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = busy.local_addr().unwrap().port().to_string();
+    let line = [command, &["--port", &port], more].concat();
+    let ended = mini_lb(&line).end().await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(ended.lines.len(), 1, "{ended:?}");
+    let said = format!("mini-lb: cannot listen on 127.0.0.1:{port}: ");
+    assert!(ended.lines[0].starts_with(&said), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_busy_port_is_one_clear_line_and_no_success() {
     let workers = [
         "--prefill",
         "http://127.0.0.1:1",
         "--decode",
         "http://127.0.0.1:2",
     ];
-    let balancer = ["--host", "127.0.0.1", "--port", &port];
-    for line in [
-        &[&balancer[..], &workers].concat()[..],
-        &["demo", "--port", &port],
-    ] {
-        let ended = mini_lb(line).end().await;
-        assert_eq!(ended.code, Some(1), "{ended:?}");
-        assert_eq!(ended.lines.len(), 1, "{ended:?}");
-        let said = format!("mini-lb: cannot listen on 127.0.0.1:{port}: ");
-        assert!(ended.lines[0].starts_with(&said), "{ended:?}");
-    }
+    refuses_a_busy_port(&["--host", "127.0.0.1"], &workers).await;
+}
+
+#[tokio::test]
+async fn a_busy_port_ends_the_demo_too() {
+    refuses_a_busy_port(&["demo"], &[]).await;
 }
 
 #[tokio::test]
@@ -239,6 +244,6 @@ async fn sigterm_without_traffic_does_not_wait_for_the_grace_period() {
     let (balancer, address) = serve(&["http://127.0.0.1:1"], "http://127.0.0.1:2", &[]).await;
     assert_eq!(get(address, "/health").await.status(), 200);
     balancer.signal(Signal::Terminate).await;
-    // The grace period is 300 s; a test that waits for longer than a few has failed.
+    // The grace period is 300 s, ten times what a test waits for.
     assert_eq!(balancer.end().await.code, Some(0));
 }
