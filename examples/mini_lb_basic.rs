@@ -1,15 +1,61 @@
-//! tmp
+//! A balancer in the program's own tokio runtime.
+//!
+//! ```text
+//! cargo run --example mini_lb_basic
+//! cargo run --example mini_lb_basic -- PREFILL_URL BOOTSTRAP_PORT DECODE_URL
+//! ```
+//!
+//! Without workers it starts two simulated ones. It listens on 127.0.0.1:8080 (`--port` chooses another
+//! port, 0 a free one) until Ctrl-C.
+
+use std::error::Error;
+
+use clap::Parser;
+use mini_lb::sim::{SimOptions, Worker};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Port to listen on; 0 lets the system choose.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The workers; none: simulated ones.
+    #[arg(num_args = 3, value_names = ["PREFILL_URL", "BOOTSTRAP_PORT", "DECODE_URL"])]
+    workers: Vec<String>,
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+async fn main() -> Result<(), Box<dyn Error>> {
+    let Arguments { port, workers } = Arguments::parse();
+    if let [prefill, bootstrap_port, decode] = &workers[..] {
+        return balance(port, prefill, bootstrap_port.parse()?, decode).await;
+    }
+    let prefill = Worker::start_prefill(SimOptions::default()).await?;
+    let decode = Worker::start_decode(SimOptions::default()).await?;
+    let bootstrap_port = prefill.bootstrap_port().unwrap_or_default();
+    balance(port, &prefill.url(), bootstrap_port, &decode.url()).await
+}
+
+async fn balance(
+    port: u16,
+    prefill: &str,
+    bootstrap_port: u16,
+    decode: &str,
+) -> Result<(), Box<dyn Error>> {
     let config = MiniLbConfig::new(
         "127.0.0.1".into(),
-        8080,
-        vec![("http://127.0.0.1:31000".into(), Some(31900))],
-        vec!["http://127.0.0.1:32000".into()],
+        port,
+        vec![(prefill.into(), Some(bootstrap_port))],
+        vec![decode.into()],
         1800,
     );
-    MiniLoadBalancer::new(config)?.start().await?;
+    let balancer = MiniLoadBalancer::new(config)?;
+    let handle = balancer.handle();
+    tokio::spawn(async move {
+        if let Some(address) = handle.address().await {
+            println!("mini-lb  http://{address}");
+        }
+    });
+    balancer.start().await?;
     Ok(())
 }
