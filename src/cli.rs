@@ -17,6 +17,7 @@ use pingora_core::server::configuration::Opt;
 use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
+use crate::sim::cli::{DemoArgs, SimArgs};
 
 /// What the program is asked to do. A further subcommand is one more variant with its arguments.
 #[derive(Debug, Subcommand)]
@@ -24,6 +25,10 @@ pub enum Command {
     /// Balance; the command line without a subcommand.
     #[command(skip)]
     Serve(Box<Serve>),
+    /// Start simulated workers and a balancer in front of them, to try it out.
+    Demo(DemoArgs),
+    /// Start one simulated SGLang worker.
+    Sim(SimArgs),
 }
 
 /// The balancer's own command line.

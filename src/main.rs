@@ -1,12 +1,20 @@
 //! The door: arguments become a command. No decisions are made here, and only here the process ends.
 
+mod demo;
+
+use std::fmt::Display;
+use std::future::Future;
 use std::process::ExitCode;
 
+use log::LevelFilter;
 use mini_lb::cli::{self, Action, Command, Serve};
+use mini_lb::sim::cli::run_sim;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
+        Ok(Command::Demo(args)) => block_on(demo::run(args)),
+        Ok(Command::Sim(args)) => block_on(run_sim(args)),
         Err(usage) => usage.exit(),
     }
 }
@@ -30,9 +38,7 @@ fn run(serve: Serve) -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Run => {
-            env_logger::Builder::new()
-                .parse_filters(&config.log_filter)
-                .init();
+            log_to_stderr(&config.log_filter);
             match mini_lb::run(config, serve.opt) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(error),
@@ -41,7 +47,29 @@ fn run(serve: Serve) -> ExitCode {
     }
 }
 
-fn fail(error: impl std::fmt::Display) -> ExitCode {
+/// Commands that are not Pingora's: in a runtime of their own, with warnings on stderr.
+fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
+    log_to_stderr("warn");
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(error),
+    };
+    match runtime.block_on(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error),
+    }
+}
+
+/// Pingora's own lines are for its developers unless somebody asks for more.
+fn log_to_stderr(filter: &str) {
+    let mut logger = env_logger::Builder::new();
+    if filter == "info" {
+        logger.filter_module("pingora", LevelFilter::Warn);
+    }
+    logger.parse_filters(filter).init();
+}
+
+fn fail(error: impl Display) -> ExitCode {
     eprintln!("mini-lb: {error}");
     ExitCode::FAILURE
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
@@ -25,6 +26,33 @@ pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
 /// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
 /// The pool watches its connections, so that more than one or two at once is already unusual.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
+
+/// What belongs to one connection and never goes on. Source: RFC 9110 section 7.6.1.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    TE,
+    TRAILER,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// The names that `Connection` adds to those.
+pub(crate) fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect()
+}
+
+/// Whether a header ends with its connection; `nominated` are the names of [`nominated`].
+pub(crate) fn is_hop_by_hop(name: &HeaderName, nominated: &[HeaderName]) -> bool {
+    HOP_BY_HOP.contains(name) || nominated.contains(name) || name.as_str().starts_with("proxy-")
+}
 
 /// A whole request in memory, for the endpoints without legs.
 #[derive(Debug, Clone)]
@@ -218,10 +246,15 @@ impl Client {
         limit: usize,
     ) -> Result<WholeAnswer, Failure> {
         let mut reply = self.send(peer, head, body).await?;
-        let (status, headers) = {
-            let head = reply.head();
-            (head.status, head.headers.clone())
-        };
+        let head = reply.head();
+        let status = head.status;
+        let nominated = nominated(&head.headers);
+        let headers = head
+            .headers
+            .iter()
+            .filter(|(name, _)| !is_hop_by_hop(name, &nominated))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
         let body = reply.collect(limit).await?;
         Ok(WholeAnswer {
             status,
@@ -331,4 +364,43 @@ impl Reply<'_> {
 
 fn informational(head: Option<&ResponseHeader>) -> bool {
     head.is_some_and(|head| head.status.is_informational())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_one_connection_is_told_from_what_goes_on() {
+        let mut headers = HeaderMap::new();
+        headers.append(CONNECTION, HeaderValue::from_static("keep-alive, X-Hop"));
+        let nominated = nominated(&headers);
+        for (name, hops) in [
+            ("connection", true),
+            ("x-hop", true),
+            ("keep-alive", true),
+            ("content-length", true),
+            ("transfer-encoding", true),
+            ("proxy-connection", true),
+            ("content-type", false),
+            ("vary", false),
+        ] {
+            let name = HeaderName::from_static(name);
+            assert_eq!(is_hop_by_hop(&name, &nominated), hops, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_is_closed_before_uvicorn_closes_it() {
+        let patience = Patience {
+            connect: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+        };
+        let peer = peer(([127, 0, 0, 1], 1).into(), patience);
+        assert!(
+            peer.options
+                .idle_timeout
+                .is_some_and(|idle| idle < Duration::from_secs(5))
+        );
+    }
 }

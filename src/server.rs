@@ -232,7 +232,6 @@ impl MiniLoadBalancer {
             self.closed.clone(),
         );
         self.bound.send_replace(Some(address));
-        log::info!("listening address={address}");
         entrance.start_service(None, self.closed, 1).await;
         assembled.inflight.none().await;
         Ok(())
@@ -391,6 +390,7 @@ impl PingoraService for Entrance {
             }
             stop.send_replace(true);
         });
+        log::info!("listening address={}", self.address);
         PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
             .await;
     }

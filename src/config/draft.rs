@@ -231,8 +231,14 @@ pub(crate) fn server_conf(keys: Mapping) -> Result<ServerConf, String> {
     })
 }
 
-/// Pingora's keys and their defaults, as Pingora writes them, so that the list cannot grow old. Only
-/// `threads` differs: one thread is Pingora's default, one per CPU is ours.
+/// Idle connections to workers that are kept, over all workers.
+const POOL_SIZE: usize = 4096;
+
+/// Pingora's keys and their defaults, as Pingora writes them, so that the list cannot grow old.
+/// Two differ: one thread is Pingora's default, one per CPU is ours; and the pool of idle connections holds
+/// as many as a benchmark at high concurrency leaves behind at once, where Pingora's 128 would close most
+/// of them.
+/// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     let mut defaults = BTreeMap::new();
     if let Ok(Value::Mapping(mapping)) = serde_yaml::to_value(ServerConf::default()) {
@@ -244,6 +250,10 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     }
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
+    defaults.insert(
+        "upstream_keepalive_pool_size".to_owned(),
+        Value::from(POOL_SIZE),
+    );
     defaults
 }
 

@@ -1,21 +1,174 @@
-//! stub
-use crate::fleet::Fleet;
-use crate::net::{Client, Door, WholeAnswer, WholeRequest};
-use async_trait::async_trait;
-use http::{HeaderValue, Method, StatusCode};
+//! The endpoints without legs: probes, what the workers say about themselves, and what all of them must do.
+//!
+//! They have a door of their own ([`Door`]): a whole request in, a whole answer out. [`table`] says who answers
+//! a path; here it is only carried out. No header, body or status of a worker is made up: what the proxy adds
+//! stands beside it.
+//!
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py`.
+
+mod ask;
+mod error;
+mod fanout;
+mod loads;
+mod redact;
+mod server_info;
+mod single;
+mod table;
+
 use std::sync::Arc;
-pub(crate) struct Ops;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use http::{HeaderValue, Method, StatusCode};
+
+use crate::fleet::{Fleet, Role};
+use crate::net::{Client, Door, WholeAnswer, WholeRequest};
+use ask::{Asked, Question};
+use error::Code;
+use table::{Kind, Row};
+
+const NO_TEXT: &str = "the load balancer has no Prometheus text for several workers; leave format=prometheus away for \
+     JSON, or ask each worker";
+
+/// The room's door.
+pub(crate) struct Ops {
+    fleet: Arc<Fleet>,
+    client: Arc<Client>,
+    max_body_bytes: usize,
+}
+
 impl Ops {
-    pub(crate) fn new(_: Arc<Fleet>, _: Arc<Client>, _: usize) -> Self {
-        Ops
+    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`.
+    pub(crate) fn new(fleet: Arc<Fleet>, client: Arc<Client>, max_body_bytes: usize) -> Self {
+        Self {
+            fleet,
+            client,
+            max_body_bytes,
+        }
     }
 }
+
 #[async_trait]
 impl Door for Ops {
-    fn body_limit(&self, _m: &Method, _p: &str) -> usize {
-        0
+    fn body_limit(&self, method: &Method, path: &str) -> usize {
+        match table::find(path) {
+            Some(row) if row.reads_body(method) => self.max_body_bytes,
+            _ => 0,
+        }
     }
-    async fn answer(&self, _r: WholeRequest, _i: &HeaderValue) -> WholeAnswer {
-        WholeAnswer::new(StatusCode::OK, "text/plain", "ok")
+
+    async fn answer(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeAnswer {
+        let path = request.path.clone();
+        let Some(row) = table::find(&path) else {
+            let message = format!("there is no {path}");
+            return error::error(&path, StatusCode::NOT_FOUND, Code::NotFound, &message);
+        };
+        if let Kind::NotServed(why) = row.kind {
+            let message = format!("{path} is not served: {why}");
+            return error::error(
+                &path,
+                StatusCode::NOT_IMPLEMENTED,
+                Code::NotServedByPd,
+                &message,
+            );
+        }
+        let preflight = row.is_for_pages() && is_preflight(&request);
+        if !preflight && (row.kind == Kind::Legs || !row.methods.contains(&request.method)) {
+            return error::method_not_allowed(&path, row);
+        }
+        match row.kind {
+            Kind::Alive => nothing(),
+            Kind::Ready => self.readiness(&path),
+            _ => self.workers_answer(request, row, request_id).await,
+        }
     }
+}
+
+impl Ops {
+    /// 200 while a pair can be made.
+    fn readiness(&self, path: &str) -> WholeAnswer {
+        match missing(&self.fleet) {
+            None => nothing(),
+            Some(role) => {
+                let message = format!("there is no {role} worker");
+                error::error(
+                    path,
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    Code::NoWorker,
+                    &message,
+                )
+            }
+        }
+    }
+
+    async fn workers_answer(
+        &self,
+        request: WholeRequest,
+        row: &Row,
+        request_id: &HeaderValue,
+    ) -> WholeAnswer {
+        let path = request.path.clone();
+        if row.kind == Kind::Loads && loads::wants_text(request.query.as_deref()) {
+            return error::error(
+                &path,
+                StatusCode::NOT_IMPLEMENTED,
+                Code::NotServedByPd,
+                NO_TEXT,
+            );
+        }
+        let (at, wait) = errand(row, &request);
+        let question = match Question::new(request, at.unwrap_or(&path), request_id, wait) {
+            Ok(question) => question,
+            Err(why) => {
+                let message = format!("the target cannot be sent to a worker: {why}");
+                return error::error(&path, StatusCode::BAD_REQUEST, Code::BadTarget, &message);
+            }
+        };
+        if row.is_for_pages() {
+            return single::ask_one(&self.client, &self.fleet, &question, &path).await;
+        }
+        let asked = fanout::ask_all(&self.client, &self.fleet, &question).await;
+        match row.kind {
+            Kind::HealthGenerate => fanout::one_of_each(&path, &asked),
+            Kind::ServerInfo if asked.iter().any(Asked::passed) => {
+                fanout::json_answer(&server_info::merged(&asked))
+            }
+            Kind::Loads if asked.iter().any(Asked::passed) => {
+                fanout::json_answer(&loads::merged(&asked))
+            }
+            _ => fanout::all_or_report(&path, asked),
+        }
+    }
+}
+
+/// Where the workers are asked, if not on the client's path, and how long each gets.
+fn errand(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration) {
+    let query = request.query.as_deref();
+    match row.kind {
+        Kind::Every { at, wait } => (Some(at), wait.of(query)),
+        Kind::One { wait } => (None, wait.of(query)),
+        Kind::HealthGenerate => (None, table::HEALTH),
+        _ => (None, table::PROMPTLY),
+    }
+}
+
+/// The role that no worker has.
+fn missing(fleet: &Fleet) -> Option<Role> {
+    [Role::Prefill, Role::Decode]
+        .into_iter()
+        .find(|role| fleet.of(*role).is_empty())
+}
+
+/// A browser asks before it sends JSON to another origin. SGLang answers that, and a plain OPTIONS with 405.
+/// Source: SGLang 0.5.23 `entrypoints/http_server.py`, `CORSMiddleware`.
+fn is_preflight(request: &WholeRequest) -> bool {
+    request.method == Method::OPTIONS
+        && request.headers.contains_key(ORIGIN)
+        && request.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// SGLang's probes answer without a body.
+fn nothing() -> WholeAnswer {
+    WholeAnswer::new(StatusCode::OK, "", "")
 }

@@ -1,15 +1,167 @@
-//! The shapes of the workers' answers, as far as [`super::merge`] has to know them: where in a document the
-//! few values lie that are taken or replaced. What may not live here: what is done with them.
+//! The workers' answers, as far as merging has to know them: where in a document the few values lie that
+//! are taken or replaced, and how an answer can be wrong. What may not live here: what is done with them.
 //!
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (`add_logprob_to_meta_info`) and
 //! `srt/entrypoints/openai/protocol.py`; captured answers under `tests/fixtures/`.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 use bytes::BytesMut;
 
+use super::Role;
 use super::json::{self, Cuts, Kind, Scanner};
+use super::request::Batch;
+use super::sse;
+
+/// Why two answers cannot be merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeError {
+    /// An answer is not JSON, or not an object or list where it should be.
+    Malformed {
+        /// Whose answer.
+        leg: Role,
+        /// What is wrong with it.
+        error: json::Error,
+    },
+    /// An answer tells of an error.
+    Failed {
+        /// Whose answer.
+        leg: Role,
+    },
+    /// An answer lacks something.
+    Missing {
+        /// Whose answer.
+        leg: Role,
+        /// The key that is not there.
+        what: &'static str,
+    },
+    /// An answer is not for as many prompts as the request has.
+    Count {
+        /// Whose answer.
+        leg: Role,
+        /// Prompts of the request.
+        expected: usize,
+        /// Prompts of the answer.
+        found: usize,
+    },
+    /// An answer speaks of a prompt that the request does not have.
+    Index {
+        /// Whose answer.
+        leg: Role,
+        /// The prompt's number, from 0.
+        index: usize,
+        /// Prompts of the request.
+        prompts: usize,
+    },
+}
+
+impl fmt::Display for MergeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed { leg, error } => {
+                write!(f, "the answer of {leg} is malformed: {error}")
+            }
+            Self::Failed { leg } => write!(f, "the answer of {leg} is an error"),
+            Self::Missing { leg, what } => write!(f, "the answer of {leg} has no {what}"),
+            Self::Count {
+                leg,
+                expected,
+                found,
+            } => {
+                write!(
+                    f,
+                    "the answer of {leg} is for {found} prompts, not for {expected}"
+                )
+            }
+            Self::Index {
+                leg,
+                index,
+                prompts,
+            } => {
+                write!(
+                    f,
+                    "the answer of {leg} has index {index}, the request {prompts} prompts"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for MergeError {}
+
+/// The items of an answer of `/generate`, as many as the request has prompts.
+pub(super) fn items(batch: Batch, document: &[u8], leg: Role) -> Result<Vec<Item<'_>>, MergeError> {
+    let items = read(document, leg, |s| {
+        let mut items = Vec::new();
+        if matches!(batch, Batch::Of(_)) && s.kind()? == Kind::Array {
+            s.array(|s, _| {
+                items.push(Item::read(s)?);
+                Ok(())
+            })?;
+        } else {
+            items.push(Item::read(s)?);
+        }
+        Ok(items)
+    })?;
+    sound(leg, items.iter().any(|item| item.failed))?;
+    expect(leg, batch.prompts(), items.len())?;
+    Ok(items)
+}
+
+pub(super) fn completion(document: &[u8], leg: Role) -> Result<Completion, MergeError> {
+    let completion = read(document, leg, Completion::read)?;
+    sound(leg, completion.failed)?;
+    if completion.has_choices {
+        Ok(completion)
+    } else {
+        Err(missing(leg, "choices"))
+    }
+}
+
+pub(super) fn read<'a, T, F>(document: &'a [u8], leg: Role, read: F) -> Result<T, MergeError>
+where
+    F: FnOnce(&mut Scanner<'a>) -> Result<T, json::Error>,
+{
+    let all = |mut s: Scanner<'a>| {
+        let value = read(&mut s)?;
+        s.end()?;
+        Ok(value)
+    };
+    Scanner::new(document)
+        .and_then(all)
+        .map_err(|error| MergeError::Malformed { leg, error })
+}
+
+/// Where the JSON object that an event carries lies; `None` when it carries something else.
+pub(super) fn object_payload(event: &[u8]) -> Option<Range<usize>> {
+    sse::data_span(event).filter(|span| event.get(span.start) == Some(&b'{'))
+}
+
+pub(super) fn expect(leg: Role, expected: usize, found: usize) -> Result<(), MergeError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(MergeError::Count {
+            leg,
+            expected,
+            found,
+        })
+    }
+}
+
+pub(super) fn sound(leg: Role, failed: bool) -> Result<(), MergeError> {
+    if failed {
+        Err(MergeError::Failed { leg })
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn missing(leg: Role, what: &'static str) -> MergeError {
+    MergeError::Missing { leg, what }
+}
 
 /// One item of `/generate`, or one event of its stream.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! MERGE: what only prefill knows of the prompt goes into decode's answer.
 //!
-//! What lives here: the shapes of the two answers and the splice. It takes whole documents and whole
-//! events, never chunks, and copies bytes without reading a number. What may not: waiting for either leg.
+//! What lives here: the way from decode's documents and events to the client's. It takes whole ones, never
+//! chunks, and copies bytes without reading a number. What may not: waiting for either leg.
 //!
 //! Decode's answer is complete but for the prompt. On `/generate` its `meta_info` has the `input_*` logprob
 //! keys without content and null in place of the first row of `output_token_ids_logprobs`; prefill has
@@ -13,71 +13,13 @@
 //! `srt/disaggregation/decode.py` ("Prefill omits these scores"),
 //! `srt/entrypoints/openai/serving_completions.py`; captured answers under `tests/fixtures/`.
 
-use std::fmt;
-use std::ops::Range;
-
 use bytes::{Bytes, BytesMut};
 
 use super::Role;
-use super::answer::{Completion, Edits, Item, LISTS, List, Lists, MetaInfo, NESTED, Slot};
-use super::json::{self, Kind, Scanner};
-use super::request::{Batch, Merge};
-use super::sse::{self, EventTooLong, Splitter};
-
-/// What prefill knows of each prompt: slices of prefill's own answer.
-#[derive(Clone, Debug)]
-pub struct PromptSide {
-    batch: Batch,
-    prompts: Prompts,
-}
-
-impl PromptSide {
-    /// Reads prefill's whole answer to a request without streaming.
-    ///
-    /// # Errors
-    /// When the answer is not JSON, tells of an error, or lacks what is to be merged.
-    pub fn from_body(merge: Merge, batch: Batch, body: Bytes) -> Result<Self, MergeError> {
-        let mut prompts = Found::new(merge, batch);
-        match merge {
-            Merge::None => {}
-            Merge::InputLogprobs => {
-                for (index, item) in items(batch, &body, Role::Prefill)?.into_iter().enumerate() {
-                    prompts.item(index, &body, item)?;
-                }
-            }
-            Merge::Echo => prompts.choices(&body, completion(&body, Role::Prefill)?)?,
-        }
-        prompts.complete()
-    }
-
-    /// Reads prefill's whole stream.
-    ///
-    /// # Errors
-    /// As [`Self::from_body`].
-    pub fn from_stream(merge: Merge, batch: Batch, body: Bytes) -> Result<Self, MergeError> {
-        let mut prompts = Found::new(merge, batch);
-        let mut splitter = Splitter::new(body.len());
-        splitter.push(body);
-        while let Some(event) = splitter.next_event().map_err(MergeError::EventTooLong)? {
-            let Some(payload) = object_payload(&event) else {
-                continue;
-            };
-            let payload = event.slice(payload);
-            match merge {
-                Merge::None => {}
-                Merge::InputLogprobs => {
-                    let item = read(&payload, Role::Prefill, Item::read)?;
-                    prompts.item(item.index, &payload, item)?;
-                }
-                Merge::Echo => {
-                    let completion = read(&payload, Role::Prefill, Completion::read)?;
-                    prompts.choices(&payload, completion)?;
-                }
-            }
-        }
-        prompts.complete()
-    }
-}
+use super::answer::{
+    Completion, Edits, Item, MergeError, completion, expect, items, missing, object_payload, read,
+};
+use super::prompts::{PromptSide, Prompts};
 
 /// Makes the client's answer of decode's whole answer to a request without streaming.
 ///
@@ -163,303 +105,6 @@ impl StreamMerger {
     }
 }
 
-/// Why two answers cannot be merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MergeError {
-    /// An answer is not JSON, or not an object or list where it should be.
-    Malformed {
-        /// Whose answer.
-        leg: Role,
-        /// What is wrong with it.
-        error: json::Error,
-    },
-    /// An answer tells of an error.
-    Failed {
-        /// Whose answer.
-        leg: Role,
-    },
-    /// An answer lacks something.
-    Missing {
-        /// Whose answer.
-        leg: Role,
-        /// The key that is not there.
-        what: &'static str,
-    },
-    /// An answer is not for as many prompts as the request has.
-    Count {
-        /// Whose answer.
-        leg: Role,
-        /// Prompts of the request.
-        expected: usize,
-        /// Prompts of the answer.
-        found: usize,
-    },
-    /// An answer speaks of a prompt that the request does not have.
-    Index {
-        /// Whose answer.
-        leg: Role,
-        /// The prompt's number, from 0.
-        index: usize,
-        /// Prompts of the request.
-        prompts: usize,
-    },
-    /// An event of prefill's stream is too long.
-    EventTooLong(EventTooLong),
-}
-
-impl fmt::Display for MergeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed { leg, error } => {
-                write!(f, "the answer of {leg} is malformed: {error}")
-            }
-            Self::Failed { leg } => write!(f, "the answer of {leg} is an error"),
-            Self::Missing { leg, what } => write!(f, "the answer of {leg} has no {what}"),
-            Self::Count {
-                leg,
-                expected,
-                found,
-            } => {
-                write!(
-                    f,
-                    "the answer of {leg} is for {found} prompts, not for {expected}"
-                )
-            }
-            Self::Index {
-                leg,
-                index,
-                prompts,
-            } => {
-                write!(
-                    f,
-                    "the answer of {leg} has index {index}, the request {prompts} prompts"
-                )
-            }
-            Self::EventTooLong(error) => write!(f, "the answer of prefill: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for MergeError {}
-
-/// The prompts' data, by index.
-#[derive(Clone, Debug)]
-enum Prompts {
-    Nothing,
-    Logprobs(Vec<Logprobs>),
-    Echo(Vec<Echo>),
-}
-
-/// Prefill's part of one item of `/generate`.
-#[derive(Clone, Debug)]
-struct Logprobs {
-    entries: Vec<Entry>,
-    /// The first row of `output_token_ids_logprobs`.
-    first_row: Option<Bytes>,
-    /// Whether the top logprobs come as flat arrays only, so that nested ones must not stand beside them.
-    flat: bool,
-}
-
-/// One logprob key of the prompt.
-#[derive(Clone, Debug)]
-struct Entry {
-    name: String,
-    value: Bytes,
-    /// Key, colon and value.
-    member: Bytes,
-}
-
-impl Logprobs {
-    fn new(document: &Bytes, meta_info: &MetaInfo<'_>) -> Self {
-        let entry = |slot: &Slot<'_>| Entry {
-            name: slot.name.clone().into_owned(),
-            value: document.slice(slot.value.clone()),
-            member: document.slice(slot.start..slot.value.end),
-        };
-        let entries: Vec<Entry> = meta_info.slots.iter().map(entry).collect();
-        let named = |name: &str| entries.iter().any(|entry| entry.name == name);
-        let some_flat = entries
-            .iter()
-            .any(|entry| entry.name.starts_with("input_top_logprobs_"));
-        let flat = some_flat && !named(NESTED);
-        let row = meta_info.row.as_ref().filter(|row| !row.empty);
-        let first_row = row.map(|row| document.slice(row.span.clone()));
-        Self {
-            entries,
-            first_row,
-            flat,
-        }
-    }
-
-    /// What has to change in an item of decode.
-    fn edit<'a>(&'a self, meta_info: &MetaInfo<'_>, edits: &mut Edits<'a>) {
-        let slot = |entry: &Entry| meta_info.slots.iter().find(|slot| slot.name == entry.name);
-        let mut empty =
-            meta_info.cuts.leaves_nothing() && (self.flat || meta_info.slots.is_empty());
-        for entry in &self.entries {
-            match slot(entry) {
-                Some(slot) => edits.replace(slot.value.clone(), &entry.value),
-                None => {
-                    let comma: &[u8] = if empty { b"" } else { b"," };
-                    edits.insert(meta_info.close, comma);
-                    edits.insert(meta_info.close, &entry.member);
-                    empty = false;
-                }
-            }
-        }
-        if self.flat {
-            for range in meta_info.cuts.ranges() {
-                edits.replace(range.clone(), b"");
-            }
-        }
-        // In an incremental stream only the first event begins with token 0; a later row is not null.
-        let empty_row = meta_info.row.as_ref().filter(|row| row.empty);
-        if let (Some(first_row), Some(row)) = (&self.first_row, empty_row) {
-            edits.replace(row.span.clone(), first_row);
-        }
-    }
-}
-
-/// Prefill's part of one choice of `/v1/completions`: the elements of each list that belong to the prompt,
-/// which are all but the last, without the brackets.
-#[derive(Clone, Debug)]
-struct Echo {
-    heads: [Bytes; 4],
-}
-
-impl Echo {
-    fn new(document: &Bytes, lists: &Lists) -> Result<Self, MergeError> {
-        if lists[0].is_none() {
-            return Err(missing(Role::Prefill, LISTS[0]));
-        }
-        let head =
-            |list: &Option<List>| list.as_ref().map(|list| document.slice(list.head.clone()));
-        Ok(Self {
-            heads: lists.each_ref().map(|list| head(list).unwrap_or_default()),
-        })
-    }
-
-    fn edit<'a>(&'a self, lists: &Lists, edits: &mut Edits<'a>) {
-        for (head, list) in self.heads.iter().zip(lists) {
-            if let (Some(list), false) = (list, head.is_empty()) {
-                edits.insert(list.head.start, head);
-                edits.insert(list.head.start, if list.elements == 0 { b"" } else { b"," });
-            }
-        }
-    }
-}
-
-/// What was found in prefill's answer so far, by index.
-struct Found {
-    merge: Merge,
-    batch: Batch,
-    logprobs: Vec<Option<Logprobs>>,
-    echoes: Vec<Option<Echo>>,
-}
-
-impl Found {
-    fn new(merge: Merge, batch: Batch) -> Self {
-        let prompts = |wanted| if merge == wanted { batch.prompts() } else { 0 };
-        Self {
-            merge,
-            batch,
-            logprobs: vec![None; prompts(Merge::InputLogprobs)],
-            echoes: vec![None; prompts(Merge::Echo)],
-        }
-    }
-
-    fn item(&mut self, index: usize, document: &Bytes, item: Item<'_>) -> Result<(), MergeError> {
-        sound(Role::Prefill, item.failed)?;
-        let meta_info = item.meta_info.ok_or(missing(Role::Prefill, "meta_info"))?;
-        *place(&mut self.logprobs, index)? = Some(Logprobs::new(document, &meta_info));
-        Ok(())
-    }
-
-    /// Other events than those of the tokens have choices too, without logprobs.
-    fn choices(&mut self, document: &Bytes, completion: Completion) -> Result<(), MergeError> {
-        sound(Role::Prefill, completion.failed)?;
-        for choice in completion.choices {
-            let echo = place(&mut self.echoes, choice.index)?;
-            if let Some(lists) = choice.logprobs {
-                *echo = Some(Echo::new(document, &lists)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn complete(self) -> Result<PromptSide, MergeError> {
-        let prompts = match self.merge {
-            Merge::None => Prompts::Nothing,
-            Merge::InputLogprobs => {
-                let expected = self.logprobs.len();
-                let prompts: Vec<Logprobs> = self.logprobs.into_iter().flatten().collect();
-                expect(Role::Prefill, expected, prompts.len())?;
-                // Without `return_logprob` a prompt of a batch has none, but not all of them.
-                if !prompts.is_empty() && prompts.iter().all(|prompt| prompt.entries.is_empty()) {
-                    return Err(missing(Role::Prefill, "input_token_logprobs"));
-                }
-                Prompts::Logprobs(prompts)
-            }
-            Merge::Echo => {
-                let prompts: Option<Vec<Echo>> = self.echoes.into_iter().collect();
-                Prompts::Echo(prompts.ok_or(missing(Role::Prefill, "logprobs"))?)
-            }
-        };
-        Ok(PromptSide {
-            batch: self.batch,
-            prompts,
-        })
-    }
-}
-
-/// The items of an answer of `/generate`, as many as the request has prompts.
-fn items(batch: Batch, document: &[u8], leg: Role) -> Result<Vec<Item<'_>>, MergeError> {
-    let items = read(document, leg, |s| {
-        let mut items = Vec::new();
-        if matches!(batch, Batch::Of(_)) && s.kind()? == Kind::Array {
-            s.array(|s, _| {
-                items.push(Item::read(s)?);
-                Ok(())
-            })?;
-        } else {
-            items.push(Item::read(s)?);
-        }
-        Ok(items)
-    })?;
-    sound(leg, items.iter().any(|item| item.failed))?;
-    expect(leg, batch.prompts(), items.len())?;
-    Ok(items)
-}
-
-fn completion(document: &[u8], leg: Role) -> Result<Completion, MergeError> {
-    let completion = read(document, leg, Completion::read)?;
-    sound(leg, completion.failed)?;
-    if completion.has_choices {
-        Ok(completion)
-    } else {
-        Err(missing(leg, "choices"))
-    }
-}
-
-fn read<'a, T, F>(document: &'a [u8], leg: Role, read: F) -> Result<T, MergeError>
-where
-    F: FnOnce(&mut Scanner<'a>) -> Result<T, json::Error>,
-{
-    let all = |mut s: Scanner<'a>| {
-        let value = read(&mut s)?;
-        s.end()?;
-        Ok(value)
-    };
-    Scanner::new(document)
-        .and_then(all)
-        .map_err(|error| MergeError::Malformed { leg, error })
-}
-
-/// Where the JSON object that an event carries lies; `None` when it carries something else.
-fn object_payload(event: &[u8]) -> Option<Range<usize>> {
-    sse::data_span(event).filter(|span| event.get(span.start) == Some(&b'{'))
-}
-
 fn prompt_of<T>(prompts: &[T], index: usize, leg: Role) -> Result<&T, MergeError> {
     prompts.get(index).ok_or(MergeError::Index {
         leg,
@@ -468,35 +113,347 @@ fn prompt_of<T>(prompts: &[T], index: usize, leg: Role) -> Result<&T, MergeError
     })
 }
 
-fn place<T>(prompts: &mut [T], index: usize) -> Result<&mut T, MergeError> {
-    let error = MergeError::Index {
-        leg: Role::Prefill,
-        index,
-        prompts: prompts.len(),
-    };
-    prompts.get_mut(index).ok_or(error)
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::request::{Batch, Merge};
+    use super::*;
 
-fn expect(leg: Role, expected: usize, found: usize) -> Result<(), MergeError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(MergeError::Count {
-            leg,
-            expected,
-            found,
-        })
+    fn side(merge: Merge, batch: Batch, prefill: &str) -> Result<PromptSide, MergeError> {
+        let prefill = Bytes::from(prefill.to_owned());
+        if prefill.starts_with(b"data:") {
+            PromptSide::from_stream(merge, batch, prefill)
+        } else {
+            PromptSide::from_body(merge, batch, prefill)
+        }
     }
-}
 
-fn sound(leg: Role, failed: bool) -> Result<(), MergeError> {
-    if failed {
-        Err(MergeError::Failed { leg })
-    } else {
-        Ok(())
+    /// Merges two `meta_info` of a single prompt.
+    fn meta_info(prefill: &str, decode: &str) -> String {
+        let item = |meta_info: &str| format!("{{\"text\":\"\",\"meta_info\":{meta_info}}}");
+        let side = side(Merge::InputLogprobs, Batch::Single, &item(prefill)).unwrap();
+        let merged = body(&side, item(decode).into()).unwrap();
+        let merged = std::str::from_utf8(&merged).unwrap();
+        merged
+            .strip_prefix("{\"text\":\"\",\"meta_info\":")
+            .unwrap()
+            .strip_suffix('}')
+            .unwrap()
+            .to_owned()
     }
-}
 
-fn missing(leg: Role, what: &'static str) -> MergeError {
-    MergeError::Missing { leg, what }
+    #[test]
+    fn prefills_keys_replace_decodes_in_place_and_absent_ones_are_appended() {
+        let prefill =
+            r#"{"id":"p","input_token_logprobs":[[null,1,null]],"input_x_logprobs_new": 1e400}"#;
+        for (decode, merged) in [
+            (
+                r#"{"id":"d","input_token_logprobs":[],"e2e":1}"#,
+                r#"{"id":"d","input_token_logprobs":[[null,1,null]],"e2e":1,"input_x_logprobs_new": 1e400}"#,
+            ),
+            (
+                r#"{ "input_x_logprobs_new" : [ ] , "input_token_logprobs":[7] }"#,
+                r#"{ "input_x_logprobs_new" : 1e400 , "input_token_logprobs":[[null,1,null]] }"#,
+            ),
+            (
+                "{}",
+                r#"{"input_token_logprobs":[[null,1,null]],"input_x_logprobs_new": 1e400}"#,
+            ),
+            (
+                r#"{"finish_reason":{"type":"abort","status_code":500}}"#,
+                r#"{"finish_reason":{"type":"abort","status_code":500},"input_token_logprobs":[[null,1,null]],"input_x_logprobs_new": 1e400}"#,
+            ),
+        ] {
+            assert_eq!(meta_info(prefill, decode), merged);
+        }
+    }
+
+    #[test]
+    fn flat_top_logprobs_of_prefill_leave_no_nested_ones_of_decode() {
+        let prefill = r#"{"input_token_logprobs":[1],"input_top_logprobs_shape":[0,2]}"#;
+        for (decode, merged) in [
+            (
+                r#"{"input_token_logprobs":[],"input_top_logprobs":[],"a":1}"#,
+                r#"{"input_token_logprobs":[1],"a":1,"input_top_logprobs_shape":[0,2]}"#,
+            ),
+            (
+                r#"{"input_top_logprobs":[],"input_top_logprobs_shape":[0,0]}"#,
+                r#"{"input_top_logprobs_shape":[0,2],"input_token_logprobs":[1]}"#,
+            ),
+            (
+                r#"{"input_top_logprobs":[]}"#,
+                r#"{"input_token_logprobs":[1],"input_top_logprobs_shape":[0,2]}"#,
+            ),
+        ] {
+            assert_eq!(meta_info(prefill, decode), merged);
+        }
+        let nested = r#"{"input_token_logprobs":[1],"input_top_logprobs":[2],"input_top_logprobs_shape":[3]}"#;
+        let both = r#"{"input_top_logprobs":[2],"input_token_logprobs":[1],"input_top_logprobs_shape":[3]}"#;
+        assert_eq!(meta_info(nested, r#"{"input_top_logprobs":[]}"#), both);
+    }
+
+    #[test]
+    fn the_first_row_is_filled_only_where_it_is_empty() {
+        let prefill = r#"{"input_token_logprobs":[],"output_token_ids_logprobs":[[[-1,5,null]]]}"#;
+        for (decode, merged) in [
+            ("[null]", "[[[-1,5,null]]]"),
+            ("[ null , [2] ]", "[ [[-1,5,null]] , [2] ]"),
+            ("[[],[2]]", "[[[-1,5,null]],[2]]"),
+            ("[[2],null]", "[[2],null]"),
+            ("[]", "[]"),
+            ("null", "null"),
+        ] {
+            let wrap = |rows: &str| {
+                format!(r#"{{"input_token_logprobs":[],"output_token_ids_logprobs":{rows}}}"#)
+            };
+            assert_eq!(meta_info(prefill, &wrap(decode)), wrap(merged));
+        }
+    }
+
+    #[test]
+    fn an_incremental_stream_gets_the_row_in_its_first_event_and_the_keys_in_all() {
+        let prefill =
+            r#"{"meta_info":{"input_token_logprobs":[7],"output_token_ids_logprobs":[[9]]}}"#;
+        let side = side(Merge::InputLogprobs, Batch::Single, prefill).unwrap();
+        let mut merger = StreamMerger::new(side);
+        for (decode, merged) in [("null", "[9]"), ("[2]", "[2]"), ("[3]", "[3]")] {
+            let event = |keys: &str, row: &str| {
+                format!(
+                    "data: {{\"meta_info\":{{\"input_token_logprobs\":[{keys}],\"output_token_ids_logprobs\":[{row}]}}}}\n\n"
+                )
+            };
+            let mut out = BytesMut::new();
+            merger
+                .event(event("", decode).as_bytes(), &mut out)
+                .unwrap();
+            assert_eq!(out, event("7", merged).as_bytes());
+        }
+    }
+
+    #[test]
+    fn an_events_index_counts_wherever_it_stands() {
+        let prefill = "data: {\"meta_info\":{\"input_token_logprobs\":[1]},\"index\":1}\n\n\
+                       data: {\"index\":0,\"meta_info\":{\"input_token_logprobs\":[0]}}\n\ndata: [DONE]\n\n";
+        let mut merger =
+            StreamMerger::new(side(Merge::InputLogprobs, Batch::Of(2), prefill).unwrap());
+        for (decode, merged) in [
+            (
+                "data: {\"index\":1,\"meta_info\":{\"input_token_logprobs\":[]}}\r\n\r\n",
+                "data: {\"index\":1,\"meta_info\":{\"input_token_logprobs\":[1]}}\r\n\r\n",
+            ),
+            (
+                "id: 7\ndata:{\"meta_info\":{\"input_token_logprobs\":[]},\"index\":0}\n\n",
+                "id: 7\ndata:{\"meta_info\":{\"input_token_logprobs\":[0]},\"index\":0}\n\n",
+            ),
+        ] {
+            let mut out = BytesMut::new();
+            merger.event(decode.as_bytes(), &mut out).unwrap();
+            assert_eq!(out, merged.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_carries_nothing_to_be_merged_passes_unchanged() {
+        let generate = r#"{"meta_info":{"input_token_logprobs":[7]}}"#;
+        let echo = r#"{"choices":[{"index":0,"logprobs":{"tokens":["a","b"]}}]}"#;
+        for (merge, prefill) in [
+            (Merge::InputLogprobs, generate),
+            (Merge::Echo, echo),
+            (Merge::None, ""),
+        ] {
+            let mut merger = StreamMerger::new(side(merge, Batch::Single, prefill).unwrap());
+            for event in [
+                "data: [DONE]\n\n",
+                ": comment\n\n",
+                "\n",
+                "data: {\"error\":{\"message\":\"m\",\"code\":500}}\n\n",
+                "data: {\"choices\":[],\"usage\":{}}\n\n",
+                "data: {\"choices\":[{\"index\":0,\"text\":\"\",\"logprobs\":null}]}\n\n",
+                "data: {\"a\":\ndata: 1}\n\n",
+                "data: plain text\n\n",
+                "data: {\"meta_info\":null}\n\n",
+            ] {
+                let mut out = BytesMut::new();
+                merger.event(event.as_bytes(), &mut out).unwrap();
+                assert_eq!(out, event.as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_joined_to_an_empty_list_without_a_comma() {
+        let choice = |tokens: &str, top: &str| {
+            format!(
+                r#"{{"choices":[{{"index":0,"logprobs":{{"tokens":{tokens},"top_logprobs":{top}}}}}]}}"#
+            )
+        };
+        let prefill = choice(r#"[ "a" , "b\"," ,"c"]"#, "[null,[1]]");
+        let side = side(Merge::Echo, Batch::Single, &prefill).unwrap();
+        let merged = body(&side, choice("[]", "[ [1] ]").into()).unwrap();
+        assert_eq!(merged, choice(r#"[ "a" , "b\","]"#, "[null, [1] ]"));
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_merged_is_an_error_that_says_why() {
+        use Merge::{Echo, InputLogprobs};
+        let (one, two) = (Batch::Single, Batch::Of(2));
+        for (merge, batch, prefill, message) in [
+            (
+                InputLogprobs,
+                one,
+                "",
+                "the answer of prefill is malformed: the text ends too early at byte 0",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "{} {}",
+                "the answer of prefill is malformed: text after the end of the value at byte 3",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "[]",
+                "the answer of prefill is malformed: an object was expected at byte 0",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "{}",
+                "the answer of prefill has no meta_info",
+            ),
+            (
+                InputLogprobs,
+                one,
+                r#"{"meta_info":{"id":"a"}}"#,
+                "the answer of prefill has no input_token_logprobs",
+            ),
+            (
+                InputLogprobs,
+                one,
+                r#"{"error":{"message":"m"}}"#,
+                "the answer of prefill is an error",
+            ),
+            (
+                InputLogprobs,
+                two,
+                r#"{"object":"error","message":"m"}"#,
+                "the answer of prefill is an error",
+            ),
+            (
+                InputLogprobs,
+                two,
+                r#"[{"meta_info":{}}]"#,
+                "the answer of prefill is for 1 prompts, not for 2",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "data: [DONE]\n\n",
+                "the answer of prefill is for 0 prompts, not for 1",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "data: {\"error\":{\"code\":400}}\n\n",
+                "the answer of prefill is an error",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "data: {\"index\":3,\"meta_info\":{}}\n\n",
+                "the answer of prefill has index 3, the request 1 prompts",
+            ),
+            (
+                InputLogprobs,
+                one,
+                "data: {\"meta_info\":\n\n",
+                "the answer of prefill is malformed: the text ends too early at byte 13",
+            ),
+            (Echo, one, "{}", "the answer of prefill has no choices"),
+            (
+                Echo,
+                one,
+                r#"{"choices":[]}"#,
+                "the answer of prefill has no logprobs",
+            ),
+            (
+                Echo,
+                one,
+                r#"{"choices":[{"index":0,"logprobs":null}]}"#,
+                "the answer of prefill has no logprobs",
+            ),
+            (
+                Echo,
+                one,
+                r#"{"choices":[{"index":0,"logprobs":{}}]}"#,
+                "the answer of prefill has no tokens",
+            ),
+            (
+                Echo,
+                one,
+                r#"{"choices":[{"index":-1}]}"#,
+                "the answer of prefill has index 18446744073709551615, the request 1 prompts",
+            ),
+            (
+                Echo,
+                one,
+                r#"{"object":"error"}"#,
+                "the answer of prefill is an error",
+            ),
+        ] {
+            let error = side(merge, batch, prefill).unwrap_err();
+            assert_eq!(error.to_string(), message, "{prefill}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_decode_of_another_shape_is_an_error_and_adds_nothing() {
+        let prefill = r#"[{"meta_info":{"input_token_logprobs":[7]}}]"#;
+        let generate = side(Merge::InputLogprobs, Batch::Of(1), prefill).unwrap();
+        let prefill = r#"{"choices":[{"index":0,"logprobs":{"tokens":["a","b"]}}]}"#;
+        let echo = side(Merge::Echo, Batch::Single, prefill).unwrap();
+        for (side, decode, message) in [
+            (
+                &generate,
+                "[]",
+                "the answer of decode is for 0 prompts, not for 1",
+            ),
+            (&generate, "[{}]", "the answer of decode has no meta_info"),
+            (
+                &generate,
+                "[{\"error\":1}]",
+                "the answer of decode is an error",
+            ),
+            (
+                &echo,
+                "{\"choices\":[]}",
+                "the answer of decode is for 0 prompts, not for 1",
+            ),
+            (
+                &echo,
+                "{\"choices\":[{\"index\":0}]}",
+                "the answer of decode has no logprobs",
+            ),
+            (
+                &echo,
+                "{\"choices\":[{\"index\":1,\"logprobs\":{}}]}",
+                "the answer of decode has index 1, the request 1 prompts",
+            ),
+        ] {
+            let error = body(side, Bytes::from(decode)).unwrap_err();
+            assert_eq!(error.to_string(), message, "{decode}");
+        }
+        for (side, event) in [
+            (&generate, "data: {\"meta_info\":{}\n\n"),
+            (&generate, "data: {\"index\":1,\"meta_info\":{}}\n\n"),
+            (&echo, "data: {\"choices\":[{\"index\":9}]}\n\n"),
+        ] {
+            let mut out = BytesMut::new();
+            StreamMerger::new(side.clone())
+                .event(event.as_bytes(), &mut out)
+                .unwrap_err();
+            assert!(out.is_empty(), "{event}");
+        }
+    }
 }

@@ -15,14 +15,17 @@ pub mod error_body;
 pub mod json;
 pub mod merge;
 pub mod outcome;
+mod prompts;
 pub mod request;
 pub mod sse;
 pub mod verdict;
 
+pub use answer::MergeError;
 pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
-pub use merge::{MergeError, PromptSide, StreamMerger};
+pub use merge::StreamMerger;
 pub use outcome::{WorkerError, stream_error};
+pub use prompts::PromptSide;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{LegFailure, prefill_is_shown};

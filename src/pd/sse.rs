@@ -80,6 +80,12 @@ impl Splitter {
     }
 }
 
+/// The whole events of a stream that is all there; what follows the last of them is left out.
+pub fn events(mut stream: Bytes) -> impl Iterator<Item = Bytes> {
+    let mut line = Line::EventStart;
+    std::iter::from_fn(move || line.find_event_end(&stream).map(|end| stream.split_to(end)))
+}
+
 /// An event is longer than the splitter may hold back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTooLong {
@@ -292,6 +298,13 @@ mod tests {
         );
         assert_eq!(splitter.next_event().unwrap(), None);
         assert_eq!(splitter.finish().unwrap(), "da");
+    }
+
+    #[test]
+    fn a_stream_that_is_all_there_gives_its_whole_events() {
+        let stream = Bytes::from_static(b"data: 1\n\n\r\rdata: 2\r\n\r\ndata: 3\n");
+        let whole: Vec<Bytes> = events(stream).collect();
+        assert_eq!(whole, ["data: 1\n\n", "\r", "\r", "data: 2\r\n\r\n"]);
     }
 
     #[test]

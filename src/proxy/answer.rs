@@ -7,7 +7,9 @@
 use bytes::{Bytes, BytesMut};
 
 use super::prefill::Rejection;
-use crate::pd::{self, MergeError, PromptSide, Route, Splitter, StreamMerger, WorkerError};
+use crate::pd::{
+    self, EventTooLong, MergeError, PromptSide, Route, Splitter, StreamMerger, WorkerError,
+};
 
 /// The longest first event that is waited for, in bytes. An error event of SGLang has a few hundred.
 pub(super) const FIRST_EVENT_LIMIT: usize = 64 << 10;
@@ -59,6 +61,14 @@ pub(super) enum Spoiled {
     Rejected(Rejection),
     /// The two answers do not fit together.
     Merge(MergeError),
+    /// An event that is to be merged is too long.
+    TooLong(EventTooLong),
+}
+
+impl From<EventTooLong> for Spoiled {
+    fn from(error: EventTooLong) -> Self {
+        Spoiled::TooLong(error)
+    }
 }
 
 impl From<MergeError> for Spoiled {
@@ -127,7 +137,7 @@ impl Answer {
             } => {
                 splitter.push(piece);
                 let mut out = BytesMut::new();
-                while let Some(event) = splitter.next_event().map_err(MergeError::EventTooLong)? {
+                while let Some(event) = splitter.next_event()? {
                     if !begun
                         && out.is_empty()
                         && let Some(error) = pd::stream_error(*route, &event)

@@ -326,6 +326,11 @@ impl Exchange {
             .map_err(|spoiled| match spoiled {
                 Spoiled::Rejected(rejection) => Fault::Rejected(Role::Decode, rejection),
                 Spoiled::Merge(error) => Fault::Own(ProxyError::Merge(error)),
+                Spoiled::TooLong(error) => Fault::Own(ProxyError::Leg(
+                    Role::Decode,
+                    self.decode.url().to_owned(),
+                    Failure::TooLong(error.limit),
+                )),
             })?;
         self.begun |= !out.is_empty();
         Ok(out)

@@ -4,34 +4,21 @@
 //! everything that belongs to one hop or steers SGLang from outside stays behind.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
-use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::Result;
 use pingora_http::RequestHeader;
 
 use crate::fleet::Worker;
+use crate::net::{is_hop_by_hop, nominated};
 
 /// Names the request in logs of the client, the proxy and the workers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The stable code of an error that the proxy itself made.
 pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
 
-const HOP_BY_HOP: [HeaderName; 11] = [
-    HOST,
-    CONTENT_LENGTH,
-    TRANSFER_ENCODING,
-    EXPECT,
-    ACCEPT_ENCODING,
-    TE,
-    TRAILER,
-    UPGRADE,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-];
+/// What ends here besides what belongs to one hop.
+const OURS: [HeaderName; 3] = [HOST, EXPECT, ACCEPT_ENCODING];
 
 /// With these SGLang takes the request id and the rendezvous from headers instead of the body.
 const OVERRIDE_PREFIX: &str = "x-override-";
@@ -93,23 +80,10 @@ fn is_token(value: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// The names that `Connection` makes hop by hop.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect()
-}
-
 fn stays_behind(name: &HeaderName, nominated: &[HeaderName]) -> bool {
-    *name == CONNECTION
-        || HOP_BY_HOP.contains(name)
-        || nominated.contains(name)
+    is_hop_by_hop(name, nominated)
+        || OURS.contains(name)
         || name.as_str().starts_with(OVERRIDE_PREFIX)
-        || name.as_str().starts_with("proxy-")
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ use prefill::{Keep, Order, PrefillLeg};
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
 
+/// The longest body that is read only to be thrown away, in bytes.
+const DRAIN_LIMIT: usize = 16 << 20;
+
 /// The share of a chunked body that is reserved before its length is known, in bytes.
 const CHUNKED_RESERVE: usize = 8 << 10;
 
@@ -291,10 +294,10 @@ impl Proxy {
             headers: head.headers.clone(),
             body: Bytes::new(),
         };
-        let body = match limit {
-            0 => Bytes::new(),
+        let (body, at_end) = match limit {
+            0 => (Bytes::new(), drain(session).await?),
             limit => match read(session, limit).await? {
-                Ok(body) => body.freeze(),
+                Ok(body) => (body.freeze(), true),
                 Err(error) => return Err(ctx.refuse(error)),
             },
         };
@@ -303,8 +306,9 @@ impl Proxy {
             .answer(WholeRequest { body, ..request }, &ctx.request_id);
         let answer = tokio::select! {
             answer = answer => answer,
-            read = session.downstream_session.read_body_or_idle(limit > 0), if limit > 0 => {
-                return Err(read.err().unwrap_or_else(|| Error::new_down(ErrorType::ConnectionClosed)));
+            read = session.downstream_session.read_body_or_idle(true), if at_end => {
+                let closed = || Error::new(ErrorType::ConnectionClosed);
+                return Err(read.err().unwrap_or_else(closed).into_down());
             }
         };
         ctx.status = answer.status.as_u16();
@@ -331,6 +335,30 @@ fn gone() -> FailToProxy {
     }
 }
 
+/// Reads a body that nobody wants, so that its sender gets to read the answer. Whether its end was reached:
+/// a longer one is cut off with the connection, and one that the client holds back is not asked for.
+async fn drain(session: &mut Session) -> Result<bool> {
+    if expects_continue(session) {
+        return Ok(false);
+    }
+    let mut drained = 0;
+    while let Some(piece) = session.downstream_session.read_request_body().await? {
+        drained += piece.len();
+        if drained > DRAIN_LIMIT {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn expects_continue(session: &Session) -> bool {
+    session
+        .req_header()
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// The whole body of a request, with spare room for what is injected.
 ///
 /// The outer error is the client's connection, the inner one is the body.
@@ -342,10 +370,7 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
     if length.is_some_and(|length| length > limit) {
         return Ok(Err(ProxyError::BodyTooLarge(limit)));
     }
-    if headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
+    if expects_continue(session) {
         session.downstream_session.write_continue_response().await?;
     }
     let expected = length.unwrap_or(CHUNKED_RESERVE);

@@ -1,0 +1,69 @@
+//! `mini-lb demo`: a cluster of simulated workers with a balancer in front, for the first minute.
+
+use std::error::Error;
+
+use mini_lb::sim::cli::{DemoArgs, demo_workers};
+use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+
+/// No single answer of a simulated worker takes as long.
+const REQUEST_TIMEOUT_SECS: u64 = 60;
+
+/// Starts the cluster, prints what to paste, and runs until Ctrl-C.
+///
+/// # Errors
+/// A port is taken, or stdout is closed.
+pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
+    let model = args.knobs.served_model_name.clone();
+    let (prefills, decodes) = demo_workers(args.prefills, args.decodes, args.knobs.into()).await?;
+    let balancer = MiniLoadBalancer::new(MiniLbConfig::new(
+        "127.0.0.1".into(),
+        args.port,
+        prefills
+            .iter()
+            .map(|worker| (worker.url(), worker.bootstrap_port()))
+            .collect(),
+        decodes.iter().map(|worker| worker.url()).collect(),
+        REQUEST_TIMEOUT_SECS,
+    ))?;
+    let handle = balancer.handle();
+    let mut serving = tokio::spawn(balancer.start());
+    let address = tokio::select! {
+        address = handle.address() => address,
+        ended = &mut serving => return Ok(ended??),
+    };
+    if let Some(address) = address {
+        for worker in &prefills {
+            println!("prefill  {}", worker.url());
+        }
+        for worker in &decodes {
+            println!("decode   {}", worker.url());
+        }
+        println!(
+            "mini-lb  http://{address}\n{}",
+            to_paste(&address.to_string(), &model)
+        );
+    }
+    tokio::signal::ctrl_c().await?;
+    handle.stop();
+    for worker in prefills.into_iter().chain(decodes) {
+        worker.stop().await;
+    }
+    Ok(serving.await??)
+}
+
+fn to_paste(address: &str, model: &str) -> String {
+    format!(
+        r#"
+Paste one of these into another terminal. Ctrl-C ends all of it.
+
+  curl http://{address}/v1/chat/completions -H 'content-type: application/json' \
+    -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}'
+
+  curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
+    -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}],"stream":true}}'
+
+  curl http://{address}/generate -H 'content-type: application/json' \
+    -d '{{"text":"Hello","return_logprob":true,"logprob_start_len":0,"sampling_params":{{"max_new_tokens":4}}}}'
+"#
+    )
+}

@@ -1,0 +1,365 @@
+//! The one table of paths: which methods each takes and who answers.
+//!
+//! Routing, 405, 501 and the limit of a body are all read from it. What is not in it is 404. No socket here.
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py` (its routes and their methods), `entrypoints/v1_loads.py`.
+
+use std::time::Duration;
+
+use http::Method;
+
+/// One path.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// The raw path. With `/*` at its end: everything below it, as SGLang's `{model:path}`.
+    pub(super) path: &'static str,
+    /// The methods of SGLang's route.
+    pub(super) methods: &'static [Method],
+    /// Who answers.
+    pub(super) kind: Kind,
+}
+
+/// Who answers a path, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The corridor, with two legs. It takes what has one of the methods before it comes here.
+    Legs,
+    /// This process, by being there.
+    Alive,
+    /// This process: whether a pair exists.
+    Ready,
+    /// Every worker, by generating a token.
+    HealthGenerate,
+    /// Every worker, in the shape that benchmarks read.
+    ServerInfo,
+    /// Every worker's load in one list.
+    Loads,
+    /// Every worker does the same: an action on the path `at`, which takes at most `wait`.
+    Every { at: &'static str, wait: Wait },
+    /// One worker's answer, unchanged.
+    One { wait: Wait },
+    /// Nobody behind this proxy; the sentence says why and what to do.
+    NotServed(&'static str),
+}
+
+/// How long a worker gets for its whole answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// This long.
+    Fixed(Duration),
+    /// What the query's `timeout` says in seconds, and [`MARGIN`] more.
+    Query,
+}
+
+/// What a worker gets beyond the time that the client asked it to take. A scheduler looks at such a request
+/// only between two forward passes.
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// The longest `timeout` in a query that is honoured, so that no client holds a connection for ever.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Answers that need no scheduler, or one turn of its loop. A long prefill keeps the loop busy for seconds.
+pub(super) const PROMPTLY: Duration = Duration::from_secs(30);
+
+/// Stopping a profile writes traces of every rank before it answers.
+const PROFILE: Duration = Duration::from_secs(600);
+
+/// A worker answers 503 by itself after 20 s without a token, polled once a second; this waits for that.
+/// Source: SGLang 0.5.23 `entrypoints/http_server.py`, `HEALTH_CHECK_TIMEOUT`.
+pub(super) const HEALTH: Duration = Duration::from_secs(25);
+
+/// The row of a raw path.
+pub(super) fn find(path: &str) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.is(path))
+}
+
+impl Row {
+    /// Whether a request with this method has a body that somebody reads.
+    pub(super) fn reads_body(&self, method: &Method) -> bool {
+        let asks = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
+        asks && self.methods.contains(method) && *method != Method::GET
+    }
+
+    /// Whether a browser's preflight for this path is passed on, so that pages that talk to SGLang can talk to
+    /// this proxy instead. Administration is not among them.
+    pub(super) fn is_for_pages(&self) -> bool {
+        matches!(self.kind, Kind::Legs | Kind::One { .. })
+    }
+
+    /// The methods as the `Allow` header lists them.
+    pub(super) fn allow(&self) -> String {
+        let names: Vec<_> = self.methods.iter().map(Method::as_str).collect();
+        names.join(", ")
+    }
+
+    fn is(&self, path: &str) -> bool {
+        match self.path.strip_suffix('*') {
+            Some(above) => path
+                .strip_prefix(above)
+                .is_some_and(|rest| !rest.is_empty()),
+            None => self.path == path,
+        }
+    }
+}
+
+impl Wait {
+    /// The time that a worker gets for a request with this query.
+    pub(super) fn of(self, query: Option<&str>) -> Duration {
+        match self {
+            Wait::Fixed(wait) => wait,
+            Wait::Query => {
+                let seconds = query
+                    .into_iter()
+                    .flat_map(|query| query.split('&'))
+                    .filter_map(|pair| pair.strip_prefix("timeout=")?.parse().ok())
+                    .next_back();
+                let asked = seconds
+                    .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok())
+                    .unwrap_or_default();
+                asked.min(LONGEST) + MARGIN
+            }
+        }
+    }
+}
+
+const GET: &[Method] = &[Method::GET];
+const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
+const GET_POST: &[Method] = &[Method::GET, Method::POST];
+const POST: &[Method] = &[Method::POST];
+const PUT_POST: &[Method] = &[Method::PUT, Method::POST];
+/// A path that nobody serves has none.
+const NONE: &[Method] = &[];
+
+const NO_FIELDS: &str = "requests to this endpoint carry no bootstrap fields, so a prefill and a decode worker cannot serve \
+     one together; send it to a server that runs without disaggregation";
+const OLLAMA: &str = "Ollama's requests carry no bootstrap fields, so a prefill and a decode worker cannot serve one \
+     together; use /v1/chat/completions, /v1/models and /model_info";
+const CHAT: &str =
+    "the load balancer pairs workers for /v1/chat/completions, which takes the same body; use that";
+const GENERATE: &str =
+    "the load balancer pairs workers for /generate; send each of the instances there";
+const STORE: &str =
+    "SGLang stores no responses with disaggregation; take the answer of POST /v1/responses itself";
+const SESSION: &str = "a session lives on one pair of workers, and the load balancer chooses a pair for each request; send \
+     the whole context with each request, the workers' prefix caches find it again";
+const ADMIN: &str = "the load balancer does not send this to all workers, because they need different calls or an order \
+     between them; call it on each worker";
+
+const fn row(path: &'static str, methods: &'static [Method], kind: Kind) -> Row {
+    Row {
+        path,
+        methods,
+        kind,
+    }
+}
+
+const fn one(path: &'static str, methods: &'static [Method]) -> Row {
+    let wait = Wait::Fixed(PROMPTLY);
+    row(path, methods, Kind::One { wait })
+}
+
+const fn every(path: &'static str, methods: &'static [Method], wait: Duration) -> Row {
+    let (at, wait) = (path, Wait::Fixed(wait));
+    row(path, methods, Kind::Every { at, wait })
+}
+
+const fn flush(path: &'static str) -> Row {
+    let (at, wait) = ("/flush_cache", Wait::Query);
+    row(path, GET_POST, Kind::Every { at, wait })
+}
+
+const fn not_served(path: &'static str, why: &'static str) -> Row {
+    row(path, NONE, Kind::NotServed(why))
+}
+
+static TABLE: &[Row] = &[
+    row("/generate", PUT_POST, Kind::Legs),
+    row("/v1/chat/completions", POST, Kind::Legs),
+    row("/v1/completions", POST, Kind::Legs),
+    row("/v1/responses", POST, Kind::Legs),
+    row("/v1/messages", POST, Kind::Legs),
+    row("/", GET_HEAD, Kind::Alive),
+    row("/health", GET_HEAD, Kind::Alive),
+    row("/liveness", GET_HEAD, Kind::Alive),
+    row("/ping", GET_HEAD, Kind::Alive),
+    row("/ready", GET_HEAD, Kind::Ready),
+    row("/readiness", GET_HEAD, Kind::Ready),
+    row("/health_generate", GET, Kind::HealthGenerate),
+    row("/server_info", GET, Kind::ServerInfo),
+    row("/get_server_info", GET, Kind::ServerInfo),
+    row("/v1/loads", GET, Kind::Loads),
+    flush("/flush_cache"),
+    flush("/reset_prefix_cache"), // vLLM's name for it, which AIPerf and SGLang's own benchmark call
+    every("/hicache/storage-backend/clear", POST, PROFILE),
+    every("/abort_request", POST, PROMPTLY),
+    every("/start_profile", GET_POST, PROFILE),
+    every("/stop_profile", GET_POST, PROFILE),
+    one("/model_info", GET),
+    one("/get_model_info", GET),
+    one("/v1/models", GET),
+    one("/v1/models/*", GET),
+    one("/tokenize", POST),
+    one("/v1/tokenize", POST),
+    one("/detokenize", POST),
+    one("/v1/detokenize", POST),
+    one("/v1/messages/count_tokens", POST),
+    one("/parse_function_call", POST),
+    one("/separate_reasoning", POST),
+    not_served("/api/chat", OLLAMA),
+    not_served("/api/generate", OLLAMA),
+    not_served("/api/show", OLLAMA),
+    not_served("/api/tags", OLLAMA),
+    not_served("/classify", NO_FIELDS),
+    not_served("/encode", NO_FIELDS),
+    not_served("/v1/audio/transcriptions", NO_FIELDS),
+    not_served("/v1/classify", NO_FIELDS),
+    not_served("/v1/decisions", NO_FIELDS),
+    not_served("/v1/embeddings", NO_FIELDS),
+    not_served("/v1/realtime", NO_FIELDS),
+    not_served("/v1/rerank", NO_FIELDS),
+    not_served("/v1/score", NO_FIELDS),
+    not_served("/v1/systemone", NO_FIELDS),
+    not_served("/invocations", CHAT),
+    not_served("/vertex_generate", GENERATE),
+    not_served("/v1/responses/*", STORE),
+    not_served("/open_session", SESSION),
+    not_served("/close_session", SESSION),
+    not_served("/add_external_corpus", ADMIN),
+    not_served("/begin_weight_update", ADMIN),
+    not_served("/configure_logging", ADMIN),
+    not_served("/continue_generation", ADMIN),
+    not_served("/destroy_weights_update_group", ADMIN),
+    not_served("/dump_expert_distribution_record", ADMIN),
+    not_served("/end_weight_update", ADMIN),
+    not_served("/freeze_gc", ADMIN),
+    not_served("/get_hicache_l3_cache_layout", ADMIN),
+    not_served("/get_remote_instance_transfer_engine_info", ADMIN),
+    not_served("/get_weights_by_name", ADMIN),
+    not_served("/hicache/storage-backend", ADMIN),
+    not_served("/init_weights_send_group_for_remote_instance", ADMIN),
+    not_served("/init_weights_update_group", ADMIN),
+    not_served("/is_scaling_elastic_ep", ADMIN),
+    not_served("/list_external_corpora", ADMIN),
+    not_served("/load_lora_adapter", ADMIN),
+    not_served("/load_lora_adapter_from_tensors", ADMIN),
+    not_served("/pause_generation", ADMIN),
+    not_served("/pd_role_switch", ADMIN),
+    not_served("/release_memory_occupation", ADMIN),
+    not_served("/remote_instance_transfer_engine_info", ADMIN),
+    not_served("/remove_external_corpus", ADMIN),
+    not_served("/resume_memory_occupation", ADMIN),
+    not_served("/scale_elastic_ep", ADMIN),
+    not_served("/send_weights_to_remote_instance", ADMIN),
+    not_served("/set_internal_state", ADMIN),
+    not_served("/set_trace_level", ADMIN),
+    not_served("/slow_down", ADMIN),
+    not_served("/start_expert_distribution_record", ADMIN),
+    not_served("/stop_expert_distribution_record", ADMIN),
+    not_served("/unload_lora_adapter", ADMIN),
+    not_served("/update_weight_version", ADMIN),
+    not_served("/update_weights_from_disk", ADMIN),
+    not_served("/update_weights_from_distributed", ADMIN),
+    not_served("/update_weights_from_ipc", ADMIN),
+    not_served("/update_weights_from_tensor", ADMIN),
+    not_served("/weights_checker", ADMIN),
+];
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::pd::Route;
+
+    #[test]
+    fn every_route_with_two_legs_has_a_row_and_no_other_path_has_such_a_row() {
+        let legs = |row: &&Row| row.kind == Kind::Legs;
+        for route in Route::ALL {
+            assert_eq!(find(route.path()).unwrap().kind, Kind::Legs, "{route:?}");
+        }
+        assert_eq!(TABLE.iter().filter(legs).count(), Route::ALL.len());
+    }
+
+    #[test]
+    fn a_path_stands_in_the_table_once() {
+        let paths: BTreeSet<_> = TABLE.iter().map(|row| row.path).collect();
+        assert_eq!(paths.len(), TABLE.len());
+    }
+
+    #[test]
+    fn paths_match_exactly_and_models_by_whatever_stands_below() {
+        for path in [
+            "",
+            "/nope",
+            "/health/",
+            "/Health",
+            "/v1/models/",
+            "/generate/",
+            "//health",
+        ] {
+            assert!(find(path).is_none(), "{path}");
+        }
+        for (path, row) in [
+            ("/v1/models", "/v1/models"),
+            ("/v1/models/tiny", "/v1/models/*"),
+            ("/v1/models/meta-llama/Llama-3", "/v1/models/*"),
+            ("/v1/responses/resp_1/cancel", "/v1/responses/*"),
+            ("/v1/messages/count_tokens", "/v1/messages/count_tokens"),
+        ] {
+            assert_eq!(find(path).unwrap().path, row);
+        }
+    }
+
+    #[test]
+    fn a_body_is_read_only_where_a_worker_gets_it() {
+        let reads = |path, method| find(path).unwrap().reads_body(&method);
+        assert!(reads("/tokenize", Method::POST));
+        assert!(reads("/abort_request", Method::POST));
+        assert!(reads("/start_profile", Method::POST));
+        assert!(!reads("/start_profile", Method::GET));
+        assert!(!reads("/tokenize", Method::PUT));
+        assert!(!reads("/health", Method::POST));
+        assert!(!reads("/generate", Method::POST));
+        assert!(!reads("/v1/embeddings", Method::POST));
+    }
+
+    #[test]
+    fn a_flush_gets_the_time_that_its_query_names_and_a_margin() {
+        let flush = |query: Option<&str>| match find("/reset_prefix_cache").unwrap().kind {
+            Kind::Every { at, wait } => {
+                assert_eq!(at, "/flush_cache");
+                wait.of(query)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(flush(None), MARGIN);
+        assert_eq!(flush(Some("timeout=60")), MARGIN + Duration::from_secs(60));
+        assert_eq!(
+            flush(Some("a=1&timeout=0.5&b")),
+            MARGIN + Duration::from_millis(500)
+        );
+        assert_eq!(
+            flush(Some("timeout=1&timeout=2")),
+            MARGIN + Duration::from_secs(2)
+        );
+        for nonsense in [
+            "timeout=",
+            "timeout=-1",
+            "timeout=NaN",
+            "timeout=x",
+            "notimeout=5",
+        ] {
+            assert_eq!(flush(Some(nonsense)), MARGIN, "{nonsense}");
+        }
+        for too_long in ["timeout=1e9", "timeout=86400"] {
+            assert_eq!(flush(Some(too_long)), MARGIN + LONGEST, "{too_long}");
+        }
+    }
+
+    #[test]
+    fn allow_lists_the_methods_of_sglangs_route() {
+        assert_eq!(find("/generate").unwrap().allow(), "PUT, POST");
+        assert_eq!(find("/flush_cache").unwrap().allow(), "GET, POST");
+        assert_eq!(find("/v1/models").unwrap().allow(), "GET");
+    }
+}

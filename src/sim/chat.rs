@@ -1,0 +1,251 @@
+//! `/v1/chat/completions`. Source: transcripts `chat_*`.
+
+use bytes::Bytes;
+
+use super::engine::{Finish, Row, Step};
+use super::errors::Family;
+use super::model;
+use super::render::{data, escape_into, separate, string, usage, write_to};
+use super::request::Batch;
+use super::stream::Render;
+
+/// The answer of one request.
+pub(crate) struct Chat {
+    model: String,
+    created: u64,
+    choices: Vec<Choice>,
+    include_usage: bool,
+    continuous_usage: bool,
+}
+
+struct Choice {
+    id: String,
+    prompt_tokens: usize,
+    /// How many top logprobs a token shows, when logprobs are wanted.
+    top: Option<usize>,
+    content: String,
+    logprobs: String,
+    tokens: usize,
+    begun: bool,
+    finish: Option<Finish>,
+}
+
+impl Chat {
+    pub(crate) fn new(
+        body: &serde_json::Value,
+        default_model: &str,
+        created: u64,
+        batch: &Batch,
+    ) -> Chat {
+        let options = body.get("stream_options");
+        let option =
+            |name: &str| options.and_then(|options| options.get(name)?.as_bool()) == Some(true);
+        let choices = batch
+            .items
+            .iter()
+            .map(|item| Choice {
+                id: item.rid.clone(),
+                prompt_tokens: item.prompt.len(),
+                top: item.logprobs.wanted.then_some(item.logprobs.top),
+                content: String::new(),
+                logprobs: String::new(),
+                tokens: 0,
+                begun: false,
+                finish: None,
+            })
+            .collect();
+        Chat {
+            model: body
+                .get("model")
+                .and_then(|model| model.as_str())
+                .unwrap_or(default_model)
+                .to_owned(),
+            created,
+            choices,
+            include_usage: option("include_usage"),
+            continuous_usage: option("continuous_usage_stats"),
+        }
+    }
+
+    fn usage(&self) -> String {
+        let completion = self.choices.iter().map(|choice| choice.tokens).sum();
+        // All choices share one prompt.
+        usage(
+            self.choices
+                .first()
+                .map_or(0, |choice| choice.prompt_tokens),
+            completion,
+        )
+    }
+
+    fn chunk(
+        &self,
+        index: usize,
+        delta: &str,
+        logprobs: &str,
+        finish: &str,
+        usage: Option<String>,
+    ) -> Bytes {
+        let usage = usage.map_or(String::new(), |usage| format!(",\"usage\":{usage}"));
+        data(&format!(
+            "{},\"choices\":[{{\"index\":{index},\"delta\":{{\"reasoning_content\":null{delta}}},\"logprobs\":{logprobs},\
+             {finish}}}]{usage}}}",
+            self.head(index, "chat.completion.chunk")
+        ))
+    }
+
+    fn head(&self, index: usize, object: &str) -> String {
+        let id = self
+            .choices
+            .get(index)
+            .map_or("", |choice| choice.id.as_str());
+        head(id, object, self.created, &self.model)
+    }
+}
+
+impl Render for Chat {
+    const FAMILY: Family = Family::OpenAi;
+
+    fn absorb(&mut self, index: usize, step: &Step) {
+        let choice = &mut self.choices[index];
+        choice.finish.clone_from(&step.finish);
+        let Some(token) = step.token else { return };
+        choice.tokens += 1;
+        escape_into(&step.text, &mut choice.content);
+        if let (Some(top), Some(row)) = (choice.top, &step.row) {
+            separate(&mut choice.logprobs);
+            token_logprob(token, row, top, &mut choice.logprobs);
+        }
+    }
+
+    fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>) {
+        const RUNNING: &str = "\"finish_reason\":null,\"matched_stop\":null";
+        if !std::mem::replace(&mut self.choices[index].begun, true) {
+            out.push(self.chunk(
+                index,
+                ",\"role\":\"assistant\",\"content\":\"\"",
+                "null",
+                RUNNING,
+                None,
+            ));
+        }
+        if step.token.is_some() {
+            let logprobs = match std::mem::take(&mut self.choices[index].logprobs) {
+                none if none.is_empty() => "null".to_owned(),
+                rows => format!("{{\"content\":[{rows}]}}"),
+            };
+            let delta = format!(",\"content\":{}", string(&step.text));
+            let choice = &self.choices[index];
+            let usage = self
+                .continuous_usage
+                .then(|| usage(choice.prompt_tokens, choice.tokens));
+            out.push(self.chunk(index, &delta, &logprobs, RUNNING, usage));
+        }
+        if let Some(finish) = &step.finish {
+            out.push(self.chunk(index, "", "null", &openai_finish(finish), None));
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<Bytes>) {
+        if self.include_usage {
+            let head = self.head(
+                self.choices.len().saturating_sub(1),
+                "chat.completion.chunk",
+            );
+            out.push(data(&format!(
+                "{head},\"choices\":[],\"usage\":{}}}",
+                self.usage()
+            )));
+        }
+        out.push(data("[DONE]"));
+    }
+
+    fn whole(&mut self) -> String {
+        let mut choices = String::new();
+        for (index, choice) in self.choices.iter().enumerate() {
+            separate(&mut choices);
+            let logprobs = match (choice.top, &choice.logprobs) {
+                (None, _) => "null".to_owned(),
+                (Some(_), rows) => format!("{{\"content\":[{rows}]}}"),
+            };
+            let finish = choice
+                .finish
+                .as_ref()
+                .map(openai_finish)
+                .unwrap_or_default();
+            write_to(
+                &mut choices,
+                format_args!(
+                    "{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":\"{}\",\
+                     \"reasoning_content\":null}},\"logprobs\":{logprobs},{finish}}}",
+                    choice.content
+                ),
+            );
+        }
+        let longest = self
+            .choices
+            .iter()
+            .map(|choice| choice.tokens)
+            .max()
+            .unwrap_or(0);
+        format!(
+            "{},\"choices\":[{choices}],\"usage\":{},{}}}",
+            self.head(0, "chat.completion"),
+            self.usage(),
+            metadata(longest)
+        )
+    }
+}
+
+/// `{"id":..,"object":..,"created":..,"model":..`, open.
+pub(crate) fn head(id: &str, object: &str, created: u64, model: &str) -> String {
+    format!(
+        "{{\"id\":{},\"object\":\"{object}\",\"created\":{created},\"model\":{}",
+        string(id),
+        string(model)
+    )
+}
+
+/// `"finish_reason":..,"matched_stop":..`.
+pub(crate) fn openai_finish(finish: &Finish) -> String {
+    let (reason, matched) = match finish {
+        Finish::Length(_) => ("length", "null".to_owned()),
+        Finish::StopToken(token) => ("stop", token.to_string()),
+        Finish::StopText(text) => ("stop", string(text)),
+        Finish::Abort => ("abort", "null".to_owned()),
+    };
+    format!("\"finish_reason\":\"{reason}\",\"matched_stop\":{matched}")
+}
+
+/// The `metadata` object of non-stream answers.
+pub(crate) fn metadata(tokens: usize) -> String {
+    format!(
+        "\"metadata\":{{\"weight_version\":\"default\",\"weight_versions\":[{{\"version\":\"default\",\"start\":0,\
+         \"end\":{tokens}}}]}}"
+    )
+}
+
+fn token_logprob(token: u32, row: &Row, top: usize, out: &mut String) {
+    out.push('{');
+    named_logprob(token, row.logprob, out);
+    out.push_str(",\"top_logprobs\":[");
+    for (index, (logprob, token)) in row.top.iter().take(top).enumerate() {
+        out.push_str(if index > 0 { ",{" } else { "{" });
+        named_logprob(*token, *logprob, out);
+        out.push('}');
+    }
+    out.push_str("]}");
+}
+
+fn named_logprob(token: u32, logprob: f64, out: &mut String) {
+    let name = model::name_of(token);
+    let bytes: Vec<String> = name.bytes().map(|byte| byte.to_string()).collect();
+    write_to(
+        out,
+        format_args!(
+            "\"token\":{},\"bytes\":[{}],\"logprob\":{logprob:?}",
+            string(&name),
+            bytes.join(",")
+        ),
+    );
+}

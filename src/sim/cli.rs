@@ -1,0 +1,260 @@
+//! The command line of the simulator: `mini-lb sim prefill|decode|single`, and the workers of `mini-lb demo`.
+//!
+//! Every knob of [`SimOptions`] is a flag here, with the option's own default.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::{DisconnectNotice, DuplicateRoom, Role, SimOptions, Worker};
+
+/// Arguments of `mini-lb sim`.
+#[derive(Debug, Clone, Args)]
+pub struct SimArgs {
+    /// What the worker does.
+    #[command(subcommand)]
+    pub role: SimRole,
+}
+
+/// The simulated worker's role.
+#[derive(Debug, Clone, Subcommand)]
+pub enum SimRole {
+    /// Computes prompts and hands them to decode workers.
+    Prefill(WorkerArgs),
+    /// Takes prompts from prefill workers and generates.
+    Decode(WorkerArgs),
+    /// An ordinary worker, without disaggregation.
+    Single(WorkerArgs),
+}
+
+/// Where a simulated worker listens and how it behaves.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// Address to listen on.
+    #[arg(long, default_value_t = SimOptions::default().host)]
+    pub host: IpAddr,
+    /// API port; 0 picks a free one.
+    #[arg(long, default_value_t = SimOptions::default().port)]
+    pub port: u16,
+    /// Prefill: the registry's port, 0 picks a free one. Decode: the port for a null bootstrap_port, 0 is 8998.
+    #[arg(long, default_value_t = SimOptions::default().bootstrap_port)]
+    pub disaggregation_bootstrap_port: u16,
+    /// How it behaves.
+    #[command(flatten)]
+    pub knobs: Knobs,
+}
+
+/// Arguments of `mini-lb demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Port of the balancer on 127.0.0.1; the workers pick theirs.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Prefill workers.
+    #[arg(long, default_value_t = 2)]
+    pub prefills: usize,
+    /// Decode workers.
+    #[arg(long, default_value_t = 2)]
+    pub decodes: usize,
+    /// How the workers behave.
+    #[command(flatten)]
+    pub knobs: Knobs,
+}
+
+/// Every knob of a simulated worker.
+#[derive(Debug, Clone, Args)]
+pub struct Knobs {
+    /// Seed of the toy model; the same on all workers, like weights.
+    #[arg(long, default_value_t = SimOptions::default().seed)]
+    pub seed: u64,
+    /// Microseconds of prefill per prompt token.
+    #[arg(long, default_value_t = micros(SimOptions::default().time_per_prompt_token))]
+    pub prompt_token_us: u64,
+    /// Microseconds of one KV transfer.
+    #[arg(long, default_value_t = micros(SimOptions::default().transfer_time))]
+    pub transfer_us: u64,
+    /// Microseconds of decode per output token.
+    #[arg(long, default_value_t = micros(SimOptions::default().time_per_output_token))]
+    pub output_token_us: u64,
+    /// Prompts that prefill computes at the same time.
+    #[arg(long, default_value_t = SimOptions::default().prompts_at_once)]
+    pub prompts_at_once: usize,
+    /// Requests whose KV fits into decode's memory.
+    #[arg(long, default_value_t = SimOptions::default().kv_slots)]
+    pub kv_slots: usize,
+    /// Requests that generate at the same time.
+    #[arg(long, default_value_t = SimOptions::default().max_running)]
+    pub max_running_requests: usize,
+    /// Name of the served model.
+    #[arg(long, default_value_t = SimOptions::default().model)]
+    pub served_model_name: String,
+    /// Key of the ordinary endpoints.
+    #[arg(long)]
+    pub api_key: Option<String>,
+    /// Key of the admin endpoints.
+    #[arg(long)]
+    pub admin_api_key: Option<String>,
+    /// Milliseconds until an idle connection is closed.
+    #[arg(long, default_value_t = millis(SimOptions::default().keep_alive))]
+    pub keep_alive_ms: u64,
+    /// Factor on the engine's own timeouts (300 s and others).
+    #[arg(long, default_value_t = SimOptions::default().timers_scale, value_parser = positive)]
+    pub timers_scale: f64,
+    /// Milliseconds that /health takes; a real one needs 1000.
+    #[arg(long, default_value_t = millis(SimOptions::default().health_time))]
+    pub health_ms: u64,
+    /// Deltas instead of cumulative events on /generate.
+    #[arg(long)]
+    pub incremental_streaming_output: bool,
+    /// Tokens of prompt and answer together.
+    #[arg(long, default_value_t = SimOptions::default().context_length)]
+    pub context_length: usize,
+    /// What a duplicate live room does.
+    #[arg(long, value_enum, default_value_t = SimOptions::default().duplicate_room)]
+    pub duplicate_room: DuplicateRoom,
+    /// When a client's disconnect is noticed.
+    #[arg(long, value_enum, default_value_t = SimOptions::default().disconnect)]
+    pub disconnect: DisconnectNotice,
+    /// Journal entries kept; 0 keeps counters only.
+    #[arg(long, default_value_t = SimOptions::default().journal_entries)]
+    pub journal_entries: usize,
+}
+
+impl From<WorkerArgs> for SimOptions {
+    fn from(args: WorkerArgs) -> SimOptions {
+        SimOptions {
+            host: args.host,
+            port: args.port,
+            bootstrap_port: args.disaggregation_bootstrap_port,
+            ..args.knobs.into()
+        }
+    }
+}
+
+impl From<Knobs> for SimOptions {
+    fn from(knobs: Knobs) -> SimOptions {
+        SimOptions {
+            seed: knobs.seed,
+            time_per_prompt_token: Duration::from_micros(knobs.prompt_token_us),
+            transfer_time: Duration::from_micros(knobs.transfer_us),
+            time_per_output_token: Duration::from_micros(knobs.output_token_us),
+            prompts_at_once: knobs.prompts_at_once,
+            kv_slots: knobs.kv_slots,
+            max_running: knobs.max_running_requests,
+            model: knobs.served_model_name,
+            api_key: knobs.api_key,
+            admin_api_key: knobs.admin_api_key,
+            keep_alive: Duration::from_millis(knobs.keep_alive_ms),
+            timers_scale: knobs.timers_scale,
+            health_time: Duration::from_millis(knobs.health_ms),
+            incremental_streaming: knobs.incremental_streaming_output,
+            context_length: knobs.context_length,
+            duplicate_room: knobs.duplicate_room,
+            disconnect: knobs.disconnect,
+            journal_entries: knobs.journal_entries,
+            ..SimOptions::default()
+        }
+    }
+}
+
+/// Runs one simulated worker until Ctrl-C. Prints one line on stdout when it serves.
+///
+/// # Errors
+/// When a port cannot be bound, or stdout is closed.
+pub async fn run_sim(args: SimArgs) -> io::Result<()> {
+    let (role, args) = match args.role {
+        SimRole::Prefill(args) => (Role::Prefill, args),
+        SimRole::Decode(args) => (Role::Decode, args),
+        SimRole::Single(args) => (Role::Ordinary, args),
+    };
+    let worker = Worker::start(role, args.into()).await?;
+    writeln!(io::stdout(), "{}", ready_line(&worker))?;
+    tokio::signal::ctrl_c().await?;
+    worker.stop().await;
+    Ok(())
+}
+
+/// The workers of a demo, prefills and decodes, on ports that the system picks.
+///
+/// # Errors
+/// When a port cannot be bound.
+pub async fn demo_workers(
+    prefills: usize,
+    decodes: usize,
+    options: SimOptions,
+) -> io::Result<(Vec<Worker>, Vec<Worker>)> {
+    let mut started = (Vec::with_capacity(prefills), Vec::with_capacity(decodes));
+    for _ in 0..prefills {
+        started
+            .0
+            .push(Worker::start(Role::Prefill, options.clone()).await?);
+    }
+    for _ in 0..decodes {
+        started
+            .1
+            .push(Worker::start(Role::Decode, options.clone()).await?);
+    }
+    Ok(started)
+}
+
+/// `prefill http://127.0.0.1:30000 bootstrap 8998`.
+fn ready_line(worker: &Worker) -> String {
+    let name = match worker.role() {
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+        Role::Ordinary => "single",
+    };
+    let bootstrap = worker
+        .bootstrap_port()
+        .map(|port| format!(" bootstrap {port}"))
+        .unwrap_or_default();
+    format!("{name} {}{bootstrap}", worker.url())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("a number above 0 is needed".to_owned()),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sim: SimArgs,
+    }
+
+    #[test]
+    fn a_line_without_flags_gives_the_default_options() {
+        let SimRole::Decode(knobs) = Line::try_parse_from(["sim", "decode"]).unwrap().sim.role
+        else {
+            unreachable!("another role was parsed")
+        };
+        let options = SimOptions::from(knobs);
+        assert_eq!(
+            format!("{options:?}"),
+            format!("{:?}", SimOptions::default())
+        );
+    }
+
+    #[test]
+    fn a_timer_scale_of_zero_is_refused() {
+        assert!(Line::try_parse_from(["sim", "single", "--timers-scale", "0"]).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! Every error body: one failure, and its shape in each family of endpoints.
+//!
+//! No other file builds an error body. Source: transcripts of SGLang 0.5.23 (`err_*`, `d_*`, `x_*`),
+//! and `entrypoints/http_server.py`, `entrypoints/openai/serving_base.py` where none shows it.
+
+use serde_json::{Value, json};
+
+/// Families of endpoints that share the shape of their errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// `/generate`.
+    Native,
+    /// `/v1/chat/completions`, `/v1/completions`.
+    OpenAi,
+    /// `/v1/responses`.
+    Responses,
+    /// `/v1/messages`.
+    Messages,
+}
+
+/// Why a request has no ordinary answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Failure {
+    /// The body does not fit the schema: pydantic's list of errors. Always a response, never an event.
+    Schema(String),
+    /// SGLang's own checks, before or in the scheduler: 400.
+    Invalid(String),
+    /// The engine gave the request up: 500.
+    Engine(String),
+    /// An exception that nobody catches: 500 as plain text.
+    Unhandled,
+}
+
+impl Failure {
+    pub(crate) fn status(&self) -> u16 {
+        match self {
+            Failure::Schema(_) | Failure::Invalid(_) => 400,
+            Failure::Engine(_) | Failure::Unhandled => 500,
+        }
+    }
+
+    /// The JSON body of the failure as a response; none for an unhandled exception.
+    pub(crate) fn body(&self, family: Family) -> Option<Value> {
+        let (message, kind) = match self {
+            Failure::Schema(message) => (message, "Bad Request"),
+            Failure::Invalid(message) => (message, "BadRequestError"),
+            Failure::Engine(message) => (message, "500"),
+            Failure::Unhandled => return None,
+        };
+        let code = self.status();
+        let flat = json!({"object":"error","message":message,"type":kind,"param":null,"code":code});
+        Some(match (family, self) {
+            (Family::Native, Failure::Invalid(_)) => json!({"error":{"message":message}}),
+            (Family::Native | Family::OpenAi, _) => flat,
+            (Family::Responses, Failure::Invalid(_)) => {
+                json!({"error":{"message":message,"type":"invalid_request_error","param":null,"code":code}})
+            }
+            (Family::Responses, _) => {
+                json!({"error":{"message":message,"type":kind,"param":null,"code":code}})
+            }
+            (Family::Messages, Failure::Schema(_)) => anthropic("invalid_request_error", message),
+            (Family::Messages, Failure::Invalid(_)) => anthropic(kind, message),
+            // The text of a 5xx is scrubbed for this family.
+            (Family::Messages, _) => anthropic("api_error", "Internal server error"),
+        })
+    }
+
+    /// The failure as the JSON of an event, after the head of a stream went out with status 200.
+    pub(crate) fn event(&self, family: Family) -> String {
+        let (message, status) = match self {
+            Failure::Schema(message) | Failure::Invalid(message) => (message.as_str(), 400),
+            Failure::Engine(message) => (message.as_str(), 500),
+            Failure::Unhandled => ("Internal Server Error", 500),
+        };
+        match family {
+            Family::Native => json!({"error":{
+                "message":message,"type":"invalid_request_error","code":status,"retryable":false}})
+            .to_string(),
+            // `json.dumps` with its spaces: this one event is not written by orjson.
+            Family::OpenAi => format!(
+                "{{\"error\": {{\"object\": \"error\", \"message\": {}, \"type\": \"{}\", \"param\": null, \"code\": {status}}}}}",
+                Value::from(message),
+                if status == 400 {
+                    "BAD_REQUEST"
+                } else {
+                    "INTERNAL_SERVER_ERROR"
+                },
+            ),
+            Family::Responses => json!({"type":"error","code":status.to_string(),"message":message,
+                "param":null,"sequence_number":0})
+            .to_string(),
+            Family::Messages => anthropic("api_error", "Internal server error").to_string(),
+        }
+    }
+}
+
+fn anthropic(kind: &str, message: &str) -> Value {
+    json!({"type":"error","error":{"type":kind,"message":message}})
+}
+
+/// No room on a worker that needs one.
+pub(crate) fn no_room(rid: &str) -> Failure {
+    Failure::Invalid(format!(
+        "Invalid request: Disaggregated request received without bootstrap room id. req.rid='{rid}'"
+    ))
+}
+
+pub(crate) fn duplicate_rid(rid: &str) -> Failure {
+    Failure::Invalid(format!("Duplicate request ID detected: {rid}"))
+}
+
+/// Where in the rendezvous a request failed; SGLang words each differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    PrefillBootstrap,
+    PrefillTransfer,
+    DecodeHandshake,
+    DecodeTransfer,
+}
+
+/// A `KVTransferError` at a stage.
+pub(crate) fn transfer(stage: Stage, rid: &str, room: i128, reason: &str) -> Failure {
+    let (what, prefix) = match stage {
+        Stage::PrefillBootstrap => ("Prefill bootstrap", "req"),
+        Stage::PrefillTransfer => ("Prefill transfer", "req"),
+        Stage::DecodeHandshake => ("Decode handshake", "decode_req.req"),
+        Stage::DecodeTransfer => ("Decode transfer", "decode_req.req"),
+    };
+    Failure::Engine(format!(
+        "{what} failed for request rank=0 {prefix}.rid='{rid}' {prefix}.bootstrap_room={room} \
+         with exception KVTransferError(bootstrap_room={room}): {reason}"
+    ))
+}
+
+/// `Aborted by AbortReq.`, SGLang's reason for every abort in the rendezvous.
+pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
+
+/// A timeout in a state of `KVPoll`.
+pub(crate) fn timed_out(room: i128, after: std::time::Duration, state: &str) -> String {
+    format!(
+        "Request {room} timed out after {:.1}s in KVPoll.{state}",
+        after.as_secs_f64()
+    )
+}
+
+pub(crate) fn lost_prefill(bootstrap_address: &str) -> String {
+    format!("Lost connection with prefill instance (bootstrap_addr: {bootstrap_address})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_failure_has_a_shape_per_family() {
+        let failure = Failure::Invalid("m".to_owned());
+        let bodies = [
+            Family::Native,
+            Family::OpenAi,
+            Family::Responses,
+            Family::Messages,
+        ]
+        .map(|family| failure.body(family).unwrap_or_default().to_string());
+        assert_eq!(
+            bodies,
+            [
+                r#"{"error":{"message":"m"}}"#,
+                r#"{"object":"error","message":"m","type":"BadRequestError","param":null,"code":400}"#,
+                r#"{"error":{"message":"m","type":"invalid_request_error","param":null,"code":400}}"#,
+                r#"{"type":"error","error":{"type":"BadRequestError","message":"m"}}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_transfer_failure_reads_as_in_the_transcript() {
+        let timeout = timed_out(8001, std::time::Duration::from_secs(10), "Bootstrapping");
+        let failure = transfer(Stage::PrefillBootstrap, "84d0", 8001, &timeout);
+        assert_eq!(failure, Failure::Engine(
+            "Prefill bootstrap failed for request rank=0 req.rid='84d0' req.bootstrap_room=8001 with exception \
+             KVTransferError(bootstrap_room=8001): Request 8001 timed out after 10.0s in KVPoll.Bootstrapping".to_owned()));
+    }
+}

@@ -1,0 +1,378 @@
+//! What a worker saw and did, in order: connections, requests, rooms, aborts, violations.
+//!
+//! Tests assert on it and wait for it, instead of sleeping. No prompt and no header value but the
+//! request id is kept; a body is its length and hash. The rooms that write to it decide nothing here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+
+/// One line of the journal.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Entry {
+    /// Position in the journal, from 0; survives [`Journal::clear`].
+    pub sequence: u64,
+    /// Microseconds since the worker started, on the monotonic clock.
+    pub at_us: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What can happen. `connection` and `request` are numbers of this worker, from 1.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[allow(missing_docs)] // the fields repeat the words of the wire
+pub enum Event {
+    /// A client's connection was accepted.
+    ConnectionOpened { connection: u64, peer: String },
+    /// It is closed, by either side.
+    ConnectionClosed { connection: u64, by: ClosedBy },
+    /// A request head was read.
+    RequestHead {
+        connection: u64,
+        request: u64,
+        method: String,
+        path: String,
+        headers: Vec<String>,
+        request_id: Option<String>,
+        authorization: bool,
+    },
+    /// Its body was read to the end.
+    RequestBody {
+        request: u64,
+        bytes: usize,
+        sha256: String,
+    },
+    /// One item of a generation request presents its room.
+    RoomPresented {
+        request: u64,
+        rid: String,
+        room: String,
+        host: Option<String>,
+        port: Option<u64>,
+    },
+    /// A room's state, in the words of SGLang's `KVPoll`.
+    RoomState { room: String, state: RoomState },
+    /// `/abort_request` matched this rid.
+    AbortByRid { rid: String },
+    /// The client left before its answer was complete.
+    AbortByDisconnect { request: u64 },
+    /// The other role gave the room up.
+    AbortByPeer { room: String },
+    /// The answer's head is on its way.
+    ResponseHead { request: u64, status: u16 },
+    /// The answer was written to its end.
+    ResponseFinished { request: u64 },
+    /// A rule of the protocol was broken.
+    Violation { rule: Violation, detail: String },
+}
+
+/// Who closed a connection.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ClosedBy {
+    /// The peer, or an error on the way.
+    Client,
+    /// This worker, because nothing came for the keep-alive time.
+    KeepAlive,
+    /// This worker, because it stopped or crashed.
+    Worker,
+}
+
+/// The states of a room on one worker. Source: SGLang 0.5.23, `disaggregation/base/conn.py`, `KVPoll`.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // SGLang's words
+pub enum RoomState {
+    Bootstrapping,
+    WaitingForInput,
+    Transferring,
+    Success,
+    Failed,
+}
+
+/// The rules that a balancer can break.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "snake_case")]
+pub enum Violation {
+    /// A room was presented while it lived.
+    DuplicateRoom,
+    /// A request with a body came without `content-length`.
+    MissingContentLength,
+    /// A request body came chunked.
+    ChunkedRequestBody,
+    /// The two legs of a room carried different prompts.
+    LegsDiffer,
+    /// A generation request for this role had no room.
+    MissingRoom,
+    /// A room without a host reached decode, which a real one does not survive.
+    NullBootstrapHost,
+}
+
+/// The journal of one worker. Cheap to clone; all clones are the same journal.
+#[derive(Clone)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    started: Instant,
+    capacity: usize,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    entries: VecDeque<Entry>,
+    sequence: u64,
+    open_connections: usize,
+    connections_total: u64,
+    open_rooms: usize,
+    violations: BTreeMap<Violation, u64>,
+}
+
+/// [`Journal::wait_for`] waited in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeverHappened {
+    /// How long it waited.
+    pub waited: Duration,
+}
+
+impl std::fmt::Display for NeverHappened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the journal did not show it within {:?}", self.waited)
+    }
+}
+
+impl std::error::Error for NeverHappened {}
+
+impl Journal {
+    pub(crate) fn new(capacity: usize) -> Journal {
+        let inner = Inner {
+            started: Instant::now(),
+            capacity,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        };
+        Journal {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// A copy of the entries that are kept.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        self.state().entries.iter().cloned().collect()
+    }
+
+    /// Forgets the entries; the counters of open things stay.
+    pub fn clear(&self) {
+        let mut state = self.state();
+        state.entries.clear();
+        state.violations.clear();
+    }
+
+    /// Waits until `seen` is true for the entries (oldest first), and returns them.
+    ///
+    /// # Errors
+    /// [`NeverHappened`] when `deadline` passes first.
+    pub async fn wait_for(
+        &self,
+        seen: impl Fn(&[Entry]) -> bool,
+        deadline: Duration,
+    ) -> Result<Vec<Entry>, NeverHappened> {
+        let waiting = async {
+            loop {
+                let changed = self.inner.changed.notified();
+                tokio::pin!(changed);
+                // Listen first, then look: an entry between the two must wake us.
+                changed.as_mut().enable();
+                if let Some(entries) = self.matching(&seen) {
+                    return entries;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(deadline, waiting)
+            .await
+            .map_err(|_| NeverHappened { waited: deadline })
+    }
+
+    /// Client connections that are open now.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        self.state().open_connections
+    }
+
+    /// Client connections that were ever accepted.
+    #[must_use]
+    pub fn connections_total(&self) -> u64 {
+        self.state().connections_total
+    }
+
+    /// Rooms that wait or transfer now.
+    #[must_use]
+    pub fn open_rooms(&self) -> usize {
+        self.state().open_rooms
+    }
+
+    /// How often each rule was broken since the start or the last [`Journal::clear`].
+    #[must_use]
+    pub fn violations(&self) -> BTreeMap<Violation, u64> {
+        self.state().violations.clone()
+    }
+
+    /// Whether entries are kept at all: if not, callers need not build them.
+    pub(crate) fn keeps_entries(&self) -> bool {
+        self.inner.capacity > 0
+    }
+
+    pub(crate) fn connection_opened(&self, peer: impl FnOnce() -> String) -> u64 {
+        let connection = {
+            let mut state = self.state();
+            state.open_connections += 1;
+            state.connections_total += 1;
+            state.connections_total
+        };
+        self.push(|| Event::ConnectionOpened {
+            connection,
+            peer: peer(),
+        });
+        connection
+    }
+
+    pub(crate) fn connection_closed(&self, connection: u64, by: ClosedBy) {
+        self.state().open_connections -= 1;
+        self.push(|| Event::ConnectionClosed { connection, by });
+    }
+
+    pub(crate) fn body(&self, request: u64, body: &[u8]) {
+        self.push(|| Event::RequestBody {
+            request,
+            bytes: body.len(),
+            sha256: sha256_hex(body),
+        });
+    }
+
+    pub(crate) fn room(&self, room: i128, state: RoomState) {
+        self.push(|| Event::RoomState {
+            room: room.to_string(),
+            state,
+        });
+    }
+
+    pub(crate) fn room_opened(&self, room: i128) {
+        self.state().open_rooms += 1;
+        self.room(room, RoomState::Bootstrapping);
+    }
+
+    pub(crate) fn room_closed(&self, room: i128, state: RoomState) {
+        self.state().open_rooms -= 1;
+        self.room(room, state);
+    }
+
+    pub(crate) fn violation(&self, rule: Violation, detail: impl FnOnce() -> String) {
+        *self.state().violations.entry(rule).or_default() += 1;
+        self.push(|| Event::Violation {
+            rule,
+            detail: detail(),
+        });
+    }
+
+    pub(crate) fn push(&self, event: impl FnOnce() -> Event) {
+        if self.keeps_entries() {
+            let event = event();
+            let at_us = u64::try_from(self.inner.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let mut state = self.state();
+            if state.entries.len() == self.inner.capacity {
+                state.entries.pop_front();
+            }
+            let sequence = state.sequence;
+            state.sequence += 1;
+            state.entries.push_back(Entry {
+                sequence,
+                at_us,
+                event,
+            });
+        }
+        self.inner.changed.notify_waiters();
+    }
+
+    fn matching(&self, seen: &impl Fn(&[Entry]) -> bool) -> Option<Vec<Entry>> {
+        let mut state = self.state();
+        let entries = state.entries.make_contiguous();
+        seen(entries).then(|| entries.to_vec())
+    }
+
+    /// A poisoned lock only says that a test's closure panicked; the entries are whole.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing into a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_hash_is_sha256() {
+        assert_eq!(
+            sha256_hex(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn the_oldest_entries_go_first_and_counters_stay() {
+        let journal = Journal::new(2);
+        for _ in 0..3 {
+            journal.connection_opened(|| "peer".to_owned());
+        }
+        let kept: Vec<u64> = journal.entries().iter().map(|e| e.sequence).collect();
+        assert_eq!((kept, journal.connections_total()), (vec![1, 2], 3));
+    }
+
+    #[tokio::test]
+    async fn a_waiter_sees_an_entry_that_comes_later() {
+        let journal = Journal::new(8);
+        let writer = journal.clone();
+        let seen = journal.wait_for(|entries| !entries.is_empty(), Duration::from_secs(5));
+        let (seen, ()) = tokio::join!(seen, async {
+            writer.push(|| Event::AbortByRid {
+                rid: "r".to_owned(),
+            });
+        });
+        assert_eq!(seen.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_wait_in_vain_is_an_error() {
+        let journal = Journal::new(8);
+        let waited = Duration::ZERO;
+        assert_eq!(
+            journal.wait_for(|_| false, waited).await,
+            Err(NeverHappened { waited })
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! The endpoints without generation: health, information, load, flush, abort, tokenize.
+//!
+//! Source: transcripts `d_get_*`, `d_post_*`, and answers of a SGLang 0.5.23 server for the rest.
+
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::engine::{Engine, Phase};
+use super::errors::{Failure, Family};
+use super::server_info::token_capacity;
+use super::stream::refusal;
+use super::wire::{self, Answer};
+use super::{Role, model, request};
+
+/// Where a worker listens: part of what it tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ports {
+    pub(crate) api: u16,
+    pub(crate) bootstrap: u16,
+}
+
+/// `/health`, `/health_generate`: a generation of one token with the fake host.
+pub(crate) async fn health(engine: &Engine) -> Answer {
+    let time = engine.options.health_time;
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+    wire::bare(
+        if engine.phase() == Phase::Serving {
+            200
+        } else {
+            503
+        },
+        "",
+    )
+}
+
+/// `/v1/models`.
+pub(crate) fn models(engine: &Engine) -> Answer {
+    wire::json(
+        200,
+        json!({"object":"list","data":[card(engine)]}).to_string(),
+    )
+}
+
+/// `/v1/models/{id}`.
+pub(crate) fn model_card(engine: &Engine, id: &str) -> Answer {
+    if id == engine.options.model {
+        return wire::json(200, card(engine).to_string());
+    }
+    let message = format!("The model '{id}' does not exist");
+    let body = json!({"error":{"message":message,"type":"invalid_request_error","param":"model",
+        "code":"model_not_found"}});
+    wire::json(404, body.to_string())
+}
+
+/// `/flush_cache`: refused while requests run or wait.
+pub(crate) fn flush_cache(engine: &Engine) -> Answer {
+    if engine.in_flight.load(Ordering::Relaxed) > 0 {
+        return wire::bare(400, "Flush cache failed.\n");
+    }
+    wire::bare(
+        200,
+        "Cache flushed.\nPlease check backend logs for more details. (When there are running or waiting requests, \
+         the operation will not be performed.)\n",
+    )
+}
+
+/// `/abort_request`: 200 whatever matched.
+pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> Answer {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    match (
+        body.get("rid").and_then(Value::as_str),
+        body.get("abort_all"),
+    ) {
+        (_, Some(Value::Bool(true))) => engine.abort(None),
+        // Without the flag an empty rid would match all by prefix; SGLang ignores it.
+        (Some(rid), _) if !rid.is_empty() => engine.abort(Some(rid)),
+        _ => {}
+    }
+    wire::bare(200, "")
+}
+
+/// `/v1/loads`.
+pub(crate) fn loads(engine: &Engine) -> Answer {
+    let in_flight = engine.in_flight.load(Ordering::Relaxed);
+    let meeting = engine.journal.open_rooms().min(in_flight);
+    let on = |role| if engine.role == role { meeting } else { 0 };
+    let capacity = token_capacity(&engine.options);
+    let now = unix_seconds();
+    let body = json!({"timestamp":rfc3339(now),"version":"0.5.23","accelerator":null,"num_accelerators":1,
+    "loads":[{"timestamp":now,"dp_rank":0,"num_running_reqs":in_flight - meeting,"num_waiting_reqs":0,
+        "num_waiting_uncached_tokens":0,"num_used_tokens":0,"num_total_tokens":0,"num_active_tokens":0,
+        "num_prealloc_ready_tokens":0,"max_total_num_tokens":capacity,
+        "max_running_requests":engine.options.max_running,"token_usage":0.0,"gen_throughput":0.0,
+        "cache_hit_rate":0.0,"utilization":-1.0,"total_prefill_uncached_tokens":0,"total_prefill_busy_us":0,
+        "decode_moments":null,
+        "memory":{"weight_gb":0.0,"kv_cache_gb":0.004,"graph_gb":0.0,"token_capacity":capacity},
+        "disaggregation":{"mode":engine.role.mode(),"prefill_bootstrap_queue_reqs":on(Role::Prefill),
+            "prefill_inflight_queue_reqs":0,"decode_prealloc_queue_reqs":0,
+            "decode_transfer_queue_reqs":on(Role::Decode),"decode_retracted_queue_reqs":0,
+            "kv_transfer_speed_gb_s":0.0,"kv_transfer_latency_ms":0.0},
+        "queues":{"waiting":0,"grammar":0,"paused":0,"retracted":0,"prealloc_ready":0}}]});
+    wire::json(200, body.to_string())
+}
+
+/// `/metrics`: the two series that say most.
+pub(crate) fn metrics(engine: &Engine) -> Answer {
+    let labels = format!(
+        "{{engine_type=\"{}\",model_name=\"{}\"}}",
+        engine.role.mode(),
+        engine.options.model
+    );
+    let in_flight = engine.in_flight.load(Ordering::Relaxed);
+    let rooms = engine.journal.open_rooms();
+    wire::metrics(format!(
+        "# HELP sglang:num_running_reqs The number of running requests.\n\
+         # TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs{labels} {in_flight}.0\n\
+         # HELP sglang:num_transfer_queue_reqs The number of requests in the rendezvous.\n\
+         # TYPE sglang:num_transfer_queue_reqs gauge\nsglang:num_transfer_queue_reqs{labels} {rooms}.0\n"
+    ))
+}
+
+/// `/tokenize`.
+pub(crate) fn tokenize(engine: &Engine, body: &[u8]) -> Answer {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let prompts = match body.get("prompt") {
+        Some(Value::String(text)) => model::encode(text),
+        _ => {
+            return refusal(
+                &Failure::Schema("prompt: Field required".to_owned()),
+                Family::OpenAi,
+            );
+        }
+    };
+    let (count, limit) = (prompts.len(), engine.options.context_length);
+    wire::json(
+        200,
+        json!({"tokens":prompts,"count":count,"max_model_len":limit}).to_string(),
+    )
+}
+
+/// `/detokenize`.
+pub(crate) fn detokenize(body: &[u8]) -> Answer {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let Some(tokens) = body.get("tokens").and_then(Value::as_array) else {
+        return refusal(
+            &Failure::Schema("tokens: Field required".to_owned()),
+            Family::OpenAi,
+        );
+    };
+    let tokens: Vec<u32> = tokens
+        .iter()
+        .map(|token| {
+            token
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .unwrap_or(u32::MAX)
+        })
+        .collect();
+    wire::json(200, json!({"text":model::text_of(&tokens)}).to_string())
+}
+
+/// `/v1/messages/count_tokens`.
+pub(crate) fn count_tokens(body: &[u8]) -> Answer {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    if !body.get("messages").is_some_and(Value::is_array) {
+        let failure = Failure::Schema("messages: Field required".to_owned());
+        return refusal(&failure, Family::Messages);
+    }
+    let tokens = model::encode(&request::chat_text(&body)).len();
+    wire::json(200, json!({"input_tokens":tokens}).to_string())
+}
+
+fn card(engine: &Engine) -> Value {
+    let options = &engine.options;
+    json!({"id":options.model,"object":"model","created":unix_seconds() as u64,"owned_by":"sglang",
+        "root":options.model,"parent":null,"max_model_len":options.context_length})
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+/// `2026-11-21T02:18:14.163702+00:00`.
+fn rfc3339(unix: f64) -> String {
+    let seconds = unix as u64;
+    let (year, month, day) = wire::civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    let micros = (unix.fract() * 1e6) as u32;
+    format!(
+        "{year}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}+00:00",
+        month + 1
+    )
+}

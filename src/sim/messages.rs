@@ -1,0 +1,127 @@
+//! `/v1/messages` (Anthropic's API): named events, no `[DONE]`. Source: answers of a SGLang 0.5.23 server.
+
+use bytes::Bytes;
+
+use super::engine::{Finish, Step, Times};
+use super::errors::{Failure, Family};
+use super::render::{escape_into, named, string};
+use super::request::Batch;
+use super::stream::Render;
+
+/// The answer of one request.
+pub(crate) struct Messages {
+    id: String,
+    model: String,
+    input_tokens: usize,
+    text: String,
+    output_tokens: usize,
+    begun: bool,
+    failed: bool,
+    finish: Option<Finish>,
+}
+
+impl Messages {
+    pub(crate) fn new(body: &serde_json::Value, default_model: &str, batch: &Batch) -> Messages {
+        let model = body
+            .get("model")
+            .and_then(|model| model.as_str())
+            .unwrap_or(default_model);
+        Messages {
+            id: format!("msg_{}", super::request::new_rid()),
+            model: model.to_owned(),
+            input_tokens: batch.items.iter().map(|item| item.prompt.len()).sum(),
+            text: String::new(),
+            output_tokens: 0,
+            begun: false,
+            failed: false,
+            finish: None,
+        }
+    }
+
+    fn opening(&self, content: &str) -> String {
+        let (id, model) = (string(&self.id), string(&self.model));
+        format!(
+            "\"id\":{id},\"type\":\"message\",\"role\":\"assistant\",\"content\":[{content}],\"model\":{model}"
+        )
+    }
+
+    fn stop(&self) -> String {
+        match &self.finish {
+            Some(Finish::StopText(text)) => {
+                format!(
+                    "\"stop_reason\":\"stop_sequence\",\"stop_sequence\":{}",
+                    string(text)
+                )
+            }
+            Some(Finish::Length(_)) => "\"stop_reason\":\"max_tokens\"".to_owned(),
+            _ => "\"stop_reason\":\"end_turn\"".to_owned(),
+        }
+    }
+}
+
+impl Render for Messages {
+    const FAMILY: Family = Family::Messages;
+
+    fn absorb(&mut self, _index: usize, step: &Step) {
+        self.finish.clone_from(&step.finish);
+        if step.token.is_some() {
+            self.output_tokens += 1;
+            escape_into(&step.text, &mut self.text);
+        }
+    }
+
+    fn events(&mut self, _index: usize, step: &Step, out: &mut Vec<Bytes>) {
+        if !std::mem::replace(&mut self.begun, true) {
+            let message = self.opening("");
+            let input = self.input_tokens;
+            out.push(named("message_start", &format!(
+                "{{\"type\":\"message_start\",\"message\":{{{message},\"usage\":{{\"input_tokens\":{input},\
+                 \"output_tokens\":0}}}}}}")));
+            out.push(named(
+                "content_block_start",
+                r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#,
+            ));
+        }
+        if !step.text.is_empty() {
+            let text = string(&step.text);
+            out.push(named("content_block_delta", &format!(
+                "{{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":{text}}}}}")));
+        }
+    }
+
+    fn failed(
+        &mut self,
+        _index: usize,
+        failure: &Failure,
+        _times: Times,
+        out: &mut Vec<Bytes>,
+    ) -> bool {
+        self.failed = true;
+        out.push(named("error", &failure.event(Family::Messages)));
+        false
+    }
+
+    fn end(&mut self, out: &mut Vec<Bytes>) {
+        if self.failed {
+            return;
+        }
+        let (stop, tokens) = (self.stop(), self.output_tokens);
+        out.push(named(
+            "content_block_stop",
+            r#"{"type":"content_block_stop","index":0}"#,
+        ));
+        out.push(named("message_delta", &format!(
+            "{{\"type\":\"message_delta\",\"delta\":{{{stop}}},\"usage\":{{\"output_tokens\":{tokens}}}}}")));
+        out.push(named("message_stop", r#"{"type":"message_stop"}"#));
+    }
+
+    fn whole(&mut self) -> String {
+        let content = format!("{{\"type\":\"text\",\"text\":\"{}\"}}", self.text);
+        let (input, output) = (self.input_tokens, self.output_tokens);
+        format!(
+            "{{{},{},\"usage\":{{\"input_tokens\":{input},\"output_tokens\":{output}}}}}",
+            self.opening(&content),
+            self.stop()
+        )
+    }
+}

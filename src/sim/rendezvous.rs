@@ -1,0 +1,136 @@
+//! Rooms: how a prefill and a decode request find each other over TCP.
+//!
+//! Decode asks prefill's registry for the rank port, connects, and presents the room. Prefill computes
+//! only then, sends the metadata record with its first token, and is done when decode has taken it.
+//! One connection per pair of workers carries all rooms, as one ZeroMQ socket does in SGLang, as lines:
+//!
+//! ```text
+//! decode -> prefill:  destination R | taken R | abort R
+//! prefill -> decode:  kv R {record} | abort_ack R
+//! ```
+//!
+//! What belongs to HTTP requests (rids, error bodies, waiting times) is `engine`'s.
+//! Source of the sequence: SGLang 0.5.23, `disaggregation/common/conn.py` and `mooncake/conn.py`.
+
+mod decode;
+mod prefill;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use decode::{KvEvent, Meeting, Peers};
+pub(crate) use prefill::{RoomEvent, RoomOnPrefill, Rooms, serve_rank};
+
+/// A rendezvous id. SGLang's is Python's unbounded integer, and only `/generate`'s schema is narrower.
+pub(crate) type Room = i128;
+
+/// The room is live on this worker already.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DuplicateRoom;
+
+/// What prefill hands to decode beside the KV itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) first_token: u32,
+    pub(crate) logprob: f64,
+    pub(crate) top: Vec<(f64, u32)>,
+    pub(crate) cached_tokens: usize,
+    /// Not in SGLang's record: lets decode notice that the legs carried different prompts.
+    pub(crate) prompt_fingerprint: u64,
+}
+
+/// A line from decode to prefill.
+#[derive(Debug, PartialEq)]
+enum ToPrefill {
+    Destination(Room),
+    Taken(Room),
+    Abort(Room),
+}
+
+/// A line from prefill to decode.
+#[derive(Debug, PartialEq)]
+enum ToDecode {
+    Kv(Room, Box<Record>),
+    AbortAck(Room),
+}
+
+impl ToPrefill {
+    fn line(&self) -> String {
+        match self {
+            ToPrefill::Destination(room) => format!("destination {room}\n"),
+            ToPrefill::Taken(room) => format!("taken {room}\n"),
+            ToPrefill::Abort(room) => format!("abort {room}\n"),
+        }
+    }
+
+    fn parse(line: &str) -> Option<ToPrefill> {
+        let (word, room) = line.split_once(' ')?;
+        let room = room.parse().ok()?;
+        match word {
+            "destination" => Some(ToPrefill::Destination(room)),
+            "taken" => Some(ToPrefill::Taken(room)),
+            "abort" => Some(ToPrefill::Abort(room)),
+            _ => None,
+        }
+    }
+}
+
+impl ToDecode {
+    fn line(&self) -> String {
+        match self {
+            ToDecode::Kv(room, record) => {
+                // A record has no map and no foreign type: it always serializes.
+                let record = serde_json::to_string(record).unwrap_or_default();
+                format!("kv {room} {record}\n")
+            }
+            ToDecode::AbortAck(room) => format!("abort_ack {room}\n"),
+        }
+    }
+
+    fn parse(line: &str) -> Option<ToDecode> {
+        let mut parts = line.splitn(3, ' ');
+        let (word, room) = (parts.next()?, parts.next()?.parse().ok()?);
+        match word {
+            "kv" => Some(ToDecode::Kv(
+                room,
+                serde_json::from_str(parts.next()?).ok()?,
+            )),
+            "abort_ack" => Some(ToDecode::AbortAck(room)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_parses_to_what_wrote_it() {
+        let record = Record {
+            first_token: 522,
+            logprob: -0.008722892962396145,
+            top: vec![(-0.1, 522), (-4.75, 1658)],
+            cached_tokens: 9,
+            prompt_fingerprint: u64::MAX,
+        };
+        for message in [
+            ToDecode::Kv(i128::from(u64::MAX) + 1, Box::new(record)),
+            ToDecode::AbortAck(-1),
+        ] {
+            assert_eq!(ToDecode::parse(message.line().trim_end()), Some(message));
+        }
+        for message in [
+            ToPrefill::Destination(1),
+            ToPrefill::Taken(2),
+            ToPrefill::Abort(3),
+        ] {
+            assert_eq!(ToPrefill::parse(message.line().trim_end()), Some(message));
+        }
+    }
+
+    #[test]
+    fn a_foreign_line_is_no_message() {
+        assert_eq!(ToPrefill::parse("destination x"), None);
+        assert_eq!(ToDecode::parse("kv 7 {}"), None);
+    }
+}

@@ -1,0 +1,260 @@
+//! From the JSON of a generation request to a batch of items, with the checks that SGLang makes.
+//!
+//! One function per endpoint family in `endpoints`; `schema` knows pydantic's error lists. Whatever passes
+//! needs no second look: the engine gets typed values. Rooms are read without a detour through doubles.
+//! Source: SGLang 0.5.23, `managers/io_struct.py`, `entrypoints/openai/protocol.py`, and transcripts.
+
+mod endpoints;
+mod schema;
+
+use serde_json::Value;
+
+use super::errors::Failure;
+use super::model;
+use super::rendezvous::Room;
+
+pub(crate) use endpoints::{chat, chat_text, completions, generate, messages, responses};
+pub(crate) use schema::{Site, not_json, not_parsed, unsupported_media_type};
+
+/// One request: its items, and how its answer is framed.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) items: Vec<Item>,
+    /// Whether the answer is a list (a batch of one is).
+    pub(crate) list: bool,
+    pub(crate) stream: bool,
+    /// Samples per prompt.
+    pub(crate) n: usize,
+}
+
+/// One prompt, or one sample of one.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) rid: String,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) sampling: Sampling,
+    pub(crate) logprobs: LogprobPlan,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) sample: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sampling {
+    pub(crate) max_new_tokens: usize,
+    pub(crate) ignore_eos: bool,
+    pub(crate) stop: Vec<String>,
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Changes what is sampled; 0 when the request has none.
+    pub(crate) seed: u64,
+}
+
+/// Which logprobs a request wants.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LogprobPlan {
+    pub(crate) wanted: bool,
+    /// First prompt position; none for "no prompt position".
+    pub(crate) start: Option<usize>,
+    pub(crate) top: usize,
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// Token texts in the rows.
+    pub(crate) text: bool,
+    /// `return_flat_raw_top_logprobs`, `return_flat_raw_output_top_logprobs`.
+    pub(crate) flat_input: bool,
+    pub(crate) flat_output: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Bootstrap {
+    pub(crate) host: Option<String>,
+    pub(crate) port: Option<u64>,
+    pub(crate) room: Option<Room>,
+}
+
+impl Bootstrap {
+    /// SGLang's reserved host: no transfer, both roles complete alone.
+    /// Source: SGLang 0.5.23, `disaggregation/utils.py`, `FAKE_BOOTSTRAP_HOST`.
+    pub(crate) fn is_fake(&self) -> bool {
+        self.host.as_deref() == Some("2.2.2.2")
+    }
+}
+
+/// What a request is checked against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) context_length: usize,
+}
+
+impl Batch {
+    /// Every prompt `n` times, prompt by prompt, with new rids. Source: `_handle_batch_request`.
+    fn sampled(mut self) -> Batch {
+        if self.n > 1 {
+            self.items = std::mem::take(&mut self.items)
+                .into_iter()
+                .flat_map(|item| {
+                    (0..self.n).map(move |sample| Item {
+                        sample,
+                        rid: new_rid(),
+                        ..item.clone()
+                    })
+                })
+                .collect();
+        }
+        self
+    }
+}
+
+impl Limits {
+    /// Source: the messages of `err_too_long_gen` and of a real server for a too large `max_new_tokens`.
+    fn check(self, prompt: usize, max_new_tokens: Option<usize>) -> Result<(), Failure> {
+        let limit = self.context_length;
+        if prompt >= limit {
+            return Err(Failure::Invalid(format!(
+                "The input ({prompt} tokens) is longer than the model's context length ({limit} tokens)."
+            )));
+        }
+        match max_new_tokens {
+            Some(new) if prompt.saturating_add(new) > limit => Err(Failure::Invalid(format!(
+                "Requested token count exceeds the model's maximum context length of {limit} tokens. You \
+                 requested a total of {} tokens: {prompt} tokens from the input messages and {new} tokens for \
+                 the completion. Please reduce the number of tokens in the input messages or the completion to \
+                 fit within the limit.",
+                prompt.saturating_add(new)
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// 32 hex digits, as `uuid4().hex`.
+pub(crate) fn new_rid() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// The bootstrap fields of item `index` of `batch` items.
+/// A scalar room r stands for r, r+1, ...; a list that is too short is Python's uncaught IndexError.
+fn bootstrap(body: &Value, index: usize, batch: Option<usize>) -> Result<Bootstrap, Failure> {
+    let pick = |name: &str| match body.get(name) {
+        Some(Value::Array(list)) => match (batch, list.get(index)) {
+            (Some(_), Some(value)) => Ok(Some(value)),
+            (Some(_), None) => Err(Failure::Unhandled),
+            (None, _) => Ok(list.first()),
+        },
+        other => Ok(other),
+    };
+    let room = pick("bootstrap_room")?.and_then(integer);
+    let scalar = !matches!(body.get("bootstrap_room"), Some(Value::Array(_)));
+    Ok(Bootstrap {
+        host: pick("bootstrap_host")?
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        port: pick("bootstrap_port")?
+            .and_then(integer)
+            .and_then(|port| u64::try_from(port).ok()),
+        room: room.map(|room| {
+            if scalar {
+                room.saturating_add(index as i128)
+            } else {
+                room
+            }
+        }),
+    })
+}
+
+/// An integer of any size, also as a string: pydantic reads "7" as 7.
+fn integer(value: &Value) -> Option<i128> {
+    match value {
+        Value::Number(number) => number.as_str().parse().ok(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn boolean(value: Option<&Value>) -> bool {
+    match value {
+        Some(Value::Bool(value)) => *value,
+        Some(Value::Number(number)) => number.as_f64() == Some(1.0),
+        Some(Value::String(text)) => {
+            matches!(
+                text.to_ascii_lowercase().as_str(),
+                "true" | "1" | "yes" | "on" | "t" | "y"
+            )
+        }
+        _ => false,
+    }
+}
+
+fn token_ids(value: &Value) -> Vec<u32> {
+    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter()
+        .filter_map(integer)
+        .map(|id| u32::try_from(id).unwrap_or(0))
+        .collect()
+}
+
+fn prompt_of(value: &Value) -> Vec<u32> {
+    match value {
+        Value::String(text) => model::encode(text),
+        other => token_ids(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn parse(body: Value) -> Result<Batch, Failure> {
+        generate(&body, Limits { context_length: 64 })
+    }
+
+    #[test]
+    fn a_scalar_room_counts_up_over_a_batch() {
+        let batch = parse(
+            json!({"text":["a","b"],"bootstrap_host":"h","bootstrap_port":null,
+            "bootstrap_room":9223372036854775806u64,"sampling_params":{"max_new_tokens":4}}),
+        )
+        .unwrap();
+        let rooms: Vec<_> = batch
+            .items
+            .iter()
+            .map(|item| item.bootstrap.room.unwrap())
+            .collect();
+        assert_eq!(rooms, [9223372036854775806, 9223372036854775807]);
+        assert!(batch.list);
+    }
+
+    #[test]
+    fn a_room_list_that_is_too_short_is_an_uncaught_exception() {
+        let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7]});
+        assert_eq!(parse(body).unwrap_err(), Failure::Unhandled);
+    }
+
+    #[test]
+    fn rids_of_a_batch_are_numbered() {
+        let batch =
+            parse(json!({"text":["a","b"],"rid":"X","sampling_params":{"max_new_tokens":4}}))
+                .unwrap();
+        let rids: Vec<_> = batch.items.iter().map(|item| item.rid.as_str()).collect();
+        assert_eq!(rids, ["X_0", "X_1"]);
+    }
+
+    #[test]
+    fn too_long_inputs_and_answers_are_refused_in_sglangs_words() {
+        let long = "word ".repeat(80);
+        let Failure::Invalid(message) = parse(json!({"text":long})).unwrap_err() else {
+            unreachable!("not the expected failure")
+        };
+        assert!(
+            message.starts_with("The input (81 tokens) is longer"),
+            "{message}"
+        );
+        let Failure::Invalid(message) = parse(json!({"text":"a"})).unwrap_err() else {
+            unreachable!("not the expected failure")
+        };
+        assert!(
+            message.contains("a total of 129 tokens: 1 tokens from"),
+            "{message}"
+        );
+    }
+}

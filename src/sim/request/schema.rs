@@ -1,0 +1,340 @@
+//! Pydantic's error lists: which fields have the wrong type, and how SGLang words it.
+//!
+//! Only the fields that a balancer's tests reach are checked; an unknown one is ignored, as by SGLang.
+//! Source: the transcripts `err_*`, `d_room_string`; SGLang 0.5.23, `entrypoints/http_server.py`.
+
+use serde_json::Value;
+
+use crate::sim::errors::Failure;
+
+/// Where a failing handler stands in `http_server.py`: it is part of the message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    pub(crate) path: &'static str,
+    function: &'static str,
+    line: u32,
+}
+
+impl Site {
+    pub(crate) const GENERATE: Site = Site {
+        path: "/generate",
+        function: "generate_request",
+        line: 928,
+    };
+    pub(crate) const CHAT: Site = Site {
+        path: "/v1/chat/completions",
+        function: "openai_v1_chat_completions",
+        line: 1870,
+    };
+    pub(crate) const COMPLETIONS: Site = Site {
+        path: "/v1/completions",
+        function: "openai_v1_completions",
+        line: 1860,
+    };
+    pub(crate) const RESPONSES: Site = Site {
+        path: "/v1/responses",
+        function: "v1_responses_request",
+        line: 2066,
+    };
+}
+
+/// The errors found so far, each as Python prints its dict.
+#[derive(Default)]
+pub(super) struct Errors(Vec<String>);
+
+impl Errors {
+    pub(super) fn add(&mut self, kind: &str, location: &str, message: &str, input: &str) {
+        self.0.push(format!(
+            "{{'type': '{kind}', 'loc': ({location}), 'msg': {}, 'input': {input}}}",
+            python_string(message)
+        ));
+    }
+
+    pub(super) fn missing(&mut self, name: &str, body: &Value) {
+        self.add(
+            "missing",
+            &format!("'body', '{name}'"),
+            "Field required",
+            &python(body),
+        );
+    }
+
+    /// `int | null`, or with `list` also `list[int | null]`.
+    pub(super) fn integer(&mut self, body: &Value, name: &str, list: Option<&str>) {
+        let Some(value) = body.get(name).filter(|value| !value.is_null()) else {
+            return;
+        };
+        if list.is_some() && value.is_array() {
+            return;
+        }
+        let problem = match value {
+            Value::Number(number) if number.as_str().parse::<i128>().is_ok() => None,
+            Value::Number(number) if number.as_f64().is_some_and(|float| float.fract() == 0.0) => {
+                None
+            }
+            Value::Number(_) => Some((
+                "int_from_float",
+                "Input should be a valid integer, got a number with a fractional part",
+            )),
+            Value::String(text) if text.trim().parse::<i128>().is_ok() => None,
+            Value::String(_) => Some((
+                "int_parsing",
+                "Input should be a valid integer, unable to parse string as an integer",
+            )),
+            Value::Bool(_) => None,
+            _ => Some(("int_type", "Input should be a valid integer")),
+        };
+        if let Some((kind, message)) = problem {
+            match list {
+                Some(list) => {
+                    let input = python(value);
+                    let location = format!("'body', '{name}', '{list}'");
+                    self.add(
+                        "list_type",
+                        &location,
+                        "Input should be a valid list",
+                        &input,
+                    );
+                    self.add(kind, &format!("'body', '{name}', 'int'"), message, &input);
+                }
+                None => self.add(kind, &format!("'body', '{name}'"), message, &python(value)),
+            }
+        }
+    }
+
+    pub(super) fn boolean(&mut self, body: &Value, name: &str) {
+        let Some(value) = body.get(name).filter(|value| !value.is_null()) else {
+            return;
+        };
+        let words = [
+            "true", "false", "1", "0", "yes", "no", "on", "off", "t", "f", "y", "n",
+        ];
+        let location = format!("'body', '{name}'");
+        match value {
+            Value::Bool(_) => {}
+            Value::String(text) if words.contains(&text.to_ascii_lowercase().as_str()) => {}
+            Value::Number(number) if [Some(0.0), Some(1.0)].contains(&number.as_f64()) => {}
+            Value::String(_) | Value::Number(_) => self.add(
+                "bool_parsing",
+                &location,
+                "Input should be a valid boolean, unable to interpret input",
+                &python(value),
+            ),
+            _ => self.add(
+                "bool_type",
+                &location,
+                "Input should be a valid boolean",
+                &python(value),
+            ),
+        }
+    }
+
+    pub(super) fn number(&mut self, body: &Value, name: &str) {
+        match body.get(name) {
+            None | Some(Value::Null | Value::Number(_)) => {}
+            Some(Value::String(text)) if text.trim().parse::<f64>().is_ok() => {}
+            Some(value) => self.add(
+                "float_parsing",
+                &format!("'body', '{name}'"),
+                "Input should be a valid number, unable to parse string as a number",
+                &python(value),
+            ),
+        }
+    }
+
+    /// `str | list[str] | null`.
+    pub(super) fn text_or_list(&mut self, body: &Value, name: &str) {
+        let Some(value) = body.get(name).filter(|value| !value.is_null()) else {
+            return;
+        };
+        if !value.is_string() && !value.is_array() {
+            let input = python(value);
+            let location = format!("'body', '{name}', 'str'");
+            self.add(
+                "string_type",
+                &location,
+                "Input should be a valid string",
+                &input,
+            );
+            let location = format!("'body', '{name}', 'list[str]'");
+            self.add(
+                "list_type",
+                &location,
+                "Input should be a valid list",
+                &input,
+            );
+        }
+    }
+
+    pub(super) fn list(&mut self, body: &Value, name: &str) {
+        match body.get(name) {
+            None => self.missing(name, body),
+            Some(Value::Array(_)) => {}
+            Some(value) => {
+                let location = format!("'body', '{name}'");
+                self.add(
+                    "list_type",
+                    &location,
+                    "Input should be a valid list",
+                    &python(value),
+                );
+            }
+        }
+    }
+
+    pub(super) fn done(self, site: Site) -> Result<(), Failure> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(report(&self.0, Some(site)))
+        }
+    }
+}
+
+/// The body is no JSON; `error` is where and why the parser stopped.
+pub(crate) fn not_json(site: Site, error: &serde_json::Error, body: &[u8]) -> Failure {
+    let why = if error.is_eof() {
+        "unexpected end of data"
+    } else {
+        "unexpected character"
+    };
+    let at = if error.is_eof() {
+        body.len()
+    } else {
+        offset(body, error.line(), error.column())
+    };
+    let entry = format!(
+        "{{'type': 'json_invalid', 'loc': ('body', {at}), 'msg': 'JSON decode error', 'input': {{}}, \
+         'ctx': {{'error': '{why}'}}}}"
+    );
+    report(&[entry], Some(site))
+}
+
+/// The body of `/generate` is JSON but no object.
+pub(super) fn not_an_object(body: &Value) -> Failure {
+    no_dictionary(&python(body))
+}
+
+/// The body of `/generate` has another content type, and was not parsed.
+pub(crate) fn not_parsed(body: &[u8]) -> Failure {
+    no_dictionary(&format!(
+        "b{}",
+        python_string(&String::from_utf8_lossy(body))
+    ))
+}
+
+fn no_dictionary(input: &str) -> Failure {
+    let entry = format!(
+        "{{'type': 'dataclass_type', 'loc': ('body',), 'msg': 'Input should be a dictionary or an instance of \
+         GenerateReqInput', 'input': {input}, 'ctx': {{'class_name': 'GenerateReqInput'}}}}"
+    );
+    report(&[entry], Some(Site::GENERATE))
+}
+
+/// The OpenAI endpoints insist on their content type.
+pub(crate) fn unsupported_media_type() -> Failure {
+    let entry = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
+                 allowed\", 'type': 'value_error'}";
+    report(&[entry.to_owned()], None)
+}
+
+fn report(entries: &[String], site: Option<Site>) -> Failure {
+    let plural = if entries.len() == 1 { "" } else { "s" };
+    let place = site.map_or(" ".to_owned(), |site| {
+        format!(
+            "\n\n  File \"/opt/sgl/ve/lib/python3.11/site-packages/sglang/srt/entrypoints/http_server.py\", \
+             line {}, in {}\n    POST {} ",
+            site.line, site.function, site.path
+        )
+    });
+    Failure::Schema(format!(
+        "{} validation error{plural}:\n  {}{place}[{}]",
+        entries.len(),
+        entries.join("\n  "),
+        entries.join(", ")
+    ))
+}
+
+fn offset(body: &[u8], line: usize, column: usize) -> usize {
+    let lines = body
+        .split_inclusive(|&byte| byte == b'\n')
+        .take(line.saturating_sub(1));
+    lines.map(<[u8]>::len).sum::<usize>() + column.saturating_sub(1)
+}
+
+/// A JSON value as Python's `repr` prints it.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Null => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => python_string(text),
+        Value::Array(list) => {
+            format!(
+                "[{}]",
+                list.iter().map(python).collect::<Vec<_>>().join(", ")
+            )
+        }
+        Value::Object(map) => {
+            let pairs: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", python_string(key), python(value)))
+                .collect();
+            format!("{{{}}}", pairs.join(", "))
+        }
+    }
+}
+
+fn python_string(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push(quote);
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            same if same == quote => {
+                out.push('\\');
+                out.push(same);
+            }
+            control if control.is_control() => out.push_str(&format!("\\x{:02x}", control as u32)),
+            other => out.push(other),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_print_as_in_python() {
+        let value = json!({"a":[null,true,1.5],"it's":"\n"});
+        assert_eq!(python(&value), r#"{'a': [None, True, 1.5], "it's": '\n'}"#);
+    }
+
+    #[test]
+    fn a_room_that_is_text_is_refused_in_the_transcripts_words() {
+        let mut errors = Errors::default();
+        let body = json!({"bootstrap_room":"abc"});
+        errors.integer(&body, "bootstrap_room", Some("list[nullable[int]]"));
+        let Err(Failure::Schema(message)) = errors.done(Site::GENERATE) else {
+            unreachable!("the room was accepted")
+        };
+        assert_eq!(
+            message,
+            include_str!("../../../tests/fixtures/sglang-0.5.23/d_room_string/message.txt")
+                .trim_end()
+        );
+    }
+}

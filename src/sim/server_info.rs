@@ -1,0 +1,160 @@
+//! `/server_info` and `/model_info`: what balancers and benchmarks read about a worker.
+//!
+//! `server_args.json` holds SGLang's resolved arguments with the defaults of a small CPU server; what the
+//! options decide is put over it. Source: transcripts `d_get_P_server_info`, `d_get_P_model_info`.
+
+use serde_json::{Map, Value, json};
+
+use super::{Role, SimOptions};
+
+const SERVER_ARGS: &str = include_str!("server_args.json");
+
+/// Tokens of KV memory per slot that the answers claim: what the real small server had for 16 requests.
+const TOKENS_PER_SLOT: usize = 512;
+
+/// Tokens of KV memory.
+pub(crate) fn token_capacity(options: &SimOptions) -> usize {
+    options.kv_slots.saturating_mul(TOKENS_PER_SLOT)
+}
+
+/// `/server_info`.
+pub(crate) fn server_info(
+    role: Role,
+    options: &SimOptions,
+    port: u16,
+    bootstrap_port: u16,
+) -> Value {
+    let arguments = arguments(role, options, port, bootstrap_port);
+    let mut internal = arguments.clone();
+    internal.remove("custom_sigquit_handler");
+    let graphs = json!({"prefill":0.0,"decode":0.0,"target_verify":0.0,"draft_prefill":0.0,"draft_decode":0.0,
+        "draft_extend":0.0});
+    let mut startup = json!({"load_weight":0.0,"kv_cache_allocation":0.0,"scheduler_e2e":0.0,"cuda_graph":graphs});
+    let capacity = token_capacity(options);
+    extend(
+        &mut internal,
+        json!({
+        "world_size":1,
+        "startup_time":startup,
+        "effective_max_running_requests_per_dp":options.max_running,
+        "last_gen_throughput":0.0,
+        "memory_usage":{"weight":0.0,"kvcache":0.004,"startup_available":19.0,"token_capacity":capacity,
+            "token_capacity_swa":null,"graph":graphs},
+        "decode_cuda_graph_bs":[],
+        "decode_cuda_graph_memory_gb":0.0}),
+    );
+    if let Value::Object(startup) = &mut startup {
+        startup.insert("tokenizer_e2e".to_owned(), json!(0.0));
+    }
+    let mut info = arguments;
+    extend(
+        &mut info,
+        json!({
+        "launch_command":format!("mini-lb sim --role {}", role.mode()),
+        "status":"ready",
+        "max_total_num_tokens":capacity,
+        "max_req_input_len":options.context_length.saturating_sub(6),
+        "startup_time":startup,
+        "hicache_object_layout":{"enabled":false,"backend":null,"page_size":1,
+            "hicache_object_layout":{"pools":[]},"reason":"Hierarchical cache is disabled"},
+        "kv_events":null,
+        "internal_states":[internal],
+        "version":"0.5.23",
+        "frontend":"python"}),
+    );
+    Value::Object(info)
+}
+
+/// `/model_info`.
+pub(crate) fn model_info(role: Role, options: &SimOptions) -> Value {
+    json!({
+        "model_path":"sim","served_model_name":options.model,"tokenizer_path":"sim","is_generation":true,
+        "preferred_sampling_params":null,"weight_version":"default","load_format":"auto",
+        "reasoning_parser":null,"tool_call_parser":null,"disaggregation_mode":role.mode(),
+        "has_image_understanding":false,"has_audio_understanding":false,"model_type":"llama",
+        "architectures":["LlamaForCausalLM"],
+        "embedding":{"family":"none","task":"none","execution":"none","attention":"none",
+            "pooling":"model_defined","normalize":false,"postprocessor":"none",
+            "tokenizer_special_tokens":"model_default","supports_dimensions":false,
+            "supports_token_embeddings":false,"supports_multimodal":false,"requires_embedding_flag":false,
+            "auto_enable_embedding":false,"bcg_eligibility":"disabled","safe_disable_kv_cache":false,
+            "safe_disable_radix_cache":false,"safe_disable_chunked_prefill":false,"enabled":false,
+            "matryoshka_dimensions":[],
+            "bcg":{"prefill_backend":"disabled","enabled":false,"capture_token_budget":4096,
+                "capture_batch_sizes":capture_sizes()},
+            "cache":{"kv_cache_disabled":false,"radix_cache_disabled":role == Role::Decode,
+                "chunked_prefill_disabled":false}}
+    })
+}
+
+fn arguments(
+    role: Role,
+    options: &SimOptions,
+    port: u16,
+    bootstrap_port: u16,
+) -> Map<String, Value> {
+    // The file is part of the program; a test reads it.
+    let mut arguments: Map<String, Value> = serde_json::from_str(SERVER_ARGS).unwrap_or_default();
+    let secret = |key: &Option<String>| key.as_ref().map_or(Value::Null, |_| "<redacted>".into());
+    extend(
+        &mut arguments,
+        json!({
+        "served_model_name":options.model,
+        "host":options.host.to_string(),
+        "port":port,
+        "api_key":secret(&options.api_key),
+        "admin_api_key":secret(&options.admin_api_key),
+        "context_length":options.context_length,
+        "max_running_requests":options.max_running,
+        "max_total_tokens":token_capacity(options),
+        "random_seed":options.seed,
+        "incremental_streaming_output":options.incremental_streaming,
+        "disaggregation_mode":role.mode(),
+        "disaggregation_bootstrap_port":bootstrap_port,
+        "disable_radix_cache":role == Role::Decode,
+        "load_balance_method":if role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" }}),
+    );
+    arguments
+}
+
+fn extend(map: &mut Map<String, Value>, more: Value) {
+    if let Value::Object(more) = more {
+        map.extend(more);
+    }
+}
+
+/// The batch sizes of the transcript: steps of 4, 16, 32, 64 and 256, each to a limit.
+fn capture_sizes() -> Vec<u32> {
+    let mut sizes = Vec::new();
+    let mut size = 4;
+    while size <= 4096 {
+        sizes.push(size);
+        size += match size {
+            0..32 => 4,
+            32..256 => 16,
+            256..512 => 32,
+            512..1024 => 64,
+            _ => 256,
+        };
+    }
+    sizes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_benchmarks_find_what_they_assert() {
+        let info = server_info(Role::Decode, &SimOptions::default(), 1, 2);
+        let state = &info["internal_states"][0];
+        assert!(state["effective_max_running_requests_per_dp"].as_u64() > Some(0));
+        assert!(state["memory_usage"]["token_capacity"].as_u64() > Some(0));
+        assert!(
+            info["tokenizer_path"].is_string()
+                && state["dp_size"] == 1
+                && state["attn_dp_size"] == 1
+        );
+        assert_eq!(info["disaggregation_bootstrap_port"], 2);
+    }
+}

@@ -1,0 +1,264 @@
+//! Response heads and bodies as uvicorn and Starlette frame them.
+//!
+//! Header order is the transcripts': date, server, content-length or nothing, content-type, vary; hyper adds
+//! `transfer-encoding: chunked` to a body without length. Nothing here knows what an answer says.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue,
+    SERVER, VARY,
+};
+use http::{Response, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc::Receiver;
+
+/// A response before it is put on a connection.
+pub(crate) type Answer = Response<Payload>;
+
+/// What a response's body is made of.
+pub(crate) enum Payload {
+    /// Known in full.
+    Whole(Bytes),
+    /// As it comes: one chunk on the wire per item.
+    Events(Receiver<Bytes>),
+    /// The connection is to be cut without an answer.
+    Cut,
+}
+
+/// JSON with a length.
+pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> Answer {
+    whole(status, Some("application/json"), body.into())
+}
+
+/// No content type at all, as Starlette's bare `Response`.
+pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> Answer {
+    whole(status, None, body.into())
+}
+
+/// What Starlette answers when a handler raises; outside of the CORS layer, hence no `vary`.
+pub(crate) fn unhandled() -> Answer {
+    let mut answer = whole(
+        500,
+        Some("text/plain; charset=utf-8"),
+        "Internal Server Error".into(),
+    );
+    answer.headers_mut().remove(VARY);
+    answer
+}
+
+/// 405 with the methods that there are.
+pub(crate) fn method_not_allowed(allow: &'static str) -> Answer {
+    let mut headers = HeaderMap::new();
+    start(&mut headers);
+    headers.insert(ALLOW, HeaderValue::from_static(allow));
+    let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
+    finish(headers, 405, Some("application/json"), body)
+}
+
+/// A stream of events.
+pub(crate) fn events(events: Receiver<Bytes>) -> Answer {
+    streaming(events, HeaderMap::new(), "text/event-stream; charset=utf-8")
+}
+
+/// A stream of events of `/v1/responses`, the only endpoint that forbids caching.
+pub(crate) fn uncached_events(events: Receiver<Bytes>) -> Answer {
+    let mut extra = HeaderMap::new();
+    extra.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    extra.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    streaming(events, extra, "text/event-stream; charset=utf-8")
+}
+
+/// One chunk of Prometheus text.
+pub(crate) fn metrics(body: String) -> Answer {
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    // There is room for one.
+    let _ = sender.try_send(body.into());
+    streaming(
+        receiver,
+        HeaderMap::new(),
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
+}
+
+/// The connection is cut; nothing is answered.
+pub(crate) fn cut() -> Answer {
+    Response::new(Payload::Cut)
+}
+
+/// The date header's value now (RFC 9110, IMF-fixdate).
+pub(crate) fn http_date() -> HeaderValue {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
+    HeaderValue::from_str(&imf_fixdate(seconds)).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn whole(status: u16, content_type: Option<&'static str>, body: Bytes) -> Answer {
+    let mut headers = HeaderMap::new();
+    start(&mut headers);
+    finish(headers, status, content_type, body)
+}
+
+fn start(headers: &mut HeaderMap) {
+    headers.insert(DATE, http_date());
+    headers.insert(SERVER, HeaderValue::from_static("uvicorn"));
+}
+
+fn finish(
+    mut headers: HeaderMap,
+    status: u16,
+    content_type: Option<&'static str>,
+    body: Bytes,
+) -> Answer {
+    headers.insert(CONTENT_LENGTH, body.len().into());
+    if let Some(content_type) = content_type {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    let mut answer = Response::new(Payload::Whole(body));
+    *answer.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *answer.headers_mut() = headers;
+    answer
+}
+
+fn streaming(events: Receiver<Bytes>, extra: HeaderMap, content_type: &'static str) -> Answer {
+    let mut headers = HeaderMap::new();
+    start(&mut headers);
+    headers.extend(extra);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(VARY, HeaderValue::from_static("Origin"));
+    let mut answer = Response::new(Payload::Events(events));
+    *answer.headers_mut() = headers;
+    answer
+}
+
+fn imf_fixdate(unix_seconds: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let days = unix_seconds / 86_400;
+    let (hour, minute, second) = (
+        unix_seconds / 3_600 % 24,
+        unix_seconds / 60 % 60,
+        unix_seconds % 60,
+    );
+    let (year, month, day) = civil_date(days);
+    format!(
+        "{}, {day:02} {} {year} {hour:02}:{minute:02}:{second:02} GMT",
+        DAYS[(days % 7) as usize],
+        MONTHS[month as usize],
+    )
+}
+
+/// Year, month from 0 and day from 1 of a day since 1970-01-01.
+pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
+    // Years that start in March: leap days come last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12;
+    (year_of_era + era * 400 + u64::from(month < 2), month, day)
+}
+
+/// The body on a connection: a payload, and what is to happen when it ends or is dropped before.
+pub(crate) struct SimBody<G> {
+    payload: Payload,
+    /// Told of a complete body; dropped in any case.
+    guard: G,
+    finished: bool,
+}
+
+/// What wants to know that a body was handed to the connection in full.
+pub(crate) trait OnFinish: Unpin {
+    fn finished(&mut self);
+}
+
+impl<G: OnFinish> SimBody<G> {
+    pub(crate) fn new(payload: Payload, guard: G) -> SimBody<G> {
+        let mut body = SimBody {
+            payload,
+            guard,
+            finished: false,
+        };
+        // hyper does not poll a body without bytes.
+        if matches!(&body.payload, Payload::Whole(bytes) if bytes.is_empty()) {
+            body.finish();
+        }
+        body
+    }
+
+    fn finish(&mut self) {
+        if !self.finished {
+            self.finished = true;
+            self.guard.finished();
+        }
+    }
+}
+
+impl<G: OnFinish> Body for SimBody<G> {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = &mut *self;
+        let next = match &mut this.payload {
+            Payload::Whole(bytes) if bytes.is_empty() => None,
+            Payload::Whole(bytes) => {
+                let all = std::mem::take(bytes);
+                this.finish();
+                Some(all)
+            }
+            Payload::Events(events) => match events.poll_recv(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(next) => next,
+            },
+            Payload::Cut => return Poll::Ready(Some(Err(std::io::Error::other("cut on purpose")))),
+        };
+        if next.is_none() {
+            this.finish();
+        }
+        Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.finished
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.payload {
+            Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Payload::Events(_) | Payload::Cut => SizeHint::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, date) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (1_795_227_206, "Sat, 21 Nov 2026 02:13:26 GMT"),
+            (4_107_542_399, "Sun, 28 Feb 2100 23:59:59 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+        ] {
+            assert_eq!(imf_fixdate(seconds), date);
+        }
+    }
+}
