@@ -60,7 +60,7 @@ enum What {
     Field,
 }
 
-const IGNORED: [Ignored; 22] = {
+const IGNORED: [Ignored; 23] = {
     const fn ignored(key: &'static str, what: What, reason: &'static str) -> Ignored {
         Ignored {
             key,
@@ -74,6 +74,7 @@ const IGNORED: [Ignored; 22] = {
         ignored("item_id", What::Value, "the server draws it"),
         ignored("created", What::Value, "a clock"),
         ignored("created_at", What::Value, "a clock"),
+        ignored("sequence_number", What::Value, "counts the events, and tokens are coalesced by a clock"),
         ignored("cached_tokens", What::BatchValue, "items race for the prefix cache"),
         ignored("cached_tokens_details", What::BatchValue, "items race for the prefix cache"),
         ignored("e2e_latency", What::Field, UNMEASURED),

@@ -34,18 +34,22 @@ pub(crate) fn broken(case: &Case, answer: &Answer) -> Vec<String> {
     broken
 }
 
-/// The status, or the one that the first event of a stream carries: a worker says it there when it has
+/// The status, or the one that the first error of a stream stands for: a worker says it there when it has
 /// sent its head already.
-pub(crate) fn effective_status(answer: &Answer) -> u16 {
-    let first = match is_stream(answer) {
-        true => events(&answer.body).ok().and_then(|events| events.into_iter().next()),
-        false => None,
+fn effective_status(answer: &Answer) -> u16 {
+    let events = match is_stream(answer) {
+        true => events(&answer.body).unwrap_or_default(),
+        false => Vec::new(),
     };
-    let code = first.and_then(|event| match event.data {
-        Data::Json(tree) => tree["error"]["code"].as_u64(),
-        Data::Done => None,
+    let code = trees(&events).find_map(|tree| {
+        let error = &tree["error"];
+        let abort = &tree["meta_info"]["finish_reason"]["status_code"];
+        let invalid = error["type"] == "invalid_request_error";
+        let code = error["code"].as_u64().or_else(|| abort.as_u64());
+        code.or(invalid.then_some(400))
     });
-    code.and_then(|code| u16::try_from(code).ok()).unwrap_or(answer.status)
+    code.and_then(|code| u16::try_from(code).ok())
+        .unwrap_or(answer.status)
 }
 
 fn of_stream(case: &Case, events: &[Event]) -> Vec<String> {

@@ -33,6 +33,9 @@ mod run;
 mod support;
 mod workers;
 
+use std::time::Duration;
+
+use mini_lb::sim::{SimOptions, Worker};
 use workers::Workers;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,4 +47,25 @@ async fn a_real_pair_behind_mini_lb_answers_as_an_ordinary_server() {
         );
     };
     run::all_cases(&workers).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simulated_pair_behind_mini_lb_answers_as_an_ordinary_worker() {
+    let options = SimOptions {
+        time_per_prompt_token: Duration::ZERO,
+        transfer_time: Duration::ZERO,
+        time_per_output_token: Duration::ZERO,
+        ..SimOptions::default()
+    };
+    let prefill = Worker::start_prefill(options.clone()).await.unwrap();
+    let decode = Worker::start_decode(options.clone()).await.unwrap();
+    let ordinary = Worker::start_ordinary(options).await.unwrap();
+    run::all_cases(&Workers {
+        prefill: vec![(prefill.url(), prefill.bootstrap_port())],
+        decode: vec![decode.url()],
+        ordinary: Some(ordinary.url()),
+        model: None,
+        simulated: true,
+    })
+    .await;
 }

@@ -50,6 +50,8 @@ fn options(material: &Material) -> Vec<(&'static str, Value)> {
         ("a stop string", more(json!({ "stop": ["e", "o"], "max_tokens": 16 }))),
         ("a rid", more(json!({ "rid": "conformance-chat" }))),
         ("n of one", more(json!({ "n": 1 }))),
+        ("two samples", more(json!({ "n": 2 }))),
+        ("token ids", more(json!({ "return_token_ids": true, "return_prompt_token_ids": true }))),
         ("a user", more(json!({ "user": "somebody", "seed": 5, "no_such_field": { "stream": true } }))),
         ("ignore_eos", more(json!({ "ignore_eos": true, "max_tokens": 24 }))),
         ("a client's bootstrap fields", more(json!({ "bootstrap_host": "192.0.2.1", "bootstrap_room": 0 }))),

@@ -23,6 +23,10 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
             }
         }
     }
+    for stream in [false, true] {
+        let more = json!({ "prompt": material.few().text, "n": 2 });
+        cases.push(case("two samples", stream, &more));
+    }
     let echo = json!({ "echo": true, "logprobs": 1 });
     for text in &material.texts {
         let more = with(&echo, &json!({ "prompt": text.text }));

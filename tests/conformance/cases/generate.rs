@@ -64,6 +64,12 @@ fn options(shortest: usize) -> Vec<(&'static str, Value)> {
             "token_ids_logprob": [5, 700, 33], "top_logprobs_num": 2, "return_text_in_logprobs": true,
         }))),
         ("flat top 3", with(&start, &json!({ "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true }))),
+        ("flat in base64", with(&start, &json!({
+            "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_top_logprobs_b64": true,
+        }))),
+        ("flat on both sides", with(&start, &json!({
+            "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_output_top_logprobs": true,
+        }))),
         ("asked for with false", json!({ "return_logprob": false, "logprob_start_len": 0 })),
     ]
 }
@@ -116,7 +122,7 @@ fn lengths_of_answers(material: &Material) -> Vec<Case> {
         "return_logprob": true, "logprob_start_len": 0, "top_logprobs_num": 1, "token_ids_logprob": [9],
     });
     let mut cases = Vec::new();
-    for tokens in [1, 2, 32] {
+    for tokens in [0, 1, 2, 32] {
         for (option, more) in [("no logprobs", json!({})), ("logprobs", logprobs.clone())] {
             for stream in [false, true] {
                 let more = with(&more, &json!({ "sampling_params": greedy(tokens) }));
@@ -177,7 +183,10 @@ fn parameters(material: &Material) -> Vec<Case> {
             cases.push(case(name, &text, stream, &more));
         }
     }
+    let grammar = with(&logprobs, &sampling(json!({ "regex": "(yes|no), (yes|no)" })));
     for stream in [false, true] {
+        cases.push(case("a grammar", &text, stream, &grammar).sglang_only());
+        cases.push(case("two samples", &text, stream, &sampling(json!({ "n": 2 }))));
         cases.push(case("by PUT", &text, stream, &logprobs).method(Method::PUT));
         cases.push(case("in a warm cache", &text, stream, &logprobs).times(2));
         cases.push(case("no logprobs in a warm cache", &text, stream, &json!({})).times(2));
