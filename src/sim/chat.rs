@@ -78,8 +78,10 @@ impl Chat {
         )
     }
 
+    /// An event about choice `index` under the id of choice `named`.
     fn chunk(
         &self,
+        named: usize,
         index: usize,
         delta: &str,
         logprobs: &str,
@@ -87,10 +89,10 @@ impl Chat {
         usage: Option<String>,
     ) -> Bytes {
         let usage = usage.map_or(String::new(), |usage| format!(",\"usage\":{usage}"));
+        let head = self.head(named, "chat.completion.chunk");
         data(&format!(
-            "{},\"choices\":[{{\"index\":{index},\"delta\":{{\"reasoning_content\":null{delta}}},\"logprobs\":{logprobs},\
-             {finish}}}]{usage}}}",
-            self.head(index, "chat.completion.chunk")
+            "{head},\"choices\":[{{\"index\":{index},\"delta\":{{\"reasoning_content\":null{delta}}},\"logprobs\":{logprobs},\
+             {finish}}}]{usage}}}"
         ))
     }
 
@@ -123,6 +125,7 @@ impl Render for Chat {
         if !std::mem::replace(&mut self.choices[index].begun, true) {
             out.push(self.chunk(
                 index,
+                index,
                 ",\"role\":\"assistant\",\"content\":\"\"",
                 "null",
                 RUNNING,
@@ -139,23 +142,22 @@ impl Render for Chat {
             let usage = self
                 .continuous_usage
                 .then(|| usage(choice.prompt_tokens, choice.tokens));
-            out.push(self.chunk(index, &delta, &logprobs, RUNNING, usage));
-        }
-        if let Some(finish) = &step.finish {
-            out.push(self.chunk(index, "", "null", &openai_finish(finish), None));
+            out.push(self.chunk(index, index, &delta, &logprobs, RUNNING, usage));
         }
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
+        // The last choice's id is on all of these, whatever their index: so does the real one.
+        let last = self.choices.len().saturating_sub(1);
+        for (index, choice) in self.choices.iter().enumerate() {
+            if let Some(finish) = &choice.finish {
+                out.push(self.chunk(last, index, "", "null", &openai_finish(finish), None));
+            }
+        }
         if self.include_usage {
-            let head = self.head(
-                self.choices.len().saturating_sub(1),
-                "chat.completion.chunk",
-            );
-            out.push(data(&format!(
-                "{head},\"choices\":[],\"usage\":{}}}",
-                self.usage()
-            )));
+            let head = self.head(last, "chat.completion.chunk");
+            let usage = self.usage();
+            out.push(data(&format!("{head},\"choices\":[],\"usage\":{usage}}}")));
         }
         out.push(data("[DONE]"));
     }

@@ -120,7 +120,7 @@ impl Render for Completions {
             None => "\"finish_reason\":null,\"matched_stop\":null".to_owned(),
         };
         let usage = match self.continuous_usage {
-            true => stream_usage(choice.prompt_tokens, choice.tokens),
+            true => usage(choice.prompt_tokens, choice.tokens),
             false => "null".to_owned(),
         };
         out.push(data(&format!(
@@ -255,7 +255,7 @@ impl Lists {
     }
 }
 
-/// The usage object of this endpoint's events, which is shorter than elsewhere.
+/// The usage object of this endpoint's last event, which is shorter than elsewhere.
 fn stream_usage(prompt_tokens: usize, completion_tokens: usize) -> String {
     format!(
         "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\

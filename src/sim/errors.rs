@@ -23,10 +23,12 @@ pub(crate) enum Family {
 pub(crate) enum Failure {
     /// The body does not fit the schema: pydantic's list of errors. Always a response, never an event.
     Schema(String),
-    /// SGLang's own checks, before or in the scheduler: 400.
+    /// `/generate`'s contract: 400 with a bare text.
+    Contract(String),
+    /// SGLang's own checks, before the scheduler: 400.
     Invalid(String),
-    /// The engine gave the request up: 500.
-    Engine(String),
+    /// The scheduler gave the request up; in a stream the head is out by then.
+    Engine { status: u16, message: String },
     /// An exception that nobody catches: 500 as plain text.
     Unhandled,
 }
@@ -34,8 +36,9 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Failure::Schema(_) | Failure::Invalid(_) => 400,
-            Failure::Engine(_) | Failure::Unhandled => 500,
+            Failure::Schema(_) | Failure::Contract(_) | Failure::Invalid(_) => 400,
+            Failure::Engine { status, .. } => *status,
+            Failure::Unhandled => 500,
         }
     }
 
@@ -43,23 +46,29 @@ impl Failure {
     pub(crate) fn body(&self, family: Family) -> Option<Value> {
         let (message, kind) = match self {
             Failure::Schema(message) => (message, "Bad Request"),
-            Failure::Invalid(message) => (message, "BadRequestError"),
-            Failure::Engine(message) => (message, "500"),
+            Failure::Contract(message) => return Some(json!({"error":message})),
+            Failure::Invalid(message)
+            | Failure::Engine {
+                status: 400,
+                message,
+            } => (message, "BadRequestError"),
+            Failure::Engine { message, .. } => (message, "500"),
             Failure::Unhandled => return None,
         };
         let code = self.status();
         let flat = json!({"object":"error","message":message,"type":kind,"param":null,"code":code});
+        let invalid = kind == "BadRequestError";
         Some(match (family, self) {
-            (Family::Native, Failure::Invalid(_)) => json!({"error":{"message":message}}),
+            (Family::Native, _) if invalid => json!({"error":{"message":message}}),
             (Family::Native | Family::OpenAi, _) => flat,
-            (Family::Responses, Failure::Invalid(_)) => {
+            (Family::Responses, _) if invalid => {
                 json!({"error":{"message":message,"type":"invalid_request_error","param":null,"code":code}})
             }
             (Family::Responses, _) => {
                 json!({"error":{"message":message,"type":kind,"param":null,"code":code}})
             }
             (Family::Messages, Failure::Schema(_)) => anthropic("invalid_request_error", message),
-            (Family::Messages, Failure::Invalid(_)) => anthropic(kind, message),
+            (Family::Messages, _) if invalid => anthropic(kind, message),
             // The text of a 5xx is scrubbed for this family.
             (Family::Messages, _) => anthropic("api_error", "Internal server error"),
         })
@@ -68,8 +77,10 @@ impl Failure {
     /// The failure as the JSON of an event, after the head of a stream went out with status 200.
     pub(crate) fn event(&self, family: Family) -> String {
         let (message, status) = match self {
-            Failure::Schema(message) | Failure::Invalid(message) => (message.as_str(), 400),
-            Failure::Engine(message) => (message.as_str(), 500),
+            Failure::Schema(message) | Failure::Contract(message) | Failure::Invalid(message) => {
+                (message.as_str(), 400)
+            }
+            Failure::Engine { status, message } => (message.as_str(), *status),
             Failure::Unhandled => ("Internal Server Error", 500),
         };
         match family {
@@ -86,9 +97,11 @@ impl Failure {
                     "INTERNAL_SERVER_ERROR"
                 },
             ),
-            Family::Responses => json!({"type":"error","code":status.to_string(),"message":message,
-                "param":null,"sequence_number":0})
-            .to_string(),
+            // The `error` of a `response.failed`.
+            Family::Responses => json!({"code":"server_error","message":message}).to_string(),
+            Family::Messages if status == 400 => {
+                anthropic("invalid_request_error", message).to_string()
+            }
             Family::Messages => anthropic("api_error", "Internal server error").to_string(),
         }
     }
@@ -100,9 +113,13 @@ fn anthropic(kind: &str, message: &str) -> Value {
 
 /// No room on a worker that needs one.
 pub(crate) fn no_room(rid: &str) -> Failure {
-    Failure::Invalid(format!(
+    let message = format!(
         "Invalid request: Disaggregated request received without bootstrap room id. req.rid='{rid}'"
-    ))
+    );
+    Failure::Engine {
+        status: 400,
+        message,
+    }
 }
 
 pub(crate) fn duplicate_rid(rid: &str) -> Failure {
@@ -126,10 +143,18 @@ pub(crate) fn transfer(stage: Stage, rid: &str, room: i128, reason: &str) -> Fai
         Stage::DecodeHandshake => ("Decode handshake", "decode_req.req"),
         Stage::DecodeTransfer => ("Decode transfer", "decode_req.req"),
     };
-    Failure::Engine(format!(
+    aborted(format!(
         "{what} failed for request rank=0 {prefix}.rid='{rid}' {prefix}.bootstrap_room={room} \
          with exception KVTransferError(bootstrap_room={room}): {reason}"
     ))
+}
+
+/// An abort with status 500.
+pub(crate) fn aborted(message: String) -> Failure {
+    Failure::Engine {
+        status: 500,
+        message,
+    }
 }
 
 /// `Aborted by AbortReq.`, SGLang's reason for every abort in the rendezvous.
@@ -176,8 +201,17 @@ mod tests {
     fn a_transfer_failure_reads_as_in_the_transcript() {
         let timeout = timed_out(8001, std::time::Duration::from_secs(10), "Bootstrapping");
         let failure = transfer(Stage::PrefillBootstrap, "84d0", 8001, &timeout);
-        assert_eq!(failure, Failure::Engine(
+        let message = match failure {
+            Failure::Engine {
+                status: 500,
+                message,
+            } => message,
+            other => unreachable!("{other:?}"),
+        };
+        assert_eq!(
+            message,
             "Prefill bootstrap failed for request rank=0 req.rid='84d0' req.bootstrap_room=8001 with exception \
-             KVTransferError(bootstrap_room=8001): Request 8001 timed out after 10.0s in KVPoll.Bootstrapping".to_owned()));
+             KVTransferError(bootstrap_room=8001): Request 8001 timed out after 10.0s in KVPoll.Bootstrapping"
+        );
     }
 }

@@ -102,11 +102,11 @@ impl Render for Native {
         times: Times,
         out: &mut Vec<Bytes>,
     ) -> bool {
-        let Failure::Engine(message) = failure else {
+        let Failure::Engine { status, message } = failure else {
             out.push(data(&failure.event(Family::Native)));
             return false;
         };
-        let object = self.items[index].failed(message, times);
+        let object = self.items[index].failed(*status, message, times);
         out.push(event(object, self.list.then_some(index)));
         true
     }
@@ -338,7 +338,8 @@ impl NativeItem {
     fn timing(&self, out: &mut String, times: Times, stream: bool, sent_before: Option<f64>) {
         let elapsed = times.now - times.received;
         // Without a stream the front end learns of decode's first token with the last.
-        let seen = if stream || self.role != Role::Decode {
+        let saw_first_token = stream || self.role != Role::Decode;
+        let seen = if saw_first_token {
             times.first_token
         } else {
             times.now
@@ -363,9 +364,9 @@ impl NativeItem {
             out,
             format_args!(",\"request_finished_ts\":{:?}", times.now),
         );
-        let decoding = times.now - seen;
-        if self.tokens > 1 && decoding > 0.0 {
-            let throughput = (self.tokens - 1) as f64 / decoding;
+        if self.tokens > 1 && saw_first_token {
+            // Without think time less than the clock's resolution may have passed.
+            let throughput = (self.tokens - 1) as f64 / (times.now - seen).max(1e-6);
             write_to(out, format_args!(",\"decode_throughput\":{throughput:?}"));
         }
         if sent_before.is_none() {
@@ -376,9 +377,9 @@ impl NativeItem {
         }
     }
 
-    fn failed(&self, message: &str, times: Times) -> String {
+    fn failed(&self, status: u16, message: &str, times: Times) -> String {
         let reason = format!(
-            "{{\"type\":\"abort\",\"message\":{},\"status_code\":500,\"err_type\":null}}",
+            "{{\"type\":\"abort\",\"message\":{},\"status_code\":{status},\"err_type\":null}}",
             string(message)
         );
         let mut out = self.opening(&reason);

@@ -2,8 +2,7 @@
 //!
 //! Source: transcripts `d_get_*`, `d_post_*`, and answers of a SGLang 0.5.23 server for the rest.
 
-use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -56,9 +55,15 @@ pub(crate) fn model_card(engine: &Engine, id: &str) -> Answer {
     wire::json(404, body.to_string())
 }
 
-/// `/flush_cache`: refused while requests run or wait.
-pub(crate) fn flush_cache(engine: &Engine) -> Answer {
-    if engine.in_flight.load(Ordering::Relaxed) > 0 {
+/// `/flush_cache`: refused while items run or wait, after waiting for them as long as `timeout` says (seconds).
+pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> Answer {
+    let seconds = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("timeout=")?.parse::<f64>().ok());
+    let patience = Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
+    let mut in_flight = engine.in_flight.subscribe();
+    let idle = in_flight.wait_for(|items| *items == 0);
+    if tokio::time::timeout(patience, idle).await.is_err() {
         return wire::bare(400, "Flush cache failed.\n");
     }
     wire::bare(
@@ -85,7 +90,7 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> Answer {
 
 /// `/v1/loads`.
 pub(crate) fn loads(engine: &Engine) -> Answer {
-    let in_flight = engine.in_flight.load(Ordering::Relaxed);
+    let in_flight = *engine.in_flight.borrow();
     let meeting = engine.journal.open_rooms().min(in_flight);
     let on = |role| if engine.role == role { meeting } else { 0 };
     let capacity = token_capacity(&engine.options);
@@ -113,7 +118,7 @@ pub(crate) fn metrics(engine: &Engine) -> Answer {
         engine.role.mode(),
         engine.options.model
     );
-    let in_flight = engine.in_flight.load(Ordering::Relaxed);
+    let in_flight = *engine.in_flight.borrow();
     let rooms = engine.journal.open_rooms();
     wire::metrics(format!(
         "# HELP sglang:num_running_reqs The number of running requests.\n\

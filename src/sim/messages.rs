@@ -45,6 +45,17 @@ impl Messages {
         )
     }
 
+    fn start(&self, input_tokens: usize) -> Bytes {
+        let message = self.opening("");
+        named(
+            "message_start",
+            &format!(
+                "{{\"type\":\"message_start\",\"message\":{{{message},\"usage\":{{\"input_tokens\":{input_tokens},\
+                 \"output_tokens\":0}}}}}}"
+            ),
+        )
+    }
+
     fn stop(&self) -> String {
         match &self.finish {
             Some(Finish::StopText(text)) => {
@@ -71,17 +82,14 @@ impl Render for Messages {
     }
 
     fn events(&mut self, _index: usize, step: &Step, out: &mut Vec<Bytes>) {
-        if !std::mem::replace(&mut self.begun, true) {
-            let message = self.opening("");
-            let input = self.input_tokens;
-            out.push(named("message_start", &format!(
-                "{{\"type\":\"message_start\",\"message\":{{{message},\"usage\":{{\"input_tokens\":{input},\
-                 \"output_tokens\":0}}}}}}")));
+        if !self.begun {
+            out.push(self.start(self.input_tokens));
             out.push(named(
                 "content_block_start",
                 r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#,
             ));
         }
+        self.begun = true;
         if !step.text.is_empty() {
             let text = string(&step.text);
             out.push(named("content_block_delta", &format!(
@@ -97,13 +105,17 @@ impl Render for Messages {
         out: &mut Vec<Bytes>,
     ) -> bool {
         self.failed = true;
+        if !self.begun {
+            out.push(self.start(0));
+        }
         out.push(named("error", &failure.event(Family::Messages)));
         false
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
+        const STOP: &str = r#"{"type":"message_stop"}"#;
         if self.failed {
-            return;
+            return out.push(named("message_stop", STOP));
         }
         let (stop, tokens) = (self.stop(), self.output_tokens);
         out.push(named(
@@ -112,7 +124,7 @@ impl Render for Messages {
         ));
         out.push(named("message_delta", &format!(
             "{{\"type\":\"message_delta\",\"delta\":{{{stop}}},\"usage\":{{\"output_tokens\":{tokens}}}}}")));
-        out.push(named("message_stop", r#"{"type":"message_stop"}"#));
+        out.push(named("message_stop", STOP));
     }
 
     fn whole(&mut self) -> String {

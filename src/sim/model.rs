@@ -158,15 +158,18 @@ impl Context {
     }
 
     /// The logprob of any token as the next one; falls strictly with the token's rank.
+    /// Single precision, as a GPU's: in JSON it has the many digits that a careless parser loses.
     pub(crate) fn logprob(self, token: u32) -> f64 {
         let best = -f64::from((self.hash >> 40) as u16) / 32768.0 - 0.001;
         let step = 0.25 + f64::from((self.hash >> 56) as u8) / 128.0;
-        if token >= WORDS {
+        let logprob = if token >= WORDS {
             let far = mix(self.hash ^ u64::from(token)) % 20_000;
-            return best - 20.0 - far as f64 / 1000.0;
-        }
-        let rank = f64::from(self.rank(token));
-        best - step * rank.min(8.0) - rank / 1024.0
+            best - 20.0 - far as f64 / 1000.0
+        } else {
+            let rank = f64::from(self.rank(token));
+            best - step * rank.min(8.0) - rank / 1024.0
+        };
+        f64::from(logprob as f32)
     }
 
     /// The `k` most probable tokens with their logprobs, best first.

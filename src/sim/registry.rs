@@ -203,7 +203,7 @@ pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
         };
         tokio::pin!(connection);
         tokio::pin!(exchange);
-        // The answer is complete in the exchange; the connection only moves the bytes.
+        // The connection moves the bytes; it may end first, with the answer read already.
         tokio::select! {
             answer = &mut exchange => answer,
             _ = &mut connection => exchange.await,

@@ -31,11 +31,47 @@ pub(crate) struct DuplicateRoom;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) first_token: u32,
+    #[serde(with = "exact")]
     pub(crate) logprob: f64,
+    #[serde(with = "exact_rows")]
     pub(crate) top: Vec<(f64, u32)>,
     pub(crate) cached_tokens: usize,
     /// Not in SGLang's record: lets decode notice that the legs carried different prompts.
     pub(crate) prompt_fingerprint: u64,
+}
+
+/// A float as its bits: as decimal it could change by one unit on the way.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(value.to_bits())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits)
+    }
+}
+
+mod exact_rows {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        rows: &[(f64, u32)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(rows.iter().map(|(value, token)| (value.to_bits(), token)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(f64, u32)>, D::Error> {
+        let rows = Vec::<(u64, u32)>::deserialize(deserializer)?;
+        Ok(rows
+            .into_iter()
+            .map(|(bits, token)| (f64::from_bits(bits), token))
+            .collect())
+    }
 }
 
 /// A line from decode to prefill.
@@ -109,7 +145,7 @@ mod tests {
         let record = Record {
             first_token: 522,
             logprob: -0.008722892962396145,
-            top: vec![(-0.1, 522), (-4.75, 1658)],
+            top: vec![(-0.1, 522), (-0.98586328125, 1658)],
             cached_tokens: 9,
             prompt_fingerprint: u64::MAX,
         };

@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn a_room_list_that_is_too_short_is_an_uncaught_exception() {
-        let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7]});
+        let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7],
+            "sampling_params":{"max_new_tokens":4}});
         assert_eq!(parse(body).unwrap_err(), Failure::Unhandled);
     }
 

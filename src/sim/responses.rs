@@ -171,7 +171,12 @@ impl Render for Responses {
         out: &mut Vec<Bytes>,
     ) -> bool {
         self.failed = true;
-        out.push(named("error", &failure.event(Family::Responses)));
+        let mut response = self.response("failed", true);
+        if let Value::Object(response) = &mut response {
+            let error = serde_json::from_str(&failure.event(Family::Responses)).unwrap_or_default();
+            response.insert("error".to_owned(), error);
+        }
+        out.push(self.response_event("response.failed", response));
         false
     }
 

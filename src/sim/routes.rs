@@ -233,7 +233,9 @@ impl Door {
                 wire::json(200, model_info(engine.role, &engine.options).to_string())
             }
             Other::Models => management::models(engine),
-            Other::FlushCache => management::flush_cache(engine),
+            Other::FlushCache => {
+                management::flush_cache(engine, head.uri.query().unwrap_or_default()).await
+            }
             Other::AbortRequest => management::abort_request(engine, body),
             Other::Loads => management::loads(engine),
             Other::Metrics => management::metrics(engine),
@@ -484,6 +486,10 @@ impl Client {
     }
 
     fn abort(&self) {
+        if self.engine.phase() != Phase::Serving {
+            // The worker cut the connection, and its items end with it.
+            return;
+        }
         let request = self.request;
         self.engine
             .journal

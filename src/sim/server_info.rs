@@ -34,7 +34,10 @@ pub(crate) fn server_info(
     extend(
         &mut internal,
         json!({
-        "world_size":1,
+        "disable_chunked_prefix_cache":true,
+            "pp_max_micro_batch_size":options.max_running,
+            "disaggregation_decode_retraction_backup":"cpu_tensor",
+            "world_size":1,
         "startup_time":startup,
         "effective_max_running_requests_per_dp":options.max_running,
         "last_gen_throughput":0.0,

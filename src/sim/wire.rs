@@ -234,7 +234,8 @@ impl<G: OnFinish> Body for SimBody<G> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.finished
+        // For a body that ends before it begins hyper would move `content-length` behind the other headers.
+        false
     }
 
     fn size_hint(&self) -> SizeHint {

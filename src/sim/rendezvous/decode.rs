@@ -159,15 +159,14 @@ impl Peers {
 
     async fn rank_address(&self, address: &str) -> Option<String> {
         let rank = registry::ask(address, registry::FIRST_RANK).await?;
-        let (ip, port) = (
-            rank.get("rank_ip")?.as_str()?,
-            rank.get("rank_port")?.as_u64()?,
-        );
-        Some(if ip.contains(':') {
-            format!("[{ip}]:{port}")
-        } else {
-            format!("{ip}:{port}")
-        })
+        let port = rank.get("rank_port")?.as_u64()?;
+        let ip: std::net::IpAddr = rank.get("rank_ip")?.as_str()?.parse().ok()?;
+        if ip.is_unspecified() {
+            // A prefill that listens everywhere is where its registry is.
+            let (host, _) = address.rsplit_once(':')?;
+            return Some(format!("{host}:{port}"));
+        }
+        Some(std::net::SocketAddr::new(ip, u16::try_from(port).ok()?).to_string())
     }
 }
 

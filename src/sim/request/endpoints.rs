@@ -25,6 +25,12 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         let message = "Either text, input_ids or input_embeds should be provided.";
         return Err(Failure::Invalid(message.to_owned()));
     };
+    let stream = boolean(body.get("stream"));
+    if stream && boolean(body.get("return_flat_raw_output_top_logprobs")) {
+        let message = "return_flat_raw_output_top_logprobs is only set on the finished response and does not \
+                       support stream=True.";
+        return Err(Failure::Invalid(message.to_owned()));
+    }
     let size = list.then_some(prompts.len());
     let mut items = Vec::with_capacity(prompts.len());
     let mut n = 1;
@@ -47,7 +53,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     Ok(Batch {
         items,
         list: list || n > 1,
-        stream: boolean(body.get("stream")),
+        stream,
         n,
     }
     .sampled())
@@ -187,6 +193,8 @@ pub(crate) fn responses(body: &Value, limits: Limits) -> Result<Batch, Failure> 
     )?;
     for item in &mut batch.items {
         item.rid = format!("resp_{}", item.rid);
+        // Two tokens fewer than asked for: 8 gave 6, 2 gave none, on a real server.
+        item.sampling.max_new_tokens = item.sampling.max_new_tokens.saturating_sub(2);
     }
     Ok(batch)
 }
@@ -330,7 +338,7 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
         Some(value) => {
             let asked = integer(value)
                 .filter(|_| value.is_number())
-                .ok_or(Failure::Unhandled)?;
+                .ok_or_else(|| not_i64(value))?;
             usize::try_from(asked).map_err(|_| {
                 Failure::Invalid(format!("max_new_tokens must be at least 0, got {asked}."))
             })?
@@ -341,6 +349,20 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
     let mut sampling = common_sampling(parameters, "sampling_seed");
     sampling.max_new_tokens = max_new_tokens;
     Ok((sampling, samples(parameters.get("n"))))
+}
+
+/// The contract's words, for values that Python would take for something else.
+/// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and an answer of a real server.
+fn not_i64(value: &Value) -> Failure {
+    let what = match value {
+        Value::String(_) => format!("string {value}"),
+        Value::Bool(_) => format!("boolean `{value}`"),
+        Value::Number(_) => format!("floating point `{value}`"),
+        Value::Array(_) => "sequence".to_owned(),
+        Value::Object(_) => "map".to_owned(),
+        Value::Null => "null".to_owned(),
+    };
+    Failure::Contract(format!("invalid type: {what}, expected i64"))
 }
 
 fn openai_sampling(body: &Value) -> Result<Sampling, Failure> {

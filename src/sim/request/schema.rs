@@ -7,6 +7,10 @@ use serde_json::Value;
 
 use crate::sim::errors::Failure;
 
+/// The messages name the file of the handler, wherever that is installed.
+const HTTP_SERVER: &str =
+    "/usr/local/lib/python3.11/site-packages/sglang/srt/entrypoints/http_server.py";
+
 /// Where a failing handler stands in `http_server.py`: it is part of the message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Site {
@@ -242,7 +246,7 @@ fn report(entries: &[String], site: Option<Site>) -> Failure {
     let plural = if entries.len() == 1 { "" } else { "s" };
     let place = site.map_or(" ".to_owned(), |site| {
         format!(
-            "\n\n  File \"/opt/sgl/ve/lib/python3.11/site-packages/sglang/srt/entrypoints/http_server.py\", \
+            "\n\n  File \"{HTTP_SERVER}\", \
              line {}, in {}\n    POST {} ",
             site.line, site.function, site.path
         )
@@ -331,10 +335,15 @@ mod tests {
         let Err(Failure::Schema(message)) = errors.done(Site::GENERATE) else {
             unreachable!("the room was accepted")
         };
-        assert_eq!(
-            message,
-            include_str!("../../../tests/fixtures/sglang-0.5.23/d_room_string/message.txt")
-                .trim_end()
-        );
+        let captured =
+            include_str!("../../../tests/fixtures/sglang-0.5.23/d_room_string/prefill.http");
+        let body: Value =
+            serde_json::from_str(captured.split("\r\n\r\n").nth(1).unwrap_or_default())
+                .unwrap_or_default();
+        let captured = body["message"]
+            .as_str()
+            .unwrap_or_default()
+            .replace("/opt/sgl/ve", "/usr/local");
+        assert_eq!(message, captured);
     }
 }

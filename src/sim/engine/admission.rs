@@ -1,0 +1,240 @@
+//! How an item comes to its first token: by its own forward pass, or through the rendezvous.
+//!
+//! Order of the checks, timeouts and words are SGLang's. What follows the first token is `run`'s.
+//! Source: SGLang 0.5.23, `disaggregation/prefill.py`, `decode.py`, and the transcripts `x_*`.
+
+use super::run::{Run, unix_seconds};
+use crate::sim::Role;
+use crate::sim::errors::{self, Failure, Stage};
+use crate::sim::journal::{RoomState, Violation};
+use crate::sim::model::{self, Context};
+use crate::sim::rendezvous::{
+    DuplicateRoom, KvEvent, Meeting, Record, Room, RoomEvent, RoomOnPrefill,
+};
+
+/// The port of a null `bootstrap_port` unless configured. Source: SGLang 0.5.23, `server_args.py`.
+const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
+/// More top logprobs than these do not fit into the metadata record.
+/// Source: SGLang 0.5.23, `disaggregation/utils.py`.
+const RECORD_TOP_LOGPROBS: usize = 128;
+/// Source: `SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT` and `.._WAITING_TIMEOUT`.
+const TIMEOUT_SECONDS: f64 = 300.0;
+
+impl Run {
+    pub(super) async fn admit(&mut self) -> Result<(), Failure> {
+        let engine = self.engine.clone();
+        let fake = self.item.bootstrap.is_fake();
+        match (engine.role, self.item.bootstrap.room) {
+            (Role::Prefill, Some(room)) if !fake && self.item.sample == 0 => {
+                self.admit_prefill(room).await?
+            }
+            (Role::Decode, Some(room)) if !fake => {
+                // Samples share their prompt's room, and only the last one ever gets its KV.
+                // Source: the transcripts gen_n2, chat_n2_stream, x_gen_n2_room_list.
+                if self.item.sample + 1 < self.samples {
+                    self.abort.asked().await;
+                    return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED));
+                }
+                self.admit_decode(room).await?;
+            }
+            (Role::Prefill | Role::Decode, None) if !fake => {
+                return Err(errors::no_room(&self.item.rid));
+            }
+            (Role::Decode, _) => self.first = Some(self.synthetic_record()),
+            _ => self
+                .compute()
+                .await
+                .ok_or_else(|| self.aborted_in_queue())?,
+        }
+        if engine.role != Role::Prefill {
+            let permit = self.abort.or(engine.running.clone().acquire_owned()).await;
+            self.permits
+                .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
+        }
+        Ok(())
+    }
+
+    async fn admit_prefill(&mut self, room: Room) -> Result<(), Failure> {
+        let engine = self.engine.clone();
+        let mut held = engine
+            .rooms
+            .enter(room)
+            .map_err(|DuplicateRoom| engine.duplicate_room(room))?;
+        let timeout = engine.options.timer(TIMEOUT_SECONDS);
+        let arrival = tokio::time::timeout(timeout, held.event());
+        let destination = match self.abort.or(arrival).await {
+            Some(Ok(RoomEvent::Destination(destination))) => destination,
+            Some(Err(_)) => {
+                let reason = errors::timed_out(room, timeout, "Bootstrapping");
+                return Err(self.failed(Stage::PrefillBootstrap, room, &reason));
+            }
+            _ => return Err(self.failed(Stage::PrefillBootstrap, room, errors::ABORTED)),
+        };
+        held.state(RoomState::WaitingForInput);
+        self.compute_unless_lost(&mut held, room).await?;
+        held.state(RoomState::Transferring);
+        self.pause(engine.options.transfer_time).await;
+        if self.abort.is_asked() {
+            return Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED));
+        }
+        destination.send_kv(room, self.record());
+        match self.abort.or(held.event()).await {
+            Some(RoomEvent::Taken) => {
+                held.succeeded();
+                Ok(())
+            }
+            _ => Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED)),
+        }
+    }
+
+    /// Decode can give up while the prompt is computed.
+    async fn compute_unless_lost(
+        &mut self,
+        held: &mut RoomOnPrefill,
+        room: Room,
+    ) -> Result<(), Failure> {
+        let computed = tokio::select! {
+            computed = self.compute() => computed,
+            _ = held.event() => None,
+        };
+        computed.ok_or_else(|| self.failed(Stage::PrefillTransfer, room, errors::ABORTED))
+    }
+
+    async fn admit_decode(&mut self, room: Room) -> Result<(), Failure> {
+        let engine = self.engine.clone();
+        let held = engine
+            .peers
+            .enter(room)
+            .map_err(|DuplicateRoom| engine.duplicate_room(room))?;
+        let Some(address) = self.bootstrap_address() else {
+            engine
+                .journal
+                .violation(Violation::NullBootstrapHost, || format!("room {room}"));
+            engine.crash();
+            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+        };
+        let Some(Ok(resolved)) = self.abort.or(held.resolve(&address)).await else {
+            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+        };
+        let permit = self.abort.or(engine.kv.clone().acquire_owned()).await;
+        let Some(permit) = permit else {
+            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+        };
+        self.permits.extend(permit.ok());
+        let mut meeting = resolved.present();
+        held.state(RoomState::WaitingForInput);
+        let record = self.await_record(room, &mut meeting, &address).await?;
+        held.state(RoomState::Transferring);
+        meeting.taken();
+        held.succeeded();
+        if record.prompt_fingerprint != self.context.fingerprint() {
+            engine
+                .journal
+                .violation(Violation::LegsDiffer, || format!("room {room}"));
+        }
+        self.first = Some(record);
+        Ok(())
+    }
+
+    async fn await_record(
+        &self,
+        room: Room,
+        meeting: &mut Meeting,
+        address: &str,
+    ) -> Result<Record, Failure> {
+        let timeout = self.engine.options.timer(TIMEOUT_SECONDS);
+        let deadline = tokio::time::sleep(timeout);
+        tokio::pin!(deadline);
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = self.abort.asked() => return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED)),
+                event = meeting.event() => event,
+                () = &mut deadline => {
+                    let reason = errors::timed_out(room, timeout, "WaitingForInput");
+                    return Err(self.failed(Stage::DecodeTransfer, room, &reason));
+                }
+            };
+            match event {
+                // Room 0 in the record means "not written yet": decode waits on, prefill is done.
+                // Source: SGLang 0.5.23, `disaggregation/utils.py`, `_apply_metadata_gate`.
+                KvEvent::Arrived(_) if room == 0 => meeting.taken(),
+                KvEvent::Arrived(record) => return Ok(record),
+                KvEvent::LostPrefill => {
+                    let reason = errors::lost_prefill(address);
+                    return Err(self.failed(Stage::DecodeTransfer, room, &reason));
+                }
+            }
+        }
+    }
+
+    /// host:port of the registry, with brackets for IPv6; none without a host.
+    fn bootstrap_address(&self) -> Option<String> {
+        let bootstrap = &self.item.bootstrap;
+        let host = bootstrap.host.as_deref()?;
+        let own = match self.engine.options.bootstrap_port {
+            0 => DEFAULT_BOOTSTRAP_PORT,
+            port => port,
+        };
+        let port = bootstrap.port.unwrap_or(u64::from(own));
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        Some(if bare.contains(':') {
+            format!("[{bare}]:{port}")
+        } else {
+            format!("{bare}:{port}")
+        })
+    }
+
+    /// The forward pass over the prompt; none when aborted.
+    async fn compute(&mut self) -> Option<()> {
+        let per_token = self.engine.options.time_per_prompt_token;
+        if !per_token.is_zero() {
+            let _permit = self
+                .abort
+                .or(self.engine.computing.clone().acquire_owned())
+                .await?;
+            self.times.forward_entry = unix_seconds();
+            let tokens = u32::try_from(self.item.prompt.len()).unwrap_or(u32::MAX);
+            self.abort
+                .or(tokio::time::sleep(per_token.saturating_mul(tokens)))
+                .await?;
+        }
+        self.times.prefill_finished = unix_seconds();
+        (!self.abort.is_asked()).then_some(())
+    }
+
+    fn record(&self) -> Record {
+        let token = self.context.next();
+        Record {
+            first_token: token,
+            logprob: self.context.logprob(token),
+            top: self
+                .context
+                .top(self.item.logprobs.top.min(RECORD_TOP_LOGPROBS)),
+            cached_tokens: 0,
+            prompt_fingerprint: self.context.fingerprint(),
+        }
+    }
+
+    /// The fake host has no prefill: the first token is a function of the rid.
+    /// Source: SGLang 0.5.23, `disaggregation/fake/conn.py`.
+    fn synthetic_record(&self) -> Record {
+        let token = Context::start(0)
+            .after_all(&model::encode(&self.item.rid))
+            .next();
+        Record {
+            first_token: token,
+            logprob: self.context.logprob(token),
+            ..self.record()
+        }
+    }
+
+    fn failed(&self, stage: Stage, room: Room, reason: &str) -> Failure {
+        errors::transfer(stage, &self.item.rid, room, reason)
+    }
+
+    /// An abort before anything ran has no words of its own here: it is the rendezvous' one.
+    fn aborted_in_queue(&self) -> Failure {
+        errors::aborted(errors::ABORTED.to_owned())
+    }
+}

@@ -1,0 +1,271 @@
+//! One item while it runs: its tokens, and why it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Abort, Engine};
+use crate::sim::Role;
+use crate::sim::errors::Failure;
+use crate::sim::model::{self, Context};
+use crate::sim::rendezvous::Record;
+use crate::sim::request::{Item, Sampling};
+
+/// One item in the engine.
+pub(crate) struct Run {
+    pub(super) engine: Arc<Engine>,
+    pub(super) item: Item,
+    pub(super) samples: usize,
+    pub(super) abort: Arc<Abort>,
+    pub(super) context: Context,
+    progress: Progress,
+    /// The end of the text so far, as long as the longest stop string.
+    tail: String,
+    /// What prefill handed over.
+    pub(super) first: Option<Record>,
+    pub(super) times: Times,
+    pub(super) permits: Vec<OwnedSemaphorePermit>,
+}
+
+enum Progress {
+    Waiting,
+    Running { produced: usize },
+    Over,
+}
+
+/// Clock readings of one item, in Unix seconds, as `meta_info` shows them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) received: f64,
+    pub(crate) forward_entry: f64,
+    pub(crate) prefill_finished: f64,
+    pub(crate) first_token: f64,
+    pub(crate) now: f64,
+}
+
+impl Times {
+    fn start() -> Times {
+        let now = unix_seconds();
+        Times {
+            received: now,
+            forward_entry: now,
+            prefill_finished: now,
+            first_token: now,
+            now,
+        }
+    }
+}
+
+/// What an item does next.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) token: Option<u32>,
+    /// The text that the token adds; cut where a stop string begins.
+    pub(crate) text: String,
+    /// For a request that wants logprobs.
+    pub(crate) row: Option<Row>,
+    pub(crate) finish: Option<Finish>,
+    pub(crate) cached_tokens: usize,
+    pub(crate) times: Times,
+}
+
+/// The logprobs of one output position.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) logprob: f64,
+    pub(crate) top: Vec<(f64, u32)>,
+    /// None for decode's first token: prefill's record does not carry it.
+    pub(crate) token_ids: Option<Vec<(f64, u32)>>,
+}
+
+/// Why an item ended in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Finish {
+    /// With the length that `finish_reason` shows; prefill's is 0.
+    Length(usize),
+    StopToken(u32),
+    StopText(String),
+    Abort,
+}
+
+impl Run {
+    pub(super) fn new(engine: Arc<Engine>, item: Item, samples: usize, abort: Arc<Abort>) -> Run {
+        let seed = engine.options.seed ^ item.sampling.seed;
+        Run {
+            context: Context::start(seed).after_all(&item.prompt),
+            engine,
+            item,
+            samples,
+            abort,
+            progress: Progress::Waiting,
+            tail: String::new(),
+            first: None,
+            times: Times::start(),
+            permits: Vec::new(),
+        }
+    }
+
+    pub(crate) fn abort_handle(&self) -> Arc<Abort> {
+        self.abort.clone()
+    }
+
+    /// The next step, or the failure that ends the item; none after the end.
+    pub(crate) async fn advance(&mut self) -> Option<Result<Step, Failure>> {
+        if matches!(self.progress, Progress::Waiting) {
+            match self.admit().await {
+                Ok(()) => {
+                    self.times.first_token = unix_seconds();
+                    self.progress = Progress::Running { produced: 0 };
+                }
+                Err(failure) => {
+                    self.progress = Progress::Over;
+                    self.times.now = unix_seconds();
+                    return Some(Err(failure));
+                }
+            }
+        }
+        let Progress::Running { produced } = self.progress else {
+            return None;
+        };
+        if produced > 0 {
+            self.pause(self.engine.options.time_per_output_token).await;
+        }
+        let step = if self.abort.is_asked() {
+            self.aborted()
+        } else {
+            self.generate(produced)
+        };
+        self.progress = match step.finish {
+            Some(_) => Progress::Over,
+            None => Progress::Running {
+                produced: produced + 1,
+            },
+        };
+        Some(Ok(step))
+    }
+
+    pub(crate) fn times(&self) -> Times {
+        Times {
+            now: unix_seconds(),
+            ..self.times
+        }
+    }
+
+    pub(super) async fn pause(&self, time: Duration) {
+        if !time.is_zero() {
+            // What an abort means is for the caller to see.
+            let _ = self.abort.or(tokio::time::sleep(time)).await;
+        }
+    }
+
+    fn generate(&mut self, produced: usize) -> Step {
+        if self.item.sampling.max_new_tokens == 0 && self.engine.role != Role::Prefill {
+            return self.step(None, String::new(), None, Some(Finish::Length(0)));
+        }
+        let handed = self.first.as_ref().filter(|_| produced == 0);
+        let token = handed.map_or_else(|| self.context.next(), |record| record.first_token);
+        let row = self.item.logprobs.wanted.then(|| self.row(token, handed));
+        self.context = self.context.after(token);
+        let text = model::text_of(&[token]);
+        if self.engine.role == Role::Prefill {
+            return self.step(Some(token), text, row, Some(Finish::Length(0)));
+        }
+        let (text, stopped) = self.cut_at_stop(text);
+        let sampling = &self.item.sampling;
+        let finish = stopped
+            .map(Finish::StopText)
+            .or_else(|| ends_with(sampling, token))
+            .or_else(|| {
+                (produced + 1 >= sampling.max_new_tokens).then_some(Finish::Length(produced + 1))
+            });
+        self.step(Some(token), text, row, finish)
+    }
+
+    fn row(&self, token: u32, handed: Option<&Record>) -> Row {
+        let ids = self.item.logprobs.token_ids.as_deref().unwrap_or_default();
+        match handed {
+            Some(record) => Row {
+                logprob: record.logprob,
+                top: record.top.clone(),
+                token_ids: None,
+            },
+            None => Row {
+                logprob: self.context.logprob(token),
+                top: self.context.top(self.item.logprobs.top),
+                token_ids: Some(
+                    ids.iter()
+                        .map(|&id| (self.context.logprob(id), id))
+                        .collect(),
+                ),
+            },
+        }
+    }
+
+    /// The part of `text` before a stop string that ends in it, and that string.
+    fn cut_at_stop(&mut self, text: String) -> (String, Option<String>) {
+        let stops = &self.item.sampling.stop;
+        let Some(longest) = stops.iter().map(String::len).max() else {
+            return (text, None);
+        };
+        let before = self.tail.len();
+        self.tail.push_str(&text);
+        let hit = stops
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .filter_map(|stop| Some((self.tail.find(stop.as_str())?, stop)))
+            .min_by_key(|(at, _)| *at);
+        if let Some((at, stop)) = hit {
+            // What an earlier event said cannot be taken back.
+            let kept = text.get(..at.saturating_sub(before)).unwrap_or_default();
+            return (kept.to_owned(), Some(stop.clone()));
+        }
+        let mut drop = self.tail.len().saturating_sub(longest);
+        while !self.tail.is_char_boundary(drop) {
+            drop -= 1;
+        }
+        self.tail.drain(..drop);
+        (text, None)
+    }
+
+    fn aborted(&self) -> Step {
+        self.step(None, String::new(), None, Some(Finish::Abort))
+    }
+
+    fn step(
+        &self,
+        token: Option<u32>,
+        text: String,
+        row: Option<Row>,
+        finish: Option<Finish>,
+    ) -> Step {
+        let cached_tokens = self.first.as_ref().map_or(0, |record| record.cached_tokens);
+        Step {
+            token,
+            text,
+            row,
+            finish,
+            cached_tokens,
+            times: self.times(),
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.engine.live().remove(&self.item.rid);
+        self.engine.in_flight.send_modify(|items| *items -= 1);
+    }
+}
+
+fn ends_with(sampling: &Sampling, token: u32) -> Option<Finish> {
+    let ends =
+        sampling.stop_token_ids.contains(&token) || (token == model::EOS && !sampling.ignore_eos);
+    ends.then_some(Finish::StopToken(token))
+}
+
+pub(super) fn unix_seconds() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
