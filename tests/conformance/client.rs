@@ -149,7 +149,10 @@ fn framed(request: &Request) -> (BoxBody<Bytes, Infallible>, Option<oneshot::Sen
                 let _ = asked.await;
                 Ok(Frame::data(body))
             });
-            (BodyExt::boxed(StreamBody::new(Box::pin(piece))), Some(proceed))
+            (
+                BodyExt::boxed(StreamBody::new(Box::pin(piece))),
+                Some(proceed),
+            )
         }
     }
 }

@@ -68,15 +68,28 @@ const IGNORED: [Ignored; 23] = {
             _reason: reason,
         }
     }
-    const UNMEASURED: &str = "measured by each server for itself, and by decode less than by an ordinary one";
+    const UNMEASURED: &str =
+        "measured by each server for itself, and by decode less than by an ordinary one";
     [
         ignored("id", What::DrawnValue, "the server draws it"),
         ignored("item_id", What::Value, "the server draws it"),
         ignored("created", What::Value, "a clock"),
         ignored("created_at", What::Value, "a clock"),
-        ignored("sequence_number", What::Value, "counts the events, and tokens are coalesced by a clock"),
-        ignored("cached_tokens", What::BatchValue, "items race for the prefix cache"),
-        ignored("cached_tokens_details", What::BatchValue, "items race for the prefix cache"),
+        ignored(
+            "sequence_number",
+            What::Value,
+            "counts the events, and tokens are coalesced by a clock",
+        ),
+        ignored(
+            "cached_tokens",
+            What::BatchValue,
+            "items race for the prefix cache",
+        ),
+        ignored(
+            "cached_tokens_details",
+            What::BatchValue,
+            "items race for the prefix cache",
+        ),
         ignored("e2e_latency", What::Field, UNMEASURED),
         ignored("first_token_latency", What::Field, UNMEASURED),
         ignored("queue_time", What::Field, UNMEASURED),
@@ -228,7 +241,13 @@ fn entry(value: &Value) -> (f64, String) {
     match value {
         Value::Array(triple) => {
             let logprob = triple.first().map_or(f64::NAN, float);
-            (logprob, triple.get(1..).map(|rest| format!("{rest:?}")).unwrap_or_default())
+            (
+                logprob,
+                triple
+                    .get(1..)
+                    .map(|rest| format!("{rest:?}"))
+                    .unwrap_or_default(),
+            )
         }
         _ => (float(&value["logprob"]), value["token"].to_string()),
     }
@@ -245,7 +264,12 @@ fn flat_rows(prefix: &str, object: &Map<String, Value>) -> Option<Vec<Row>> {
         .zip(list("idx_flat")?)
         .map(|(value, id)| (float(value), id.to_string()))
         .collect();
-    Some(pairs.chunks(width.max(1)).map(|row| Some(row.to_vec())).collect())
+    Some(
+        pairs
+            .chunks(width.max(1))
+            .map(|row| Some(row.to_vec()))
+            .collect(),
+    )
 }
 
 fn is_half_of_a_flat_pair(key: &str, object: &Map<String, Value>) -> bool {
@@ -263,9 +287,7 @@ fn same_row(a: &[(f64, String)], b: &[(f64, String)]) -> bool {
     let (a, b) = (sorted(a), sorted(b));
     let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE;
     let tied = |at: usize| {
-        at + 1 == a.len()
-            || close(a[at].0, a[at + 1].0)
-            || (at > 0 && close(a[at].0, a[at - 1].0))
+        at + 1 == a.len() || close(a[at].0, a[at + 1].0) || (at > 0 && close(a[at].0, a[at - 1].0))
     };
     a.len() == b.len()
         && a.iter()
@@ -308,5 +330,100 @@ fn cut(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn paths(ordinary: Value, mini_lb: Value) -> Vec<String> {
+        let found = differences(&ordinary, &mini_lb, Leeway::default());
+        found
+            .into_iter()
+            .map(|difference| difference.path)
+            .collect()
+    }
+
+    #[test]
+    fn every_kind_of_difference_is_found_with_its_path() {
+        for (ordinary, mini_lb, path) in [
+            (
+                json!({ "a": [{ "b": 1 }] }),
+                json!({ "a": [{ "b": 2 }] }),
+                "a[0].b",
+            ),
+            (json!({ "a": -1.5 }), json!({ "a": -1.502 }), "a"),
+            (json!({ "a": null }), json!({}), "a"),
+            (json!({}), json!({ "a": null }), "a"),
+            (json!({ "a": [] }), json!({ "a": [1] }), "a"),
+            (json!({ "a": "x" }), json!({ "a": "y" }), "a"),
+            (json!({ "id": "x" }), json!({}), "id"),
+            (
+                json!({ "cached_tokens": 5 }),
+                json!({ "cached_tokens": 6 }),
+                "cached_tokens",
+            ),
+        ] {
+            assert_eq!(paths(ordinary, mini_lb), [path]);
+        }
+    }
+
+    #[test]
+    fn what_a_server_draws_or_measures_is_no_difference() {
+        let ordinary = json!({ "id": "a", "created": 1, "e2e_latency": 0.5, "a": -1.5, "m": "rid=0123456789abcdef0123456789abcdef" });
+        let mini_lb = json!({ "id": "b", "created": 2, "a": -1.5004, "m": "rid=fedcba9876543210fedcba9876543210" });
+        assert_eq!(paths(ordinary, mini_lb), [""; 0]);
+    }
+
+    #[test]
+    fn an_id_that_the_client_chose_is_compared() {
+        let leeway = Leeway {
+            rid: true,
+            batch: false,
+        };
+        let found = differences(&json!({ "id": "a" }), &json!({ "id": "b" }), leeway);
+        assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn tokens_may_swap_where_their_logprobs_are_equal_and_nowhere_else() {
+        let row = |ids: [u32; 4]| {
+            let logprobs = [-0.1, -2.0, -2.0, -3.0];
+            let triples = logprobs
+                .iter()
+                .zip(ids)
+                .map(|(logprob, id)| json!([logprob, id, null]));
+            json!({ "output_top_logprobs": [triples.collect::<Vec<_>>()] })
+        };
+        let ordinary = row([1, 2, 3, 4]);
+        assert_eq!(paths(ordinary.clone(), row([1, 3, 2, 4])), [""; 0]);
+        assert_eq!(paths(ordinary.clone(), row([1, 2, 3, 9])), [""; 0]);
+        assert_eq!(
+            paths(ordinary, row([9, 2, 3, 4])),
+            ["output_top_logprobs[0]"]
+        );
+    }
+
+    #[test]
+    fn rows_of_the_flat_form_are_compared_as_rows() {
+        let flat = |ids: [u32; 4], values: [f64; 4]| {
+            json!({
+                "input_top_logprobs_val_flat": values,
+                "input_top_logprobs_idx_flat": ids,
+                "input_top_logprobs_shape": [2, 2],
+            })
+        };
+        let values = [-0.1, -0.2, -1.0, -1.0];
+        let ordinary = flat([1, 2, 3, 4], values);
+        assert_eq!(paths(ordinary.clone(), flat([1, 2, 4, 3], values)), [""; 0]);
+        let path = "input_top_logprobs_*_flat[0]";
+        assert_eq!(paths(ordinary.clone(), flat([9, 2, 3, 4], values)), [path]);
+        assert_eq!(
+            paths(ordinary, flat([1, 2, 3, 4], [-0.1, -0.3, -1.0, -1.0])),
+            [path]
+        );
     }
 }

@@ -236,3 +236,53 @@ fn shape(tree: &Value) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(body: &str) -> Result<Value, String> {
+        digest(&Answer {
+            status: 200,
+            content_type: "text/event-stream; charset=utf-8".to_owned(),
+            request_id: None,
+            body: body.to_owned().into(),
+        })
+    }
+
+    fn chat(deltas: &[&str]) -> String {
+        let chunk = |delta: &&str| {
+            let choice =
+                json!({ "index": 0, "delta": { "content": delta }, "finish_reason": null });
+            format!("data: {}\n\n", json!({ "choices": [choice] }))
+        };
+        let chunks: String = deltas.iter().map(chunk).collect();
+        format!("{chunks}data: [DONE]\n\n")
+    }
+
+    #[test]
+    fn a_stream_says_the_same_wherever_its_tokens_are_cut() {
+        assert_eq!(stream(&chat(&["a", "b", "c"])), stream(&chat(&["ab", "c"])));
+        assert_ne!(stream(&chat(&["a", "b"])), stream(&chat(&["a", "c"])));
+    }
+
+    #[test]
+    fn a_key_that_one_event_lacks_shows() {
+        let event = |text: &str, more: &str| {
+            format!("data: {{\"text\":\"{text}\",\"meta_info\":{{\"id\":\"x\"{more}}}}}\n\n")
+        };
+        let logprobs = ",\"input_token_logprobs\":[]";
+        let all = event("a", logprobs) + &event("ab", logprobs);
+        let last_only = event("a", "") + &event("ab", logprobs);
+        assert_ne!(stream(&all), stream(&last_only));
+    }
+
+    #[test]
+    fn a_stream_without_its_last_word_or_a_cut_event_shows() {
+        let whole = chat(&["a"]);
+        let done = whole.len() - "data: [DONE]\n\n".len();
+        assert_ne!(stream(&whole), stream(&whole[..done]));
+        assert!(stream(&whole[..whole.len() - 1]).is_err());
+        assert!(stream("data: {\"a\":1}\nmore\n\n").is_err());
+    }
+}

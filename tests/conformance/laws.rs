@@ -55,7 +55,10 @@ fn effective_status(answer: &Answer) -> u16 {
 fn of_stream(case: &Case, events: &[Event]) -> Vec<String> {
     let mut broken = Vec::new();
     let named = events.iter().any(|event| event.name.is_some());
-    let dones = events.iter().filter(|event| matches!(event.data, Data::Done)).count();
+    let dones = events
+        .iter()
+        .filter(|event| matches!(event.data, Data::Done))
+        .count();
     if !named && dones != 1 {
         broken.push(format!("{dones} times [DONE]"));
     }
@@ -82,15 +85,23 @@ fn of_cumulative(case: &Case, events: &[Event]) -> Vec<String> {
     }
     for (index, items) in by_index {
         for pair in items.windows(2) {
-            let ids = |at: usize| pair[at]["output_ids"].as_array().map_or(&[][..], Vec::as_slice);
+            let ids = |at: usize| {
+                pair[at]["output_ids"]
+                    .as_array()
+                    .map_or(&[][..], Vec::as_slice)
+            };
             if !ids(1).starts_with(ids(0)) {
-                broken.push(format!("index {index}: an event does not go on from the one before"));
+                broken.push(format!(
+                    "index {index}: an event does not go on from the one before"
+                ));
             }
             if !pair[0]["meta_info"]["finish_reason"].is_null() {
                 broken.push(format!("index {index}: an event after the last"));
             }
             if prompt_side(pair[0]) != prompt_side(pair[1]) {
-                broken.push(format!("index {index}: the prompt's logprobs change between events"));
+                broken.push(format!(
+                    "index {index}: the prompt's logprobs change between events"
+                ));
             }
         }
         if let Some(last) = items.last() {
@@ -104,14 +115,20 @@ fn of_cumulative(case: &Case, events: &[Event]) -> Vec<String> {
 fn prompt_side(item: &Value) -> Vec<(&String, &Value)> {
     let meta_info = item["meta_info"].as_object();
     let members = meta_info.into_iter().flatten();
-    members.filter(|(key, _)| key.starts_with("input_")).collect()
+    members
+        .filter(|(key, _)| key.starts_with("input_"))
+        .collect()
 }
 
 /// The lengths of a finished item's lists.
 fn of_item(case: &Case, item: &Value) -> Vec<String> {
     let meta_info = &item["meta_info"];
     let length = |key: &str| meta_info[key].as_array().map(Vec::len);
-    let count = |key: &str| meta_info[key].as_u64().and_then(|count| usize::try_from(count).ok());
+    let count = |key: &str| {
+        meta_info[key]
+            .as_u64()
+            .and_then(|count| usize::try_from(count).ok())
+    };
     let mut broken = Vec::new();
     if meta_info["finish_reason"].is_null() {
         broken.push("no finish reason".to_owned());
@@ -120,12 +137,16 @@ fn of_item(case: &Case, item: &Value) -> Vec<String> {
         let wanted = count("prompt_tokens").map(|tokens| tokens.saturating_sub(start));
         let found = length("input_token_logprobs");
         if found != wanted {
-            broken.push(format!("input_token_logprobs: {found:?} rows instead of {wanted:?}"));
+            broken.push(format!(
+                "input_token_logprobs: {found:?} rows instead of {wanted:?}"
+            ));
         }
     }
     let (rows, tokens) = (length("output_token_logprobs"), count("completion_tokens"));
     if rows.is_some() && rows != tokens {
-        broken.push(format!("output_token_logprobs: {rows:?} rows for {tokens:?} tokens"));
+        broken.push(format!(
+            "output_token_logprobs: {rows:?} rows for {tokens:?} tokens"
+        ));
     }
     broken
 }

@@ -18,6 +18,12 @@ use crate::support::Balancer;
 use crate::workers::Workers;
 use crate::{expected, laws};
 
+/// After so many cases in a row without an answer the others are not asked: each would take the client's patience.
+const HOPELESS: usize = 3;
+
+/// The differences of one case that are shown; more of them have the same cause.
+const SHOWN: usize = 8;
+
 /// What came of a case.
 enum Outcome {
     Equal,
@@ -39,18 +45,28 @@ pub(crate) async fn all_cases(workers: &Workers) {
         .into_iter()
         .filter(|case| case.name.contains(&only) && !(workers.simulated && case.sglang_only))
         .collect();
-    let (mut equal, mut by_design, mut wrong) = (0, 0, Vec::new());
+    let (mut equal, mut by_design, mut unanswered, mut wrong) = (0, 0, 0, Vec::new());
     for case in &cases {
-        match run.judge(case).await {
+        let outcome = run.judge(case).await;
+        unanswered = match outcome {
+            Outcome::Unanswered(_) => unanswered + 1,
+            _ => 0,
+        };
+        match outcome {
             Outcome::Equal => equal += 1,
             Outcome::Expected(reason) => {
                 by_design += 1;
                 say(&format!("expected: {}: {reason}", case.name));
             }
             Outcome::Wrong(lines) => {
-                wrong.extend(lines.iter().map(|line| format!("{}: {line}", case.name)));
+                let shown = lines.iter().take(SHOWN);
+                wrong.extend(shown.map(|line| format!("{}: {line}", case.name)));
             }
             Outcome::Unanswered(error) => wrong.push(format!("{}: mini-lb: {error}", case.name)),
+        }
+        if unanswered == HOPELESS {
+            wrong.push("the run ends here: mini-lb does not answer".to_owned());
+            break;
         }
     }
     let connections = run.connections.into_inner().opened;
@@ -124,10 +140,13 @@ impl Run {
                 None => None,
             }
         });
-        let mini_lb = match &mini_lb {
-            Ok(answer) => answer,
+        let (mini_lb, kept) = match &mini_lb {
+            Ok((answer, kept)) => (answer, *kept),
             Err(error) => return Outcome::Unanswered(error.clone()),
         };
+        if mini_lb.status == 200 && !kept {
+            wrong.push("mini-lb: the connection is closed after a good answer".to_owned());
+        }
         if mini_lb.request_id.is_none() {
             wrong.push("mini-lb: no x-request-id".to_owned());
         }
@@ -137,7 +156,10 @@ impl Run {
             None => None,
         };
         let (outcome, judged) = match ordinary {
-            Some(ordinary) => (compare(case, ordinary, mini_lb), vec![("ordinary", ordinary)]),
+            Some(ordinary) => (
+                compare(case, ordinary, mini_lb),
+                vec![("ordinary", ordinary)],
+            ),
             None => (Outcome::Equal, Vec::new()),
         };
         // An answer that differs by design has laws of its own, in the table.
@@ -157,15 +179,11 @@ impl Run {
         Outcome::Wrong(wrong)
     }
 
-    /// mini-lb's answer, on the connection of the cases before as long as mini-lb keeps it open: what one
-    /// request leaves behind spoils the next.
-    async fn of_mini_lb(&self, case: &Case) -> Result<Answer, String> {
+    /// mini-lb's answer, and whether the connection is kept. It is the one of the cases before as long as
+    /// mini-lb keeps it open: what one request leaves behind spoils the next.
+    async fn of_mini_lb(&self, case: &Case) -> Result<(Answer, bool), String> {
         let mut connections = self.connections.lock().await;
-        let held = match connections.held.take() {
-            Some(mut held) => held.is_open().await.then_some(held),
-            None => None,
-        };
-        let mut connection = match held {
+        let mut connection = match connections.held.take() {
             Some(held) => held,
             None => {
                 connections.opened += 1;
@@ -173,8 +191,9 @@ impl Run {
             }
         };
         let answer = last_answer(&mut connection, case).await?;
-        connections.held = Some(connection);
-        Ok(answer)
+        let kept = connection.is_open().await;
+        connections.held = kept.then_some(connection);
+        Ok((answer, kept))
     }
 
     /// Empties every worker's cache, which also says that nothing was left behind in one of them.
@@ -214,12 +233,16 @@ impl Run {
         }
         Material {
             model,
-            texts: texts.try_into().unwrap_or_else(|_| unreachable!("four texts")),
+            texts: texts
+                .try_into()
+                .unwrap_or_else(|_| unreachable!("four texts")),
         }
     }
 
     async fn first_model(&self) -> String {
-        let models = self.tree(&request(Method::GET, "/v1/models", &Value::Null)).await;
+        let models = self
+            .tree(&request(Method::GET, "/v1/models", &Value::Null))
+            .await;
         models["data"][0]["id"].as_str().unwrap().to_owned()
     }
 
@@ -241,7 +264,12 @@ fn request(method: Method, path: &str, body: &Value) -> Request {
         method,
         path: path.to_owned(),
         content_type: Some("application/json"),
-        body: if body.is_null() { String::new() } else { body.to_string() }.into(),
+        body: if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        }
+        .into(),
         framing: Framing::Length,
     }
 }

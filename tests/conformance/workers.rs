@@ -29,12 +29,13 @@ impl Workers {
             let entries = text.split(',').map(|entry| entry.trim().to_owned());
             Some(entries.filter(|entry| !entry.is_empty()).collect())
         };
-        let prefill = list("MINI_LB_TEST_PREFILL")?.into_iter().map(|entry| {
-            match entry.split_once(' ') {
-                Some((url, port)) => (url.to_owned(), port.trim().parse().ok()),
-                None => (entry, None),
-            }
-        });
+        let prefill =
+            list("MINI_LB_TEST_PREFILL")?
+                .into_iter()
+                .map(|entry| match entry.split_once(' ') {
+                    Some((url, port)) => (url.to_owned(), port.trim().parse().ok()),
+                    None => (entry, None),
+                });
         Some(Workers {
             prefill: prefill.collect(),
             decode: list("MINI_LB_TEST_DECODE")?,

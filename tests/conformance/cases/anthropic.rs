@@ -21,10 +21,16 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         cases.push(Case::post(name, &counted, &with(&model, &more)));
     }
     for (name, more) in [
-        ("stop sequences", json!({ "stop_sequences": ["e", "o"], "max_tokens": 16 })),
+        (
+            "stop sequences",
+            json!({ "stop_sequences": ["e", "o"], "max_tokens": 16 }),
+        ),
         ("one token", json!({ "max_tokens": 1 })),
         ("32 tokens", json!({ "max_tokens": 32 })),
-        ("metadata", json!({ "metadata": { "user_id": "somebody" }, "bootstrap_room": 0 })),
+        (
+            "metadata",
+            json!({ "metadata": { "user_id": "somebody" }, "bootstrap_room": 0 }),
+        ),
     ] {
         for stream in [false, true] {
             let said = json!({ "messages": said("Hello there"), "stream": stream });
@@ -42,15 +48,27 @@ fn said(content: &str) -> Value {
 fn conversations() -> [(&'static str, Value); 5] {
     [
         ("plain", json!({ "messages": said("Hello there") })),
-        ("system", json!({ "messages": said("Hello there"), "system": "Be brief." })),
-        ("turns", json!({ "messages": [
+        (
+            "system",
+            json!({ "messages": said("Hello there"), "system": "Be brief." }),
+        ),
+        (
+            "turns",
+            json!({ "messages": [
             { "role": "user", "content": "What is one and one?" },
             { "role": "assistant", "content": "Two" },
             { "role": "user", "content": "And two and two?" },
-        ] })),
-        ("blocks", json!({ "messages": [{ "role": "user", "content": [
+        ] }),
+        ),
+        (
+            "blocks",
+            json!({ "messages": [{ "role": "user", "content": [
             { "type": "text", "text": "first" }, { "type": "text", "text": "second" },
-        ] }] })),
-        ("unicode", json!({ "messages": said("é 語 😀 \"quoted\" \\") })),
+        ] }] }),
+        ),
+        (
+            "unicode",
+            json!({ "messages": said("é 語 😀 \"quoted\" \\") }),
+        ),
     ]
 }

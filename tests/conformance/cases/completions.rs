@@ -31,16 +31,30 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
     for text in &material.texts {
         let more = with(&echo, &json!({ "prompt": text.text }));
         for stream in [false, true] {
-            cases.push(case(&format!("{}: echo, logprobs 1", text.name), stream, &more));
+            cases.push(case(
+                &format!("{}: echo, logprobs 1", text.name),
+                stream,
+                &more,
+            ));
         }
     }
     for (option, options) in [
         ("usage", json!({ "include_usage": true })),
-        ("continuous usage", json!({ "include_usage": true, "continuous_usage_stats": true })),
+        (
+            "continuous usage",
+            json!({ "include_usage": true, "continuous_usage_stats": true }),
+        ),
     ] {
         for (form, prompt) in forms(material) {
-            let more = with(&echo, &json!({ "prompt": prompt, "stream_options": options }));
-            cases.push(case(&format!("{form}: echo, logprobs 1, {option}"), true, &more));
+            let more = with(
+                &echo,
+                &json!({ "prompt": prompt, "stream_options": options }),
+            );
+            cases.push(case(
+                &format!("{form}: echo, logprobs 1, {option}"),
+                true,
+                &more,
+            ));
         }
     }
     cases
@@ -67,8 +81,17 @@ fn options() -> [(&'static str, Value); 10] {
         ("echo, logprobs 0", json!({ "echo": true, "logprobs": 0 })),
         ("echo, logprobs 1", json!({ "echo": true, "logprobs": 1 })),
         ("echo, logprobs 5", json!({ "echo": true, "logprobs": 5 })),
-        ("echo, logprobs 1, one token", json!({ "echo": true, "logprobs": 1, "max_tokens": 1 })),
-        ("a stop string", json!({ "stop": ["e", "o"], "max_tokens": 16 })),
-        ("a suffix and a user", json!({ "user": "somebody", "no_such_field": [1], "seed": 3 })),
+        (
+            "echo, logprobs 1, one token",
+            json!({ "echo": true, "logprobs": 1, "max_tokens": 1 }),
+        ),
+        (
+            "a stop string",
+            json!({ "stop": ["e", "o"], "max_tokens": 16 }),
+        ),
+        (
+            "a suffix and a user",
+            json!({ "user": "somebody", "no_such_field": [1], "seed": 3 }),
+        ),
     ]
 }

@@ -47,11 +47,10 @@ fn not_json() -> Vec<Case> {
 }
 
 /// What the simulated workers take, or refuse in another way than SGLang.
-const SGLANG_ONLY: [&str; 8] = [
+const SGLANG_ONLY: [&str; 7] = [
     "a mixed list",
     "texts as ids",
     "an unknown sampling parameter",
-    "a text as max_new_tokens",
     "a start behind the prompt",
     "a text as flag",
     "too short a list",
@@ -66,19 +65,47 @@ fn generate() -> Vec<Case> {
         ("a number as text", json!({ "text": 5 })),
         ("a mixed list", json!({ "text": ["a", 5] })),
         ("texts as ids", json!({ "input_ids": ["a", "b"] })),
-        ("a negative temperature", json!({ "text": "a", "sampling_params": { "temperature": -1 } })),
-        ("an unknown sampling parameter", json!({ "text": "a", "sampling_params": { "no_such": 1 } })),
-        ("a text as max_new_tokens", json!({ "text": "a", "sampling_params": { "max_new_tokens": "x" } })),
-        ("a start behind the prompt", with(&text, &json!({ "return_logprob": true, "logprob_start_len": 500 }))),
-        ("a text as flag", with(&text, &json!({ "return_logprob": "yes" }))),
-        ("too many ids", json!({ "input_ids": ids(TOO_MANY, 1), "sampling_params": few })),
-        ("too long a text", json!({ "text": "word ".repeat(BIG / 5), "sampling_params": few })),
+        (
+            "a negative temperature",
+            json!({ "text": "a", "sampling_params": { "temperature": -1 } }),
+        ),
+        (
+            "an unknown sampling parameter",
+            json!({ "text": "a", "sampling_params": { "no_such": 1 } }),
+        ),
+        (
+            "a text as max_new_tokens",
+            json!({ "text": "a", "sampling_params": { "max_new_tokens": "x" } }),
+        ),
+        (
+            "a start behind the prompt",
+            with(
+                &text,
+                &json!({ "return_logprob": true, "logprob_start_len": 500 }),
+            ),
+        ),
+        (
+            "a text as flag",
+            with(&text, &json!({ "return_logprob": "yes" })),
+        ),
+        (
+            "too many ids",
+            json!({ "input_ids": ids(TOO_MANY, 1), "sampling_params": few }),
+        ),
+        (
+            "too long a text",
+            json!({ "text": "word ".repeat(BIG / 5), "sampling_params": few }),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, body) in refused {
         for stream in [false, true] {
             let body = with(&body, &json!({ "stream": stream }));
-            let case = Case::post(format!("refused, {}, {name}", way(stream)), "/generate", &body);
+            let case = Case::post(
+                format!("refused, {}, {name}", way(stream)),
+                "/generate",
+                &body,
+            );
             cases.push(case.status(400));
         }
     }
@@ -99,9 +126,18 @@ fn chat(material: &Material) -> Vec<Case> {
         ("a negative temperature", json!({ "temperature": -3 })),
         ("a text as max_tokens", json!({ "max_tokens": "x" })),
         ("too many tokens wanted", json!({ "max_tokens": 1_000_000 })),
-        ("an unknown role", json!({ "messages": [{ "role": "nobody", "content": "a" }] })),
-        ("too long", json!({ "messages": [{ "role": "user", "content": "word ".repeat(BIG / 5) }] })),
-        ("top_logprobs without logprobs", json!({ "top_logprobs": "x" })),
+        (
+            "an unknown role",
+            json!({ "messages": [{ "role": "nobody", "content": "a" }] }),
+        ),
+        (
+            "too long",
+            json!({ "messages": [{ "role": "user", "content": "word ".repeat(BIG / 5) }] }),
+        ),
+        (
+            "top_logprobs without logprobs",
+            json!({ "top_logprobs": "x" }),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, more) in refused {
@@ -119,15 +155,35 @@ fn others(material: &Material) -> Vec<Case> {
     let long = "word ".repeat(BIG / 5);
     let refused = [
         ("/v1/completions", "no prompt", json!({})),
-        ("/v1/completions", "a mixed list", json!({ "prompt": [50, "a"] })),
-        ("/v1/completions", "too long", json!({ "prompt": long, "max_tokens": 4 })),
-        ("/v1/completions", "a text as max_tokens", json!({ "prompt": "a", "max_tokens": "x" })),
+        (
+            "/v1/completions",
+            "a mixed list",
+            json!({ "prompt": [50, "a"] }),
+        ),
+        (
+            "/v1/completions",
+            "too long",
+            json!({ "prompt": long, "max_tokens": 4 }),
+        ),
+        (
+            "/v1/completions",
+            "a text as max_tokens",
+            json!({ "prompt": "a", "max_tokens": "x" }),
+        ),
         ("/v1/responses", "no input", json!({})),
         ("/v1/messages", "no messages", json!({ "max_tokens": 4 })),
-        ("/v1/messages", "no max_tokens", json!({ "messages": [{ "role": "user", "content": "a" }] })),
-        ("/v1/messages", "too long", json!({
-            "max_tokens": 4, "messages": [{ "role": "user", "content": long }],
-        })),
+        (
+            "/v1/messages",
+            "no max_tokens",
+            json!({ "messages": [{ "role": "user", "content": "a" }] }),
+        ),
+        (
+            "/v1/messages",
+            "too long",
+            json!({
+                "max_tokens": 4, "messages": [{ "role": "user", "content": long }],
+            }),
+        ),
     ];
     let mut cases = Vec::new();
     for (path, name, more) in refused {

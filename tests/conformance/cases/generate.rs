@@ -21,6 +21,9 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
     .concat()
 }
 
+/// An option that SGLang has for whole answers only.
+const FLAT_OUTPUT: &str = "flat on both sides";
+
 /// A form of the prompt, with the length of its shortest one.
 struct Form {
     name: &'static str,
@@ -38,11 +41,27 @@ fn forms(material: &Material) -> [Form; 6] {
     };
     [
         form("text", json!({ "text": few.text }), few.tokens),
-        form("texts", json!({ "text": [few.text, one.text, "three more words"] }), one.tokens),
-        form("list of one text", json!({ "text": [few.text] }), few.tokens),
+        form(
+            "texts",
+            json!({ "text": [few.text, one.text, "three more words"] }),
+            one.tokens,
+        ),
+        form(
+            "list of one text",
+            json!({ "text": [few.text] }),
+            few.tokens,
+        ),
         form("ids", json!({ "input_ids": ids(9, 1) }), 9),
-        form("lists of ids", json!({ "input_ids": [ids(5, 1), ids(12, 2), ids(7, 3)] }), 5),
-        form("list of one list of ids", json!({ "input_ids": [ids(9, 4)] }), 9),
+        form(
+            "lists of ids",
+            json!({ "input_ids": [ids(5, 1), ids(12, 2), ids(7, 3)] }),
+            5,
+        ),
+        form(
+            "list of one list of ids",
+            json!({ "input_ids": [ids(9, 4)] }),
+            9,
+        ),
     ]
 }
 
@@ -52,25 +71,64 @@ fn options(shortest: usize) -> Vec<(&'static str, Value)> {
     vec![
         ("no logprobs", json!({})),
         ("default start", json!({ "return_logprob": true })),
-        ("default start, top 5", json!({ "return_logprob": true, "top_logprobs_num": 5 })),
+        (
+            "default start, top 5",
+            json!({ "return_logprob": true, "top_logprobs_num": 5 }),
+        ),
         ("start 0", start.clone()),
         ("start 3", from(shortest.min(3))),
         ("start at the last", from(shortest - 1)),
         ("start at the end", from(shortest)),
-        ("top 1 with texts", with(&start, &json!({ "top_logprobs_num": 1, "return_text_in_logprobs": true }))),
+        (
+            "top 1 with texts",
+            with(
+                &start,
+                &json!({ "top_logprobs_num": 1, "return_text_in_logprobs": true }),
+            ),
+        ),
         ("top 5", with(&start, &json!({ "top_logprobs_num": 5 }))),
-        ("token ids, default start", json!({ "return_logprob": true, "token_ids_logprob": [5, 700, 33] })),
-        ("token ids, top 2 and texts", with(&start, &json!({
-            "token_ids_logprob": [5, 700, 33], "top_logprobs_num": 2, "return_text_in_logprobs": true,
-        }))),
-        ("flat top 3", with(&start, &json!({ "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true }))),
-        ("flat in base64", with(&start, &json!({
-            "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_top_logprobs_b64": true,
-        }))),
-        ("flat on both sides", with(&start, &json!({
-            "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_output_top_logprobs": true,
-        }))),
-        ("asked for with false", json!({ "return_logprob": false, "logprob_start_len": 0 })),
+        (
+            "token ids, default start",
+            json!({ "return_logprob": true, "token_ids_logprob": [5, 700, 33] }),
+        ),
+        (
+            "token ids, top 2 and texts",
+            with(
+                &start,
+                &json!({
+                    "token_ids_logprob": [5, 700, 33], "top_logprobs_num": 2, "return_text_in_logprobs": true,
+                }),
+            ),
+        ),
+        (
+            "flat top 3",
+            with(
+                &start,
+                &json!({ "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true }),
+            ),
+        ),
+        (
+            "flat in base64",
+            with(
+                &start,
+                &json!({
+                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_top_logprobs_b64": true,
+                }),
+            ),
+        ),
+        (
+            FLAT_OUTPUT,
+            with(
+                &start,
+                &json!({
+                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_output_top_logprobs": true,
+                }),
+            ),
+        ),
+        (
+            "asked for with false",
+            json!({ "return_logprob": false, "logprob_start_len": 0 }),
+        ),
     ]
 }
 
@@ -85,7 +143,16 @@ fn options_by_form(material: &Material) -> Vec<Case> {
     for form in forms(material) {
         for (option, more) in options(form.shortest) {
             for stream in [false, true] {
-                cases.push(case(format!("{}: {option}", form.name), &form.body, stream, &more));
+                let case = case(
+                    format!("{}: {option}", form.name),
+                    &form.body,
+                    stream,
+                    &more,
+                );
+                cases.push(match (option, stream) {
+                    (FLAT_OUTPUT, true) => case.status(400),
+                    _ => case,
+                });
             }
         }
     }
@@ -96,20 +163,36 @@ fn options_by_length(material: &Material) -> Vec<Case> {
     let [one, _, long, longest] = &material.texts;
     let options = [
         ("no logprobs", json!({})),
-        ("start 0", json!({ "return_logprob": true, "logprob_start_len": 0 })),
-        ("top 5 with texts", json!({
-            "return_logprob": true, "logprob_start_len": 0, "top_logprobs_num": 5,
-            "return_text_in_logprobs": true,
-        })),
+        (
+            "start 0",
+            json!({ "return_logprob": true, "logprob_start_len": 0 }),
+        ),
+        (
+            "top 5 with texts",
+            json!({
+                "return_logprob": true, "logprob_start_len": 0, "top_logprobs_num": 5,
+                "return_text_in_logprobs": true,
+            }),
+        ),
     ];
     let mut cases = Vec::new();
     for Text { name, text, tokens } in [one, long, longest] {
         for (option, more) in &options {
             for stream in [false, true] {
                 let text = json!({ "text": text });
-                cases.push(case(format!("{name} as text: {option}"), &text, stream, more));
+                cases.push(case(
+                    format!("{name} as text: {option}"),
+                    &text,
+                    stream,
+                    more,
+                ));
                 let list = json!({ "input_ids": ids(*tokens, 7) });
-                cases.push(case(format!("{name} as ids: {option}"), &list, stream, more));
+                cases.push(case(
+                    format!("{name} as ids: {option}"),
+                    &list,
+                    stream,
+                    more,
+                ));
             }
         }
     }
@@ -126,7 +209,12 @@ fn lengths_of_answers(material: &Material) -> Vec<Case> {
         for (option, more) in [("no logprobs", json!({})), ("logprobs", logprobs.clone())] {
             for stream in [false, true] {
                 let more = with(&more, &json!({ "sampling_params": greedy(tokens) }));
-                cases.push(case(format!("{tokens} new tokens: {option}"), &text, stream, &more));
+                cases.push(case(
+                    format!("{tokens} new tokens: {option}"),
+                    &text,
+                    stream,
+                    &more,
+                ));
             }
         }
     }
@@ -138,17 +226,50 @@ fn lists_per_item(material: &Material) -> Vec<Case> {
     let texts = json!({ "text": ["the first of them", material.few().text, "and the last"] });
     let start = json!({ "return_logprob": true, "logprob_start_len": 0 });
     let lists = [
-        ("return_logprob", json!({ "return_logprob": [true, false, true], "logprob_start_len": 0 })),
-        ("return_logprob of none", json!({ "return_logprob": [false, false, false], "logprob_start_len": 0 })),
-        ("logprob_start_len", json!({ "return_logprob": true, "logprob_start_len": [0, -1, 2] })),
-        ("top_logprobs_num", with(&start, &json!({ "top_logprobs_num": [2, 0, 1] }))),
-        ("token_ids_logprob", with(&start, &json!({ "token_ids_logprob": [[5, 6], [700], [8, 9, 10]] }))),
-        ("all", json!({
-            "return_logprob": [true, false, true], "logprob_start_len": [1, -1, -1],
-            "top_logprobs_num": [3, 0, 1], "token_ids_logprob": [[5], [6], [7]],
-        })),
-        ("sampling_params", with(&start, &json!({ "sampling_params": [greedy(1), greedy(9), greedy(4)] }))),
-        ("rid", with(&start, &json!({ "rid": ["conformance-a", "conformance-b", "conformance-c"] }))),
+        (
+            "return_logprob",
+            json!({ "return_logprob": [true, false, true], "logprob_start_len": 0 }),
+        ),
+        (
+            "return_logprob of none",
+            json!({ "return_logprob": [false, false, false], "logprob_start_len": 0 }),
+        ),
+        (
+            "logprob_start_len",
+            json!({ "return_logprob": true, "logprob_start_len": [0, -1, 2] }),
+        ),
+        (
+            "top_logprobs_num",
+            with(&start, &json!({ "top_logprobs_num": [2, 0, 1] })),
+        ),
+        (
+            "token_ids_logprob",
+            with(
+                &start,
+                &json!({ "token_ids_logprob": [[5, 6], [700], [8, 9, 10]] }),
+            ),
+        ),
+        (
+            "all",
+            json!({
+                "return_logprob": [true, false, true], "logprob_start_len": [1, -1, -1],
+                "top_logprobs_num": [3, 0, 1], "token_ids_logprob": [[5], [6], [7]],
+            }),
+        ),
+        (
+            "sampling_params",
+            with(
+                &start,
+                &json!({ "sampling_params": [greedy(1), greedy(9), greedy(4)] }),
+            ),
+        ),
+        (
+            "rid",
+            with(
+                &start,
+                &json!({ "rid": ["conformance-a", "conformance-b", "conformance-c"] }),
+            ),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, more) in lists {
@@ -166,16 +287,31 @@ fn parameters(material: &Material) -> Vec<Case> {
     let sampling = |more: Value| json!({ "sampling_params": with(&greedy(16), &more) });
     let parameters = [
         ("a stop string", sampling(json!({ "stop": ["e", "o"] }))),
-        ("a stop string with logprobs", with(&logprobs, &sampling(json!({ "stop": "e" })))),
-        ("stop token ids", sampling(json!({ "stop_token_ids": ids(400, 3) }))),
+        (
+            "a stop string with logprobs",
+            with(&logprobs, &sampling(json!({ "stop": "e" }))),
+        ),
+        (
+            "stop token ids",
+            sampling(json!({ "stop_token_ids": ids(400, 3) })),
+        ),
         ("ignore_eos", sampling(json!({ "ignore_eos": true }))),
         ("min_new_tokens", sampling(json!({ "min_new_tokens": 4 }))),
         ("a penalty", sampling(json!({ "frequency_penalty": 0.5 }))),
-        ("skip_special_tokens off", sampling(json!({ "skip_special_tokens": false }))),
-        ("a rid", with(&logprobs, &json!({ "rid": "conformance-one" }))),
+        (
+            "skip_special_tokens off",
+            sampling(json!({ "skip_special_tokens": false })),
+        ),
+        (
+            "a rid",
+            with(&logprobs, &json!({ "rid": "conformance-one" })),
+        ),
         ("n of one", sampling(json!({ "n": 1 }))),
         ("text and ids", json!({ "input_ids": [50, 51, 52] })),
-        ("nulls", json!({ "input_ids": null, "rid": null, "return_logprob": null, "image_data": null })),
+        (
+            "nulls",
+            json!({ "input_ids": null, "rid": null, "return_logprob": null, "image_data": null }),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, more) in parameters {
@@ -183,10 +319,18 @@ fn parameters(material: &Material) -> Vec<Case> {
             cases.push(case(name, &text, stream, &more));
         }
     }
-    let grammar = with(&logprobs, &sampling(json!({ "regex": "(yes|no), (yes|no)" })));
+    let grammar = with(
+        &logprobs,
+        &sampling(json!({ "regex": "(yes|no), (yes|no)" })),
+    );
     for stream in [false, true] {
-        cases.push(case("a grammar", &text, stream, &grammar).sglang_only());
-        cases.push(case("two samples", &text, stream, &sampling(json!({ "n": 2 }))));
+        cases.push(case("a grammar", &text, stream, &grammar));
+        cases.push(case(
+            "two samples",
+            &text,
+            stream,
+            &sampling(json!({ "n": 2 })),
+        ));
         cases.push(case("by PUT", &text, stream, &logprobs).method(Method::PUT));
         cases.push(case("in a warm cache", &text, stream, &logprobs).times(2));
         cases.push(case("no logprobs in a warm cache", &text, stream, &json!({})).times(2));
@@ -201,26 +345,66 @@ fn spellings(material: &Material) -> Vec<Case> {
     let logprobs = r#""return_logprob":true,"logprob_start_len":0"#;
     let quoted = json!(few).to_string();
     let bodies = [
-        ("an unknown field", format!(r#"{{"text":{quoted},"no_such_field":[{{"a":"}}]"}}],{sampling}}}"#)),
-        ("a repeated field", format!(r#"{{"text":"not this one","text":{quoted},{sampling}}}"#)),
-        ("a repeated flag", format!(r#"{{"return_logprob":false,"text":{quoted},{logprobs},{sampling}}}"#)),
-        ("a client's bootstrap fields", format!(
-            r#"{{"bootstrap_host":"192.0.2.1","bootstrap_port":1,"text":{quoted},"bootstrap_room":0,{sampling}}}"#
-        )),
-        ("a client's bootstrap lists", format!(
-            r#"{{"text":[{quoted},"b"],{sampling},"bootstrap_room":[1,1],"bootstrap_host":["2.2.2.2","2.2.2.2"]}}"#
-        )),
-        ("an escaped bootstrap field", format!(
-            r#"{{"text":{quoted},{sampling},"boot\u0073trap_host":"192.0.2.1"}}"#
-        )),
-        ("an escaped name", format!(r#"{{"t\u0065xt":{quoted},"return\u005flogprob":true,"logprob_start_len":0,{sampling}}}"#)),
-        ("escapes", format!(r#"{{"text":"a\"b\\c\/d\n\t\u00e9\ud83d\ude00 \u0000 data: [DONE]\n\n",{logprobs},{sampling}}}"#)),
-        ("unicode", format!(r#"{{"text":"é 語 😀 {{ }} [ ] \u2028","return_text_in_logprobs":true,{logprobs},{sampling}}}"#)),
-        ("white space", format!(" \r\n{{ \"text\" :\t{quoted} ,\n {logprobs} , {sampling}\n}} \n\n")),
-        ("the flag last", format!(r#"{{{sampling},"text":{quoted},"stream":true}}"#)),
-        ("nested objects", format!(
-            r#"{{"text":{quoted},"custom":{{"stream":true,"text":["a","b"],"bootstrap_room":5}},{sampling}}}"#
-        )),
+        (
+            "an unknown field",
+            format!(r#"{{"text":{quoted},"no_such_field":[{{"a":"}}]"}}],{sampling}}}"#),
+        ),
+        (
+            "a repeated field",
+            format!(r#"{{"text":"not this one","text":{quoted},{sampling}}}"#),
+        ),
+        (
+            "a repeated flag",
+            format!(r#"{{"return_logprob":false,"text":{quoted},{logprobs},{sampling}}}"#),
+        ),
+        (
+            "a client's bootstrap fields",
+            format!(
+                r#"{{"bootstrap_host":"192.0.2.1","bootstrap_port":1,"text":{quoted},"bootstrap_room":0,{sampling}}}"#
+            ),
+        ),
+        (
+            "a client's bootstrap lists",
+            format!(
+                r#"{{"text":[{quoted},"b"],{sampling},"bootstrap_room":[1,1],"bootstrap_host":["2.2.2.2","2.2.2.2"]}}"#
+            ),
+        ),
+        (
+            "an escaped bootstrap field",
+            format!(r#"{{"text":{quoted},{sampling},"boot\u0073trap_host":"192.0.2.1"}}"#),
+        ),
+        (
+            "an escaped name",
+            format!(
+                r#"{{"t\u0065xt":{quoted},"return\u005flogprob":true,"logprob_start_len":0,{sampling}}}"#
+            ),
+        ),
+        (
+            "escapes",
+            format!(
+                r#"{{"text":"a\"b\\c\/d\n\t\u00e9\ud83d\ude00 \u0000 data: [DONE]\n\n",{logprobs},{sampling}}}"#
+            ),
+        ),
+        (
+            "unicode",
+            format!(
+                r#"{{"text":"é 語 😀 {{ }} [ ] \u2028","return_text_in_logprobs":true,{logprobs},{sampling}}}"#
+            ),
+        ),
+        (
+            "white space",
+            format!(" \r\n{{ \"text\" :\t{quoted} ,\n {logprobs} , {sampling}\n}} \n\n"),
+        ),
+        (
+            "the flag last",
+            format!(r#"{{{sampling},"text":{quoted},"stream":true}}"#),
+        ),
+        (
+            "nested objects",
+            format!(
+                r#"{{"text":{quoted},"custom":{{"stream":true,"text":["a","b"],"bootstrap_room":5}},{sampling}}}"#
+            ),
+        ),
     ];
     let mut cases: Vec<Case> = bodies
         .into_iter()

@@ -50,7 +50,9 @@ impl Case {
         let wants = body["return_logprob"] == json!(true);
         Case {
             leeway,
-            starts_at: starts_at.filter(|_| wants).and_then(|at| usize::try_from(at).ok()),
+            starts_at: starts_at
+                .filter(|_| wants)
+                .and_then(|at| usize::try_from(at).ok()),
             ..Case::raw(name, path, body.to_string())
         }
     }
@@ -152,7 +154,9 @@ pub(crate) fn all(material: &Material) -> Vec<Case> {
 
 /// Token ids that any vocabulary has, without the special ones at its start.
 fn ids(count: usize, seed: usize) -> Vec<usize> {
-    (0..count).map(|at| 20 + (at * 37 + seed * 101) % 1900).collect()
+    (0..count)
+        .map(|at| 20 + (at * 37 + seed * 101) % 1900)
+        .collect()
 }
 
 /// `base` with the members of `more` over it.

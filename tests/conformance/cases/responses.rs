@@ -12,15 +12,27 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
     let base = json!({ "model": material.model, "temperature": 0, "max_output_tokens": FEW });
     let options = [
         ("a text", json!({ "input": "Hello there" })),
-        ("messages", json!({ "input": [
+        (
+            "messages",
+            json!({ "input": [
             { "role": "user", "content": "What is one and one?" },
             { "role": "assistant", "content": "Two" },
             { "role": "user", "content": "And two and two?" },
-        ] })),
-        ("instructions", json!({ "input": "Hello there", "instructions": "Be brief." })),
+        ] }),
+        ),
+        (
+            "instructions",
+            json!({ "input": "Hello there", "instructions": "Be brief." }),
+        ),
         ("unicode", json!({ "input": "é 語 😀 \"quoted\" \\" })),
-        ("32 tokens", json!({ "input": "Hello there", "max_output_tokens": 32 })),
-        ("metadata", json!({ "input": "Hello there", "metadata": { "a": "b" }, "user": "somebody" })),
+        (
+            "32 tokens",
+            json!({ "input": "Hello there", "max_output_tokens": 32 }),
+        ),
+        (
+            "metadata",
+            json!({ "input": "Hello there", "metadata": { "a": "b" }, "user": "somebody" }),
+        ),
     ];
     let mut cases = Vec::new();
     for (name, more) in options {

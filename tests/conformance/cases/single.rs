@@ -20,7 +20,13 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         cases.push(Case::post("texts", &format!("{prefix}/tokenize"), &texts).sglang_only());
         cases.push(Case::post("ids", &format!("{prefix}/detokenize"), &tokens));
     }
-    for path in ["/model_info", "/get_model_info", "/server_info", "/get_server_info", "/health"] {
+    for path in [
+        "/model_info",
+        "/get_model_info",
+        "/server_info",
+        "/get_server_info",
+        "/health",
+    ] {
         cases.push(Case::get(path));
     }
     cases

@@ -29,6 +29,25 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         cases.push(case("Expect: 100-continue").framing(Framing::Expect));
         cases.push(case("three on one connection").times(3));
     }
+    for (name, body) in [
+        ("no JSON", r#"{"text":"#),
+        (
+            "whole, a negative temperature",
+            r#"{"text":"a","sampling_params":{"temperature":-1}}"#,
+        ),
+        (
+            "stream, a negative temperature",
+            r#"{"text":"a","stream":true,"sampling_params":{"temperature":-1}}"#,
+        ),
+    ] {
+        let case = |how: &str| Case::raw(format!("refused, {name}, {how}"), "/generate", body);
+        cases.push(case("a chunked body").framing(Framing::Chunked).status(400));
+        cases.push(
+            case("Expect: 100-continue")
+                .framing(Framing::Expect)
+                .status(400),
+        );
+    }
     cases.push(charset(Case::post("whole, a charset", "/generate", &text)));
     cases
 }
