@@ -100,10 +100,14 @@ fn quoted_fields(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
 }
 
 fn role_of_the_worker(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let mode = "disaggregation_mode";
     let mut as_ordinary = mini_lb.clone();
-    as_ordinary["body"]["disaggregation_mode"] = ordinary["body"]["disaggregation_mode"].clone();
+    let answered = match as_ordinary["body"].get_mut(mode) {
+        Some(shown) => std::mem::replace(shown, ordinary["body"][mode].clone()),
+        None => return false,
+    };
     case.request.path.ends_with("model_info")
-        && mini_lb["body"]["disaggregation_mode"] == "prefill"
+        && answered == "prefill"
         && differences(ordinary, &as_ordinary, case.leeway).is_empty()
 }
 

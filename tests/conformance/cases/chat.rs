@@ -11,7 +11,7 @@ const PATH: &str = "/v1/chat/completions";
 pub(super) fn cases(material: &Material) -> Vec<Case> {
     let base = json!({ "model": material.model, "temperature": 0, "max_tokens": FEW });
     let mut cases = Vec::new();
-    for (name, more) in options(material) {
+    for (name, more) in [options(), conversations(material)].concat() {
         for stream in [false, true] {
             let body = with(&with(&base, &json!({ "stream": stream })), &more);
             cases.push(Case::post(format!("{}, {name}", way(stream)), PATH, &body));
@@ -53,7 +53,7 @@ fn said(role: &str, content: &str) -> Value {
     json!([{ "role": role, "content": content }])
 }
 
-fn options(material: &Material) -> Vec<(&'static str, Value)> {
+fn options() -> Vec<(&'static str, Value)> {
     let messages = json!({ "messages": said("user", "Hello there") });
     let more = |more: Value| with(&messages, &more);
     vec![
@@ -95,6 +95,16 @@ fn options(material: &Material) -> Vec<(&'static str, Value)> {
             "a client's bootstrap fields",
             more(json!({ "bootstrap_host": "192.0.2.1", "bootstrap_room": 0 })),
         ),
+        ("another model", more(json!({ "model": "no-such-model" }))),
+        (
+            "text response_format",
+            more(json!({ "response_format": { "type": "text" } })),
+        ),
+    ]
+}
+
+fn conversations(material: &Material) -> Vec<(&'static str, Value)> {
+    vec![
         (
             "system and turns",
             json!({ "messages": [
@@ -117,11 +127,6 @@ fn options(material: &Material) -> Vec<(&'static str, Value)> {
         (
             "a long prompt",
             json!({ "messages": said("user", &material.texts[3].text), "logprobs": true }),
-        ),
-        ("another model", more(json!({ "model": "no-such-model" }))),
-        (
-            "text response_format",
-            more(json!({ "response_format": { "type": "text" } })),
         ),
     ]
 }

@@ -65,6 +65,38 @@ fn forms(material: &Material) -> [Form; 6] {
     ]
 }
 
+/// The same rows as arrays of numbers.
+fn flat_options() -> Vec<(&'static str, Value)> {
+    let start = json!({ "return_logprob": true, "logprob_start_len": 0 });
+    vec![
+        (
+            "flat top 3",
+            with(
+                &start,
+                &json!({ "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true }),
+            ),
+        ),
+        (
+            "flat in base64",
+            with(
+                &start,
+                &json!({
+                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_top_logprobs_b64": true,
+                }),
+            ),
+        ),
+        (
+            FLAT_OUTPUT,
+            with(
+                &start,
+                &json!({
+                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_output_top_logprobs": true,
+                }),
+            ),
+        ),
+    ]
+}
+
 fn options(shortest: usize) -> Vec<(&'static str, Value)> {
     let from = |start: usize| json!({ "return_logprob": true, "logprob_start_len": start });
     let start = from(0);
@@ -101,31 +133,6 @@ fn options(shortest: usize) -> Vec<(&'static str, Value)> {
             ),
         ),
         (
-            "flat top 3",
-            with(
-                &start,
-                &json!({ "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true }),
-            ),
-        ),
-        (
-            "flat in base64",
-            with(
-                &start,
-                &json!({
-                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_top_logprobs_b64": true,
-                }),
-            ),
-        ),
-        (
-            FLAT_OUTPUT,
-            with(
-                &start,
-                &json!({
-                    "top_logprobs_num": 3, "return_flat_raw_top_logprobs": true, "return_flat_raw_output_top_logprobs": true,
-                }),
-            ),
-        ),
-        (
             "asked for with false",
             json!({ "return_logprob": false, "logprob_start_len": 0 }),
         ),
@@ -141,7 +148,7 @@ fn case(name: impl Into<String>, body: &Value, stream: bool, more: &Value) -> Ca
 fn options_by_form(material: &Material) -> Vec<Case> {
     let mut cases = Vec::new();
     for form in forms(material) {
-        for (option, more) in options(form.shortest) {
+        for (option, more) in [options(form.shortest), flat_options()].concat() {
             for stream in [false, true] {
                 let case = case(
                     format!("{}: {option}", form.name),
@@ -338,80 +345,66 @@ fn parameters(material: &Material) -> Vec<Case> {
     cases
 }
 
-/// Bodies of which the bytes matter.
+/// Bodies of which the bytes matter. `$T` stands for a text in quotes, `$S` and `$L` for the members that
+/// most of them have.
+const SPELLINGS: [(&str, &str); 12] = [
+    (
+        "an unknown field",
+        r#"{"text":$T,"no_such_field":[{"a":"}]"}],$S}"#,
+    ),
+    (
+        "a repeated field",
+        r#"{"text":"not this one","text":$T,$S}"#,
+    ),
+    (
+        "a repeated flag",
+        r#"{"return_logprob":false,"text":$T,$L,$S}"#,
+    ),
+    (
+        "a client's bootstrap fields",
+        r#"{"bootstrap_host":"192.0.2.1","bootstrap_port":1,"text":$T,"bootstrap_room":0,$S}"#,
+    ),
+    (
+        "a client's bootstrap lists",
+        r#"{"text":[$T,"b"],$S,"bootstrap_room":[1,1],"bootstrap_host":["2.2.2.2","2.2.2.2"]}"#,
+    ),
+    (
+        "an escaped bootstrap field",
+        r#"{"text":$T,$S,"boot\u0073trap_host":"192.0.2.1"}"#,
+    ),
+    (
+        "an escaped name",
+        r#"{"t\u0065xt":$T,"return\u005flogprob":true,"logprob_start_len":0,$S}"#,
+    ),
+    (
+        "escapes",
+        r#"{"text":"a\"b\\c\/d\n\t\u00e9\ud83d\ude00 \u0000 data: [DONE]\n\n",$L,$S}"#,
+    ),
+    (
+        "unicode",
+        r#"{"text":"é 語 😀 { } [ ] \u2028","return_text_in_logprobs":true,$L,$S}"#,
+    ),
+    ("white space", " \r\n{ \"text\" :\t$T ,\n $L , $S\n} \n\n"),
+    ("the flag last", r#"{$S,"text":$T,"stream":true}"#),
+    (
+        "nested objects",
+        r#"{"text":$T,"custom":{"stream":true,"text":["a","b"],"bootstrap_room":5},$S}"#,
+    ),
+];
+
 fn spellings(material: &Material) -> Vec<Case> {
-    let few = &material.few().text;
-    let sampling = r#""sampling_params":{"temperature":0,"max_new_tokens":8}"#;
-    let logprobs = r#""return_logprob":true,"logprob_start_len":0"#;
-    let quoted = json!(few).to_string();
-    let bodies = [
-        (
-            "an unknown field",
-            format!(r#"{{"text":{quoted},"no_such_field":[{{"a":"}}]"}}],{sampling}}}"#),
-        ),
-        (
-            "a repeated field",
-            format!(r#"{{"text":"not this one","text":{quoted},{sampling}}}"#),
-        ),
-        (
-            "a repeated flag",
-            format!(r#"{{"return_logprob":false,"text":{quoted},{logprobs},{sampling}}}"#),
-        ),
-        (
-            "a client's bootstrap fields",
-            format!(
-                r#"{{"bootstrap_host":"192.0.2.1","bootstrap_port":1,"text":{quoted},"bootstrap_room":0,{sampling}}}"#
-            ),
-        ),
-        (
-            "a client's bootstrap lists",
-            format!(
-                r#"{{"text":[{quoted},"b"],{sampling},"bootstrap_room":[1,1],"bootstrap_host":["2.2.2.2","2.2.2.2"]}}"#
-            ),
-        ),
-        (
-            "an escaped bootstrap field",
-            format!(r#"{{"text":{quoted},{sampling},"boot\u0073trap_host":"192.0.2.1"}}"#),
-        ),
-        (
-            "an escaped name",
-            format!(
-                r#"{{"t\u0065xt":{quoted},"return\u005flogprob":true,"logprob_start_len":0,{sampling}}}"#
-            ),
-        ),
-        (
-            "escapes",
-            format!(
-                r#"{{"text":"a\"b\\c\/d\n\t\u00e9\ud83d\ude00 \u0000 data: [DONE]\n\n",{logprobs},{sampling}}}"#
-            ),
-        ),
-        (
-            "unicode",
-            format!(
-                r#"{{"text":"é 語 😀 {{ }} [ ] \u2028","return_text_in_logprobs":true,{logprobs},{sampling}}}"#
-            ),
-        ),
-        (
-            "white space",
-            format!(" \r\n{{ \"text\" :\t{quoted} ,\n {logprobs} , {sampling}\n}} \n\n"),
-        ),
-        (
-            "the flag last",
-            format!(r#"{{{sampling},"text":{quoted},"stream":true}}"#),
-        ),
-        (
-            "nested objects",
-            format!(
-                r#"{{"text":{quoted},"custom":{{"stream":true,"text":["a","b"],"bootstrap_room":5}},{sampling}}}"#
-            ),
-        ),
-    ];
-    let mut cases: Vec<Case> = bodies
-        .into_iter()
-        .map(|(name, body)| Case::raw(format!("spelled with {name}"), PATH, body))
-        .collect();
-    for case in &mut cases {
-        case.leeway.batch = case.name.ends_with("lists");
-    }
-    cases
+    let quoted = json!(material.few().text).to_string();
+    let case = |(name, template): (&str, &str)| {
+        let body = template
+            .replace(
+                "$S",
+                r#""sampling_params":{"temperature":0,"max_new_tokens":8}"#,
+            )
+            .replace("$L", r#""return_logprob":true,"logprob_start_len":0"#)
+            .replace("$T", &quoted);
+        let mut case = Case::raw(format!("spelled with {name}"), PATH, body);
+        case.leeway.batch = name.ends_with("lists");
+        case
+    };
+    SPELLINGS.into_iter().map(case).collect()
 }
