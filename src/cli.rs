@@ -183,6 +183,10 @@ fn setting_arg(setting: &Setting) -> Arg {
     match setting.kind {
         // The last one wins, as with argparse.
         Kind::Text | Kind::Number => arg.overrides_with(setting.key).allow_negative_numbers(true),
+        Kind::Switch => arg
+            .value_names([] as [&str; 0])
+            .action(ArgAction::SetTrue)
+            .overrides_with(setting.key),
         // One token too many is said to be one too many; clap would take it for a subcommand.
         Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
     }
@@ -219,6 +223,8 @@ fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
                     draft.set(setting, value, place);
                 }
             }
+            Kind::Switch if matches.get_flag(setting.key) => draft.set(setting, "true", place),
+            Kind::Switch => {}
             Kind::Workers(role) => {
                 let occurrences = matches.get_occurrences::<String>(setting.key);
                 for tokens in occurrences.into_iter().flatten() {
@@ -349,12 +355,17 @@ mod tests {
                 "policy" => "random",
                 "log_level" => "warn",
                 "worker_api_key_file" => key_file.path().to_str().unwrap(),
+                "health_check_endpoint" => "/health_generate",
+                _ if setting.kind == Kind::Switch => "true",
                 _ => "7",
             };
             let yaml = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(yaml.path(), format!("{}: {value:?}\n", setting.key)).unwrap();
+            std::fs::write(yaml.path(), format!("{}: {value}\n", setting.key)).unwrap();
             let conf = ["--conf".to_owned(), yaml.path().display().to_string()];
-            let flag = [format!("--{}", setting.flag()), value.to_owned()];
+            let mut flag = vec![format!("--{}", setting.flag())];
+            if setting.kind != Kind::Switch {
+                flag.push(value.to_owned());
+            }
             let unset = |_: &str| None;
             let set = |name: &str| (name == setting.variable()).then(|| value.into());
 

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use mini_lb::sim::cli::{DemoArgs, demo_workers};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// No single answer of a simulated worker takes as long.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
@@ -13,6 +14,8 @@ const REQUEST_TIMEOUT_SECS: u64 = 60;
 /// # Errors
 /// A port is taken, or stdout is closed.
 pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
+    // Before anything is printed: whoever reads it may stop the demo at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let model = args.knobs.served_model_name.clone();
     let (prefills, decodes) = demo_workers(args.prefills, args.decodes, args.knobs.into()).await?;
     let balancer = MiniLoadBalancer::new(MiniLbConfig::new(
@@ -43,7 +46,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
             to_paste(&address.to_string(), &model)
         );
     }
-    tokio::signal::ctrl_c().await?;
+    interrupt.recv().await;
     handle.stop();
     for worker in prefills.into_iter().chain(decodes) {
         worker.stop().await;

@@ -121,8 +121,6 @@ pub(crate) enum Failure {
     ConnectTimeout,
     /// The connection ended before the answer did.
     Lost(String),
-    /// The worker sent nothing for this long.
-    Silent(Duration),
     /// What the worker sent is not HTTP.
     NotHttp(String),
     /// The answer is longer than the caller takes, in bytes.
@@ -137,7 +135,6 @@ impl fmt::Display for Failure {
             Failure::Lost(why) => {
                 write!(f, "closed the connection before its answer ended ({why})")
             }
-            Failure::Silent(limit) => write!(f, "sent nothing for {} s", limit.as_secs_f64()),
             Failure::NotHttp(why) => write!(f, "sent an answer that is not HTTP ({why})"),
             Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
         }
@@ -147,8 +144,8 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Failure {
-    /// What a Pingora error on the way to or from `peer` means.
-    pub(crate) fn from_pingora(error: &Error, peer: &HttpPeer) -> Self {
+    /// What a Pingora error on the way to or from a worker means.
+    pub(crate) fn from_pingora(error: &Error) -> Self {
         let why = error.root_cause().to_string();
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
@@ -157,9 +154,6 @@ impl Failure {
             | ErrorType::ConnectError
             | ErrorType::SocketError
             | ErrorType::BindError => Failure::Unreachable(why),
-            ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-                Failure::Silent(peer.options.read_timeout.unwrap_or_default())
-            }
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
                 Failure::Lost(why)
             }
@@ -168,22 +162,11 @@ impl Failure {
     }
 }
 
-/// How long a worker may take.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// To accept a connection.
-    pub(crate) connect: Duration,
-    /// Between two reads or writes that make progress.
-    pub(crate) silence: Duration,
-}
-
-/// A peer for Pingora: one plain HTTP/1.1 address, with the time that it may take.
-pub(crate) fn peer(address: std::net::SocketAddr, patience: Patience) -> HttpPeer {
+/// A peer for Pingora: one plain HTTP/1.1 address. How long a connected worker may take is its caller's to say.
+pub(crate) fn peer(address: std::net::SocketAddr, connect_timeout: Duration) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
-    peer.options.connection_timeout = Some(patience.connect);
-    peer.options.total_connection_timeout = Some(patience.connect);
-    peer.options.read_timeout = Some(patience.silence);
-    peer.options.write_timeout = Some(patience.silence);
+    peer.options.connection_timeout = Some(connect_timeout);
+    peer.options.total_connection_timeout = Some(connect_timeout);
     peer.options.idle_timeout = Some(POOL_IDLE);
     peer
 }
@@ -220,7 +203,7 @@ impl Client {
                 .connector
                 .get_http_session(peer)
                 .await
-                .map_err(|error| Failure::from_pingora(&error, peer))?;
+                .map_err(|error| Failure::from_pingora(&error))?;
             let mut reply = Reply {
                 client: self,
                 peer: peer.clone(),
@@ -296,7 +279,7 @@ impl Reply<'_> {
         let chunk = session
             .read_response_body()
             .await
-            .map_err(|error| Failure::from_pingora(&error, &self.peer))?;
+            .map_err(|error| Failure::from_pingora(&error))?;
         if chunk.is_none()
             && let Some(session) = self.session.take()
         {
@@ -335,8 +318,6 @@ impl Reply<'_> {
         let Some(session) = self.session.as_mut() else {
             return Err(Failure::Lost("no connection".into()));
         };
-        session.set_read_timeout(self.peer.options.read_timeout);
-        session.set_write_timeout(self.peer.options.write_timeout);
         let written = async {
             session.write_request_header(Box::new(head.clone())).await?;
             if !body.is_empty() {
@@ -355,9 +336,7 @@ impl Reply<'_> {
         };
         match (written, answered) {
             (_, Ok(())) => Ok(()),
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => {
-                Err(Failure::from_pingora(&error, &self.peer))
-            }
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Failure::from_pingora(&error)),
         }
     }
 }
@@ -392,11 +371,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_closed_before_uvicorn_closes_it() {
-        let patience = Patience {
-            connect: Duration::from_secs(1),
-            silence: Duration::from_secs(1),
-        };
-        let peer = peer(([127, 0, 0, 1], 1).into(), patience);
+        let peer = peer(([127, 0, 0, 1], 1).into(), Duration::from_secs(1));
         assert!(
             peer.options
                 .idle_timeout

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::HeaderValue;
@@ -22,12 +22,12 @@ use pingora_proxy::{HttpProxy, http_proxy_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, Listen, MiniLbConfig, Policy, WorkerSpec};
-use crate::fleet::{Fleet, LiveRooms, Random, Role, Worker};
-use crate::net::{Client, Patience, peer};
-use crate::ops::Ops;
+use crate::config::{Breaker, Config, ConfigError, Listen, MiniLbConfig, Policy, WorkerSpec};
+use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, WorkerId};
+use crate::net::{Client, peer};
+use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Inflight, Proxy};
+use crate::proxy::{Aborter, Inflight, Limits, Proxy};
 
 /// Without a configured grace period, live streams get this long after SIGTERM.
 /// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
@@ -102,11 +102,16 @@ impl std::error::Error for StartError {
 /// # Errors
 /// [`StartError`]: nothing was started then.
 pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
-    let address = config.listen.to_string();
-    let socket = match options.upgrade {
-        true => None, // the predecessor hands it over
-        false => Some(bind(&config.listen)?),
-    };
+    let mut address = config.listen.to_string();
+    let mut socket = None;
+    // With an upgrade the predecessor hands its socket over.
+    if !options.upgrade {
+        let bound = bind(&config.listen)?;
+        if config.listen.port == 0 {
+            address = local_address(&bound, &config.listen)?.to_string();
+        }
+        socket = Some(bound);
+    }
     let grace = config
         .server
         .grace_period_seconds
@@ -123,7 +128,13 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         server_conf,
     );
     server.bootstrap();
-    server.add_service(Entrance::new(assembled.service, address, socket, closed));
+    server.add_service(Entrance::new(
+        assembled.service,
+        assembled.probe,
+        address,
+        socket,
+        closed,
+    ));
     server.run(RunArgs {
         shutdown_signal: Box::new(Signals {
             closing,
@@ -216,10 +227,7 @@ impl MiniLoadBalancer {
     /// [`StartError`]: nothing is listened on then.
     pub async fn start(self) -> Result<(), StartError> {
         let socket = bind(&self.config.listen)?;
-        let address = socket.local_addr().map_err(|why| StartError::Listen {
-            address: self.config.listen.to_string(),
-            why,
-        })?;
+        let address = local_address(&socket, &self.config.listen)?;
         let config = self.config;
         // Looking up the workers' names blocks.
         let assembled = tokio::task::spawn_blocking(move || assemble(config))
@@ -227,6 +235,7 @@ impl MiniLoadBalancer {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let mut entrance = Entrance::new(
             assembled.service,
+            assembled.probe,
             address.to_string(),
             Some(socket),
             self.closed.clone(),
@@ -242,6 +251,7 @@ impl MiniLoadBalancer {
 struct Assembled {
     service: Service<HttpProxy<Proxy>>,
     inflight: Arc<Inflight>,
+    probe: Option<Probe>,
     conf: Arc<ServerConf>,
 }
 
@@ -249,14 +259,12 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
-    let patience = Patience {
-        connect: config.connect_timeout,
-        silence: config.request_timeout,
-    };
-    let workers = |role, specs: &[WorkerSpec]| {
+    let mut ids = (0..).map(WorkerId);
+    let mut workers = |role, specs: &[WorkerSpec]| {
         specs
             .iter()
-            .map(|spec| worker(role, spec, patience).map(Arc::new))
+            .zip(&mut ids)
+            .map(|(spec, id)| worker(id, role, spec, config.connect_timeout).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
     };
     let policy = match config.policy {
@@ -266,29 +274,72 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         workers(Role::Prefill, &config.prefill)?,
         workers(Role::Decode, &config.decode)?,
         policy,
+        breaker_limits(config.faults.breaker.as_ref()),
     ));
     let mut conf = config.server;
-    // Each attempt of Pingora's is a pooled connection that the worker had closed.
-    conf.max_retries = crate::net::STALE_ATTEMPTS;
+    // An attempt of Pingora's is one of ours, or a pooled connection that the worker had closed.
+    conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf));
     let inflight = Arc::new(Inflight::default());
-    let proxy = Proxy {
+    let faults = config.faults;
+    let probe = faults.probes.map(|probes| Probe {
         fleet: fleet.clone(),
-        rooms: Arc::new(LiveRooms::default()),
         client: client.clone(),
-        side_door: Arc::new(Ops::new(fleet, client, config.max_body_bytes)),
-        max_body_bytes: config.max_body_bytes,
+        interval: probes.interval,
+        timeout: probes.timeout,
+        path: probes.path,
+    });
+    let proxy = Proxy {
+        rooms: Arc::new(LiveRooms::default()),
+        aborter: Arc::new(Aborter::new(client.clone(), faults.abort_requests)),
+        budget: RetryBudget::new(Instant::now()).into(),
+        side_door: Arc::new(Ops::new(
+            fleet.clone(),
+            client.clone(),
+            config.max_body_bytes,
+        )),
+        fleet,
+        client,
         inflight: inflight.clone(),
+        limits: Limits {
+            max_body_bytes: config.max_body_bytes,
+            attempts: faults.retries + 1,
+            first_token: faults.first_token_timeout,
+            silence: faults.stream_idle_timeout,
+            request: faults.request_timeout,
+            stream: faults.stream_timeout,
+        },
     };
     Ok(Assembled {
         service: http_proxy_service(&conf, proxy),
         inflight,
+        probe,
         conf,
     })
 }
 
-fn worker(role: Role, spec: &WorkerSpec, patience: Patience) -> Result<Worker, StartError> {
+fn breaker_limits(breaker: Option<&Breaker>) -> fleet::Limits {
+    match breaker {
+        None => fleet::Limits {
+            failures: 0,
+            ..fleet::Limits::default()
+        },
+        Some(breaker) => fleet::Limits {
+            failures: breaker.failures,
+            window: breaker.window,
+            successes: breaker.successes,
+            pause: breaker.pause,
+        },
+    }
+}
+
+fn worker(
+    id: WorkerId,
+    role: Role,
+    spec: &WorkerSpec,
+    connect_timeout: Duration,
+) -> Result<Worker, StartError> {
     let url = spec.url.to_string();
     let address =
         resolve(spec.url.host(), spec.url.port()).map_err(|why| StartError::Unresolved {
@@ -316,10 +367,11 @@ fn worker(role: Role, spec: &WorkerSpec, patience: Patience) -> Result<Worker, S
         .as_ref()
         .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
     Ok(Worker::new(
+        id,
         role,
         url,
         host,
-        peer(address, patience),
+        peer(address, connect_timeout),
         bootstrap,
         authorization,
     ))
@@ -343,9 +395,17 @@ fn bind(listen: &Listen) -> Result<TcpListener, StartError> {
     Ok(socket)
 }
 
+fn local_address(socket: &TcpListener, listen: &Listen) -> Result<SocketAddr, StartError> {
+    socket.local_addr().map_err(|why| StartError::Listen {
+        address: listen.to_string(),
+        why,
+    })
+}
+
 /// Pingora's listening service with a socket that was bound before.
 struct Entrance {
     service: Service<HttpProxy<Proxy>>,
+    probe: Option<Probe>,
     address: String,
     socket: Option<TcpListener>,
     closed: watch::Receiver<bool>,
@@ -354,6 +414,7 @@ struct Entrance {
 impl Entrance {
     fn new(
         mut service: Service<HttpProxy<Proxy>>,
+        probe: Option<Probe>,
         address: String,
         socket: Option<TcpListener>,
         closed: watch::Receiver<bool>,
@@ -361,6 +422,7 @@ impl Entrance {
         service.add_tcp(&address);
         Self {
             service,
+            probe,
             address,
             socket,
             closed,
@@ -391,8 +453,21 @@ impl PingoraService for Entrance {
             stop.send_replace(true);
         });
         log::info!("listening address={}", self.address);
-        PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
-            .await;
+        let probing = async {
+            match &self.probe {
+                Some(probe) => probe.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = PingoraService::start_service(
+                &mut self.service,
+                Some(fds),
+                stopped,
+                listeners_per_fd,
+            ) => {}
+            () = probing => {}
+        }
     }
 
     fn name(&self) -> &str {

@@ -216,7 +216,7 @@ fn flag_beats_environment_beats_file_beats_default() {
 fn defaults_are_those_of_the_router_that_is_replaced() {
     let found = config("--prefill http://a:1 --decode http://b:2", &[]);
     assert_eq!(found.listen.to_string(), "0.0.0.0:30000");
-    assert_eq!(found.request_timeout, Duration::from_secs(1800));
+    assert_eq!(found.faults.request_timeout, Duration::from_secs(1800));
     assert_eq!(found.connect_timeout, Duration::from_secs(2));
     assert_eq!(found.max_body_bytes, 512 << 20);
     assert_eq!(
@@ -247,8 +247,9 @@ fn command_lines_of_the_router_work_unchanged() {
         &[],
     );
     assert_eq!(found.listen.port, 8000);
-    assert_eq!(found.request_timeout, Duration::from_secs(600));
+    assert_eq!(found.faults.request_timeout, Duration::from_secs(600));
     assert_eq!(found.log_filter, "debug");
+    assert_eq!((found.faults.retries, &found.faults.breaker), (3, &None));
     assert_eq!(
         workers(&found),
         [
@@ -274,8 +275,6 @@ fn command_lines_of_the_router_work_unchanged() {
             "--request-id-headers",
             "--cors-allowed-origins",
             "--max-concurrent-requests",
-            "--retry-max-retries",
-            "--disable-circuit-breaker",
             "--policy",
         ]
     );
@@ -366,7 +365,7 @@ fn help_shows_our_flags_and_hides_those_without_effect() {
     ] {
         assert!(help.contains(shown), "{shown}\n{help}");
     }
-    for hidden in ["--retry-max-retries", "--mini-lb", "--oracle"] {
+    for hidden in ["--queue-size", "--mini-lb", "--oracle"] {
         assert!(!help.contains(hidden), "{hidden}");
     }
 }

@@ -68,7 +68,9 @@ async fn balancer_with(
     let prefill = prefill.iter().map(|url| ((*url).to_owned(), Some(8998)));
     let decode = decode.iter().map(|url| (*url).to_owned());
     let host = "127.0.0.1".to_owned();
-    let config = MiniLbConfig::new(host, 0, prefill.collect(), decode.collect(), 1800);
+    let config = MiniLbConfig::new(host, 0, prefill.collect(), decode.collect(), 1800)
+        // The workers count what they are asked.
+        .health_check_interval(None);
     let balancer = MiniLoadBalancer::new(change(config)).unwrap();
     let handle = balancer.handle();
     tokio::spawn(balancer.start());

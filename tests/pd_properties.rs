@@ -53,8 +53,10 @@ fn an_injected_body_is_the_body_outside_of_the_owned_keys() {
             &Fields {
                 bootstrap: &bootstrap,
                 rooms: &rooms,
+                rids: None,
             },
-        );
+        )
+        .body;
 
         let kept = without_owned(&body);
         let injected = std::str::from_utf8(&injected).unwrap();

@@ -453,7 +453,43 @@ async fn a_client_that_expects_100_continue_is_told_to_go_on() {
     assert_eq!(decode.request.header("expect"), None);
     prefill.answer("200 OK", "{}").await;
     decode.answer("200 OK", "{}").await;
-    assert_eq!(stage.client.answer().await.status(), 200);
+    let answer = stage.client.answer().await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.header("connection"), Some("keep-alive"));
+}
+
+#[tokio::test]
+async fn a_client_that_was_told_to_go_on_gets_the_error_and_keeps_its_connection() {
+    let mut stage = Stage::set().await;
+    for body in ["{\"text\":", "{\"n\":3,\"sampling_params\":{\"n\":2}}"] {
+        stage
+            .client
+            .send(format!(
+                "POST /generate HTTP/1.1\r\nhost: b\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            ))
+            .await;
+        assert!(stage.client.head().await.starts_with("HTTP/1.1 100"));
+        stage.client.send(body).await;
+        assert_eq!(stage.client.answer().await.status(), 400, "{body}");
+    }
+    stage
+        .client
+        .send(format!(
+            "POST /generate HTTP/1.1\r\nhost: b\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+            BODY.len()
+        ))
+        .await;
+    stage.client.head().await;
+    stage.client.send(BODY).await;
+    stage
+        .prefill
+        .request()
+        .await
+        .answer("400 Bad Request", "{\"no\":1}")
+        .await;
+    let answer = stage.client.answer().await;
+    assert_eq!((answer.status(), answer.text()), (400, "{\"no\":1}"));
 }
 
 #[tokio::test]
@@ -484,9 +520,9 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read_and_no_worker_hears_
 async fn what_cannot_be_served_is_refused_in_the_endpoints_shape_and_no_worker_hears_of_it() {
     let mut stage = Stage::set().await;
     for (path, body, code, pointer) in [
-        ("/generate", "{", "invalid_json", "/error/message"),
-        ("/generate", "[]", "invalid_json", "/error/message"),
-        ("/generate", "", "invalid_json", "/error/message"),
+        ("/generate", "{", "invalid_json", "/message"),
+        ("/generate", "[]", "invalid_json", "/message"),
+        ("/generate", "", "invalid_json", "/message"),
         (CHAT, "{\"a\":}", "invalid_json", "/message"),
         ("/v1/messages", "nul", "invalid_json", "/error/type"),
         (CHAT, "{\"n\":2}", "n_not_supported", "/message"),
@@ -494,7 +530,7 @@ async fn what_cannot_be_served_is_refused_in_the_endpoints_shape_and_no_worker_h
             "/generate",
             "{\"text\":\"a\",\"sampling_params\":{\"n\":3}}",
             "n_not_supported",
-            "/error/message",
+            "/message",
         ),
     ] {
         let mut client = stage.balancer.client().await;

@@ -96,7 +96,7 @@ impl Draft {
                 continue;
             }
             match setting.kind {
-                Kind::Text | Kind::Number => draft.set(setting, text, place),
+                Kind::Text | Kind::Number | Kind::Switch => draft.set(setting, text, place),
                 Kind::Workers(role) => {
                     let workers = workers_of_variable(&name, text, role, problems);
                     draft.workers.insert(
@@ -248,6 +248,8 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
             }
         }
     }
+    // How often Pingora tries again is not the user's: `retry_max_retries` says how often we do.
+    defaults.remove("max_retries");
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
     defaults.insert(

@@ -153,7 +153,8 @@ impl Reader<'_> {
                     },
                 );
             }
-            (Kind::Text | Kind::Number, value) => {
+            (Kind::Switch, Value::Bool(on)) => draft.set(setting, on.to_string(), place),
+            (Kind::Text | Kind::Number | Kind::Switch, value) => {
                 if let Some(text) = self.scalar(value, setting.expects, &place) {
                     draft.set(setting, text, place);
                 }

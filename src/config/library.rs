@@ -63,27 +63,55 @@ impl MiniLbConfig {
         self
     }
 
-    /// The longest that one request may take, where whole seconds are too coarse.
-    pub fn request_timeout(mut self, timeout: Duration) -> MiniLbConfig {
-        self.set(
-            &settings::REQUEST_TIMEOUT_SECS,
-            timeout.as_secs_f64().to_string(),
-        );
-        self
+    /// The longest that an answer may take that is not streamed, where whole seconds are too coarse.
+    pub fn request_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::REQUEST_TIMEOUT_SECS, timeout)
+    }
+
+    /// The longest until the first byte of a streamed answer.
+    pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)
+    }
+
+    /// The longest silence between two pieces of a streamed answer.
+    pub fn stream_idle_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::STREAM_IDLE_TIMEOUT_SECS, timeout)
+    }
+
+    /// The longest that a whole streamed answer may take; without it there is no limit.
+    pub fn stream_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::STREAM_TIMEOUT_SECS, timeout)
     }
 
     /// The longest that a connection to a worker may take to open.
-    pub fn connect_timeout(mut self, timeout: Duration) -> MiniLbConfig {
-        self.set(
-            &settings::CONNECT_TIMEOUT_SECS,
-            timeout.as_secs_f64().to_string(),
-        );
+    pub fn connect_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::CONNECT_TIMEOUT_SECS, timeout)
+    }
+
+    /// How often a request is sent to another pair, where that is safe.
+    pub fn retries(mut self, retries: u32) -> MiniLbConfig {
+        self.set(&settings::RETRY_MAX_RETRIES, retries.to_string());
         self
+    }
+
+    /// Time between two probes of a worker; `None` sends none.
+    pub fn health_check_interval(mut self, interval: Option<Duration>) -> MiniLbConfig {
+        let off = interval.is_none().to_string();
+        self.set(&settings::DISABLE_HEALTH_CHECK, off);
+        match interval {
+            Some(interval) => self.duration(&settings::HEALTH_CHECK_INTERVAL_SECS, interval),
+            None => self,
+        }
     }
 
     /// The longest request body that is accepted, in bytes.
     pub fn max_payload_size(mut self, bytes: usize) -> MiniLbConfig {
         self.set(&settings::MAX_PAYLOAD_SIZE, bytes.to_string());
+        self
+    }
+
+    fn duration(mut self, setting: &Setting, duration: Duration) -> MiniLbConfig {
+        self.set(setting, duration.as_secs_f64().to_string());
         self
     }
 
@@ -116,7 +144,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// The threads of each service; one per CPU if it is not called.
+    /// The threads of a process of its own ([`crate::run`]); one per CPU if it is not called. A
+    /// [`crate::MiniLoadBalancer`] has those of its caller's runtime.
     pub fn threads(mut self, threads: usize) -> MiniLbConfig {
         let place = Place::Library("threads".to_owned());
         self.draft.server.insert(

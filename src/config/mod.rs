@@ -44,8 +44,8 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// How a pair is chosen.
     pub policy: Policy,
-    /// The longest that one request may take, from its head to the last byte of the answer. Never zero.
-    pub request_timeout: Duration,
+    /// How long things may take, how often they are tried, and when a worker is set aside.
+    pub faults: Faults,
     /// The longest that one connection to a worker may take to open. Never zero.
     pub connect_timeout: Duration,
     /// The longest request body that is accepted, in bytes. Never zero.
@@ -128,6 +128,51 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         worker::write_authority(f, &self.host, self.port)
     }
+}
+
+/// What is done about faults. No duration is zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults {
+    /// The longest that an answer may take that is not streamed, to its last byte.
+    pub request_timeout: Duration,
+    /// The longest until the first byte of a streamed answer.
+    pub first_token_timeout: Duration,
+    /// The longest silence between two pieces of a streamed answer.
+    pub stream_idle_timeout: Duration,
+    /// The longest that a whole streamed answer may take; `None` is no limit.
+    pub stream_timeout: Option<Duration>,
+    /// How often a request is sent to another pair, where that is safe.
+    pub retries: u32,
+    /// When a worker is set aside for failures; `None` is never.
+    pub breaker: Option<Breaker>,
+    /// How workers are probed; `None` is not at all.
+    pub probes: Option<Probes>,
+    /// Whether workers are told of cancelled requests by id.
+    pub abort_requests: bool,
+}
+
+/// When a worker is set aside for failures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures within the window that set it aside.
+    pub failures: u32,
+    /// The window.
+    pub window: Duration,
+    /// How long it is set aside.
+    pub pause: Duration,
+    /// Successes that bring it back.
+    pub successes: u32,
+}
+
+/// How workers are probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probes {
+    /// Between two probes of a worker.
+    pub interval: Duration,
+    /// The longest that one may take.
+    pub timeout: Duration,
+    /// The path that is asked for.
+    pub path: String,
 }
 
 /// How the pair that serves a request is chosen.

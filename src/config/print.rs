@@ -19,13 +19,13 @@ impl fmt::Display for Effective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for setting in SETTINGS {
             match setting.kind {
-                Kind::Text | Kind::Number => {
+                Kind::Text | Kind::Number | Kind::Switch => {
                     let Some(given) = self.0.scalars.get(setting.key) else {
                         writeln!(f, "{}: null  # {}", setting.key, Origin(&Place::Default))?;
                         continue;
                     };
                     let value = match setting.kind {
-                        Kind::Number => given.value.clone(),
+                        Kind::Number | Kind::Switch => given.value.clone(),
                         _ => inline(&Value::from(given.value.as_str())),
                     };
                     writeln!(f, "{}: {value}  # {}", setting.key, Origin(&given.place))?;

@@ -15,8 +15,8 @@ use super::draft::{Draft, Given, WorkerDraft, server_conf};
 use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
 use super::worker::{bracketed, nonzero_port, parse_host};
 use super::{
-    BootstrapSpec, Config, ConfigError, Fault, Listen, Place, Policy, Problem, Role, Secret,
-    WorkerSpec, WorkerUrl,
+    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Listen, Place, Policy, Probes,
+    Problem, Role, Secret, WorkerSpec, WorkerUrl,
 };
 
 /// Resolves a draft that has the defaults in it.
@@ -38,7 +38,7 @@ pub(crate) fn resolve(
     let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
         text.parse().ok().filter(|n| *n > 0)
     });
-    let request_timeout = resolver.scalar(&settings::REQUEST_TIMEOUT_SECS, seconds);
+    let faults = resolver.faults();
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
     let policy = resolver.policy();
     let log_filter = resolver.log_filter();
@@ -57,7 +57,7 @@ pub(crate) fn resolve(
             prefill,
             decode,
             policy: policy?,
-            request_timeout: request_timeout?,
+            faults: faults?,
             connect_timeout: connect_timeout?,
             max_body_bytes: max_body_bytes?,
             log_filter: log_filter?,
@@ -117,6 +117,63 @@ impl Resolver<'_> {
             },
         );
         None
+    }
+
+    fn faults(&mut self) -> Option<Faults> {
+        let request_timeout = self.scalar(&settings::REQUEST_TIMEOUT_SECS, seconds);
+        let first_token_timeout = self.scalar(&settings::FIRST_TOKEN_TIMEOUT_SECS, seconds);
+        let stream_idle_timeout = self.scalar(&settings::STREAM_IDLE_TIMEOUT_SECS, seconds);
+        let stream_timeout = self.scalar(&settings::STREAM_TIMEOUT_SECS, |text| {
+            seconds(text)
+                .map(Some)
+                .or_else(|| (text.parse() == Ok(0.0)).then_some(None))
+        });
+        let no_retries = self.scalar(&settings::DISABLE_RETRIES, switch);
+        let retries = self.scalar(&settings::RETRY_MAX_RETRIES, |text| {
+            text.parse::<u32>().ok().filter(|retries| *retries <= 100)
+        });
+        let no_breaker = self.scalar(&settings::DISABLE_CIRCUIT_BREAKER, switch);
+        let breaker = self.breaker();
+        let no_probes = self.scalar(&settings::DISABLE_HEALTH_CHECK, switch);
+        let probes = self.probes();
+        let no_aborts = self.scalar(&settings::DISABLE_ABORT_REQUESTS, switch);
+        Some(Faults {
+            request_timeout: request_timeout?,
+            first_token_timeout: first_token_timeout?,
+            stream_idle_timeout: stream_idle_timeout?,
+            stream_timeout: stream_timeout?,
+            retries: if no_retries? { 0 } else { retries? },
+            breaker: breaker.filter(|_| no_breaker == Some(false)),
+            probes: probes.filter(|_| no_probes == Some(false)),
+            abort_requests: !no_aborts?,
+        })
+    }
+
+    fn breaker(&mut self) -> Option<Breaker> {
+        let failures = self.scalar(&settings::CB_FAILURE_THRESHOLD, count);
+        let window = self.scalar(&settings::CB_WINDOW_DURATION_SECS, seconds);
+        let pause = self.scalar(&settings::CB_TIMEOUT_DURATION_SECS, seconds);
+        let successes = self.scalar(&settings::CB_SUCCESS_THRESHOLD, count);
+        Some(Breaker {
+            failures: failures?,
+            window: window?,
+            pause: pause?,
+            successes: successes?,
+        })
+    }
+
+    fn probes(&mut self) -> Option<Probes> {
+        let interval = self.scalar(&settings::HEALTH_CHECK_INTERVAL_SECS, seconds);
+        let timeout = self.scalar(&settings::HEALTH_CHECK_TIMEOUT_SECS, seconds);
+        let path = self.scalar(&settings::HEALTH_CHECK_ENDPOINT, |text| {
+            let fit = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+            fit.then(|| text.to_owned())
+        });
+        Some(Probes {
+            interval: interval?,
+            timeout: timeout?,
+            path: path?,
+        })
     }
 
     fn log_filter(&mut self) -> Option<String> {
@@ -338,6 +395,14 @@ fn without_user(url: &str) -> String {
 }
 
 /// Above zero, and small enough that a deadline can be computed from it on every platform.
+fn switch(text: &str) -> Option<bool> {
+    text.parse().ok()
+}
+
+fn count(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|n| (1..=1_000_000).contains(n))
+}
+
 fn seconds(text: &str) -> Option<Duration> {
     let year = 365.0 * 24.0 * 3600.0;
     let seconds = text

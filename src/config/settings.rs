@@ -28,6 +28,8 @@ pub(crate) struct Setting {
 pub(crate) enum Kind {
     Text,
     Number,
+    /// A flag without a value; true or false in the file and the environment.
+    Switch,
     Workers(Role),
 }
 
@@ -83,7 +85,7 @@ pub(crate) const REQUEST_TIMEOUT_SECS: Setting = Setting {
     expects: "a number of seconds above 0 and at most a year",
     heading: "Clients",
     value_names: &["SECONDS"],
-    help: "Longest time that one request may take, to the last byte of its answer",
+    help: "Longest time that an answer may take that is not streamed, to its last byte",
 };
 
 pub(crate) const PREFILL: Setting = Setting {
@@ -148,8 +150,158 @@ pub(crate) const LOG_LEVEL: Setting = Setting {
     help: "error, warn, info, debug, trace, off, or a filter of env_logger",
 };
 
+pub(crate) const FIRST_TOKEN_TIMEOUT_SECS: Setting = Setting {
+    key: "first_token_timeout_secs",
+    kind: Kind::Number,
+    default: Some("600"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "Longest time until the first byte of a streamed answer",
+};
+
+pub(crate) const STREAM_IDLE_TIMEOUT_SECS: Setting = Setting {
+    key: "stream_idle_timeout_secs",
+    kind: Kind::Number,
+    default: Some("300"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "Longest silence between two pieces of a streamed answer",
+};
+
+pub(crate) const STREAM_TIMEOUT_SECS: Setting = Setting {
+    key: "stream_timeout_secs",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of seconds up to a year; 0 is no limit",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "Longest time of a whole streamed answer; 0 is no limit",
+};
+
+pub(crate) const RETRY_MAX_RETRIES: Setting = Setting {
+    key: "retry_max_retries",
+    kind: Kind::Number,
+    default: Some("1"),
+    expects: "a number from 0 to 100",
+    heading: "Faults",
+    value_names: &["N"],
+    help: "How often a request is sent to another pair, where that is safe",
+};
+
+pub(crate) const DISABLE_RETRIES: Setting = Setting {
+    key: "disable_retries",
+    kind: Kind::Switch,
+    default: Some("false"),
+    expects: "true or false",
+    heading: "Faults",
+    value_names: &[],
+    help: "Never send a request to another pair",
+};
+
+pub(crate) const CB_FAILURE_THRESHOLD: Setting = Setting {
+    key: "cb_failure_threshold",
+    kind: Kind::Number,
+    default: Some("10"),
+    expects: "a number from 1 to 1000000",
+    heading: "Faults",
+    value_names: &["N"],
+    help: "Failures within the window that set a worker aside",
+};
+
+pub(crate) const CB_WINDOW_DURATION_SECS: Setting = Setting {
+    key: "cb_window_duration_secs",
+    kind: Kind::Number,
+    default: Some("120"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "The window of these failures",
+};
+
+pub(crate) const CB_TIMEOUT_DURATION_SECS: Setting = Setting {
+    key: "cb_timeout_duration_secs",
+    kind: Kind::Number,
+    default: Some("30"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "How long a failing worker is set aside",
+};
+
+pub(crate) const CB_SUCCESS_THRESHOLD: Setting = Setting {
+    key: "cb_success_threshold",
+    kind: Kind::Number,
+    default: Some("3"),
+    expects: "a number from 1 to 1000000",
+    heading: "Faults",
+    value_names: &["N"],
+    help: "Successes that bring a worker back which had been set aside",
+};
+
+pub(crate) const DISABLE_CIRCUIT_BREAKER: Setting = Setting {
+    key: "disable_circuit_breaker",
+    kind: Kind::Switch,
+    default: Some("false"),
+    expects: "true or false",
+    heading: "Faults",
+    value_names: &[],
+    help: "Never set a worker aside for failures; one that refuses connections is set aside in any case",
+};
+
+pub(crate) const HEALTH_CHECK_INTERVAL_SECS: Setting = Setting {
+    key: "health_check_interval_secs",
+    kind: Kind::Number,
+    default: Some("10"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "Time between two probes of a worker; one that is set aside is probed every second",
+};
+
+pub(crate) const HEALTH_CHECK_TIMEOUT_SECS: Setting = Setting {
+    key: "health_check_timeout_secs",
+    kind: Kind::Number,
+    default: Some("5"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "Longest time that a probe may take",
+};
+
+pub(crate) const HEALTH_CHECK_ENDPOINT: Setting = Setting {
+    key: "health_check_endpoint",
+    kind: Kind::Text,
+    default: Some("/health"),
+    expects: "a path that begins with /",
+    heading: "Faults",
+    value_names: &["PATH"],
+    help: "What a probe asks for",
+};
+
+pub(crate) const DISABLE_HEALTH_CHECK: Setting = Setting {
+    key: "disable_health_check",
+    kind: Kind::Switch,
+    default: Some("false"),
+    expects: "true or false",
+    heading: "Faults",
+    value_names: &[],
+    help: "Send no probes",
+};
+
+pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
+    key: "disable_abort_requests",
+    kind: Kind::Switch,
+    default: Some("false"),
+    expects: "true or false",
+    heading: "Faults",
+    value_names: &[],
+    help: "Do not tell workers of cancelled requests by POST /abort_request, only close the connections",
+};
+
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 10] = [
+pub(crate) const SETTINGS: [&Setting; 25] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
@@ -159,6 +311,21 @@ pub(crate) const SETTINGS: [&Setting; 10] = [
     &POLICY,
     &CONNECT_TIMEOUT_SECS,
     &WORKER_API_KEY_FILE,
+    &FIRST_TOKEN_TIMEOUT_SECS,
+    &STREAM_IDLE_TIMEOUT_SECS,
+    &STREAM_TIMEOUT_SECS,
+    &RETRY_MAX_RETRIES,
+    &DISABLE_RETRIES,
+    &CB_FAILURE_THRESHOLD,
+    &CB_WINDOW_DURATION_SECS,
+    &CB_TIMEOUT_DURATION_SECS,
+    &CB_SUCCESS_THRESHOLD,
+    &DISABLE_CIRCUIT_BREAKER,
+    &HEALTH_CHECK_INTERVAL_SECS,
+    &HEALTH_CHECK_TIMEOUT_SECS,
+    &HEALTH_CHECK_ENDPOINT,
+    &DISABLE_HEALTH_CHECK,
+    &DISABLE_ABORT_REQUESTS,
     &LOG_LEVEL,
 ];
 

@@ -4,23 +4,33 @@
 //! draws, so that a test decides them. Load is an RAII value ([`Load`]): it is counted up when a pair is
 //! leased and down when the leg that carries it ends, on whatever path.
 
+mod breaker;
+mod budget;
+mod pairs;
 mod policy;
 mod rooms;
 mod worker;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use crate::pd::Role;
+use breaker::Change;
+pub use breaker::{Evidence, Limits};
+pub use budget::RetryBudget;
+use pairs::Pairs;
 pub use policy::{Policy, Random};
 pub use rooms::{LiveRooms, Rooms};
-pub use worker::{Load, Worker};
+pub use worker::{Load, Worker, WorkerId};
 
 /// All workers, and the policy that chooses among them.
 pub struct Fleet {
     prefill: Vec<Arc<Worker>>,
     decode: Vec<Arc<Worker>>,
     policy: Box<dyn Policy>,
+    limits: Limits,
+    pairs: Pairs,
 }
 
 /// A pair of workers that serves one request, and the load that the request puts on each.
@@ -46,33 +56,83 @@ impl fmt::Display for NoWorker {
 
 impl std::error::Error for NoWorker {}
 
+/// How often a pick that may not be taken is drawn anew before the candidates are looked through. In a fleet
+/// in which most are well that is never needed, and the cost does not grow with the fleet.
+const REDRAWS: usize = 4;
+
 impl Fleet {
     /// A fleet of these workers under this policy.
     pub fn new(
         prefill: Vec<Arc<Worker>>,
         decode: Vec<Arc<Worker>>,
         policy: Box<dyn Policy>,
+        limits: Limits,
     ) -> Self {
         Self {
             prefill,
             decode,
             policy,
+            limits,
+            pairs: Pairs::default(),
         }
     }
 
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
-    /// `draw` is called once for each role and must give uniformly distributed 64-bit values.
+    /// Workers and pairs that are set aside are not picked, nor those in `avoid`, unless there is no other:
+    /// a worker that looks dead is better than no answer. `draw` gives uniformly distributed 64-bit values.
     ///
     /// # Errors
     /// The role that has no worker.
-    pub fn select(&self, mut draw: impl FnMut() -> u64) -> Result<Lease, NoWorker> {
-        let prefill = self.pick(Role::Prefill, draw())?;
-        let decode = self.pick(Role::Decode, draw())?;
+    pub fn select(
+        &self,
+        mut draw: impl FnMut() -> u64,
+        now: Instant,
+        avoid: &[WorkerId],
+    ) -> Result<Lease, NoWorker> {
+        let fit = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
+        let prefill = self.pick(Role::Prefill, &mut draw, avoid, fit)?;
+        let decode = self.pick(Role::Decode, &mut draw, avoid, |worker| {
+            fit(worker) && self.pairs.admits((prefill.id(), worker.id()), now)
+        })?;
+        prefill.picked(now);
+        decode.picked(now);
         Ok(Lease {
             prefill: prefill.load(),
             decode: decode.load(),
         })
+    }
+
+    /// Whether a request could be sent to a pair that is not set aside.
+    pub fn has_pair(&self, now: Instant) -> bool {
+        [&self.prefill, &self.decode]
+            .into_iter()
+            .all(|workers| workers.iter().any(|worker| worker.admits(now)))
+    }
+
+    /// What a leg or a probe says about its worker. A change of mind is a line in the log.
+    pub fn note(&self, worker: &Worker, evidence: Evidence, now: Instant) {
+        let (role, url) = (worker.role(), worker.url());
+        match worker.note(evidence, now, &self.limits) {
+            Some(Change::SetAside) => {
+                log::warn!("worker set aside role={role} worker={url} because={evidence:?}");
+            }
+            Some(Change::Back) => log::info!("worker is back role={role} worker={url}"),
+            None => {}
+        }
+    }
+
+    /// Both workers have served a request together.
+    pub fn note_pair_good(&self, prefill: &Worker, decode: &Worker) {
+        self.pairs.good((prefill.id(), decode.id()));
+    }
+
+    /// They have failed together, each of them being there.
+    pub fn note_pair_bad(&self, prefill: &Worker, decode: &Worker, now: Instant) {
+        if self.pairs.bad((prefill.id(), decode.id()), now) {
+            let (prefill, decode) = (prefill.url(), decode.url());
+            log::warn!("pair set aside prefill={prefill} decode={decode}");
+        }
     }
 
     /// The workers of one role, in the order of the configuration.
@@ -88,12 +148,34 @@ impl Fleet {
         self.prefill.iter().chain(&self.decode)
     }
 
-    fn pick(&self, role: Role, draw: u64) -> Result<&Arc<Worker>, NoWorker> {
+    fn pick(
+        &self,
+        role: Role,
+        mut draw: impl FnMut() -> u64,
+        avoid: &[WorkerId],
+        fit: impl Fn(&Worker) -> bool,
+    ) -> Result<Arc<Worker>, NoWorker> {
         let candidates = self.of(role);
-        self.policy
-            .pick(candidates, draw)
-            .and_then(|index| candidates.get(index))
+        for _ in 0..REDRAWS {
+            let worker = self.choose(candidates, draw()).ok_or(NoWorker(role))?;
+            if fit(worker) {
+                return Ok(worker.clone());
+            }
+        }
+        let some = |fit: &dyn Fn(&Worker) -> bool| -> Vec<Arc<Worker>> {
+            let fits = candidates.iter().filter(|worker| fit(worker));
+            fits.cloned().collect()
+        };
+        let last_resorts: [&dyn Fn(&Worker) -> bool; 3] =
+            [&fit, &|worker| !avoid.contains(&worker.id()), &|_| true];
+        last_resorts
+            .into_iter()
+            .find_map(|fit| self.choose(&some(fit), draw()).cloned())
             .ok_or(NoWorker(role))
+    }
+
+    fn choose<'a>(&self, candidates: &'a [Arc<Worker>], draw: u64) -> Option<&'a Arc<Worker>> {
+        candidates.get(self.policy.pick(candidates, draw)?)
     }
 }
 
@@ -102,26 +184,33 @@ impl Fleet {
 mod tests {
     use super::*;
 
-    fn worker(role: Role, port: u16) -> Arc<Worker> {
-        Arc::new(Worker::for_tests(role, port))
+    fn fleet(prefills: u16, decodes: u16) -> Fleet {
+        let workers = |role, ports: std::ops::Range<u16>| {
+            ports
+                .map(|port| Arc::new(Worker::for_tests(role, port)))
+                .collect()
+        };
+        Fleet::new(
+            workers(Role::Prefill, 1000..1000 + prefills),
+            workers(Role::Decode, 2000..2000 + decodes),
+            Box::new(Random),
+            Limits::default(),
+        )
     }
 
-    fn fleet(prefills: u16, decodes: u16) -> Fleet {
-        Fleet::new(
-            (0..prefills)
-                .map(|i| worker(Role::Prefill, 1000 + i))
-                .collect(),
-            (0..decodes)
-                .map(|i| worker(Role::Decode, 2000 + i))
-                .collect(),
-            Box::new(Random),
-        )
+    /// Draws that reach every candidate in turn.
+    fn draws() -> impl FnMut() -> u64 {
+        let mut state = 0u64;
+        move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            state
+        }
     }
 
     #[test]
     fn a_lease_counts_up_both_workers_and_down_again_when_its_halves_drop() {
         let fleet = fleet(1, 1);
-        let lease = fleet.select(|| 7).unwrap();
+        let lease = fleet.select(|| 7, Instant::now(), &[]).unwrap();
         assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 1);
         assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
         drop(lease.prefill);
@@ -133,13 +222,72 @@ mod tests {
 
     #[test]
     fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
-        assert_eq!(fleet(1, 0).select(|| 0).err(), Some(NoWorker(Role::Decode)));
+        let now = Instant::now();
+        let one_sided = fleet(1, 0);
         assert_eq!(
-            fleet(0, 1).select(|| 0).err(),
+            one_sided.select(|| 0, now, &[]).err(),
+            Some(NoWorker(Role::Decode))
+        );
+        assert_eq!(one_sided.of(Role::Prefill)[0].in_flight(), 0);
+        assert!(!one_sided.has_pair(now));
+        let other = fleet(0, 1);
+        assert_eq!(
+            other.select(|| 0, now, &[]).err(),
             Some(NoWorker(Role::Prefill))
         );
-        let one_sided = fleet(1, 0);
-        let _ = one_sided.select(|| 0);
-        assert_eq!(one_sided.of(Role::Prefill)[0].in_flight(), 0);
+    }
+
+    #[test]
+    fn a_worker_that_refuses_connections_gets_nothing_as_long_as_there_is_another() {
+        let fleet = fleet(2, 3);
+        let now = Instant::now();
+        let gone = fleet.of(Role::Prefill)[0].clone();
+        fleet.note(&gone, Evidence::Absent, now);
+        let mut draw = draws();
+        for _ in 0..1000 {
+            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            assert_ne!(lease.prefill.id(), gone.id());
+        }
+        assert!(fleet.has_pair(now));
+    }
+
+    #[test]
+    fn when_all_look_dead_they_are_tried() {
+        let fleet = fleet(2, 1);
+        let now = Instant::now();
+        for worker in fleet.workers() {
+            fleet.note(worker, Evidence::Absent, now);
+        }
+        assert!(!fleet.has_pair(now));
+        let tried = fleet.select(draws(), now, &[]).unwrap();
+        let other = fleet
+            .select(draws(), now, &[tried.prefill.id(), tried.decode.id()])
+            .unwrap();
+        assert_ne!(other.prefill.id(), tried.prefill.id());
+        assert_eq!(other.decode.id(), tried.decode.id(), "there is no other");
+    }
+
+    #[test]
+    fn a_pair_that_fails_together_is_not_picked_together() {
+        let fleet = fleet(2, 2);
+        let now = Instant::now();
+        let (prefill, decode) = (&fleet.of(Role::Prefill)[0], &fleet.of(Role::Decode)[0]);
+        for _ in 0..3 {
+            fleet.note_pair_bad(prefill, decode, now);
+        }
+        let mut draw = draws();
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..1000 {
+            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            seen.insert((lease.prefill.id(), lease.decode.id()));
+        }
+        assert_eq!(seen.len(), 3);
+        assert!(!seen.contains(&(prefill.id(), decode.id())));
+        fleet.note_pair_good(prefill, decode);
+        let back = (0..1000).any(|_| {
+            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            (lease.prefill.id(), lease.decode.id()) == (prefill.id(), decode.id())
+        });
+        assert!(back);
     }
 }

@@ -1,16 +1,23 @@
 //! One worker: its role, its address, and how much it has to do.
 
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
+use super::breaker::{Breaker, Change, Evidence, Limits};
 use crate::pd::{Bootstrap, Role};
+
+/// Tells workers apart as long as the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkerId(pub u32);
 
 /// A worker and its counters.
 pub struct Worker {
+    id: WorkerId,
     role: Role,
     url: String,
     host: HeaderValue,
@@ -18,6 +25,9 @@ pub struct Worker {
     bootstrap: Option<Bootstrap>,
     authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
+    /// Whether the breaker has anything to say: a worker without trouble takes no lock.
+    troubled: AtomicBool,
+    breaker: Mutex<Breaker>,
 }
 
 impl Worker {
@@ -27,6 +37,7 @@ impl Worker {
     /// how it is dialled (address and timeouts), `bootstrap` where decode workers find a prefill worker's
     /// registry, `authorization` what replaces the client's header of that name.
     pub fn new(
+        id: WorkerId,
         role: Role,
         url: String,
         host: HeaderValue,
@@ -35,6 +46,7 @@ impl Worker {
         authorization: Option<HeaderValue>,
     ) -> Self {
         Self {
+            id,
             role,
             url,
             host,
@@ -42,7 +54,44 @@ impl Worker {
             bootstrap,
             authorization,
             in_flight: AtomicUsize::new(0),
+            troubled: AtomicBool::new(false),
+            breaker: Mutex::default(),
         }
+    }
+
+    /// Its own number.
+    pub fn id(&self) -> WorkerId {
+        self.id
+    }
+
+    /// Whether it may be picked now.
+    pub fn admits(&self, now: Instant) -> bool {
+        !self.troubled.load(Ordering::Relaxed) || self.breaker().admits(now)
+    }
+
+    /// What a leg or a probe says about it, and what that changes.
+    pub(super) fn note(&self, evidence: Evidence, now: Instant, limits: &Limits) -> Option<Change> {
+        let troubled = self.troubled.load(Ordering::Relaxed);
+        if !troubled && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
+            return None;
+        }
+        let mut breaker = self.breaker();
+        let changed = breaker.note(evidence, now, limits);
+        self.troubled
+            .store(breaker.is_troubled(), Ordering::Relaxed);
+        changed
+    }
+
+    /// Marks a pick of a worker that is being tried again.
+    pub(super) fn picked(&self, now: Instant) {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.breaker().picked(now);
+        }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // Nothing panics while the lock is held.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Prefill or decode.
@@ -92,6 +141,7 @@ impl Worker {
     pub(crate) fn for_tests(role: Role, port: u16) -> Self {
         let authority = format!("127.0.0.1:{port}");
         Self::new(
+            WorkerId(port.into()),
             role,
             format!("http://{authority}"),
             HeaderValue::from_static("worker"),

@@ -81,8 +81,7 @@ impl Unanswered {
     /// The status that says it to a client.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Unanswered::Overdue(_)
-            | Unanswered::Failed(Failure::Silent(_) | Failure::ConnectTimeout) => {
+            Unanswered::Overdue(_) | Unanswered::Failed(Failure::ConnectTimeout) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
             Unanswered::Failed(_) => StatusCode::BAD_GATEWAY,
@@ -314,7 +313,6 @@ mod tests {
         let second = Duration::from_secs(1);
         for (why, status) in [
             (Unanswered::Overdue(second), 504),
-            (Unanswered::Failed(Failure::Silent(second)), 504),
             (Unanswered::Failed(Failure::ConnectTimeout), 504),
             (Unanswered::Failed(Failure::Unreachable(String::new())), 502),
             (Unanswered::Failed(Failure::Lost(String::new())), 502),

@@ -10,6 +10,8 @@ use crate::net::WholeAnswer;
 use crate::pd::{ErrorShape, Route};
 
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
+/// Asks clients made with the SDKs of OpenAI and Anthropic (not) to repeat a request.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Which error it is, for programs. Users match on these words, so they stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,11 @@ pub(super) fn error(path: &str, status: StatusCode, code: Code, message: &str) -
     let mut answer = WholeAnswer::new(status, "application/json", body);
     let code = HeaderValue::from_static(code.name());
     answer.headers.insert(ERROR_CODE, code);
+    if status == StatusCode::NOT_IMPLEMENTED {
+        // The openai SDK repeats every 5xx otherwise, and this one stays what it is.
+        let never = HeaderValue::from_static("false");
+        answer.headers.insert(SHOULD_RETRY, never);
+    }
     answer
 }
 
@@ -139,9 +146,6 @@ mod tests {
         let answer = method_not_allowed("/generate", row);
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(answer.headers[header::ALLOW], "PUT, POST");
-        assert_eq!(
-            parsed(&answer)["error"]["message"],
-            "/generate takes PUT, POST"
-        );
+        assert_eq!(parsed(&answer)["message"], "/generate takes PUT, POST");
     }
 }

@@ -10,6 +10,7 @@ mod ask;
 mod error;
 mod fanout;
 mod loads;
+mod probe;
 mod redact;
 mod server_info;
 mod single;
@@ -17,12 +18,13 @@ mod table;
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderValue, Method, StatusCode};
 
-use crate::fleet::{Fleet, Role};
+use crate::fleet::Fleet;
 use crate::net::{Client, Door, WholeAnswer, WholeRequest};
 use ask::{Asked, Question};
 use error::Code;
@@ -30,6 +32,8 @@ use table::{Kind, Row};
 
 const NO_TEXT: &str = "the load balancer has no Prometheus text for several workers; leave format=prometheus away for \
      JSON, or ask each worker";
+
+pub(crate) use probe::Probe;
 
 /// The room's door.
 pub(crate) struct Ops {
@@ -86,20 +90,18 @@ impl Door for Ops {
 }
 
 impl Ops {
-    /// 200 while a pair can be made.
+    /// 200 while a pair can be made of workers that are not set aside.
     fn readiness(&self, path: &str) -> WholeAnswer {
-        match missing(&self.fleet) {
-            None => nothing(),
-            Some(role) => {
-                let message = format!("there is no {role} worker");
-                error::error(
-                    path,
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    Code::NoWorker,
-                    &message,
-                )
-            }
+        if self.fleet.has_pair(Instant::now()) {
+            return nothing();
         }
+        let message = "no pair of a prefill and a decode worker is available";
+        error::error(
+            path,
+            StatusCode::SERVICE_UNAVAILABLE,
+            Code::NoWorker,
+            message,
+        )
     }
 
     async fn workers_answer(
@@ -151,13 +153,6 @@ fn errand(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration)
         Kind::HealthGenerate => (None, table::HEALTH),
         _ => (None, table::PROMPTLY),
     }
-}
-
-/// The role that no worker has.
-fn missing(fleet: &Fleet) -> Option<Role> {
-    [Role::Prefill, Role::Decode]
-        .into_iter()
-        .find(|role| fleet.of(*role).is_empty())
 }
 
 /// A browser asks before it sends JSON to another origin. SGLang answers that, and a plain OPTIONS with 405.

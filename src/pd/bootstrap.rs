@@ -92,16 +92,45 @@ pub struct Fields<'a> {
     pub bootstrap: &'a Bootstrap,
     /// One room for each prompt.
     pub rooms: &'a [Room],
+    /// One id for each prompt, where the client sent none and the endpoint takes one.
+    pub rids: Option<&'a [RequestId]>,
+}
+
+/// The id under which a worker knows a request, made by the proxy: 32 hexadecimal digits like SGLang's own, so
+/// that SGLang's matching by prefix hits nothing else.
+///
+/// Source: SGLang 0.5.23, `srt/managers/scheduler.py` (`abort_request`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u128);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A body with its fields, and what is needed to give it others.
+#[derive(Clone, Debug)]
+pub struct Injected {
+    /// What the workers get.
+    pub body: Bytes,
+    /// Where the fields begin.
+    end: usize,
+    batch: Batch,
+    /// Whether nothing stands before the fields.
+    bare: bool,
 }
 
 /// Room that a body of so many prompts should have to spare, for [`inject`] to write without moving the
 /// body. It suffices for host names of up to 64 bytes.
 pub const fn tail_reserve(prompts: usize) -> usize {
-    const NAMES: usize = r#","bootstrap_host":[],"bootstrap_port":[],"bootstrap_room":[]}"#.len();
+    const NAMES: usize =
+        r#","bootstrap_host":[],"bootstrap_port":[],"bootstrap_room":[],"rid":[]}"#.len();
     const HOST: usize = 64 + r#""","#.len();
     const PORT: usize = "65535,".len();
     const ROOM: usize = "9223372036854775807,".len();
-    NAMES + prompts * (HOST + PORT + ROOM)
+    const RID: usize = 32 + r#""","#.len();
+    NAMES + prompts * (HOST + PORT + ROOM + RID)
 }
 
 /// Writes the fields into a body: cuts out every field of these names that the client sent, in any
@@ -114,31 +143,61 @@ pub const fn tail_reserve(prompts: usize) -> usize {
 /// # Panics
 /// When there is not exactly one room for each prompt of `facts`: that is a mistake of the caller, and
 /// would hang the workers.
-pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Bytes {
-    assert_eq!(
-        fields.rooms.len(),
-        facts.batch.prompts(),
-        "one room for each prompt"
-    );
+pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injected {
     let end = cut(&mut body, facts);
     body.truncate(end);
+    close(body, facts.batch, facts.cuts.leaves_nothing(), fields)
+}
+
+impl Injected {
+    /// The same body with other fields, for another pair.
+    ///
+    /// # Panics
+    /// As [`inject`].
+    pub fn again(&self, fields: &Fields<'_>) -> Self {
+        let mut body = BytesMut::with_capacity(self.end + tail_reserve(self.batch.prompts()));
+        body.extend_from_slice(&self.body[..self.end]);
+        close(body, self.batch, self.bare, fields)
+    }
+}
+
+/// Adds the fields and the closing brace to a body that ends before it.
+fn close(mut body: BytesMut, batch: Batch, bare: bool, fields: &Fields<'_>) -> Injected {
+    let prompts = batch.prompts();
+    assert_eq!(fields.rooms.len(), prompts, "one room for each prompt");
+    let end = body.len();
     let mut tail = Tail {
         body: &mut body,
-        facts,
-        first: facts.cuts.leaves_nothing(),
+        batch,
+        first: bare,
     };
-    tail.field(r#""bootstrap_host":"#, fields, |body, _| {
+    tail.field(r#""bootstrap_host":"#, |body, _| {
         body.extend_from_slice(fields.bootstrap.host_json.as_bytes());
     });
-    tail.field(r#""bootstrap_port":"#, fields, |body, _| {
+    tail.field(r#""bootstrap_port":"#, |body, _| {
         body.extend_from_slice(fields.bootstrap.port_json.as_bytes());
     });
-    tail.field(r#""bootstrap_room":"#, fields, |body, room| {
-        let written = write!(body, "{room}");
-        debug_assert!(written.is_ok(), "a BytesMut grows as needed");
+    tail.field(r#""bootstrap_room":"#, |body, prompt| {
+        append(body, format_args!("{}", fields.rooms[prompt]));
     });
+    if let Some(rids) = fields.rids {
+        assert_eq!(rids.len(), prompts, "one id for each prompt");
+        tail.field(r#""rid":"#, |body, prompt| {
+            append(body, format_args!("\"{}\"", rids[prompt]));
+        });
+    }
     body.extend_from_slice(b"}");
-    body.freeze()
+    Injected {
+        body: body.freeze(),
+        end,
+        batch,
+        bare,
+    }
+}
+
+fn append(body: &mut BytesMut, text: fmt::Arguments<'_>) {
+    let written = body.write_fmt(text);
+    debug_assert!(written.is_ok(), "a BytesMut grows as needed");
 }
 
 /// Closes the gaps of what is cut, up to the closing brace, and gives where that would stand now.
@@ -159,30 +218,30 @@ fn cut(body: &mut [u8], facts: &Facts) -> usize {
 /// The end of a body, where fields are added.
 struct Tail<'a> {
     body: &'a mut BytesMut,
-    facts: &'a Facts,
+    batch: Batch,
     first: bool,
 }
 
 impl Tail<'_> {
-    /// Adds one field: the value for the one room, or the list of the values for all of them.
-    fn field<F>(&mut self, name: &str, fields: &Fields<'_>, value: F)
+    /// Adds one field: the value for the one prompt, or the list of the values for all of them.
+    fn field<F>(&mut self, name: &str, value: F)
     where
-        F: Fn(&mut BytesMut, Room),
+        F: Fn(&mut BytesMut, usize),
     {
         if !self.first {
             self.body.extend_from_slice(b",");
         }
         self.first = false;
         self.body.extend_from_slice(name.as_bytes());
-        let list = matches!(self.facts.batch, Batch::Of(_));
+        let list = matches!(self.batch, Batch::Of(_));
         if list {
             self.body.extend_from_slice(b"[");
         }
-        for (place, room) in fields.rooms.iter().enumerate() {
-            if place > 0 {
+        for prompt in 0..self.batch.prompts() {
+            if prompt > 0 {
                 self.body.extend_from_slice(b",");
             }
-            value(self.body, *room);
+            value(self.body, prompt);
         }
         if list {
             self.body.extend_from_slice(b"]");
@@ -208,8 +267,10 @@ mod tests {
         let fields = Fields {
             bootstrap: &bootstrap,
             rooms: &rooms,
+            rids: None,
         };
-        String::from_utf8(inject(body.as_bytes().into(), &facts, &fields).to_vec()).unwrap()
+        let injected = inject(body.as_bytes().into(), &facts, &fields);
+        String::from_utf8(injected.body.to_vec()).unwrap()
     }
 
     const SCALARS: &str = r#""bootstrap_host":"p","bootstrap_port":8998,"bootstrap_room":1}"#;
@@ -288,9 +349,65 @@ mod tests {
             &Fields {
                 bootstrap: &bootstrap,
                 rooms: &rooms,
+                rids: Some(&[RequestId(u128::MAX)]),
             },
         );
-        assert_eq!(after.as_ptr(), before);
+        assert_eq!(after.body.as_ptr(), before);
+    }
+
+    #[test]
+    fn another_pair_gets_the_same_body_with_other_fields() {
+        let (one, two) = (Bootstrap::new("p", Some(1)), Bootstrap::new("q", None));
+        let rooms = [1, 2, 3, 4].map(|n| Room::new(n).unwrap());
+        for (body, kept) in [
+            (r#"{"text":["a","b"]}"#, r#"{"text":["a","b"],"#),
+            (r#"{"bootstrap_room":9}"#, "{"),
+        ] {
+            let facts = parse(Route::Generate, body.as_bytes()).unwrap();
+            let prompts = facts.batch.prompts();
+            let first = Fields {
+                bootstrap: &one,
+                rooms: &rooms[..prompts],
+                rids: Some(&[RequestId(10), RequestId(11)][..prompts]),
+            };
+            let second = Fields {
+                bootstrap: &two,
+                rooms: &rooms[2..2 + prompts],
+                rids: Some(&[RequestId(12), RequestId(13)][..prompts]),
+            };
+            let sent = inject(body.into(), &facts, &first);
+            let again = sent.again(&second).again(&first).again(&second);
+            let fresh = inject(body.into(), &facts, &second);
+            assert_eq!(again.body, fresh.body);
+            assert!(fresh.body.starts_with(kept.as_bytes()));
+            assert_ne!(sent.body, fresh.body);
+        }
+    }
+
+    #[test]
+    fn an_id_is_one_for_one_prompt_and_a_list_for_a_batch() {
+        let bootstrap = Bootstrap::new("p", None);
+        let room = Room::new(1).unwrap();
+        for (body, rid) in [
+            ("{}", r#""rid":"000000000000000000000000000000ff"}"#),
+            (
+                r#"{"text":["a"]}"#,
+                r#""rid":["000000000000000000000000000000ff"]}"#,
+            ),
+        ] {
+            let facts = parse(Route::Generate, body.as_bytes()).unwrap();
+            let fields = Fields {
+                bootstrap: &bootstrap,
+                rooms: &[room],
+                rids: Some(&[RequestId(255)]),
+            };
+            let injected = inject(body.into(), &facts, &fields);
+            assert!(
+                injected.body.ends_with(rid.as_bytes()),
+                "{:?}",
+                injected.body
+            );
+        }
     }
 
     #[test]
@@ -339,6 +456,7 @@ mod tests {
             &Fields {
                 bootstrap: &Bootstrap::new("p", None),
                 rooms: &[],
+                rids: None,
             },
         );
     }

@@ -11,10 +11,8 @@ use super::Route;
 /// How a client of an endpoint expects an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorShape {
-    /// `/generate`: `{"error":{"message","type","code"}}`.
-    Native,
-    /// Chat and completions: the flat object that SGLang sends, `{"object":"error","message","type",...}`.
-    OpenAi,
+    /// `/generate`, chat and completions: the flat object of SGLang, `{"object":"error","message","type",...}`.
+    Flat,
     /// `/v1/responses` and everything that is not an endpoint with two legs: `{"error":{...}}`.
     Nested,
     /// `/v1/messages`: `{"type":"error","error":{"type","message"}}`.
@@ -25,8 +23,7 @@ impl ErrorShape {
     /// The shape of a route; `None` is any path without two legs.
     pub fn of(route: Option<Route>) -> Self {
         match route {
-            Some(Route::Generate) => ErrorShape::Native,
-            Some(Route::ChatCompletions | Route::Completions) => ErrorShape::OpenAi,
+            Some(Route::Generate | Route::ChatCompletions | Route::Completions) => ErrorShape::Flat,
             Some(Route::Messages) => ErrorShape::Anthropic,
             Some(Route::Responses) | None => ErrorShape::Nested,
         }
@@ -41,19 +38,14 @@ impl ErrorShape {
     /// `/v1/messages`, whose events carry the same object as its bodies.
     pub fn event(self, status: u16, message: &str) -> String {
         match self {
-            ErrorShape::OpenAi => json!({ "error": self.value(status, message) }).to_string(),
-            ErrorShape::Native | ErrorShape::Nested | ErrorShape::Anthropic => {
-                self.body(status, message)
-            }
+            ErrorShape::Flat => json!({ "error": self.value(status, message) }).to_string(),
+            ErrorShape::Nested | ErrorShape::Anthropic => self.body(status, message),
         }
     }
 
     fn value(self, status: u16, message: &str) -> Value {
         match self {
-            ErrorShape::Native => {
-                json!({"error": {"message": message, "type": kind(status), "code": status}})
-            }
-            ErrorShape::OpenAi => json!({
+            ErrorShape::Flat => json!({
                 "object": "error", "message": message, "type": kind(status), "param": null, "code": status,
             }),
             ErrorShape::Nested => json!({
@@ -102,10 +94,7 @@ mod tests {
 
     #[test]
     fn each_endpoint_gets_the_shape_that_its_clients_read() {
-        assert_eq!(
-            parsed(Some(Route::Generate), 400)["error"]["message"],
-            "a \"b\"\n"
-        );
+        assert_eq!(parsed(Some(Route::Generate), 400)["message"], "a \"b\"\n");
         let chat = parsed(Some(Route::ChatCompletions), 502);
         assert_eq!(
             (&chat["object"], &chat["code"]),
@@ -123,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_error_event_of_chat_has_the_error_under_its_key() {
-        let event = ErrorShape::OpenAi.event(502, "gone");
+        let event = ErrorShape::Flat.event(502, "gone");
         let event: Value = serde_json::from_str(&event).unwrap();
         assert_eq!(event["error"]["message"], "gone");
     }

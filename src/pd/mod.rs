@@ -21,14 +21,14 @@ pub mod sse;
 pub mod verdict;
 
 pub use answer::MergeError;
-pub use bootstrap::{Bootstrap, Fields, Room, inject, tail_reserve};
+pub use bootstrap::{Bootstrap, Fields, Injected, RequestId, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
 pub use merge::StreamMerger;
 pub use outcome::{WorkerError, stream_error};
 pub use prompts::PromptSide;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};
-pub use verdict::{LegFailure, prefill_is_shown};
+pub use verdict::{Allowance, Course, Leg, Verdict};
 
 use std::fmt;
 

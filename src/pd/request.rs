@@ -90,6 +90,11 @@ pub enum Invalid {
         /// Where the limit is passed, in bytes from the start of the body.
         offset: usize,
     },
+    /// `logprob_start_len` is below -1, which ends the scheduler of the worker that gets it.
+    ///
+    /// Source: SGLang 0.5.23, `srt/managers/scheduler_components/logprob_result_processor.py`
+    /// (`AssertionError`).
+    LogprobStart,
 }
 
 impl fmt::Display for Invalid {
@@ -106,6 +111,7 @@ impl fmt::Display for Invalid {
                     "the body is nested more than {limit} levels deep at byte {offset}"
                 )
             }
+            Self::LogprobStart => write!(f, "logprob_start_len must be -1 or greater"),
         }
     }
 }
@@ -124,7 +130,7 @@ impl From<json::Error> for Invalid {
 /// Reads the facts of a request.
 ///
 /// # Errors
-/// When the body is not a JSON object, or nests too deep.
+/// When the body is not a JSON object, nests too deep, or would end a worker.
 pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     let mut scanner = Scanner::new(body)?;
     if scanner.kind()? != Kind::Object {
@@ -147,6 +153,9 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         }
     })?;
     scanner.end()?;
+    if seen.return_logprob && seen.starts_before_all {
+        return Err(Invalid::LogprobStart);
+    }
     Ok(Facts {
         stream: seen.stream,
         batch: seen.batch(),
@@ -170,6 +179,7 @@ struct Seen {
     input_embeds: Prompt,
     return_logprob: bool,
     starts_in_prompt: bool,
+    starts_before_all: bool,
     token_ids: bool,
     echo: bool,
     logprobs: bool,
@@ -188,7 +198,16 @@ impl Seen {
             "input_embeds" => self.input_embeds = prompt(s, is_list_of_lists)?.or_flat(),
             "sampling_params" => self.n = samples(s)?,
             "return_logprob" => self.return_logprob = any(s, is_true)?,
-            "logprob_start_len" => self.starts_in_prompt = any(s, starts_in_prompt)?,
+            "logprob_start_len" => {
+                self.starts_in_prompt = false;
+                self.starts_before_all = false;
+                any(s, |s| {
+                    let start = integer(s)?;
+                    self.starts_in_prompt |= start.is_some_and(|start| start != -1);
+                    self.starts_before_all |= start.is_some_and(|start| start < -1);
+                    Ok(false)
+                })?;
+            }
             "token_ids_logprob" => self.token_ids = is_filled_list(s)?,
             _ => {
                 s.skip()?;
@@ -378,9 +397,9 @@ fn is_filled_list(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
 }
 
 /// Whether a value, or any element of a list, passes.
-fn any<F>(s: &mut Scanner<'_>, passes: F) -> Result<bool, json::Error>
+fn any<F>(s: &mut Scanner<'_>, mut passes: F) -> Result<bool, json::Error>
 where
-    F: Fn(&mut Scanner<'_>) -> Result<bool, json::Error>,
+    F: FnMut(&mut Scanner<'_>) -> Result<bool, json::Error>,
 {
     if s.kind()? != Kind::Array {
         return passes(s);
@@ -398,10 +417,10 @@ fn is_true(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     Ok(s.slice(value) == "true")
 }
 
-/// Every integer but -1, which stands for the end of the prompt.
-fn starts_in_prompt(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
+/// `None` for what is no integer: the worker will say so.
+fn integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     let value = s.skip()?;
-    Ok(s.slice(value).parse::<i64>().is_ok_and(|start| start != -1))
+    Ok(s.slice(value).parse().ok())
 }
 
 fn is_truthy(s: &mut Scanner<'_>) -> Result<bool, json::Error> {

@@ -6,7 +6,8 @@
 //! Pingora repeats the request on another connection), and delegates everything else. It adds three things
 //! that only the session can do:
 //!
-//! * it ends the decode leg when `interrupt` resolves before the first byte went to the client;
+//! * it ends the decode leg when `interrupt` resolves before the first byte went to the client, and when one of
+//!   its deadlines passes;
 //! * it holds the head of the answer back until the first byte of the body, so that a failure in between is
 //!   still a status, and head and first byte leave in one write;
 //! * it gives an answer that arrives whole a Content-Length where a filter has removed the framing.
@@ -17,7 +18,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,9 +33,28 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
+use tokio::time::Sleep;
 
 /// The error with which an interrupt ends the decode leg.
 pub(super) const INTERRUPTED: ErrorType = ErrorType::new("PrefillFailed");
+
+/// The error with which a deadline ends the decode leg: nothing came before the first byte.
+pub(super) const LATE: ErrorType = ErrorType::new("FirstTokenLate");
+/// Likewise: nothing came between two events.
+pub(super) const STALLED: ErrorType = ErrorType::new("Stalled");
+/// Likewise: the whole answer took too long.
+pub(super) const OVERDUE: ErrorType = ErrorType::new("Overdue");
+
+/// How long decode may take. Absent ones are not watched.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deadlines {
+    /// Until the first byte of the answer.
+    pub(super) first: Option<Instant>,
+    /// Between two pieces of it.
+    pub(super) silence: Option<Duration>,
+    /// Until its end.
+    pub(super) total: Option<Instant>,
+}
 
 /// Resolves when the decode leg must end before its time.
 pub(super) type Interrupt = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
@@ -52,6 +72,7 @@ pub(super) fn install(
     session: &mut Session,
     body: Bytes,
     interrupt: Interrupt,
+    deadlines: Deadlines,
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
@@ -66,6 +87,7 @@ pub(super) fn install(
         taken: false,
         interrupt: Some(interrupt),
         held: None,
+        clock: Clock::new(deadlines),
     }));
     Ok(Installed(slot))
 }
@@ -90,6 +112,63 @@ struct ReplacedBody {
     taken: bool,
     interrupt: Option<Interrupt>,
     held: Option<Box<ResponseHeader>>,
+    clock: Clock,
+}
+
+/// Watches the deadlines with one timer, which is set anew only when it rings too early.
+struct Clock {
+    deadlines: Deadlines,
+    /// When the last piece went to the client; `None` before the first.
+    moved: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    fn new(deadlines: Deadlines) -> Self {
+        let mut clock = Self {
+            deadlines,
+            moved: None,
+            timer: None,
+        };
+        clock.wind();
+        clock
+    }
+
+    /// The next deadline, and the error that it is.
+    fn next(&self) -> Option<(Instant, ErrorType)> {
+        let total = self.deadlines.total.map(|total| (total, OVERDUE));
+        let progress = match self.moved {
+            None => self.deadlines.first.map(|first| (first, LATE)),
+            Some(moved) => {
+                let silence = self.deadlines.silence;
+                silence.map(|silence| (moved + silence, STALLED))
+            }
+        };
+        [total, progress]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(deadline, _)| *deadline)
+    }
+
+    fn wind(&mut self) {
+        self.timer = self
+            .next()
+            .map(|(deadline, _)| Box::pin(tokio::time::sleep_until(deadline.into())));
+    }
+
+    /// Resolves when a deadline has passed.
+    async fn rings(&mut self) -> ErrorType {
+        loop {
+            match self.timer.as_mut() {
+                Some(timer) => timer.await,
+                None => std::future::pending().await,
+            }
+            match self.next() {
+                Some((deadline, error)) if deadline <= Instant::now() => return error,
+                _ => self.wind(),
+            }
+        }
+    }
 }
 
 impl ReplacedBody {
@@ -188,6 +267,10 @@ impl CustomSession for ReplacedBody {
         if !tasks.is_empty() {
             self.interrupt = None;
             ended = self.client_mut().response_duplex_vec(tasks).await?;
+            if self.clock.moved.replace(Instant::now()).is_none() {
+                // From the first byte on another deadline counts.
+                self.clock.wind();
+            }
         }
         failure.map_or(Ok(ended), Err)
     }
@@ -196,18 +279,22 @@ impl CustomSession for ReplacedBody {
         if !no_body_expected && !self.taken {
             return self.read_body_bytes().await;
         }
-        let Some(interrupt) = self.interrupt.as_mut() else {
-            return self.client_mut().read_body_or_idle(true).await;
-        };
-        #[allow(clippy::expect_used)] // a field borrow, because `interrupt` is borrowed too
+        #[allow(clippy::expect_used)] // a field borrow, because others are borrowed too
         let client = self.client.as_mut().expect("present until the drop");
+        let interrupted = async {
+            match self.interrupt.as_mut() {
+                Some(interrupt) => interrupt.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             read = client.read_body_or_idle(true) => read,
-            () = interrupt => {
+            () = interrupted => {
                 // A resolved future must not be polled again.
                 self.interrupt = None;
                 Error::e_explain(INTERRUPTED, "the prefill leg failed first")
             }
+            error = self.clock.rings() => Error::e_explain(error, "decode took too long"),
         }
     }
 

@@ -4,6 +4,7 @@
 //! ([`Fault::Own`]) and gets the header `x-mini-lb-error`.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 use pingora_core::Result;
@@ -14,7 +15,7 @@ use super::headers::{ERROR_CODE, REQUEST_ID};
 use super::prefill::Rejection;
 use crate::fleet::{NoWorker, Role};
 use crate::net::Failure;
-use crate::pd::{ErrorShape, Invalid, LegFailure, MergeError, Route};
+use crate::pd::{ErrorShape, Invalid, MergeError, Route};
 
 /// How a request ended whose decode worker answered with an error.
 pub(super) const DECODE_REJECTED: &str = "decode_rejected";
@@ -47,6 +48,12 @@ pub(super) enum ProxyError {
     Leg(Role, String, Failure),
     /// Prefill's answer and decode's do not fit together.
     Merge(MergeError),
+    /// Nothing of a streamed answer came for this long.
+    FirstTokenLate(Duration),
+    /// Nothing came between two pieces of a streamed answer for this long.
+    Stalled(Duration),
+    /// The whole answer took too long.
+    Overdue,
     /// A defect of the proxy.
     Internal(String),
 }
@@ -60,9 +67,10 @@ impl ProxyError {
             }
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
-            ProxyError::Leg(_, _, Failure::ConnectTimeout | Failure::Silent(_)) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            ProxyError::FirstTokenLate(_)
+            | ProxyError::Stalled(_)
+            | ProxyError::Overdue
+            | ProxyError::Leg(_, _, Failure::ConnectTimeout) => StatusCode::GATEWAY_TIMEOUT,
             ProxyError::Leg(..) | ProxyError::Merge(_) => StatusCode::BAD_GATEWAY,
             ProxyError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -70,12 +78,13 @@ impl ProxyError {
 
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
-        use Failure::{ConnectTimeout, Lost, NotHttp, Silent, TooLong, Unreachable};
+        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable};
         use Role::{Decode, Prefill};
         match self {
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
+            ProxyError::Invalid(Invalid::LogprobStart) => "invalid_logprob_start_len",
             ProxyError::Invalid(_) => "invalid_json",
             ProxyError::Samples(_) => "n_not_supported",
             ProxyError::NoWorker(NoWorker(Prefill)) => "no_prefill",
@@ -83,14 +92,15 @@ impl ProxyError {
             ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
             ProxyError::Leg(Prefill, _, ConnectTimeout) => "prefill_connect_timeout",
             ProxyError::Leg(Prefill, _, Lost(_)) => "prefill_lost",
-            ProxyError::Leg(Prefill, _, Silent(_)) => "prefill_silent",
             ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_)) => "prefill_bad_answer",
             ProxyError::Leg(Decode, _, Unreachable(_)) => "decode_unreachable",
             ProxyError::Leg(Decode, _, ConnectTimeout) => "decode_connect_timeout",
             ProxyError::Leg(Decode, _, Lost(_)) => "decode_lost",
-            ProxyError::Leg(Decode, _, Silent(_)) => "decode_silent",
             ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_)) => "decode_bad_answer",
             ProxyError::Merge(_) => "merge_failed",
+            ProxyError::FirstTokenLate(_) => "first_token_timeout",
+            ProxyError::Stalled(_) => "stream_idle_timeout",
+            ProxyError::Overdue => "request_timeout",
             ProxyError::Internal(_) => "internal",
         }
     }
@@ -121,6 +131,19 @@ impl fmt::Display for ProxyError {
                     "prefill's logprobs could not be merged into decode's answer: {why}"
                 )
             }
+            ProxyError::FirstTokenLate(limit) => write!(
+                f,
+                "no token came within {} s (first_token_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            ProxyError::Stalled(limit) => write!(
+                f,
+                "decode sent nothing for {} s (stream_idle_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            ProxyError::Overdue => {
+                f.write_str("the answer took too long (request_timeout_secs, stream_timeout_secs)")
+            }
             ProxyError::Internal(why) => write!(f, "internal error: {why}"),
         }
     }
@@ -150,14 +173,6 @@ impl Fault {
                 format!("the {role} worker answered {}", rejection.status)
             }
             Fault::Own(error) => error.to_string(),
-        }
-    }
-
-    /// How the leg failed that this fault comes from.
-    pub(super) fn leg_failure(&self) -> LegFailure {
-        match self {
-            Fault::Rejected(_, rejection) => LegFailure::Answered(rejection.status.as_u16()),
-            Fault::Own(_) => LegFailure::NoAnswer,
         }
     }
 

@@ -4,7 +4,7 @@
 //! everything that belongs to one hop or steers SGLang from outside stays behind.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, EXPECT, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::Result;
 use pingora_http::RequestHeader;
@@ -35,7 +35,7 @@ pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> 
         })
 }
 
-/// The head of a leg: the client's, without what stays behind, for a body of `body_length` bytes.
+/// The head of a leg: the client's, without what stays behind. The length of the body is added later.
 ///
 /// # Errors
 /// None in practice: every name and value comes from a parsed head or a constant.
@@ -43,7 +43,6 @@ pub(crate) fn for_legs(
     client: &RequestHeader,
     path: &str,
     request_id: &HeaderValue,
-    body_length: usize,
 ) -> Result<RequestHeader> {
     let mut leg = RequestHeader::build(
         client.method.clone(),
@@ -57,7 +56,6 @@ pub(crate) fn for_legs(
         }
     }
     leg.insert_header(REQUEST_ID, request_id)?;
-    leg.insert_header(CONTENT_LENGTH, body_length)?;
     Ok(leg)
 }
 
@@ -90,7 +88,7 @@ fn stays_behind(name: &HeaderName, nominated: &[HeaderName]) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fleet::Role;
+    use crate::fleet::{Role, WorkerId};
 
     fn client(headers: &[(&'static str, &'static str)]) -> RequestHeader {
         let mut head = RequestHeader::build("POST", b"/generate?x=1", None).unwrap();
@@ -105,7 +103,6 @@ mod tests {
             &client(headers),
             "/generate",
             &HeaderValue::from_static("id"),
-            12,
         )
         .unwrap()
     }
@@ -127,8 +124,7 @@ mod tests {
             ("X-Override-Rid", "a"),
         ]);
         let names: Vec<_> = leg.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["x-request-id", "content-length"]);
-        assert_eq!(leg.headers[CONTENT_LENGTH], "12");
+        assert_eq!(names, ["x-request-id"]);
         assert_eq!(leg.uri.path(), "/generate");
     }
 
@@ -157,6 +153,7 @@ mod tests {
     fn a_workers_own_key_replaces_the_clients() {
         let mut leg = leg(&[("authorization", "Bearer client")]);
         let worker = Worker::new(
+            WorkerId(0),
             Role::Prefill,
             String::new(),
             HeaderValue::from_static("w:1"),

@@ -4,25 +4,29 @@
 //!
 //! | phase | verb |
 //! |---|---|
-//! | `request_filter` | read, parse, select, inject, dispatch prefill; install the new body |
-//! | `upstream_peer`, `upstream_request_filter` | dispatch decode |
+//! | `request_filter` | read, parse |
+//! | `upstream_peer` | select, inject, dispatch prefill; install the new body. Once for each attempt |
+//! | `upstream_request_filter` | dispatch decode |
 //! | `response_filter` | decode has spoken: reject, or join prefill where a merge needs it |
 //! | `response_body_filter` | merge, or pass on |
+//! | `error_while_proxy`, `fail_to_connect` | the verdict: another pair, or whose failure it is |
 //! | `fail_to_proxy` | the one place that turns a failure into an answer |
 //! | `logging` | give the client's session back, let prefill finish, one line |
 //!
 //! Every other path goes to the side door: the endpoints without legs.
 
+mod abort;
 mod answer;
 mod body;
 mod ctx;
 mod error;
+mod exchange;
 mod headers;
 mod inflight;
 mod prefill;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -33,17 +37,27 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::fleet::{Fleet, LiveRooms};
-use crate::net::{Client, Door, WholeRequest};
-use crate::pd::{self, Fields, Merge, Route};
-pub(crate) use inflight::Inflight;
+use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
+use crate::net::{Client, Door, Failure, WholeRequest};
+use crate::pd::{
+    self, Allowance, Batch, Facts, Fields, Injected, Leg, Merge, RequestId, Rid, Route, Verdict,
+};
+use abort::Ids;
+use answer::Spoiled;
+use body::{Deadlines, INTERRUPTED, LATE, OVERDUE, STALLED};
+use ctx::{Body, Ctx, Request};
+use error::{Fault, ProxyError};
+use exchange::{Exchange, Plan};
+use prefill::{Keep, Order, PrefillLeg, evidence};
 
-use ctx::{Ctx, Exchange};
-use error::ProxyError;
-use prefill::{Keep, Order, PrefillLeg};
+pub(crate) use abort::Aborter;
+pub(crate) use inflight::Inflight;
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
+
+/// A client that takes nothing of its answer for this long is given up, and its legs with it.
+const CLIENT_STALL: Duration = Duration::from_secs(60);
 
 /// The longest body that is read only to be thrown away, in bytes.
 const DRAIN_LIMIT: usize = 16 << 20;
@@ -57,8 +71,44 @@ pub(crate) struct Proxy {
     pub(crate) rooms: Arc<LiveRooms>,
     pub(crate) client: Arc<Client>,
     pub(crate) side_door: Arc<dyn Door>,
-    pub(crate) max_body_bytes: usize,
+    pub(crate) aborter: Arc<Aborter>,
+    pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
+    pub(crate) limits: Limits,
+}
+
+/// The numbers of the corridor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Of a request body, in bytes.
+    pub(crate) max_body_bytes: usize,
+    /// Attempts that one request has in all, at least 1.
+    pub(crate) attempts: u32,
+    /// Until the first byte of a streamed answer.
+    pub(crate) first_token: Duration,
+    /// Between two pieces of a streamed answer.
+    pub(crate) silence: Duration,
+    /// For a whole answer that is not streamed.
+    pub(crate) request: Duration,
+    /// For a whole streamed answer; none when it is `None`.
+    pub(crate) stream: Option<Duration>,
+}
+
+impl Limits {
+    fn deadlines(&self, stream: bool, started: Instant) -> Deadlines {
+        if stream {
+            Deadlines {
+                first: Some(started + self.first_token),
+                silence: Some(self.silence),
+                total: self.stream.map(|limit| started + limit),
+            }
+        } else {
+            Deadlines {
+                total: Some(started + self.request),
+                ..Deadlines::default()
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -74,6 +124,7 @@ impl ProxyHttp for Proxy {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         session.set_keepalive(Some(CLIENT_IDLE_SECS));
+        session.set_write_timeout(Some(CLIENT_STALL));
         ctx.request_id = headers::request_id(&session.req_header().headers, rand::random);
         Ok(())
     }
@@ -82,14 +133,17 @@ impl ProxyHttp for Proxy {
         let head = session.req_header();
         ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
         match ctx.route {
-            Some(route) => self.dispatch(session, ctx, route).await.map(|()| false),
+            Some(route) => self.understand(session, ctx, route).await.map(|()| false),
             None => self.side_door(session, ctx).await.map(|()| true),
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let exchange = ctx.exchange()?;
-        Ok(Box::new(exchange.decode.peer().clone()))
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        // The exchange is still there when Pingora only replaces a stale connection to decode.
+        if ctx.exchange.is_none() {
+            self.attempt(session, ctx)?;
+        }
+        Ok(Box::new(ctx.exchange()?.decode.peer().clone()))
     }
 
     async fn upstream_request_filter(
@@ -99,7 +153,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let exchange = ctx.exchange()?;
-        let mut head = exchange.head.clone();
+        let mut head = exchange.head().clone();
         headers::address(&mut head, &exchange.decode)?;
         *upstream_request = head;
         Ok(())
@@ -115,14 +169,32 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         head.insert_header(headers::REQUEST_ID, &ctx.request_id)?;
-        ctx.note_answer(head.status);
-        let exchange = ctx.exchange()?;
-        let answered = if head.status.is_success() {
-            exchange.accepted(session, head, self.max_body_bytes).await
+        let accepted = head.status.is_success();
+        let leg = if accepted {
+            ctx.exchange()?.join(session).await?;
+            Leg::Served
         } else {
-            exchange.rejected(head.status)
+            Leg::Rejected(head.status.as_u16())
         };
-        answered.map_err(|stop| ctx.stop(stop))
+        ctx.course.decode(leg);
+        match self.verdict(ctx)? {
+            Verdict::Retry => return Err(self.again(ctx)),
+            Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+            Verdict::Fail(Role::Decode) => {
+                let exchange = ctx.exchange()?;
+                exchange.end_prefill();
+                exchange.decode_ended(evidence(leg));
+                Self::note_pair(exchange, leg);
+            }
+            Verdict::Respond | Verdict::Wait => {
+                let max_event_bytes = self.limits.max_body_bytes;
+                if let Err(error) = ctx.exchange()?.accepted(head, max_event_bytes) {
+                    return Err(ctx.refuse(error));
+                }
+            }
+        }
+        ctx.note_answer(head.status);
+        Ok(())
     }
 
     fn response_body_filter(
@@ -132,19 +204,36 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        let exchange = ctx.exchange()?;
         let piece = body.take().unwrap_or_default();
-        match exchange.pass(piece, end_of_stream) {
+        let begun = ctx.course.is_committed();
+        if !begun && !piece.is_empty() && ctx.status < 300 {
+            // Without prefill's KV cache whatever decode says is not the answer.
+            match self.verdict(ctx)? {
+                Verdict::Retry => return Err(self.again(ctx)),
+                Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+                Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {}
+            }
+        }
+        match ctx.exchange()?.pass(piece, end_of_stream, begun) {
             Ok(out) => {
                 ctx.note_sent(&out);
                 *body = Some(out);
                 Ok(None)
             }
-            Err(fault) => Err(ctx.fail(fault)),
+            Err(spoiled) => Err(self.spoiled(ctx, spoiled)),
         }
     }
 
-    /// A pooled connection that decode closed before it answered is replaced: the worker has not begun.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        self.decode_failed(ctx, &error).unwrap_or(error)
+    }
+
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -153,14 +242,36 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         client_reused: bool,
     ) -> Box<Error> {
-        let unanswered = ctx.status == 0 && session.response_written().is_none();
-        let lost = matches!(
-            error.etype(),
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
-        );
-        let stale = client_reused && lost && *error.esource() == ErrorSource::Upstream;
-        error.set_retry(unanswered && stale);
-        error
+        if ctx.is_decided(&error) {
+            return error;
+        }
+        error.set_retry(false);
+        let fault = match error.etype() {
+            etype if *etype == INTERRUPTED => {
+                return match self.verdict(ctx) {
+                    Ok(Verdict::Retry) => self.again(ctx),
+                    _ => Self::fail_with_prefill(ctx),
+                };
+            }
+            etype if *etype == LATE => ProxyError::FirstTokenLate(self.limits.first_token),
+            etype if *etype == STALLED => ProxyError::Stalled(self.limits.silence),
+            etype if *etype == OVERDUE => ProxyError::Overdue,
+            _ if *error.esource() == ErrorSource::Downstream => return error,
+            _ => {
+                let unanswered = ctx.status == 0 && !has_begun(session);
+                if unanswered && client_reused && is_lost(&error) {
+                    // The worker closed an idle connection: it has not begun, another one will do.
+                    error.set_retry(true);
+                    return error;
+                }
+                return self.decode_failed(ctx, &error).unwrap_or(error);
+            }
+        };
+        ctx.course.decode(Leg::Failed);
+        if let Ok(exchange) = ctx.exchange() {
+            exchange.ended_together_badly();
+        }
+        ctx.refuse(fault)
     }
 
     async fn fail_to_proxy(
@@ -169,9 +280,13 @@ impl ProxyHttp for Proxy {
         error: &Error,
         ctx: &mut Ctx,
     ) -> FailToProxy {
-        let begun = session.response_written().is_some();
+        let begun = has_begun(session);
         ctx.restore(session);
-        let Some(fault) = ctx.conclude(error) else {
+        let decided = ctx.is_decided(error) || *error.esource() == ErrorSource::Downstream;
+        if !decided {
+            ctx.refuse(ProxyError::Internal(error.to_string()));
+        }
+        let Some(fault) = ctx.conclude() else {
             return gone();
         };
         if begun {
@@ -182,7 +297,11 @@ impl ProxyHttp for Proxy {
             return gone();
         }
         ctx.status = fault.status().as_u16();
-        session.set_keepalive(None);
+        // Pingora keeps the connection only for a request that never went to a worker.
+        let reusable = ctx.request.is_none() && session.is_body_done();
+        if !reusable {
+            session.set_keepalive(None);
+        }
         if let Err(error) = fault.write(session, ctx.route, &ctx.request_id).await {
             log::debug!(
                 "answer not written request_id={:?} error={error}",
@@ -191,14 +310,17 @@ impl ProxyHttp for Proxy {
         }
         FailToProxy {
             error_code: ctx.status,
-            can_reuse_downstream: false,
+            can_reuse_downstream: reusable,
         }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         ctx.restore(session);
-        if error.is_none() {
-            ctx.let_prefill_finish();
+        if error.is_none()
+            && ctx.status < 300
+            && let Some(exchange) = ctx.exchange.as_mut()
+        {
+            exchange.ended_well();
         }
         ctx.log_line(session);
     }
@@ -220,9 +342,9 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
-    /// READ, PARSE, SELECT, INJECT, and the prefill leg on its way.
-    async fn dispatch(&self, session: &mut Session, ctx: &mut Ctx, route: Route) -> Result<()> {
-        let body = match read(session, self.max_body_bytes).await? {
+    /// READ and PARSE.
+    async fn understand(&self, session: &mut Session, ctx: &mut Ctx, route: Route) -> Result<()> {
+        let body = match read(session, self.limits.max_body_bytes).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -231,53 +353,203 @@ impl Proxy {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let lease = match self.fleet.select(rand::random) {
+        let head = headers::for_legs(session.req_header(), route.path(), &ctx.request_id)?;
+        self.budget().note_request(Instant::now());
+        ctx.request = Some(Request {
+            route,
+            facts,
+            head,
+            body: Body::Read(body),
+        });
+        Ok(())
+    }
+
+    /// SELECT, INJECT, and the prefill leg on its way. With new rooms and ids each time: a worker may still know
+    /// the old ones.
+    fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        let Some(request) = ctx.request.take() else {
+            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
+        };
+        let lease = match self.fleet.select(rand::random, Instant::now(), &ctx.avoid) {
             Ok(lease) => lease,
             Err(error) => return Err(ctx.refuse(ProxyError::NoWorker(error))),
         };
-        let rooms = Arc::new(self.rooms.take(facts.batch.prompts(), rand::random));
         let Some(bootstrap) = lease.prefill.bootstrap() else {
             let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
             return Err(ctx.refuse(error));
         };
-        let fields = Fields {
-            bootstrap,
-            rooms: rooms.as_slice(),
-        };
-        let body = pd::inject(body, &facts, &fields);
-        let head = headers::for_legs(
-            session.req_header(),
-            route.path(),
-            &ctx.request_id,
-            body.len(),
-        )?;
+        let Request {
+            route,
+            facts,
+            head: bare_head,
+            body,
+        } = request;
+        let prompts = facts.batch.prompts();
+        let rooms = Arc::new(self.rooms.take(prompts, rand::random));
+        let ids = ids(route, &facts);
+        let injected = inject(
+            body,
+            &facts,
+            &Fields {
+                bootstrap,
+                rooms: rooms.as_slice(),
+                rids: match &ids {
+                    Ids::Ours(ids) => Some(ids),
+                    Ids::Clients(_) | Ids::Unknown => None,
+                },
+            },
+        );
+        let mut head = bare_head.clone();
+        head.insert_header(header::CONTENT_LENGTH, injected.body.len())?;
         let mut prefill_head = head.clone();
         headers::address(&mut prefill_head, &lease.prefill)?;
-        let prefill_url = lease.prefill.url().to_owned();
-        let prefill = PrefillLeg::fire(Order {
+        ctx.note_legs(lease.prefill.url(), lease.decode.url());
+        let prefill = lease.prefill.clone();
+        let leg = PrefillLeg::fire(Order {
             client: self.client.clone(),
             worker: lease.prefill,
             rooms: rooms.clone(),
             route,
             head: prefill_head,
-            body: body.clone(),
+            body: injected.body.clone(),
             keep: match facts.merge {
                 Merge::None => Keep::Nothing,
-                Merge::InputLogprobs | Merge::Echo => Keep::Body(self.max_body_bytes),
+                Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
             },
+            fleet: self.fleet.clone(),
         });
-        let interrupt = Box::pin(prefill.failure());
-        ctx.installed = Some(body::install(session, body, interrupt)?);
-        ctx.exchange = Some(Exchange::new(
+        let plan = Plan {
+            route,
+            stream: facts.stream,
+            merge: facts.merge,
+            batch: facts.batch,
+            head,
+            ids: Arc::new(ids),
+            fleet: self.fleet.clone(),
+            aborter: self.aborter.clone(),
+        };
+        let interrupt = Box::pin(leg.failure());
+        let deadlines = self.limits.deadlines(facts.stream, ctx.started());
+        ctx.exchange = Some(Exchange::new(plan, prefill, leg, lease.decode, rooms));
+        ctx.restore(session);
+        let body = injected.body.clone();
+        ctx.installed = Some(body::install(session, body, interrupt, deadlines)?);
+        ctx.request = Some(Request {
             route,
             facts,
-            head,
-            prefill_url,
-            prefill,
-            lease.decode,
-            rooms,
-        ));
+            head: bare_head,
+            body: Body::Sent(injected),
+        });
         Ok(())
+    }
+
+    /// What follows from what both legs have done. A retry is taken from the budget here.
+    fn verdict(&self, ctx: &mut Ctx) -> Result<Verdict> {
+        let state = ctx.exchange()?.prefill_state();
+        ctx.course.prefill(state);
+        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
+        let allowed = Allowance {
+            attempts: self.limits.attempts,
+            budget: true,
+            own_rid,
+        };
+        Ok(match ctx.course.verdict(allowed) {
+            Verdict::Retry if !self.has_another(ctx)? || !self.budget().take(Instant::now()) => {
+                ctx.course.verdict(Allowance {
+                    budget: false,
+                    ..allowed
+                })
+            }
+            verdict => verdict,
+        })
+    }
+
+    /// Whether a retry would reach another worker than the one that is to blame.
+    fn has_another(&self, ctx: &mut Ctx) -> Result<bool> {
+        let blamed = ctx.exchange()?.blamed().clone();
+        let candidates = self.fleet.of(blamed.role());
+        Ok(candidates
+            .iter()
+            .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id())))
+    }
+
+    /// Decode's leg ended without an answer, or in the middle of one.
+    fn decode_failed(&self, ctx: &mut Ctx, error: &Error) -> Option<Box<Error>> {
+        let failure = Failure::from_pingora(error);
+        let leg = prefill::failed(&failure);
+        ctx.course.decode(leg);
+        let verdict = self.verdict(ctx).ok()?;
+        let exchange = ctx.exchange.as_mut()?;
+        exchange.decode_ended(evidence(leg));
+        let url = exchange.decode.url().to_owned();
+        Some(match verdict {
+            Verdict::Retry => self.again(ctx),
+            Verdict::Fail(Role::Prefill) => Self::fail_with_prefill(ctx),
+            Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {
+                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
+            }
+        })
+    }
+
+    /// A piece of decode's answer cannot become the client's.
+    fn spoiled(&self, ctx: &mut Ctx, spoiled: Spoiled) -> Box<Error> {
+        let leg = match &spoiled {
+            Spoiled::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
+            Spoiled::Merge(_) | Spoiled::TooLong(_) => Leg::Failed,
+        };
+        ctx.course.decode(leg);
+        let verdict = self.verdict(ctx);
+        let Ok(exchange) = ctx.exchange() else {
+            return ctx.refuse(ProxyError::Internal("an answer without legs".into()));
+        };
+        exchange.decode_ended(evidence(leg));
+        Self::note_pair(exchange, leg);
+        let url = exchange.decode.url().to_owned();
+        match (verdict, spoiled) {
+            (Ok(Verdict::Retry), _) => self.again(ctx),
+            (Ok(Verdict::Fail(Role::Prefill)), _) => Self::fail_with_prefill(ctx),
+            (_, Spoiled::Rejected(rejection)) => ctx.fail(Fault::Rejected(Role::Decode, rejection)),
+            (_, Spoiled::Merge(error)) => ctx.refuse(ProxyError::Merge(error)),
+            (_, Spoiled::TooLong(error)) => {
+                let failure = Failure::TooLong(error.limit);
+                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
+            }
+        }
+    }
+
+    /// Another pair gets the request; the worker that is to blame is avoided.
+    fn again(&self, ctx: &mut Ctx) -> Box<Error> {
+        let Some(exchange) = ctx.exchange.as_ref() else {
+            return ctx.refuse(ProxyError::Internal("a retry without legs".into()));
+        };
+        let avoid = exchange.blamed().id();
+        ctx.again(avoid)
+    }
+
+    fn fail_with_prefill(ctx: &mut Ctx) -> Box<Error> {
+        let exchange = ctx.exchange.as_ref();
+        let fault = exchange.and_then(Exchange::prefill_fault);
+        if let Some(exchange) = exchange {
+            Self::note_pair(exchange, exchange.prefill_state());
+        }
+        match fault {
+            Some(fault) => ctx.fail(fault),
+            None => ctx.refuse(ProxyError::Internal(
+                "prefill failed without a trace".into(),
+            )),
+        }
+    }
+
+    /// A 500 of one leg is often the other's fault: it counts against the pair as well.
+    fn note_pair(exchange: &Exchange, leg: Leg) {
+        if matches!(leg, Leg::Rejected(500)) {
+            exchange.ended_together_badly();
+        }
+    }
+
+    fn budget(&self) -> std::sync::MutexGuard<'_, RetryBudget> {
+        // Nothing panics while the lock is held.
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The endpoints without legs: a whole request in, a whole answer out.
@@ -286,7 +558,7 @@ impl Proxy {
         let limit = self
             .side_door
             .body_limit(&head.method, head.uri.path())
-            .min(self.max_body_bytes);
+            .min(self.limits.max_body_bytes);
         let request = WholeRequest {
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
@@ -311,7 +583,7 @@ impl Proxy {
                 return Err(read.err().unwrap_or_else(closed).into_down());
             }
         };
-        ctx.status = answer.status.as_u16();
+        ctx.note_side_answer(&answer);
         let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
         for (name, value) in &answer.headers {
             head.append_header(name, value)?;
@@ -323,9 +595,50 @@ impl Proxy {
     }
 }
 
+/// Whether the other side closed the connection.
+fn is_lost(error: &Error) -> bool {
+    *error.esource() == ErrorSource::Upstream
+        && matches!(
+            error.etype(),
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
+        )
+}
+
+/// Under which ids the workers know the request. `/v1/responses` and `/v1/messages` take none.
+///
+/// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py`; a batch with one id names its items `id_0` and
+/// so on: `srt/managers/io_struct.py` (`_normalize_rid`).
+fn ids(route: Route, facts: &Facts) -> Ids {
+    let prompts = facts.batch.prompts();
+    match (&facts.rid, route) {
+        (Some(Rid::One(id)), _) => Ids::Clients(match facts.batch {
+            Batch::Single => vec![id.clone()],
+            Batch::Of(_) => (0..prompts).map(|item| format!("{id}_{item}")).collect(),
+        }),
+        (Some(Rid::Many(_)), _) | (None, Route::Responses | Route::Messages) => Ids::Unknown,
+        (None, Route::Generate | Route::ChatCompletions | Route::Completions) => {
+            Ids::Ours((0..prompts).map(|_| RequestId(rand::random())).collect())
+        }
+    }
+}
+
+fn inject(body: Body, facts: &Facts, fields: &Fields<'_>) -> Injected {
+    match body {
+        Body::Read(body) => pd::inject(body, facts, fields),
+        Body::Sent(injected) => injected.again(fields),
+    }
+}
+
 /// SGLang takes PUT on `/generate` too.
 fn takes(route: Route, method: &Method) -> bool {
     method == Method::POST || (route == Route::Generate && method == Method::PUT)
+}
+
+/// Whether an answer has begun; a `100 Continue` is none.
+fn has_begun(session: &Session) -> bool {
+    session
+        .response_written()
+        .is_some_and(|head| !head.status.is_informational())
 }
 
 fn gone() -> FailToProxy {
@@ -381,7 +694,11 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
                 return Ok(Err(ProxyError::BodyTooLarge(limit)));
             }
             Ok(Some(piece)) => body.extend_from_slice(&piece),
-            Ok(None) => return Ok(Ok(body)),
+            Ok(None) => {
+                // With `100 Continue` before the body Pingora gives the connection up.
+                session.set_keepalive(Some(CLIENT_IDLE_SECS));
+                return Ok(Ok(body));
+            }
             Err(error) => match error.etype() {
                 ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => {
                     return Err(error.into_down());

@@ -4,7 +4,7 @@
 //! tells SGLang to abort. A request that ended well lets the leg finish on its own, for [`LINGER`] at most.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -12,9 +12,9 @@ use pingora_http::RequestHeader;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::fleet::{Load, Rooms};
+use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply};
-use crate::pd::{Route, WorkerError};
+use crate::pd::{Leg, Route, WorkerError};
 
 use super::answer::{FIRST_EVENT_LIMIT, Opening};
 
@@ -69,6 +69,7 @@ pub(super) struct Order {
     pub(super) head: RequestHeader,
     pub(super) body: Bytes,
     pub(super) keep: Keep,
+    pub(super) fleet: Arc<Fleet>,
 }
 
 impl PrefillLeg {
@@ -102,8 +103,11 @@ impl PrefillLeg {
     pub(super) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let mut outcome = self.outcome.clone();
         async move {
-            let ended_badly =
-                |ended: &Option<Outcome>| ended.as_ref().is_some_and(|ended| !ended.is_served());
+            let ended_badly = |ended: &Option<Outcome>| {
+                ended
+                    .as_ref()
+                    .is_some_and(|ended| ended.state().is_failure())
+            };
             if outcome.wait_for(ended_badly).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -129,8 +133,33 @@ impl Drop for PrefillLeg {
 }
 
 impl Outcome {
-    pub(super) fn is_served(&self) -> bool {
-        matches!(self, Outcome::Served(_))
+    /// What the leg has come to.
+    pub(super) fn state(&self) -> Leg {
+        match self {
+            Outcome::Served(_) => Leg::Served,
+            Outcome::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
+            Outcome::Failed(failure) => failed(failure),
+        }
+    }
+}
+
+/// What a leg has come to that ended without an answer.
+pub(super) fn failed(failure: &Failure) -> Leg {
+    match failure {
+        Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
+        Failure::Lost(_) => Leg::Lost,
+        Failure::NotHttp(_) | Failure::TooLong(_) => Leg::Failed,
+    }
+}
+
+/// What the end of a leg says about its worker.
+pub(super) fn evidence(leg: Leg) -> Evidence {
+    match leg {
+        Leg::Served => Evidence::Good,
+        Leg::Unsent => Evidence::Absent,
+        // The request or the load, not the worker.
+        Leg::Running | Leg::Rejected(..=499 | 503) => Evidence::Neutral,
+        Leg::Rejected(_) | Leg::Lost | Leg::Failed => Evidence::Bad,
     }
 }
 
@@ -154,9 +183,12 @@ impl Order {
             Ok(reply) => self.read(reply).await,
             Err(failure) => Err(failure),
         };
+        let ended = ended.unwrap_or_else(Outcome::Failed);
+        let evidence = evidence(ended.state());
+        self.fleet.note(&self.worker, evidence, Instant::now());
         // The rooms stay taken for as long as a worker may still know them.
         drop(self.rooms);
-        ended.unwrap_or_else(Outcome::Failed)
+        ended
     }
 
     async fn read(&self, mut reply: Reply<'_>) -> Result<Outcome, Failure> {

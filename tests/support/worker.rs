@@ -28,7 +28,11 @@ pub struct Exchange {
 
 impl Worker {
     pub async fn listen() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listen_on(([127, 0, 0, 1], 0).into()).await
+    }
+
+    pub async fn listen_on(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (found, requests) = mpsc::unbounded_channel();
         let (again, mut reused) = mpsc::unbounded_channel::<TcpStream>();
@@ -83,6 +87,22 @@ impl Worker {
             .unwrap()
     }
 
+    /// Answers everything in the same way from now on; gives the number of requests that were no aborts.
+    pub fn serve(mut self, status: &'static str, body: &'static str) -> Arc<AtomicUsize> {
+        let legs = Arc::new(AtomicUsize::new(0));
+        let count = legs.clone();
+        tokio::spawn(async move {
+            while let Some(exchange) = self.requests.recv().await {
+                if !exchange.request.head.contains("/abort_request") {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+                // The leg may be closed already: a cancelled one is not an exchange any more.
+                let _ = exchange.try_answer(status, body).await;
+            }
+        });
+        legs
+    }
+
     /// Whether a request has arrived that nobody took.
     pub fn has_request(&mut self) -> bool {
         !self.requests.is_empty()
@@ -101,13 +121,18 @@ impl Exchange {
     }
 
     /// A whole JSON answer with a Content-Length; the connection stays for the next request.
-    pub async fn answer(mut self, status: &str, body: &str) {
+    pub async fn answer(self, status: &str, body: &str) {
+        self.try_answer(status, body).await.unwrap();
+    }
+
+    async fn try_answer(mut self, status: &str, body: &str) -> std::io::Result<()> {
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        self.send(head + body).await;
+        self.stream.write_all((head + body).as_bytes()).await?;
         self.keep();
+        Ok(())
     }
 
     /// The head of a stream of events.

@@ -1,0 +1,342 @@
+//! Whether a worker may be picked: what its recent failures say. The clock is an argument.
+//!
+//! A worker that refuses connections is set aside at once and for longer each time; one that fails otherwise,
+//! after several failures within a window. When its time is over, one request tries it (half open), and a
+//! success of real traffic brings it back. Answers that say something about the request or about load (4xx,
+//! 429, 503) are no failures.
+
+use std::time::{Duration, Instant};
+
+/// What one leg says about its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// It answered as it should.
+    Good,
+    /// It answers, whatever it says: somebody is there.
+    Present,
+    /// It refuses connections: nobody is there.
+    Absent,
+    /// It failed on a request: lost the connection, answered 5xx, or was late.
+    Bad,
+    /// The leg says nothing about the worker: cancelled, 4xx, 429, 503.
+    Neutral,
+}
+
+/// What evidence changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The worker is set aside.
+    SetAside,
+    /// It gets requests again.
+    Back,
+}
+
+/// When a worker is set aside, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Failures within the window that set a worker aside. 0 switches the breaker off.
+    pub failures: u32,
+    /// The window.
+    pub window: Duration,
+    /// Successes of a worker on trial that bring it back.
+    pub successes: u32,
+    /// How long a failing worker is set aside.
+    pub pause: Duration,
+}
+
+impl Default for Limits {
+    /// As `sglang_router.launch_router` has them, except for the pause: 60 s would outlive the patience of
+    /// clients that retry.
+    fn default() -> Self {
+        Self {
+            failures: 10,
+            window: Duration::from_secs(120),
+            successes: 3,
+            pause: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A worker that refuses connections is tried again after this, then after twice as long, and so on.
+const FIRST_ABSENCE: Duration = Duration::from_millis(500);
+
+/// The state of one worker's breaker.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Breaker {
+    state: State,
+    absences: u32,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Closed {
+        failures: u32,
+        since: Option<Instant>,
+    },
+    Open {
+        until: Instant,
+    },
+    /// One request at a time tries the worker.
+    Trial {
+        successes: u32,
+        since: Instant,
+        busy: bool,
+    },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Closed {
+            failures: 0,
+            since: None,
+        }
+    }
+}
+
+/// A trial that nobody reports on is forgotten after this long: its request was cancelled.
+const TRIAL_FORGOTTEN: Duration = Duration::from_secs(10);
+
+impl Breaker {
+    /// Whether the worker may be picked now.
+    pub(super) fn admits(&self, now: Instant) -> bool {
+        match self.state {
+            State::Closed { .. } => true,
+            State::Open { until } => now >= until,
+            State::Trial { busy, since, .. } => !busy || now >= since + TRIAL_FORGOTTEN,
+        }
+    }
+
+    /// The worker was picked: if it was set aside, that is its trial.
+    pub(super) fn picked(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Closed { .. } => {}
+            State::Open { .. } => {
+                self.state = State::Trial {
+                    successes: 0,
+                    since: now,
+                    busy: true,
+                };
+            }
+            State::Trial { since, busy, .. } => {
+                *since = now;
+                *busy = true;
+            }
+        }
+    }
+
+    /// A leg or a probe says something.
+    pub(super) fn note(
+        &mut self,
+        evidence: Evidence,
+        now: Instant,
+        limits: &Limits,
+    ) -> Option<Change> {
+        match evidence {
+            Evidence::Good => self.good(limits),
+            // A probe ends an absence, and nothing else: whether it serves, real traffic says.
+            Evidence::Present if self.absences > 0 => self.close(),
+            Evidence::Present => None,
+            Evidence::Neutral => {
+                if let State::Trial { busy, .. } = &mut self.state {
+                    *busy = false;
+                }
+                None
+            }
+            Evidence::Absent => {
+                let pause = FIRST_ABSENCE * 2u32.saturating_pow(self.absences.min(6));
+                self.absences += 1;
+                self.open(now + pause.min(limits.pause))
+            }
+            Evidence::Bad => self.bad(now, limits),
+        }
+    }
+
+    /// Whether it remembers anything against the worker.
+    pub(super) fn is_troubled(&self) -> bool {
+        !matches!(self.state, State::Closed { failures: 0, .. })
+    }
+
+    fn good(&mut self, limits: &Limits) -> Option<Change> {
+        match &mut self.state {
+            State::Closed { failures, since } => {
+                *failures = 0;
+                *since = None;
+                None
+            }
+            // A leg that began before the worker was set aside has ended well: it lives.
+            State::Open { .. } => self.close(),
+            State::Trial {
+                successes, busy, ..
+            } => {
+                *successes += 1;
+                *busy = false;
+                // After an absence one success is enough: somebody is there again.
+                if *successes >= limits.successes || self.absences > 0 {
+                    return self.close();
+                }
+                None
+            }
+        }
+    }
+
+    fn bad(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
+        match &mut self.state {
+            State::Closed { failures, since } => {
+                if since.is_none_or(|since| now > since + limits.window) {
+                    *failures = 0;
+                    *since = Some(now);
+                }
+                *failures += 1;
+                if limits.failures == 0 || *failures < limits.failures {
+                    return None;
+                }
+                self.open(now + limits.pause)
+            }
+            State::Open { .. } => None,
+            State::Trial { .. } => self.open(now + limits.pause),
+        }
+    }
+
+    fn open(&mut self, until: Instant) -> Option<Change> {
+        let was_closed = matches!(self.state, State::Closed { .. });
+        self.state = State::Open { until };
+        was_closed.then_some(Change::SetAside)
+    }
+
+    fn close(&mut self) -> Option<Change> {
+        *self = Self::default();
+        Some(Change::Back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        failures: 3,
+        window: Duration::from_secs(10),
+        successes: 2,
+        pause: Duration::from_secs(5),
+    };
+
+    struct Watched {
+        breaker: Breaker,
+        now: Instant,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            Self {
+                breaker: Breaker::default(),
+                now: Instant::now(),
+            }
+        }
+
+        fn after(&mut self, millis: u64) -> &mut Self {
+            self.now += Duration::from_millis(millis);
+            self
+        }
+
+        fn note(&mut self, evidence: Evidence) -> Option<Change> {
+            self.breaker.note(evidence, self.now, &LIMITS)
+        }
+
+        fn admits(&self) -> bool {
+            self.breaker.admits(self.now)
+        }
+
+        fn pick(&mut self) {
+            self.breaker.picked(self.now);
+        }
+    }
+
+    #[test]
+    fn one_refused_connection_sets_aside_and_one_success_brings_back() {
+        let mut worker = Watched::new();
+        assert_eq!(worker.note(Evidence::Absent), Some(Change::SetAside));
+        assert!(!worker.admits());
+        assert!(!worker.after(499).admits());
+        assert!(worker.after(1).admits());
+        worker.pick();
+        assert!(!worker.admits(), "one trial at a time");
+        assert_eq!(worker.note(Evidence::Good), Some(Change::Back));
+        assert!(worker.admits());
+    }
+
+    #[test]
+    fn an_absent_worker_is_tried_less_and_less_often_up_to_the_pause() {
+        let mut worker = Watched::new();
+        for pause in [500, 1000, 2000, 4000, 5000, 5000] {
+            worker.note(Evidence::Absent);
+            assert!(!worker.after(pause - 1).admits(), "{pause}");
+            assert!(worker.after(1).admits(), "{pause}");
+            worker.pick();
+        }
+    }
+
+    #[test]
+    fn failures_within_the_window_set_aside_and_a_success_forgets_them() {
+        let mut worker = Watched::new();
+        worker.note(Evidence::Bad);
+        worker.note(Evidence::Bad);
+        worker.note(Evidence::Good);
+        worker.note(Evidence::Bad);
+        worker.note(Evidence::Bad);
+        worker.after(10_001).note(Evidence::Bad);
+        assert!(worker.admits(), "the first two are out of the window");
+        worker.note(Evidence::Bad);
+        assert_eq!(worker.note(Evidence::Bad), Some(Change::SetAside));
+        assert!(!worker.after(4999).admits());
+        assert!(worker.after(1).admits());
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_ends_an_absence_but_not_a_series_of_failures() {
+        let mut worker = Watched::new();
+        worker.note(Evidence::Absent);
+        assert_eq!(worker.note(Evidence::Present), Some(Change::Back));
+        assert!(worker.admits());
+        for _ in 0..3 {
+            worker.note(Evidence::Bad);
+        }
+        assert_eq!(worker.note(Evidence::Present), None);
+        assert!(!worker.admits());
+    }
+
+    #[test]
+    fn a_trial_that_fails_sets_aside_again_and_enough_that_succeed_bring_back() {
+        let mut worker = Watched::new();
+        for _ in 0..3 {
+            worker.note(Evidence::Bad);
+        }
+        worker.after(5000).pick();
+        worker.note(Evidence::Bad);
+        assert!(!worker.admits());
+        worker.after(5000).pick();
+        assert_eq!(worker.note(Evidence::Good), None);
+        assert!(worker.admits());
+        worker.pick();
+        assert_eq!(worker.note(Evidence::Good), Some(Change::Back));
+    }
+
+    #[test]
+    fn a_trial_that_was_cancelled_leaves_the_place_to_another() {
+        let mut worker = Watched::new();
+        worker.note(Evidence::Absent);
+        worker.after(500).pick();
+        worker.note(Evidence::Neutral);
+        assert!(worker.admits());
+        worker.pick();
+        assert!(worker.after(10_000).admits(), "nobody reported on it");
+    }
+
+    #[test]
+    fn refusals_of_requests_and_of_load_say_nothing() {
+        let mut worker = Watched::new();
+        for _ in 0..100 {
+            worker.note(Evidence::Neutral);
+        }
+        assert!(worker.admits());
+    }
+}

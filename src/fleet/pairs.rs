@@ -1,0 +1,95 @@
+//! Pairs that fail although both workers are well: a broken link between them, another page size.
+//!
+//! Only pairs in trouble are remembered. The clock is an argument.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::worker::WorkerId;
+
+/// Failures in a row after which a pair is not picked.
+const FAILURES: u32 = 3;
+
+/// How long it is not picked then. One more failure afterwards and it is set aside again.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// A prefill worker and a decode worker.
+type Pair = (WorkerId, WorkerId);
+
+/// What is known of pairs in trouble.
+#[derive(Default)]
+pub(super) struct Pairs {
+    /// How many records there are, so that a healthy fleet takes no lock.
+    known: AtomicUsize,
+    records: Mutex<HashMap<Pair, Record>>,
+}
+
+#[derive(Default)]
+struct Record {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Pairs {
+    /// Whether the pair may be picked now.
+    pub(super) fn admits(&self, pair: Pair, now: Instant) -> bool {
+        self.known.load(Ordering::Relaxed) == 0
+            || self
+                .lock()
+                .get(&pair)
+                .and_then(|record| record.until)
+                .is_none_or(|until| now >= until)
+    }
+
+    /// The pair has served a request.
+    pub(super) fn good(&self, pair: Pair) {
+        if self.known.load(Ordering::Relaxed) > 0 {
+            let mut records = self.lock();
+            records.remove(&pair);
+            self.known.store(records.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// The pair has failed together. Whether it is set aside now.
+    pub(super) fn bad(&self, pair: Pair, now: Instant) -> bool {
+        let mut records = self.lock();
+        let record = records.entry(pair).or_default();
+        record.failures += 1;
+        let aside = record.failures >= FAILURES;
+        if aside {
+            record.until = Some(now + PAUSE);
+        }
+        self.known.store(records.len(), Ordering::Relaxed);
+        aside
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Pair, Record>> {
+        // Nothing panics while the lock is held.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_that_fails_together_is_set_aside_alone_and_comes_back() {
+        let pairs = Pairs::default();
+        let (broken, sound) = ((WorkerId(0), WorkerId(1)), (WorkerId(0), WorkerId(2)));
+        let now = Instant::now();
+        assert!(!pairs.bad(broken, now));
+        pairs.good(broken);
+        assert!(!pairs.bad(broken, now) && !pairs.bad(broken, now));
+        assert!(pairs.admits(broken, now));
+        assert!(pairs.bad(broken, now));
+        assert!(!pairs.admits(broken, now) && pairs.admits(sound, now));
+        let later = now + PAUSE;
+        assert!(pairs.admits(broken, later));
+        assert!(pairs.bad(broken, later), "one more is enough");
+        pairs.good(broken);
+        assert!(pairs.admits(broken, later));
+    }
+}

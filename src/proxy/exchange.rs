@@ -1,0 +1,225 @@
+//! One attempt: a prefill leg and a decode leg with their rooms, and what becomes of decode's answer.
+//!
+//! Dropping it cancels whatever still runs: the connections close, and the workers are told by id.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora_core::{Error, ErrorType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+
+use super::abort::{Aborter, Ids};
+use super::answer::{Answer, Spoiled};
+use super::error::{Fault, ProxyError};
+use super::prefill::{Outcome, PrefillLeg, is_event_stream};
+use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
+use crate::pd::{Batch, Leg, Merge, PromptSide, Route};
+
+/// What an attempt is made of.
+pub(super) struct Plan {
+    pub(super) route: Route,
+    pub(super) stream: bool,
+    pub(super) merge: Merge,
+    pub(super) batch: Batch,
+    /// The head that both legs share.
+    pub(super) head: RequestHeader,
+    /// Under which ids the workers know the request.
+    pub(super) ids: Arc<Ids>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) aborter: Arc<Aborter>,
+}
+
+/// The two legs of one attempt.
+pub(super) struct Exchange {
+    plan: Plan,
+    prefill: Arc<Worker>,
+    /// `None` once the leg has been cancelled or let go.
+    leg: Option<PrefillLeg>,
+    pub(super) decode: Load,
+    decode_ended: bool,
+    answer: Answer,
+    streams: bool,
+    /// Taken until both legs have ended: the prefill leg holds the other reference.
+    _rooms: Arc<Rooms>,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        plan: Plan,
+        prefill: Arc<Worker>,
+        leg: PrefillLeg,
+        decode: Load,
+        rooms: Arc<Rooms>,
+    ) -> Self {
+        Self {
+            plan,
+            prefill,
+            leg: Some(leg),
+            decode,
+            decode_ended: false,
+            answer: Answer::Passed,
+            streams: false,
+            _rooms: rooms,
+        }
+    }
+
+    /// The head that both legs share.
+    pub(super) fn head(&self) -> &RequestHeader {
+        &self.plan.head
+    }
+
+    /// The worker whose leg has failed; where prefill's has, decode's is a symptom.
+    pub(super) fn blamed(&self) -> &Arc<Worker> {
+        if self.prefill_state().is_failure() {
+            &self.prefill
+        } else {
+            &self.decode
+        }
+    }
+
+    /// Whether decode's answer is a stream of events.
+    pub(super) fn streams(&self) -> bool {
+        self.streams
+    }
+
+    /// What prefill's leg has come to.
+    pub(super) fn prefill_state(&self) -> Leg {
+        match self.leg.as_ref().and_then(PrefillLeg::peek) {
+            None => Leg::Running,
+            Some(outcome) => outcome.state(),
+        }
+    }
+
+    /// The fault of a prefill leg that has ended badly.
+    pub(super) fn prefill_fault(&self) -> Option<Fault> {
+        match self.leg.as_ref()?.peek()? {
+            Outcome::Served(_) => None,
+            Outcome::Rejected(rejection) => Some(Fault::Rejected(Role::Prefill, rejection)),
+            Outcome::Failed(failure) => Some(Fault::Own(ProxyError::Leg(
+                Role::Prefill,
+                self.prefill.url().to_owned(),
+                failure,
+            ))),
+        }
+    }
+
+    /// JOIN, where the answer needs what prefill knows: waits until its leg has ended, well or badly. The client
+    /// is watched meanwhile.
+    pub(super) async fn join(&self, session: &mut Session) -> Result<(), Box<Error>> {
+        let Some(leg) = self.leg.as_ref().filter(|_| self.plan.merge != Merge::None) else {
+            return Ok(());
+        };
+        tokio::select! {
+            _ = leg.outcome() => Ok(()),
+            ended = session.downstream_session.read_body_or_idle(true) => {
+                let closed = || Error::new(ErrorType::ConnectionClosed);
+                Err(ended.err().unwrap_or_else(closed).into_down())
+            }
+        }
+    }
+
+    /// Decode has taken the request: prepares what becomes of its body. [`Self::join`] came before.
+    pub(super) fn accepted(
+        &mut self,
+        head: &mut ResponseHeader,
+        max_event_bytes: usize,
+    ) -> Result<(), ProxyError> {
+        self.streams = is_event_stream(&head.headers);
+        if self.plan.merge == Merge::None {
+            if self.streams {
+                self.answer = Answer::first_event(self.plan.route);
+            }
+            return Ok(());
+        }
+        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::peek) else {
+            return Err(ProxyError::Internal("nothing to merge".into()));
+        };
+        let (merge, batch) = (self.plan.merge, self.plan.batch);
+        let side = if self.plan.stream {
+            PromptSide::from_stream(merge, batch, body)
+        } else {
+            PromptSide::from_body(merge, batch, body)
+        };
+        let side = side.map_err(ProxyError::Merge)?;
+        self.answer = if self.streams {
+            Answer::events(self.plan.route, side, max_event_bytes)
+        } else {
+            Answer::Document(side, BytesMut::new())
+        };
+        // The length changes: the session frames the answer anew.
+        head.remove_header(&CONTENT_LENGTH);
+        head.remove_header(&TRANSFER_ENCODING);
+        Ok(())
+    }
+
+    /// The client's bytes for a piece of decode's body.
+    pub(super) fn pass(&mut self, piece: Bytes, end: bool, begun: bool) -> Result<Bytes, Spoiled> {
+        let out = self.answer.pass(piece, end, begun)?;
+        if end {
+            self.decode_ended = true;
+        }
+        Ok(out)
+    }
+
+    /// Decode's answer is an error that goes to the client: prefill has nothing to wait for.
+    pub(super) fn end_prefill(&mut self) {
+        if let Some(leg) = self.leg.take() {
+            self.cancel_prefill(&leg);
+        }
+    }
+
+    /// What decode's leg says about its worker, once.
+    pub(super) fn decode_ended(&mut self, evidence: Evidence) {
+        self.decode_ended = true;
+        self.plan.fleet.note(&self.decode, evidence, Instant::now());
+    }
+
+    /// Both legs have done what they should.
+    pub(super) fn ended_well(&mut self) {
+        self.decode_ended(Evidence::Good);
+        self.plan.fleet.note_pair_good(&self.prefill, &self.decode);
+        if let Some(leg) = self.leg.take() {
+            leg.let_finish();
+        }
+    }
+
+    /// Each worker is there, and together they have failed.
+    pub(super) fn ended_together_badly(&self) {
+        self.plan
+            .fleet
+            .note_pair_bad(&self.prefill, &self.decode, Instant::now());
+    }
+
+    fn abort(&self, worker: &Arc<Worker>) {
+        let authorization = self.plan.head.headers.get(AUTHORIZATION);
+        self.plan
+            .aborter
+            .send(worker, &self.plan.ids, authorization);
+    }
+
+    fn cancel_prefill(&self, leg: &PrefillLeg) {
+        if leg.peek().is_none() {
+            self.plan
+                .fleet
+                .note(&self.prefill, Evidence::Neutral, Instant::now());
+            self.abort(&self.prefill);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(leg) = self.leg.take() {
+            self.cancel_prefill(&leg);
+        }
+        if !self.decode_ended {
+            self.plan
+                .fleet
+                .note(&self.decode, Evidence::Neutral, Instant::now());
+            self.abort(&self.decode);
+        }
+    }
+}
