@@ -1,0 +1,179 @@
+//! The requests of the suite: a case is a name, a request, and what an ordinary server answers.
+//!
+//! Cases are products of forms and options where a merge depends on both; single ones where a parser
+//! could stumble. They are the same for every model: texts and token ids, no expected output.
+
+mod anthropic;
+mod chat;
+mod completions;
+mod errors;
+mod generate;
+mod responses;
+mod single;
+mod wire;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::client::{Framing, Request};
+use crate::comparison::Leeway;
+
+/// Tokens of the short answers, and of most cases.
+const FEW: u32 = 8;
+
+/// One request and what it is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) request: Request,
+    /// The status of an ordinary server. A case that is refused for another reason than its own proves
+    /// nothing.
+    pub(crate) status: u16,
+    /// How often it is sent on one connection with caches flushed before the first; the last answer counts.
+    pub(crate) times: usize,
+    pub(crate) leeway: Leeway,
+    /// Where in the prompt the logprobs begin; what the laws need to know of a `/generate`.
+    pub(crate) starts_at: Option<usize>,
+    /// It says nothing about the simulated workers, which check or know less than SGLang.
+    pub(crate) sglang_only: bool,
+}
+
+impl Case {
+    /// A POST of a tree.
+    fn post(name: impl Into<String>, path: &str, body: &Value) -> Case {
+        let leeway = Leeway {
+            batch: is_batch(body),
+            rid: body.get("rid").is_some_and(|rid| !rid.is_null()),
+        };
+        let starts_at = body["logprob_start_len"].as_u64();
+        let wants = body["return_logprob"] == json!(true);
+        Case {
+            leeway,
+            starts_at: starts_at
+                .filter(|_| wants)
+                .and_then(|at| usize::try_from(at).ok()),
+            ..Case::raw(name, path, body.to_string())
+        }
+    }
+
+    /// A POST of bytes.
+    fn raw(name: impl Into<String>, path: &str, body: impl Into<Bytes>) -> Case {
+        Case {
+            name: format!("{} {}", path.trim_start_matches('/'), name.into()),
+            request: Request {
+                method: Method::POST,
+                path: path.to_owned(),
+                content_type: Some("application/json"),
+                body: body.into(),
+                framing: Framing::Length,
+            },
+            status: 200,
+            times: 1,
+            leeway: Leeway::default(),
+            starts_at: None,
+            sglang_only: false,
+        }
+    }
+
+    fn get(path: &str) -> Case {
+        let mut case = Case::raw("GET", path, Bytes::new()).method(Method::GET);
+        case.request.content_type = None;
+        case
+    }
+
+    fn method(mut self, method: Method) -> Case {
+        self.request.method = method;
+        self
+    }
+
+    fn framing(mut self, framing: Framing) -> Case {
+        self.request.framing = framing;
+        self
+    }
+
+    fn status(mut self, status: u16) -> Case {
+        self.status = status;
+        self
+    }
+
+    fn sglang_only(mut self) -> Case {
+        self.sglang_only = true;
+        self
+    }
+
+    fn times(mut self, times: usize) -> Case {
+        self.times = times;
+        self
+    }
+}
+
+/// More prompts than one: in any of the fields that can carry them.
+fn is_batch(body: &Value) -> bool {
+    let several = |list: &Vec<Value>| list.len() > 1 && !list[0].is_number();
+    ["text", "input_ids", "prompt"]
+        .iter()
+        .any(|key| body[key].as_array().is_some_and(several))
+}
+
+/// What cases are made of, for one model.
+pub(crate) struct Material {
+    pub(crate) model: String,
+    /// Prompts of one token, a few, about 200 and about 1500.
+    pub(crate) texts: [Text; 4],
+}
+
+/// A prompt and its length.
+#[derive(Clone, Debug)]
+pub(crate) struct Text {
+    pub(crate) name: &'static str,
+    pub(crate) text: String,
+    pub(crate) tokens: usize,
+}
+
+impl Material {
+    fn few(&self) -> &Text {
+        &self.texts[1]
+    }
+}
+
+/// Every case.
+pub(crate) fn all(material: &Material) -> Vec<Case> {
+    [
+        generate::cases(material),
+        chat::cases(material),
+        completions::cases(material),
+        responses::cases(material),
+        anthropic::cases(material),
+        single::cases(material),
+        errors::cases(material),
+        wire::cases(material),
+    ]
+    .concat()
+}
+
+/// Token ids that any vocabulary has, without the special ones at its start.
+fn ids(count: usize, seed: usize) -> Vec<usize> {
+    (0..count)
+        .map(|at| 20 + (at * 37 + seed * 101) % 1900)
+        .collect()
+}
+
+/// `base` with the members of `more` over it.
+fn with(base: &Value, more: &Value) -> Value {
+    let mut sum = base.clone();
+    for (key, value) in more.as_object().into_iter().flatten() {
+        sum[key] = value.clone();
+    }
+    sum
+}
+
+/// How a case name calls the two ways to answer.
+fn way(stream: bool) -> &'static str {
+    if stream { "stream" } else { "whole" }
+}
+
+/// Greedy, so that two servers agree.
+fn greedy(tokens: u32) -> Value {
+    json!({ "temperature": 0, "max_new_tokens": tokens })
+}

@@ -1,0 +1,187 @@
+//! The answers of mini-lb that differ from an ordinary server's by design, each with its reason.
+//!
+//! An entry names the answers that it is about by what they are, and what must hold nevertheless.
+
+use serde_json::{Map, Value};
+
+use crate::cases::Case;
+use crate::comparison::differences;
+
+/// One entry of the table.
+struct Expected {
+    reason: &'static str,
+    /// Whether it is about this case, and what must hold for both digests does.
+    holds: fn(&Case, ordinary: &Value, mini_lb: &Value) -> bool,
+}
+
+const EXPECTED: [Expected; 9] = [
+    Expected {
+        reason: "decode shows the logprob of prefill's token although no token was wanted",
+        holds: row_of_an_unwanted_token,
+    },
+    Expected {
+        reason: "a pair cannot serve more samples than one: SGLang gives all of them one room",
+        holds: refused_samples,
+    },
+    Expected {
+        reason: "a stream that begins with an error has its status in the head: nothing was sent before",
+        holds: error_as_status,
+    },
+    Expected {
+        reason: "mini-lb has to read the body itself, and says itself that it is no JSON object",
+        holds: unreadable_body,
+    },
+    Expected {
+        reason: "the worker's message quotes the request, with the fields that a pair needs",
+        holds: quoted_fields,
+    },
+    Expected {
+        reason: "one worker answers, and it says what it is",
+        holds: role_of_the_worker,
+    },
+    Expected {
+        reason: "the information of all workers, in the shape that SGLang's benchmarks read",
+        holds: information_of_all,
+    },
+    Expected {
+        reason: "mini-lb's own health",
+        holds: own_health,
+    },
+    Expected {
+        reason: "mini-lb knows its paths itself",
+        holds: unknown_path,
+    },
+];
+
+/// Why the two answers may differ, if the table knows.
+pub(crate) fn reason(case: &Case, ordinary: &Value, mini_lb: &Value) -> Option<&'static str> {
+    EXPECTED
+        .iter()
+        .find(|expected| (expected.holds)(case, ordinary, mini_lb))
+        .map(|expected| expected.reason)
+}
+
+fn refused_samples(case: &Case, _ordinary: &Value, mini_lb: &Value) -> bool {
+    case.name.ends_with("two samples")
+        && mini_lb["status"] == 400
+        && message(mini_lb).is_some_and(|message| message.starts_with("n = 2 "))
+}
+
+fn row_of_an_unwanted_token(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let differences = differences(ordinary, mini_lb, case.leeway);
+    case.name.contains(" 0 new tokens: logprobs")
+        && differences
+            .iter()
+            .all(|difference| difference.path.contains("meta_info.output_"))
+}
+
+fn error_as_status(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let says = &ordinary["body"]["says"];
+    let event = &says["events"][0]["error"]["message"];
+    let abort = &says["0"]["last"]["meta_info"]["finish_reason"]["message"];
+    ordinary["status"] == 200
+        && ordinary["framing"] == "events"
+        && mini_lb["status"] == case.status
+        && mini_lb["framing"] == "whole"
+        && message(mini_lb).is_some_and(|message| *event == *message || *abort == *message)
+}
+
+fn unreadable_body(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let readable = serde_json::from_slice::<Map<String, Value>>(&case.request.body).is_ok();
+    // SGLang has another shape for this error of `/generate` than for its other ones.
+    let same_shape =
+        case.request.path == "/generate" || members(&ordinary["body"]) == members(&mini_lb["body"]);
+    !readable && mini_lb["status"] == 400 && message(mini_lb).is_some() && same_shape
+}
+
+fn quoted_fields(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let quoted = message(mini_lb).is_some_and(|message| message.contains(INJECTED));
+    quoted && differences(ordinary, &without_injected(mini_lb), case.leeway).is_empty()
+}
+
+fn role_of_the_worker(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let mode = "disaggregation_mode";
+    let mut as_ordinary = mini_lb.clone();
+    let answered = match as_ordinary["body"].get_mut(mode) {
+        Some(shown) => std::mem::replace(shown, ordinary["body"][mode].clone()),
+        None => return false,
+    };
+    case.request.path.ends_with("model_info")
+        && answered == "prefill"
+        && differences(ordinary, &as_ordinary, case.leeway).is_empty()
+}
+
+fn information_of_all(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let body = &mini_lb["body"];
+    let mode = |worker: &Value| worker["disaggregation_mode"].clone();
+    let all = |role: &str| {
+        let workers = body[role].as_array();
+        workers
+            .is_some_and(|list| !list.is_empty() && list.iter().all(|worker| mode(worker) == role))
+    };
+    let state = |body: &Value| members(&body["internal_states"][0]);
+    case.request.path.ends_with("server_info")
+        && mini_lb["status"] == 200
+        && all("prefill")
+        && all("decode")
+        && body["prefill"][0]["tokenizer_path"] == ordinary["body"]["tokenizer_path"]
+        && !state(body).is_empty()
+        && state(body) == state(&ordinary["body"])
+}
+
+fn own_health(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    case.request.path == "/health" && ordinary["status"] == mini_lb["status"]
+}
+
+fn unknown_path(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    case.request.path.starts_with("/no/")
+        && ordinary["status"] == mini_lb["status"]
+        && message(mini_lb).is_some()
+}
+
+/// The message of an error in any of the shapes that the endpoints have.
+fn message(digest: &Value) -> Option<&str> {
+    let body = &digest["body"];
+    let places = [&body["message"], &body["error"]["message"], &body["error"]];
+    places.into_iter().find_map(Value::as_str)
+}
+
+/// The names of an object's members, and of the objects in it.
+fn members(value: &Value) -> Vec<String> {
+    let object = value.as_object().into_iter().flatten();
+    let mut names: Vec<String> = object
+        .flat_map(|(key, value)| {
+            let inner = members(value)
+                .into_iter()
+                .map(move |inner| format!("{key}.{inner}"));
+            inner.chain([key.clone()])
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// How Python shows the first of the fields that mini-lb adds at the end of a request.
+const INJECTED: &str = ", 'bootstrap_host': ";
+
+/// The tree without what mini-lb added to the requests that its texts quote.
+fn without_injected(value: &Value) -> Value {
+    match value {
+        Value::String(text) => {
+            let mut parts = text.split(INJECTED);
+            let mut plain = parts.next().unwrap_or_default().to_owned();
+            for part in parts {
+                // The quoted request is an object, and ends with the injected fields.
+                plain.push_str(part.find('}').map_or("", |end| &part[end..]));
+            }
+            Value::String(plain)
+        }
+        Value::Array(list) => list.iter().map(without_injected).collect(),
+        Value::Object(object) => {
+            let members = object.iter();
+            let members = members.map(|(key, value)| (key.clone(), without_injected(value)));
+            Value::Object(members.collect())
+        }
+        other => other.clone(),
+    }
+}

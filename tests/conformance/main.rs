@@ -1,0 +1,71 @@
+//! Conformance: mini-lb in front of a pair answers as one ordinary server of the same model does.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `workers` | who stands behind mini-lb, from the environment; the balancer under test |
+//! | `client` | raw requests over one connection, whole answers |
+//! | `cases` | the list of requests, one file per family of endpoints |
+//! | `digest` | an answer as a tree that does not depend on how a stream was cut |
+//! | `laws` | what holds for mini-lb's answer alone |
+//! | `comparison` | two trees, field by field, with the table of what may differ in every answer |
+//! | `expected` | the table of answers that differ by design |
+//! | `run` | every case through both, and the report |
+//!
+//! With real workers (the ordinary server and the model may be left out):
+//!
+//! ```sh
+//! MINI_LB_TEST_PREFILL="http://127.0.0.1:31000 31900" MINI_LB_TEST_DECODE="http://127.0.0.1:32000" \
+//! MINI_LB_TEST_ORDINARY="http://127.0.0.1:33000" MINI_LB_TEST_MODEL=tiny cargo test --test conformance
+//! ```
+//!
+//! `MINI_LB_TEST_ONLY=echo` runs the cases with `echo` in their name only.
+
+#![allow(clippy::unwrap_used)]
+
+mod cases;
+mod client;
+mod comparison;
+mod digest;
+mod expected;
+mod laws;
+mod run;
+#[path = "../support/mod.rs"]
+mod support;
+mod workers;
+
+use std::time::Duration;
+
+use mini_lb::sim::{SimOptions, Worker};
+use workers::Workers;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_pair_behind_mini_lb_answers_as_an_ordinary_server() {
+    let Some(workers) = Workers::from_environment() else {
+        return run::say(
+            "skipped: set MINI_LB_TEST_PREFILL=\"URL [BOOTSTRAP_PORT]\", MINI_LB_TEST_DECODE=URL and, to \
+             compare, MINI_LB_TEST_ORDINARY=URL to run the conformance suite against SGLang",
+        );
+    };
+    run::all_cases(&workers).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_simulated_pair_behind_mini_lb_answers_as_an_ordinary_worker() {
+    let options = SimOptions {
+        time_per_prompt_token: Duration::ZERO,
+        transfer_time: Duration::ZERO,
+        time_per_output_token: Duration::ZERO,
+        ..SimOptions::default()
+    };
+    let prefill = Worker::start_prefill(options.clone()).await.unwrap();
+    let decode = Worker::start_decode(options.clone()).await.unwrap();
+    let ordinary = Worker::start_ordinary(options).await.unwrap();
+    run::all_cases(&Workers {
+        prefill: vec![(prefill.url(), prefill.bootstrap_port())],
+        decode: vec![decode.url()],
+        ordinary: Some(ordinary.url()),
+        model: None,
+        simulated: true,
+    })
+    .await;
+}

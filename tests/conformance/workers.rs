@@ -1,0 +1,66 @@
+//! Who stands behind mini-lb.
+//!
+//! Nothing here knows a case. The environment's names are described in `main.rs`.
+
+use mini_lb::MiniLbConfig;
+
+/// A request that takes longer is a failed one; the cases are short.
+const REQUEST_TIMEOUT_SECS: u64 = 60;
+
+/// The workers of one run.
+pub(crate) struct Workers {
+    /// URL and bootstrap port of each prefill worker.
+    pub(crate) prefill: Vec<(String, Option<u16>)>,
+    /// URL of each decode worker.
+    pub(crate) decode: Vec<String>,
+    /// URL of an ordinary server of the same model. Without it nothing is compared.
+    pub(crate) ordinary: Option<String>,
+    /// The served model; the first of `/v1/models` if it is not given.
+    pub(crate) model: Option<String>,
+    /// They are simulated, and know less than SGLang.
+    pub(crate) simulated: bool,
+}
+
+impl Workers {
+    /// `None` when the environment names no pair.
+    pub(crate) fn from_environment() -> Option<Workers> {
+        let list = |name: &str| -> Option<Vec<String>> {
+            let text = std::env::var(name).ok()?;
+            let entries = text.split(',').map(|entry| entry.trim().to_owned());
+            Some(entries.filter(|entry| !entry.is_empty()).collect())
+        };
+        let prefill =
+            list("MINI_LB_TEST_PREFILL")?
+                .into_iter()
+                .map(|entry| match entry.split_once(' ') {
+                    Some((url, port)) => (url.to_owned(), port.trim().parse().ok()),
+                    None => (entry, None),
+                });
+        Some(Workers {
+            prefill: prefill.collect(),
+            decode: list("MINI_LB_TEST_DECODE")?,
+            ordinary: std::env::var("MINI_LB_TEST_ORDINARY").ok(),
+            model: std::env::var("MINI_LB_TEST_MODEL").ok(),
+            simulated: false,
+        })
+    }
+
+    /// Every worker, the ordinary one too.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &str> {
+        let prefill = self.prefill.iter().map(|(url, _)| url.as_str());
+        let decode = self.decode.iter().map(String::as_str);
+        prefill.chain(decode).chain(self.ordinary.as_deref())
+    }
+
+    /// The configuration of a balancer in front of the pair, on a port of its own.
+    pub(crate) fn config(&self) -> MiniLbConfig {
+        MiniLbConfig::new(
+            "127.0.0.1".to_owned(),
+            0,
+            self.prefill.clone(),
+            self.decode.clone(),
+            REQUEST_TIMEOUT_SECS,
+        )
+        .threads(1)
+    }
+}
