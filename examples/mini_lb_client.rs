@@ -147,7 +147,8 @@ async fn stream(
     mut each: impl FnMut(&Value),
 ) -> Result<usize, Box<dyn Error>> {
     let mut body = answer.into_body();
-    let (mut received, mut events) = (Vec::new(), 0);
+    let (mut received, mut events, mut done) = (Vec::new(), 0, false);
+    // To its very end: a body that is left half read costs the connection.
     while let Some(frame) = body.frame().await {
         received.extend_from_slice(&frame?.into_data().unwrap_or_default());
         while let Some(end) = received.windows(2).position(|pair| pair == b"\n\n") {
@@ -156,7 +157,8 @@ async fn stream(
                 continue;
             };
             if data == b"[DONE]" {
-                return Ok(events);
+                done = true;
+                continue;
             }
             let event: Value = serde_json::from_slice(data)?;
             // After a stream has begun, this is how SGLang and the balancer say that it failed.
@@ -166,6 +168,9 @@ async fn stream(
             each(&event);
             events += 1;
         }
+    }
+    if done {
+        return Ok(events);
     }
     Err("the stream ended without [DONE]".into())
 }

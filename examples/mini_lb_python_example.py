@@ -28,19 +28,22 @@ def ask_json(url, body=None):
 
 
 def events(answer):
-    """The JSON of each event of a stream, up to [DONE]."""
+    """The JSON of each event of a stream, which must say [DONE] before it ends."""
+    done = False
     for line in answer:
         if not line.startswith(b"data: "):
             continue
         data = line.removeprefix(b"data: ").strip()
         if data == b"[DONE]":
-            return
+            done = True
+            continue
         event = json.loads(data)
         # After a stream has begun, this is how SGLang and the balancer say that it failed.
         if "error" in event:
             raise ValueError(event["error"])
         yield event
-    raise ValueError("the stream ended without [DONE]")
+    if not done:
+        raise ValueError("the stream ended without [DONE]")
 
 
 def show(url):

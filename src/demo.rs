@@ -29,23 +29,21 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
         REQUEST_TIMEOUT_SECS,
     ))?;
     let handle = balancer.handle();
-    let mut serving = tokio::spawn(balancer.start());
-    let address = tokio::select! {
-        address = handle.address() => address,
-        ended = &mut serving => return Ok(ended??),
+    let serving = tokio::spawn(balancer.start());
+    let Some(address) = handle.address().await else {
+        // It ended without an address: it says why.
+        return Ok(serving.await??);
     };
-    if let Some(address) = address {
-        for worker in &prefills {
-            println!("prefill  {}", worker.url());
-        }
-        for worker in &decodes {
-            println!("decode   {}", worker.url());
-        }
-        println!(
-            "mini-lb  http://{address}\n{}",
-            to_paste(&address.to_string(), &model)
-        );
+    for worker in &prefills {
+        println!("prefill  {}", worker.url());
     }
+    for worker in &decodes {
+        println!("decode   {}", worker.url());
+    }
+    println!(
+        "mini-lb  http://{address}\n{}",
+        to_paste(&address.to_string(), &model)
+    );
     interrupt.recv().await;
     handle.stop();
     for worker in prefills.into_iter().chain(decodes) {

@@ -12,16 +12,11 @@ use process::{Program, Signal, get, mini_lb, post_json};
 use support::{Client, Exchange, post};
 
 /// A port that nobody listens on. The program does not say which one it got for port 0.
-fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port().to_string()
-}
-
 /// A balancer from flags alone, as the line for `sglang_router.launch_router` has them.
 async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Program, SocketAddr) {
-    let port = free_port();
     let mut line = vec!["--pd-disaggregation", "--mini-lb", "--host", "127.0.0.1"];
-    line.extend(["--port", &port, "--prefill"]);
+    // Workers of tests count the requests that they get: no probes.
+    line.extend(["--port", "0", "--disable-health-check", "--prefill"]);
     line.extend(prefill);
     line.extend(["--decode", decode]);
     line.extend(more);
@@ -174,8 +169,7 @@ async fn a_file_serves() {
     let decode = Worker::start_decode(SimOptions::default()).await.unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let yaml = format!(
-        "host: 127.0.0.1\nport: {}\nprefill:\n- {{url: {}, bootstrap_port: {}}}\ndecode: [{}]\nthreads: 1\n",
-        free_port(),
+        "host: 127.0.0.1\nport: 0\nprefill:\n- {{url: {}, bootstrap_port: {}}}\ndecode: [{}]\nthreads: 1\n",
         prefill.url(),
         prefill.bootstrap_port().unwrap(),
         decode.url()
