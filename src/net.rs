@@ -146,7 +146,7 @@ impl std::error::Error for Failure {}
 impl Failure {
     /// What a Pingora error on the way to or from a worker means.
     pub(crate) fn from_pingora(error: &Error) -> Self {
-        let why = error.root_cause().to_string();
+        let why = reason(error);
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
             ErrorType::ConnectRefused
@@ -159,6 +159,17 @@ impl Failure {
             }
             _ => Failure::NotHttp(why),
         }
+    }
+}
+
+/// The system's word for it, or else Pingora's.
+fn reason(error: &Error) -> String {
+    match error.root_cause().downcast_ref::<std::io::Error>() {
+        Some(cause) => cause.to_string(),
+        None => match &error.context {
+            Some(context) => context.as_str().to_owned(),
+            None => error.etype().as_str().to_owned(),
+        },
     }
 }
 
