@@ -112,6 +112,8 @@ pub enum Violation {
     MissingRoom,
     /// A room without a host reached decode, which a real one does not survive.
     NullBootstrapHost,
+    /// A `logprob_start_len` below -1 reached a scheduler, which a real one does not survive.
+    DeadlyLogprobStart,
 }
 
 /// The journal of one worker. Cheap to clone; all clones are the same journal.

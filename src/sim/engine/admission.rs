@@ -24,6 +24,11 @@ impl Run {
     pub(super) async fn admit(&mut self) -> Result<(), Failure> {
         let engine = self.engine.clone();
         let fake = self.item.bootstrap.is_fake();
+        let meets = engine.role != Role::Ordinary && !fake;
+        if meets && self.item.bootstrap.room.is_none() {
+            return Err(errors::no_room(&self.item.rid));
+        }
+        self.check_logprob_start()?;
         match (engine.role, self.item.bootstrap.room) {
             (Role::Prefill, Some(room)) if !fake && self.item.sample == 0 => {
                 self.admit_prefill(room).await?
@@ -37,9 +42,6 @@ impl Run {
                 }
                 self.admit_decode(room).await?;
             }
-            (Role::Prefill | Role::Decode, None) if !fake => {
-                return Err(errors::no_room(&self.item.rid));
-            }
             (Role::Decode, _) => self.first = Some(self.synthetic_record()),
             _ => self
                 .compute()
@@ -52,6 +54,26 @@ impl Run {
                 .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
         }
         Ok(())
+    }
+
+    /// The scheduler's check of `logprob_start_len`, and the one that it lacks.
+    fn check_logprob_start(&self) -> Result<(), Failure> {
+        let (plan, prompt) = (&self.item.logprobs, self.item.prompt.len());
+        if !plan.wanted {
+            return Ok(());
+        }
+        if plan.deadly {
+            let rid = || self.item.rid.clone();
+            self.engine
+                .journal
+                .violation(Violation::DeadlyLogprobStart, rid);
+            self.engine.crash();
+            return Err(self.aborted_in_queue());
+        }
+        match plan.start.filter(|&start| start > prompt) {
+            Some(start) => Err(errors::start_beyond_prompt(start, prompt)),
+            None => Ok(()),
+        }
     }
 
     async fn admit_prefill(&mut self, room: Room) -> Result<(), Failure> {

@@ -73,6 +73,7 @@ pub(crate) struct Step {
 /// The logprobs of one output position.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    pub(crate) token: u32,
     pub(crate) logprob: f64,
     pub(crate) top: Vec<(f64, u32)>,
     /// None for decode's first token: prefill's record does not carry it.
@@ -161,7 +162,11 @@ impl Run {
 
     fn generate(&mut self, produced: usize) -> Step {
         if self.item.sampling.max_new_tokens == 0 && self.engine.role != Role::Prefill {
-            return self.step(None, String::new(), None, Some(Finish::Length(0)));
+            // No token is shown; but decode shows the row that prefill handed over with it.
+            // Source: SGLang 0.5.23, `managers/scheduler_components/output_streamer.py`, `logprob_end`.
+            let row = self.first.as_ref().filter(|_| self.item.logprobs.wanted);
+            let row = row.map(|record| self.row(record.first_token, Some(record)));
+            return self.step(None, String::new(), row, Some(Finish::Length(0)));
         }
         let handed = self.first.as_ref().filter(|_| produced == 0);
         let token = handed.map_or_else(|| self.context.next(), |record| record.first_token);
@@ -186,11 +191,13 @@ impl Run {
         let ids = self.item.logprobs.token_ids.as_deref().unwrap_or_default();
         match handed {
             Some(record) => Row {
+                token,
                 logprob: record.logprob,
                 top: record.top.clone(),
                 token_ids: None,
             },
             None => Row {
+                token,
                 logprob: self.context.logprob(token),
                 top: self.context.top(self.item.logprobs.top),
                 token_ids: Some(
