@@ -175,6 +175,10 @@ pub(crate) fn aborted(message: String) -> Failure {
 /// `Aborted by AbortReq.`, SGLang's reason for every abort in the rendezvous.
 pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
 
+/// SGLang's reason when the transfer itself fails.
+/// Source: SGLang 0.5.23, `disaggregation/mooncake/conn.py`, `KVReceiver.failure_exception`.
+pub(crate) const LOST_KV: &str = "Failed due to an unknown reason from another rank";
+
 /// A timeout in a state of `KVPoll`.
 pub(crate) fn timed_out(room: i128, after: std::time::Duration, state: &str) -> String {
     format!(

@@ -68,6 +68,12 @@ pub enum Event {
     ResponseHead { request: u64, status: u16 },
     /// The answer was written to its end.
     ResponseFinished { request: u64 },
+    /// A rule of the worker's script struck this request.
+    FaultStruck {
+        request: u64,
+        rule: String,
+        action: &'static str,
+    },
     /// A rule of the protocol was broken.
     Violation { rule: Violation, detail: String },
 }

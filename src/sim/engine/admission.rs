@@ -5,6 +5,7 @@
 
 use super::run::{Run, unix_seconds};
 use crate::sim::Role;
+use crate::sim::chaos::ItemFault;
 use crate::sim::errors::{self, Failure, Stage};
 use crate::sim::journal::{RoomState, Violation};
 use crate::sim::model::{self, Context};
@@ -96,6 +97,7 @@ impl Run {
         self.compute_unless_lost(&mut held, room).await?;
         held.state(RoomState::Transferring);
         self.pause(engine.options.transfer_time).await;
+        self.strike_transfer(Stage::PrefillTransfer, room)?;
         if self.abort.is_asked() {
             return Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED));
         }
@@ -107,6 +109,16 @@ impl Run {
             }
             _ => Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED)),
         }
+    }
+
+    /// The script's faults between the prompt and the KV's arrival.
+    fn strike_transfer(&self, stage: Stage, room: Room) -> Result<(), Failure> {
+        match self.fault {
+            ItemFault::None | ItemFault::AbortAfter(_) => return Ok(()),
+            ItemFault::LoseKv => {}
+            ItemFault::CrashInTransfer => self.engine.crash(),
+        }
+        Err(self.failed(stage, room, errors::LOST_KV))
     }
 
     /// Decode can give up while the prompt is computed.
@@ -147,6 +159,7 @@ impl Run {
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
         held.state(RoomState::Transferring);
+        self.strike_transfer(Stage::DecodeTransfer, room)?;
         meeting.taken();
         held.succeeded();
         if record.prompt_fingerprint != self.context.fingerprint() {

@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Abort, Engine};
 use crate::sim::Role;
+use crate::sim::chaos::ItemFault;
 use crate::sim::errors::Failure;
 use crate::sim::model::{self, Context};
 use crate::sim::rendezvous::Record;
@@ -17,6 +18,7 @@ pub(crate) struct Run {
     pub(super) engine: Arc<Engine>,
     pub(super) item: Item,
     pub(super) samples: usize,
+    pub(super) fault: ItemFault,
     pub(super) abort: Arc<Abort>,
     pub(super) context: Context,
     progress: Progress,
@@ -91,13 +93,20 @@ pub(crate) enum Finish {
 }
 
 impl Run {
-    pub(super) fn new(engine: Arc<Engine>, item: Item, samples: usize, abort: Arc<Abort>) -> Run {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        item: Item,
+        samples: usize,
+        fault: ItemFault,
+        abort: Arc<Abort>,
+    ) -> Run {
         let seed = engine.options.seed ^ item.sampling.seed;
         Run {
             context: Context::start(seed).after_all(&item.prompt),
             engine,
             item,
             samples,
+            fault,
             abort,
             progress: Progress::Waiting,
             tail: String::new(),
@@ -132,7 +141,8 @@ impl Run {
         if produced > 0 {
             self.pause(self.engine.options.time_per_output_token).await;
         }
-        let step = if self.abort.is_asked() {
+        let scripted = matches!(self.fault, ItemFault::AbortAfter(tokens) if produced >= tokens);
+        let step = if scripted || self.abort.is_asked() {
             self.aborted()
         } else {
             self.generate(produced)
