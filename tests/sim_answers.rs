@@ -5,6 +5,7 @@
 
 mod sim_support;
 
+use mini_lb::sim::journal::Violation;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
 use sim_support::{Pair, Reply, get, post, post_text, quick, send};
@@ -336,4 +337,45 @@ async fn put_generates_as_post_does() {
     let put = Reply::parse(&send(worker.address(), "PUT", "/generate", "", body).await);
     let post = post_text(&worker, "/generate", body).await;
     assert_eq!(put.json()["text"], post.json()["text"]);
+}
+
+#[tokio::test]
+async fn decode_shows_prefills_row_when_no_token_is_asked_for() {
+    let pair = Pair::start(quick()).await;
+    let body = json!({"text":"a b","return_logprob":true,"top_logprobs_num":2,
+        "sampling_params":{"max_new_tokens":0}});
+    let (_, decode) = pair.both("/generate", &body, 91).await;
+    let answer = decode.json();
+    let meta = &answer["meta_info"];
+    assert_eq!(answer["output_ids"], json!([]));
+    assert_eq!(meta["completion_tokens"], 0);
+    assert_eq!(meta["output_token_logprobs_length"], 1);
+    assert_eq!(meta["output_token_logprobs"].as_array().unwrap().len(), 1);
+    assert_eq!(meta["output_top_logprobs"][0].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_logprob_start_below_minus_one_kills_the_worker_loudly() {
+    let worker = Worker::start_ordinary(quick()).await.unwrap();
+    let mut body =
+        json!({"text":"a","logprob_start_len":-2,"sampling_params":{"max_new_tokens":1}});
+    assert_eq!(post(&worker, "/generate", &body).await.status, 200);
+    body["return_logprob"] = json!(true);
+    let raw = send(
+        worker.address(),
+        "POST",
+        "/generate",
+        "content-type: application/json\r\n",
+        &body.to_string(),
+    )
+    .await;
+    assert!(raw.is_empty(), "the connection is cut");
+    assert!(worker.has_crashed());
+    assert_eq!(
+        worker
+            .journal()
+            .violations()
+            .get(&Violation::DeadlyLogprobStart),
+        Some(&1)
+    );
 }

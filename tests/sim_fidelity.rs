@@ -245,6 +245,9 @@ async fn an_ordinary_worker_answers_as_the_real_one() {
         ("single_chat_n2_stream", chat),
         ("single_cmpl_n2", "/v1/completions"),
         ("single_unknown", "/nothing"),
+        ("single_tokenize", "/tokenize"),
+        ("single_tokenize_list", "/tokenize"),
+        ("single_err_start_beyond_stream", "/generate"),
     ];
     for (scenario, path) in table {
         let ours = post_text(&ordinary, path, &request(scenario)).await;
@@ -285,6 +288,24 @@ async fn bodies_outside_the_schema_are_refused_in_the_same_words() {
         ),
         ("single_err_responses", "/v1/responses", "application/json"),
         ("single_err_max_new_type", "/generate", "application/json"),
+        ("single_err_text_mixed", "/generate", "application/json"),
+        ("single_err_ids_text", "/generate", "application/json"),
+        ("single_err_sampling_key", "/generate", "application/json"),
+        ("single_err_start_beyond", "/generate", "application/json"),
+        ("single_err_return_logprob", "/generate", "application/json"),
+        (
+            "single_err_return_logprob_yes",
+            "/generate",
+            "application/json",
+        ),
+        ("single_err_logprob_list", "/generate", "application/json"),
+        ("single_err_role", chat, "application/json"),
+        (
+            "single_err_prompt_mixed",
+            "/v1/completions",
+            "application/json",
+        ),
+        ("single_err_tokenize_mixed", "/tokenize", "application/json"),
     ] {
         let headers = format!("content-type: {content_type}\r\n");
         let raw = send(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::chaos::Script;
 use super::{DisconnectNotice, DuplicateRoom, Role, SimOptions, Worker};
 
 /// Arguments of `mini-lb sim`.
@@ -120,6 +121,9 @@ pub struct Knobs {
     /// Journal entries kept; 0 keeps counters only.
     #[arg(long, default_value_t = SimOptions::default().journal_entries)]
     pub journal_entries: usize,
+    /// File of faults on purpose; conf/chaos.yaml is an example with every key.
+    #[arg(long, value_name = "FILE", value_parser = |path: &str| Script::load(path))]
+    pub chaos: Option<Script>,
 }
 
 impl From<WorkerArgs> for SimOptions {
@@ -154,6 +158,7 @@ impl From<Knobs> for SimOptions {
             duplicate_room: knobs.duplicate_room,
             disconnect: knobs.disconnect,
             journal_entries: knobs.journal_entries,
+            chaos: knobs.chaos.unwrap_or_default(),
             ..SimOptions::default()
         }
     }
@@ -251,6 +256,22 @@ mod tests {
             format!("{options:?}"),
             format!("{:?}", SimOptions::default())
         );
+    }
+
+    #[test]
+    fn a_file_of_faults_is_read_with_the_line_and_a_bad_one_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("faults.yaml");
+        std::fs::write(&path, "rules:\n- do: silence\n").unwrap();
+        let line = ["sim", "prefill", "--chaos", path.to_str().unwrap()];
+        let SimRole::Prefill(args) = Line::try_parse_from(line).unwrap().sim.role else {
+            unreachable!("another role was parsed")
+        };
+        assert_eq!(SimOptions::from(args).chaos.rules.len(), 1);
+
+        std::fs::write(&path, "rules:\n- do: explode\n").unwrap();
+        let refusal = Line::try_parse_from(line).err().unwrap().to_string();
+        assert!(refusal.contains("faults.yaml: rules[0].do"), "{refusal}");
     }
 
     #[test]

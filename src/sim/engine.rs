@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use super::chaos::{Chaos, ItemFault};
 use super::errors::{self, Failure};
 use super::journal::{Event, Journal, Violation};
 use super::rendezvous::{Peers, Room, Rooms};
@@ -36,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) options: SimOptions,
     pub(crate) journal: Journal,
     pub(crate) rooms: Rooms,
+    pub(crate) chaos: Chaos,
     peers: Peers,
     phase: watch::Sender<Phase>,
     /// Every task holds one; the worker has stopped when all are gone.
@@ -89,6 +91,7 @@ impl Engine {
         let peers = Peers::new(journal.clone(), options.timer(1.0), options.timer(10.0));
         Arc::new(Engine {
             role,
+            chaos: Chaos::new(role, options.chaos.clone()),
             rooms: Rooms::new(journal.clone()),
             peers,
             phase: watch::Sender::new(Phase::Serving),
@@ -194,15 +197,22 @@ impl Engine {
         self: &Arc<Engine>,
         request: u64,
         batch: &Batch,
+        fault: ItemFault,
     ) -> Result<Vec<Run>, Failure> {
         let mut runs = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
-            runs.push(self.run(request, item, batch.n)?);
+            runs.push(self.run(request, item, batch.n, fault)?);
         }
         Ok(runs)
     }
 
-    fn run(self: &Arc<Engine>, request: u64, item: &Item, n: usize) -> Result<Run, Failure> {
+    fn run(
+        self: &Arc<Engine>,
+        request: u64,
+        item: &Item,
+        n: usize,
+        fault: ItemFault,
+    ) -> Result<Run, Failure> {
         let abort = Arc::new(Abort::default());
         match self.live().entry(item.rid.clone()) {
             std::collections::hash_map::Entry::Occupied(_) => {
@@ -211,7 +221,7 @@ impl Engine {
             std::collections::hash_map::Entry::Vacant(free) => free.insert(abort.clone()),
         };
         self.in_flight.send_modify(|items| *items += 1);
-        let run = Run::new(self.clone(), item.clone(), n, abort);
+        let run = Run::new(self.clone(), item.clone(), n, fault, abort);
         if self.role != Role::Ordinary && !item.bootstrap.is_fake() {
             match item.bootstrap.room {
                 None => self

@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     Invalid(String),
     /// The scheduler gave the request up; in a stream the head is out by then.
     Engine { status: u16, message: String },
+    /// The scheduler refused an item and finished it as an abort with one token of padding: 400.
+    Refused(String),
     /// An exception that nobody catches: 500 as plain text.
     Unhandled,
 }
@@ -36,7 +38,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn status(&self) -> u16 {
         match self {
-            Failure::Schema(_) | Failure::Contract(_) | Failure::Invalid(_) => 400,
+            Failure::Schema(_)
+            | Failure::Contract(_)
+            | Failure::Invalid(_)
+            | Failure::Refused(_) => 400,
             Failure::Engine { status, .. } => *status,
             Failure::Unhandled => 500,
         }
@@ -48,6 +53,7 @@ impl Failure {
             Failure::Schema(message) => (message, "Bad Request"),
             Failure::Contract(message) => return Some(json!({"error":message})),
             Failure::Invalid(message)
+            | Failure::Refused(message)
             | Failure::Engine {
                 status: 400,
                 message,
@@ -77,9 +83,10 @@ impl Failure {
     /// The failure as the JSON of an event, after the head of a stream went out with status 200.
     pub(crate) fn event(&self, family: Family) -> String {
         let (message, status) = match self {
-            Failure::Schema(message) | Failure::Contract(message) | Failure::Invalid(message) => {
-                (message.as_str(), 400)
-            }
+            Failure::Schema(message)
+            | Failure::Contract(message)
+            | Failure::Invalid(message)
+            | Failure::Refused(message) => (message.as_str(), 400),
             Failure::Engine { status, message } => (message.as_str(), *status),
             Failure::Unhandled => ("Internal Server Error", 500),
         };
@@ -126,6 +133,14 @@ pub(crate) fn duplicate_rid(rid: &str) -> Failure {
     Failure::Invalid(format!("Duplicate request ID detected: {rid}"))
 }
 
+/// Source: SGLang 0.5.23, an answer of an ordinary server.
+pub(crate) fn start_beyond_prompt(start: usize, prompt: usize) -> Failure {
+    Failure::Refused(format!(
+        "req.logprob_start_len={start} is higher than the number of input tokens \
+         len(req.origin_input_ids)={prompt}. Please use a smaller logprob_start_len."
+    ))
+}
+
 /// Where in the rendezvous a request failed; SGLang words each differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -159,6 +174,10 @@ pub(crate) fn aborted(message: String) -> Failure {
 
 /// `Aborted by AbortReq.`, SGLang's reason for every abort in the rendezvous.
 pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
+
+/// SGLang's reason when the transfer itself fails.
+/// Source: SGLang 0.5.23, `disaggregation/mooncake/conn.py`, `KVReceiver.failure_exception`.
+pub(crate) const LOST_KV: &str = "Failed due to an unknown reason from another rank";
 
 /// A timeout in a state of `KVPoll`.
 pub(crate) fn timed_out(room: i128, after: std::time::Duration, state: &str) -> String {

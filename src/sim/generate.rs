@@ -37,6 +37,8 @@ struct NativeItem {
     flat_values: String,
     flat_ids: String,
     tokens: usize,
+    /// Output positions in `rows`; one more than tokens when none was asked for.
+    positions: usize,
     /// Tokens that earlier events have carried.
     told: usize,
     first_sent: Option<f64>,
@@ -102,11 +104,15 @@ impl Render for Native {
         times: Times,
         out: &mut Vec<Bytes>,
     ) -> bool {
-        let Failure::Engine { status, message } = failure else {
-            out.push(data(&failure.event(Family::Native)));
-            return false;
+        let item = &mut self.items[index];
+        let object = match failure {
+            Failure::Engine { status, message } => item.failed(*status, message, times),
+            Failure::Refused(message) => item.refused(message, times),
+            _ => {
+                out.push(data(&failure.event(Family::Native)));
+                return false;
+            }
         };
-        let object = self.items[index].failed(*status, message, times);
         out.push(event(object, self.list.then_some(index)));
         true
     }
@@ -168,6 +174,7 @@ impl NativeItem {
             flat_values: String::new(),
             flat_ids: String::new(),
             tokens: 0,
+            positions: 0,
             told: 0,
             first_sent: None,
             finished: None,
@@ -188,14 +195,16 @@ impl NativeItem {
     }
 
     fn absorb(&mut self, step: &Step) {
-        let Some(token) = step.token else { return };
-        self.tokens += 1;
-        escape_into(&step.text, &mut self.text);
-        separate(&mut self.ids);
-        write_to(&mut self.ids, format_args!("{token}"));
+        if let Some(token) = step.token {
+            self.tokens += 1;
+            escape_into(&step.text, &mut self.text);
+            separate(&mut self.ids);
+            write_to(&mut self.ids, format_args!("{token}"));
+        }
         let Some(row) = &step.row else { return };
+        self.positions += 1;
         separate(&mut self.rows);
-        triple(Some(row.logprob), token, self.plan.text, &mut self.rows);
+        triple(Some(row.logprob), row.token, self.plan.text, &mut self.rows);
         if self.plan.top > 0 {
             separate(&mut self.top_rows);
             triples(Some(&row.top), self.plan.text, &mut self.top_rows);
@@ -290,7 +299,7 @@ impl NativeItem {
         if !self.plan.wanted {
             return;
         }
-        let length = self.tokens;
+        let length = self.positions;
         write_to(
             out,
             format_args!(
@@ -375,6 +384,33 @@ impl NativeItem {
                 format_args!(",\"response_sent_to_client_ts\":{:?}", times.now),
             );
         }
+    }
+
+    /// Source: the transcript single_err_start_beyond_stream.
+    fn refused(&mut self, message: &str, times: Times) -> String {
+        let reason = format!(
+            "{{\"type\":\"abort\",\"message\":{},\"status_code\":400,\"err_type\":\"BadRequestError\"}}",
+            string(message)
+        );
+        "0".clone_into(&mut self.ids);
+        self.tokens = 1;
+        self.input = InputLogprobs {
+            tokens: ",\"input_token_logprobs\":[]".to_owned(),
+            ..std::mem::take(&mut self.input)
+        };
+        let times = Times {
+            first_token: times.now,
+            ..times
+        };
+        let step = Step {
+            token: None,
+            text: String::new(),
+            row: None,
+            finish: Some(Finish::Abort),
+            cached_tokens: 0,
+            times,
+        };
+        self.object(&reason, &step, true)
     }
 
     fn failed(&self, status: u16, message: &str, times: Times) -> String {

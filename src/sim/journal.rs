@@ -68,6 +68,12 @@ pub enum Event {
     ResponseHead { request: u64, status: u16 },
     /// The answer was written to its end.
     ResponseFinished { request: u64 },
+    /// A rule of the worker's script struck this request.
+    FaultStruck {
+        request: u64,
+        rule: String,
+        action: &'static str,
+    },
     /// A rule of the protocol was broken.
     Violation { rule: Violation, detail: String },
 }
@@ -112,6 +118,8 @@ pub enum Violation {
     MissingRoom,
     /// A room without a host reached decode, which a real one does not survive.
     NullBootstrapHost,
+    /// A `logprob_start_len` below -1 reached a scheduler, which a real one does not survive.
+    DeadlyLogprobStart,
 }
 
 /// The journal of one worker. Cheap to clone; all clones are the same journal.

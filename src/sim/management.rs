@@ -131,19 +131,19 @@ pub(crate) fn metrics(engine: &Engine) -> Answer {
 /// `/tokenize`.
 pub(crate) fn tokenize(engine: &Engine, body: &[u8]) -> Answer {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let prompts = match body.get("prompt") {
-        Some(Value::String(text)) => model::encode(text),
-        _ => {
-            return refusal(
-                &Failure::Schema("prompt: Field required".to_owned()),
-                Family::OpenAi,
-            );
-        }
+    let (prompts, list) = match request::tokenize(&body) {
+        Ok(prompts) => prompts,
+        Err(failure) => return refusal(&failure, Family::OpenAi),
     };
-    let (count, limit) = (prompts.len(), engine.options.context_length);
+    let counts: Vec<usize> = prompts.iter().map(Vec::len).collect();
+    let (tokens, count) = match (list, prompts.first()) {
+        (false, Some(only)) => (json!(only), json!(only.len())),
+        _ => (json!(prompts), json!(counts)),
+    };
+    let limit = engine.options.context_length;
     wire::json(
         200,
-        json!({"tokens":prompts,"count":count,"max_model_len":limit}).to_string(),
+        json!({"tokens":tokens,"count":count,"max_model_len":limit}).to_string(),
     )
 }
 

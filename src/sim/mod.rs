@@ -21,13 +21,13 @@
 //! | `errors` | every error body, shape by endpoint family |
 //! | `management`, `server_info` | the endpoints without generation |
 //! | `journal` | what happened, in order: for assertions |
+//! | `chaos` | faults on purpose: rules, what they do to a body and to a connection's bytes |
 //! | `cli` | `mini-lb sim` and the workers of `mini-lb demo` |
-//!
-//! A script of faults per request (refuse, stall, cut, lie) belongs between `routes` and the endpoints.
 //!
 //! Where the truth comes from: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
 //! and its sources where no transcript shows a behaviour.
 
+pub mod chaos;
 mod chat;
 pub mod cli;
 mod completions;
@@ -145,6 +145,8 @@ pub struct SimOptions {
     pub disconnect: DisconnectNotice,
     /// Journal entries kept (the oldest go first); 0 keeps counters only and hashes no body.
     pub journal_entries: usize,
+    /// Faults on purpose.
+    pub chaos: chaos::Script,
 }
 
 impl Default for SimOptions {
@@ -171,6 +173,7 @@ impl Default for SimOptions {
             duplicate_room: DuplicateRoom::Crash,
             disconnect: DisconnectNotice::AtOnce,
             journal_entries: 65_536,
+            chaos: chaos::Script::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::errors::Failure;
 use super::model;
 use super::rendezvous::Room;
 
-pub(crate) use endpoints::{chat, chat_text, completions, generate, messages, responses};
+pub(crate) use endpoints::{chat, chat_text, completions, generate, messages, responses, tokenize};
 pub(crate) use schema::{Site, not_json, not_parsed, unsupported_media_type};
 
 /// One request: its items, and how its answer is framed.
@@ -54,6 +54,8 @@ pub(crate) struct LogprobPlan {
     pub(crate) wanted: bool,
     /// First prompt position; none for "no prompt position".
     pub(crate) start: Option<usize>,
+    /// A start below -1, which the scheduler that meets it does not survive.
+    pub(crate) deadly: bool,
     pub(crate) top: usize,
     pub(crate) token_ids: Option<Vec<u32>>,
     /// Token texts in the rows.

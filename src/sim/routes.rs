@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::DisconnectNotice;
+use super::chaos::{FAULT_HEADER, Fault, ItemFault, Orders, Script};
 use super::chat::Chat;
 use super::completions::Completions;
 use super::engine::{Abort, Engine, Phase, Run};
@@ -48,6 +49,9 @@ pub(crate) struct Client {
     aborts: Vec<Arc<Abort>>,
     stream: bool,
     finished: bool,
+    fault: ItemFault,
+    /// Never notices that it left.
+    zombie: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,6 +82,7 @@ enum Other {
     Detokenize,
     CountTokens,
     Journal,
+    Chaos,
 }
 
 /// Path, endpoint, methods. Admin endpoints are those of `is_admin`.
@@ -138,6 +143,7 @@ const ROUTES: &[(&str, Endpoint, &str)] = &[
         Endpoint::Other(Other::Journal),
         "GET, DELETE",
     ),
+    ("/sim/chaos", Endpoint::Other(Other::Chaos), "POST, DELETE"),
 ];
 
 impl Door {
@@ -157,6 +163,7 @@ impl Door {
         &self,
         connection: u64,
         busy: watch::Sender<bool>,
+        orders: Orders,
         request: Request<Incoming>,
     ) -> std::io::Result<Reply> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
@@ -169,9 +176,25 @@ impl Door {
             .map_err(std::io::Error::other)?
             .to_bytes();
         self.engine.journal.body(number, &body);
-        let answer = self.answer(&mut client, &head, body).await;
+        let fault = self.strike(number, &head);
+        client.fault = fault.as_ref().map(Fault::item).unwrap_or_default();
+        client.zombie = fault.as_ref().is_some_and(Fault::is_zombie);
+        let answer = match &fault {
+            None => {
+                orders.give(None);
+                self.answer(&mut client, &head, body).await
+            }
+            Some(fault) => match fault.instead(&self.engine, &orders).await {
+                Some(answer) => answer,
+                None => {
+                    fault
+                        .shape(self.answer(&mut client, &head, body).await, &orders)
+                        .await
+                }
+            },
+        };
         if matches!(answer.body(), Payload::Cut) {
-            return Err(std::io::Error::other("the scheduler is dead"));
+            return Err(std::io::Error::other("no answer"));
         }
         let status = answer.status().as_u16();
         self.engine.journal.push(|| Event::ResponseHead {
@@ -179,6 +202,23 @@ impl Door {
             status,
         });
         Ok(answer.map(|payload| SimBody::new(payload, client)))
+    }
+
+    /// The fault that the worker's script has for a request.
+    fn strike(&self, request: u64, head: &Parts) -> Option<Fault> {
+        let header = head.headers.get(FAULT_HEADER);
+        let header = header.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let strike = self
+            .engine
+            .chaos
+            .strike(head.uri.path(), header.as_deref())?;
+        let action = strike.action.name();
+        self.engine.journal.push(|| Event::FaultStruck {
+            request,
+            rule: strike.rule,
+            action,
+        });
+        Some(Fault(strike.action))
     }
 
     async fn answer(&self, client: &mut Client, head: &Parts, body: Bytes) -> Answer {
@@ -199,9 +239,7 @@ impl Door {
         if self.engine.phase() != Phase::Serving && !survives_a_crash(*endpoint) {
             return wire::cut();
         }
-        if *endpoint != Endpoint::Other(Other::Journal)
-            && !self.may_enter(head, is_admin(*endpoint))
-        {
+        if !is_the_simulators_own(*endpoint) && !self.may_enter(head, is_admin(*endpoint)) {
             return unauthorized();
         }
         if !methods
@@ -245,6 +283,7 @@ impl Door {
             Other::Detokenize => management::detokenize(body),
             Other::CountTokens => management::count_tokens(body),
             Other::Journal => self.journal(&head.method),
+            Other::Chaos => self.script(&head.method, body),
         }
     }
 
@@ -263,6 +302,21 @@ impl Door {
             "entries":journal.entries(),
         });
         wire::json(200, body.to_string())
+    }
+
+    fn script(&self, method: &Method, body: &[u8]) -> Answer {
+        let script = match (method == Method::DELETE, std::str::from_utf8(body)) {
+            (true, _) => Ok(Script::default()),
+            (false, Ok(text)) => Script::parse(text).map_err(|error| error.to_string()),
+            (false, Err(error)) => Err(error.to_string()),
+        };
+        match script {
+            Ok(script) => {
+                self.engine.chaos.load(script);
+                wire::bare(200, "")
+            }
+            Err(message) => wire::json(400, json!({"error":message}).to_string()),
+        }
     }
 
     async fn generate(
@@ -291,7 +345,7 @@ impl Door {
             context_length: self.engine.options.context_length,
         };
         let begun = endpoint.batch(&body, limits).and_then(|batch| {
-            let runs = self.engine.begin(client.request, &batch)?;
+            let runs = self.engine.begin(client.request, &batch, client.fault)?;
             Ok((batch, runs))
         });
         match begun {
@@ -454,7 +508,12 @@ fn parse(endpoint: Endpoint, head: &Parts, body: &[u8]) -> Result<Value, Failure
 }
 
 fn survives_a_crash(endpoint: Endpoint) -> bool {
-    matches!(endpoint, Endpoint::Other(Other::Health | Other::Journal))
+    endpoint == Endpoint::Other(Other::Health) || is_the_simulators_own(endpoint)
+}
+
+/// Endpoints that no real worker has: they need no key.
+fn is_the_simulators_own(endpoint: Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Other(Other::Journal | Other::Chaos))
 }
 
 /// Source: `auth_level` of the handlers.
@@ -482,12 +541,17 @@ impl Client {
             aborts: Vec::new(),
             stream: false,
             finished: false,
+            fault: ItemFault::None,
+            zombie: false,
         }
     }
 
     fn abort(&self) {
         if self.engine.phase() != Phase::Serving {
             // The worker cut the connection, and its items end with it.
+            return;
+        }
+        if self.zombie {
             return;
         }
         let request = self.request;

@@ -16,6 +16,8 @@ use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc::Receiver;
 
+use super::chaos::Shaped;
+
 /// A response before it is put on a connection.
 pub(crate) type Answer = Response<Payload>;
 
@@ -25,7 +27,11 @@ pub(crate) enum Payload {
     Whole(Bytes),
     /// As it comes: one chunk on the wire per item.
     Events(Receiver<Bytes>),
-    /// The connection is to be cut without an answer.
+    /// As it comes, under a fault.
+    Shaped(Shaped),
+    /// The head goes out, and the body never does.
+    Stalled,
+    /// The connection is to be cut without an answer, or in its body.
     Cut,
 }
 
@@ -225,6 +231,12 @@ impl<G: OnFinish> Body for SimBody<G> {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(next) => next,
             },
+            Payload::Shaped(events) => match std::task::ready!(events.poll(context)) {
+                Some(Ok(bytes)) => Some(bytes),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => None,
+            },
+            Payload::Stalled => return Poll::Pending,
             Payload::Cut => return Poll::Ready(Some(Err(std::io::Error::other("cut on purpose")))),
         };
         if next.is_none() {
@@ -241,7 +253,7 @@ impl<G: OnFinish> Body for SimBody<G> {
     fn size_hint(&self) -> SizeHint {
         match &self.payload {
             Payload::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Payload::Events(_) | Payload::Cut => SizeHint::default(),
+            _ => SizeHint::default(),
         }
     }
 }

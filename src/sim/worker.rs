@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -10,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use super::chaos::{ChaosIo, Orders};
 use super::engine::{Engine, Phase};
 use super::journal::{ClosedBy, Journal};
 use super::management::Ports;
@@ -136,13 +138,23 @@ impl Drop for Worker {
     }
 }
 
-async fn serve_api(door: Arc<Door>, listener: TcpListener) {
+async fn serve_api(door: Arc<Door>, mut listener: TcpListener) {
     let stopped = door.engine.stopped();
+    let mut refusals = door.engine.chaos.refusals();
     tokio::pin!(stopped);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut stopped => return,
+            Ok(()) = refusals.changed() => {
+                let time = refusals.borrow_and_update().unwrap_or_default();
+                listener = tokio::select! {
+                    biased;
+                    () = &mut stopped => return,
+                    listener = listen_again(listener, time) => listener,
+                };
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         // Out of file descriptors, or the client is gone already: the next one may do better.
@@ -155,6 +167,23 @@ async fn serve_api(door: Arc<Door>, listener: TcpListener) {
     }
 }
 
+/// Closes the listener for a time: the system refuses who connects.
+async fn listen_again(listener: TcpListener, time: Duration) -> TcpListener {
+    let address = match listener.local_addr() {
+        Ok(address) => address,
+        // A bound socket has an address.
+        Err(_) => return listener,
+    };
+    drop(listener);
+    loop {
+        tokio::time::sleep(time).await;
+        // Somebody else has the port: what was to be refused for a time is refused for longer.
+        if let Ok(listener) = TcpListener::bind(address).await {
+            return listener;
+        }
+    }
+}
+
 /// One client connection, with uvicorn's keep-alive: it is closed when nothing came for a while after an answer.
 async fn serve_connection(door: Arc<Door>, stream: TcpStream, connection: u64) {
     let _ = stream.set_nodelay(true); // only latency
@@ -162,9 +191,12 @@ async fn serve_connection(door: Arc<Door>, stream: TcpStream, connection: u64) {
     // Busy from the start: uvicorn's timer begins with the first answer.
     let (busy, mut idle) = watch::channel(true);
     let phase_ends = engine.phase_ends();
+    let orders = Orders::default();
+    let stream = ChaosIo::new(stream, orders.clone());
+    let given = orders.clone();
     let service = service_fn(move |request| {
-        let (door, busy) = (door.clone(), busy.clone());
-        async move { door.serve(connection, busy, request).await }
+        let (door, busy, orders) = (door.clone(), busy.clone(), orders.clone());
+        async move { door.serve(connection, busy, orders, request).await }
     });
     let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     let keep_alive = engine.options.keep_alive;
@@ -190,6 +222,9 @@ async fn serve_connection(door: Arc<Door>, stream: TcpStream, connection: u64) {
         }
     };
     engine.journal.connection_closed(connection, by);
+    if given.is_deadly() {
+        engine.crash();
+    }
 }
 
 async fn serve_registry(engine: Arc<Engine>, listener: TcpListener, registry: Arc<Registry>) {

@@ -5,6 +5,7 @@
 
 use super::run::{Run, unix_seconds};
 use crate::sim::Role;
+use crate::sim::chaos::ItemFault;
 use crate::sim::errors::{self, Failure, Stage};
 use crate::sim::journal::{RoomState, Violation};
 use crate::sim::model::{self, Context};
@@ -24,6 +25,11 @@ impl Run {
     pub(super) async fn admit(&mut self) -> Result<(), Failure> {
         let engine = self.engine.clone();
         let fake = self.item.bootstrap.is_fake();
+        let meets = engine.role != Role::Ordinary && !fake;
+        if meets && self.item.bootstrap.room.is_none() {
+            return Err(errors::no_room(&self.item.rid));
+        }
+        self.check_logprob_start()?;
         match (engine.role, self.item.bootstrap.room) {
             (Role::Prefill, Some(room)) if !fake && self.item.sample == 0 => {
                 self.admit_prefill(room).await?
@@ -37,9 +43,6 @@ impl Run {
                 }
                 self.admit_decode(room).await?;
             }
-            (Role::Prefill | Role::Decode, None) if !fake => {
-                return Err(errors::no_room(&self.item.rid));
-            }
             (Role::Decode, _) => self.first = Some(self.synthetic_record()),
             _ => self
                 .compute()
@@ -52,6 +55,26 @@ impl Run {
                 .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
         }
         Ok(())
+    }
+
+    /// The scheduler's check of `logprob_start_len`, and the one that it lacks.
+    fn check_logprob_start(&self) -> Result<(), Failure> {
+        let (plan, prompt) = (&self.item.logprobs, self.item.prompt.len());
+        if !plan.wanted {
+            return Ok(());
+        }
+        if plan.deadly {
+            let rid = || self.item.rid.clone();
+            self.engine
+                .journal
+                .violation(Violation::DeadlyLogprobStart, rid);
+            self.engine.crash();
+            return Err(self.aborted_in_queue());
+        }
+        match plan.start.filter(|&start| start > prompt) {
+            Some(start) => Err(errors::start_beyond_prompt(start, prompt)),
+            None => Ok(()),
+        }
     }
 
     async fn admit_prefill(&mut self, room: Room) -> Result<(), Failure> {
@@ -74,6 +97,7 @@ impl Run {
         self.compute_unless_lost(&mut held, room).await?;
         held.state(RoomState::Transferring);
         self.pause(engine.options.transfer_time).await;
+        self.strike_transfer(Stage::PrefillTransfer, room)?;
         if self.abort.is_asked() {
             return Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED));
         }
@@ -85,6 +109,16 @@ impl Run {
             }
             _ => Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED)),
         }
+    }
+
+    /// The script's faults between the prompt and the KV's arrival.
+    fn strike_transfer(&self, stage: Stage, room: Room) -> Result<(), Failure> {
+        match self.fault {
+            ItemFault::None | ItemFault::AbortAfter(_) => return Ok(()),
+            ItemFault::LoseKv => {}
+            ItemFault::CrashInTransfer => self.engine.crash(),
+        }
+        Err(self.failed(stage, room, errors::LOST_KV))
     }
 
     /// Decode can give up while the prompt is computed.
@@ -125,6 +159,7 @@ impl Run {
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
         held.state(RoomState::Transferring);
+        self.strike_transfer(Stage::DecodeTransfer, room)?;
         meeting.taken();
         held.succeeded();
         if record.prompt_fingerprint != self.context.fingerprint() {

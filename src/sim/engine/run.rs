@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Abort, Engine};
 use crate::sim::Role;
+use crate::sim::chaos::ItemFault;
 use crate::sim::errors::Failure;
 use crate::sim::model::{self, Context};
 use crate::sim::rendezvous::Record;
@@ -17,6 +18,7 @@ pub(crate) struct Run {
     pub(super) engine: Arc<Engine>,
     pub(super) item: Item,
     pub(super) samples: usize,
+    pub(super) fault: ItemFault,
     pub(super) abort: Arc<Abort>,
     pub(super) context: Context,
     progress: Progress,
@@ -73,6 +75,7 @@ pub(crate) struct Step {
 /// The logprobs of one output position.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    pub(crate) token: u32,
     pub(crate) logprob: f64,
     pub(crate) top: Vec<(f64, u32)>,
     /// None for decode's first token: prefill's record does not carry it.
@@ -90,13 +93,20 @@ pub(crate) enum Finish {
 }
 
 impl Run {
-    pub(super) fn new(engine: Arc<Engine>, item: Item, samples: usize, abort: Arc<Abort>) -> Run {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        item: Item,
+        samples: usize,
+        fault: ItemFault,
+        abort: Arc<Abort>,
+    ) -> Run {
         let seed = engine.options.seed ^ item.sampling.seed;
         Run {
             context: Context::start(seed).after_all(&item.prompt),
             engine,
             item,
             samples,
+            fault,
             abort,
             progress: Progress::Waiting,
             tail: String::new(),
@@ -131,7 +141,8 @@ impl Run {
         if produced > 0 {
             self.pause(self.engine.options.time_per_output_token).await;
         }
-        let step = if self.abort.is_asked() {
+        let scripted = matches!(self.fault, ItemFault::AbortAfter(tokens) if produced >= tokens);
+        let step = if scripted || self.abort.is_asked() {
             self.aborted()
         } else {
             self.generate(produced)
@@ -161,7 +172,11 @@ impl Run {
 
     fn generate(&mut self, produced: usize) -> Step {
         if self.item.sampling.max_new_tokens == 0 && self.engine.role != Role::Prefill {
-            return self.step(None, String::new(), None, Some(Finish::Length(0)));
+            // No token is shown; but decode shows the row that prefill handed over with it.
+            // Source: SGLang 0.5.23, `managers/scheduler_components/output_streamer.py`, `logprob_end`.
+            let row = self.first.as_ref().filter(|_| self.item.logprobs.wanted);
+            let row = row.map(|record| self.row(record.first_token, Some(record)));
+            return self.step(None, String::new(), row, Some(Finish::Length(0)));
         }
         let handed = self.first.as_ref().filter(|_| produced == 0);
         let token = handed.map_or_else(|| self.context.next(), |record| record.first_token);
@@ -186,11 +201,13 @@ impl Run {
         let ids = self.item.logprobs.token_ids.as_deref().unwrap_or_default();
         match handed {
             Some(record) => Row {
+                token,
                 logprob: record.logprob,
                 top: record.top.clone(),
                 token_ids: None,
             },
             None => Row {
+                token,
                 logprob: self.context.logprob(token),
                 top: self.context.top(self.item.logprobs.top),
                 token_ids: Some(

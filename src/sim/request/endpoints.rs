@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::schema::{Errors, Site, not_an_object};
+use super::schema::{Errors, First, Site, not_an_object};
 use super::{
     Batch, Item, Limits, LogprobPlan, Sampling, boolean, bootstrap, integer, new_rid, prompt_of,
     token_ids,
@@ -16,7 +16,9 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         return Err(not_an_object(body));
     }
     let mut errors = Errors::default();
-    errors.text_or_list(body, "text");
+    errors.text_or_list(body, "text", First::Text);
+    errors.token_lists(body, "input_ids");
+    errors.boolean_or_list(body, "return_logprob");
     errors.boolean(body, "stream");
     errors.integer(body, "bootstrap_port", Some("list[nullable[int]]"));
     errors.integer(body, "bootstrap_room", Some("list[nullable[int]]"));
@@ -25,6 +27,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         let message = "Either text, input_ids or input_embeds should be provided.";
         return Err(Failure::Invalid(message.to_owned()));
     };
+    check_return_logprob(body, list.then_some(prompts.len()))?;
     let stream = boolean(body.get("stream"));
     if stream && boolean(body.get("return_flat_raw_output_top_logprobs")) {
         let message = "return_flat_raw_output_top_logprobs is only set on the finished response and does not \
@@ -71,6 +74,7 @@ pub(crate) fn chat(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         errors.missing("messages", &shown);
     } else {
         errors.list(body, "messages");
+        errors.roles(body);
     }
     openai_fields(&mut errors, body);
     errors.integer(body, "top_logprobs", None);
@@ -115,6 +119,7 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
     if body.get("prompt").is_none() {
         errors.missing("prompt", body);
     }
+    errors.prompt(body, "prompt");
     openai_fields(&mut errors, body);
     errors.integer(body, "logprobs", None);
     errors.done(Site::COMPLETIONS)?;
@@ -225,6 +230,20 @@ pub(crate) fn messages(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     Ok(batch)
 }
 
+/// `/tokenize`: the prompts, and whether they came as a list.
+pub(crate) fn tokenize(body: &Value) -> Result<(Vec<Vec<u32>>, bool), Failure> {
+    let mut errors = Errors::default();
+    if body.get("prompt").is_none() {
+        errors.missing("prompt", body);
+    }
+    errors.text_or_list(body, "prompt", First::List);
+    errors.done(Site::TOKENIZE)?;
+    Ok(match body.get("prompt") {
+        Some(Value::Array(texts)) => (texts.iter().map(prompt_of).collect(), true),
+        text => (text.map(prompt_of).into_iter().collect(), false),
+    })
+}
+
 /// The chat template: every message, then the assistant's turn.
 pub(crate) fn chat_text(body: &Value) -> String {
     let messages = body
@@ -332,7 +351,52 @@ fn openai_prompts(body: &Value) -> (Vec<Vec<u32>>, bool) {
     }
 }
 
+/// The fields of `sampling_params`, in the order in which the contract's refusal lists them.
+/// Source: an answer of SGLang 0.5.23 to an unknown field.
+const SAMPLING_FIELDS: [&str; 28] = [
+    "max_new_tokens",
+    "stop",
+    "stop_token_ids",
+    "stop_regex",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "min_new_tokens",
+    "n",
+    "json_schema",
+    "regex",
+    "ebnf",
+    "structural_tag",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "no_stop_trim",
+    "stream_interval",
+    "logit_bias",
+    "sampling_seed",
+    "custom_params",
+    "beam_width",
+    "watermark",
+    "choice",
+];
+
 fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
+    let fields = parameters
+        .as_object()
+        .into_iter()
+        .flat_map(|map| map.keys());
+    if let Some(unknown) = fields
+        .into_iter()
+        .find(|key| !SAMPLING_FIELDS.contains(&key.as_str()))
+    {
+        let known = SAMPLING_FIELDS.map(|field| format!("`{field}`")).join(", ");
+        let message = format!("unknown field `{unknown}`, expected one of {known}");
+        return Err(Failure::Contract(message));
+    }
     let max_new_tokens = match parameters.get("max_new_tokens") {
         None | Some(Value::Null) => 128,
         Some(value) => {
@@ -354,15 +418,37 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
 /// The contract's words, for values that Python would take for something else.
 /// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and an answer of a real server.
 fn not_i64(value: &Value) -> Failure {
+    invalid_type(value, "i64")
+}
+
+/// What passes pydantic as a boolean need not pass the contract; a list needs an element per prompt.
+fn check_return_logprob(body: &Value, batch: Option<usize>) -> Result<(), Failure> {
+    match (body.get("return_logprob"), batch) {
+        (Some(value @ (Value::String(_) | Value::Number(_))), _) => Err(invalid_type(
+            value,
+            "a value or an array of values for BoolOrList",
+        )),
+        // Python's uncaught IndexError.
+        (Some(Value::Array(list)), Some(prompts)) if list.len() < prompts => {
+            Err(Failure::Unhandled)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn invalid_type(value: &Value, expected: &str) -> Failure {
     let what = match value {
         Value::String(_) => format!("string {value}"),
         Value::Bool(_) => format!("boolean `{value}`"),
+        Value::Number(number) if number.as_str().parse::<i128>().is_ok() => {
+            format!("integer `{value}`")
+        }
         Value::Number(_) => format!("floating point `{value}`"),
         Value::Array(_) => "sequence".to_owned(),
         Value::Object(_) => "map".to_owned(),
         Value::Null => "null".to_owned(),
     };
-    Failure::Contract(format!("invalid type: {what}, expected i64"))
+    Failure::Contract(format!("invalid type: {what}, expected {expected}"))
 }
 
 fn openai_sampling(body: &Value) -> Result<Sampling, Failure> {
@@ -412,9 +498,11 @@ fn native_logprobs(body: &Value, index: usize, list: bool) -> LogprobPlan {
         Value::Array(_) => Some(ids),
         _ => None,
     });
+    let start = number("logprob_start_len");
     LogprobPlan {
         wanted: boolean(per_item(body, "return_logprob", index)),
-        start: number("logprob_start_len").and_then(|start| usize::try_from(start).ok()),
+        start: start.and_then(|start| usize::try_from(start).ok()),
+        deadly: start.is_some_and(|start| start < -1),
         top: number("top_logprobs_num").map_or(0, |top| usize::try_from(top).unwrap_or(0)),
         token_ids: token_ids_logprob.map(token_ids),
         text: boolean(body.get("return_text_in_logprobs")),
