@@ -11,6 +11,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::gate::BadHead;
 use super::headers::{ERROR_CODE, REQUEST_ID};
 use super::prefill::Rejection;
 use crate::fleet::{NoWorker, Role};
@@ -32,6 +33,8 @@ pub(super) enum Fault {
 /// An error that the proxy itself makes. Data, not text: the table below has the words.
 #[derive(Debug, Clone)]
 pub(super) enum ProxyError {
+    /// The head has more than one meaning, or is too large.
+    BadHead(BadHead),
     /// The body is longer than the limit in bytes.
     BodyTooLarge(usize),
     /// The framing of the body is broken.
@@ -61,10 +64,14 @@ pub(super) enum ProxyError {
 impl ProxyError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ProxyError::BadFraming(_) | ProxyError::Invalid(_) | ProxyError::Samples(_) => {
-                StatusCode::BAD_REQUEST
+            ProxyError::BadHead(why) if why.is_too_large() => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
+            ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ProxyError::BadHead(_)
+            | ProxyError::BadFraming(_)
+            | ProxyError::Invalid(_)
+            | ProxyError::Samples(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
@@ -76,11 +83,24 @@ impl ProxyError {
         }
     }
 
+    /// Whether nothing more is read from this client: where its next request begins is uncertain.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(
+            self,
+            ProxyError::BadHead(_)
+                | ProxyError::BadFraming(_)
+                | ProxyError::BodyTooLarge(_)
+                | ProxyError::BodyTimeout
+        )
+    }
+
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
         use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable};
         use Role::{Decode, Prefill};
         match self {
+            ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
+            ProxyError::BadHead(_) => "bad_request_head",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
@@ -109,6 +129,7 @@ impl ProxyError {
 impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ProxyError::BadHead(why) => write!(f, "{why}"),
             ProxyError::BodyTooLarge(limit) => {
                 write!(
                     f,
@@ -164,6 +185,11 @@ impl Fault {
             Fault::Rejected(Role::Decode, _) => DECODE_REJECTED,
             Fault::Own(error) => error.code(),
         }
+    }
+
+    /// Whether the connection must not be used for another request.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self, Fault::Own(error) if error.ends_connection())
     }
 
     /// What is wrong, in a sentence.

@@ -4,6 +4,7 @@
 //!
 //! | phase | verb |
 //! |---|---|
+//! | `early_request_filter` | let in, or not |
 //! | `request_filter` | read, parse |
 //! | `upstream_peer` | select, inject, dispatch prefill; install the new body. Once for each attempt |
 //! | `upstream_request_filter` | dispatch decode |
@@ -21,6 +22,7 @@ mod body;
 mod ctx;
 mod error;
 mod exchange;
+mod gate;
 mod headers;
 mod inflight;
 mod prefill;
@@ -123,15 +125,25 @@ impl ProxyHttp for Proxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        session.set_keepalive(Some(CLIENT_IDLE_SECS));
+        let keeps = session.get_keepalive().is_some();
+        let upgrades = session.is_upgrade_req();
+        // What comes after an upgrade that nobody makes may be no HTTP any more.
+        session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
         session.set_write_timeout(Some(CLIENT_STALL));
-        ctx.request_id = headers::request_id(&session.req_header().headers, rand::random);
-        Ok(())
+        // Bytes behind a request are the next one; without this they would end a running answer. The price:
+        // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
+        session.downstream_session.set_pipelining_enabled(true);
+        let head = session.req_header();
+        ctx.request_id = headers::request_id(&head.headers, rand::random);
+        ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
+        let raw = session.downstream_session.as_http1();
+        match raw.map(|session| gate::admit(&session.get_headers_raw_bytes())) {
+            Some(Err(why)) => Err(ctx.refuse(ProxyError::BadHead(why))),
+            Some(Ok(())) | None => Ok(()),
+        }
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let head = session.req_header();
-        ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
         match ctx.route {
             Some(route) => self.understand(session, ctx, route).await.map(|()| false),
             None => self.side_door(session, ctx).await.map(|()| true),
@@ -298,7 +310,7 @@ impl ProxyHttp for Proxy {
         }
         ctx.status = fault.status().as_u16();
         // Pingora keeps the connection only for a request that never went to a worker.
-        let reusable = ctx.request.is_none() && session.is_body_done();
+        let reusable = ctx.request.is_none() && session.is_body_done() && !fault.ends_connection();
         if !reusable {
             session.set_keepalive(None);
         }
@@ -683,6 +695,8 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
     if length.is_some_and(|length| length > limit) {
         return Ok(Err(ProxyError::BodyTooLarge(limit)));
     }
+    // With `100 Continue` before the body Pingora gives the connection up.
+    let keepalive = session.get_keepalive();
     if expects_continue(session) {
         session.downstream_session.write_continue_response().await?;
     }
@@ -695,8 +709,7 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
             }
             Ok(Some(piece)) => body.extend_from_slice(&piece),
             Ok(None) => {
-                // With `100 Continue` before the body Pingora gives the connection up.
-                session.set_keepalive(Some(CLIENT_IDLE_SECS));
+                session.set_keepalive(keepalive);
                 return Ok(Ok(body));
             }
             Err(error) => match error.etype() {
