@@ -18,7 +18,6 @@ use pingora_core::server::{
 };
 use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
-use pingora_proxy::{HttpProxy, http_proxy_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -27,7 +26,7 @@ use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, Wo
 use crate::net::{Client, peer};
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Aborter, Inflight, Limits, Proxy};
+use crate::proxy::{Aborter, Connections, Inflight, Limits, Proxy};
 
 /// Without a configured grace period, live streams get this long after SIGTERM.
 /// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
@@ -249,7 +248,7 @@ impl MiniLoadBalancer {
 
 /// What a configuration becomes.
 struct Assembled {
-    service: Service<HttpProxy<Proxy>>,
+    service: Service<Connections>,
     inflight: Arc<Inflight>,
     probe: Option<Probe>,
     conf: Arc<ServerConf>,
@@ -304,6 +303,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         inflight: inflight.clone(),
         limits: Limits {
             max_body_bytes: config.max_body_bytes,
+            body: config.gate.body_timeout,
             attempts: faults.retries + 1,
             first_token: faults.first_token_timeout,
             silence: faults.stream_idle_timeout,
@@ -312,7 +312,10 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         },
     };
     Ok(Assembled {
-        service: http_proxy_service(&conf, proxy),
+        service: Service::new(
+            "mini-lb".to_owned(),
+            Connections::new(&conf, proxy, config.gate.head_timeout),
+        ),
         inflight,
         probe,
         conf,
@@ -404,7 +407,7 @@ fn local_address(socket: &TcpListener, listen: &Listen) -> Result<SocketAddr, St
 
 /// Pingora's listening service with a socket that was bound before.
 struct Entrance {
-    service: Service<HttpProxy<Proxy>>,
+    service: Service<Connections>,
     probe: Option<Probe>,
     address: String,
     socket: Option<TcpListener>,
@@ -413,7 +416,7 @@ struct Entrance {
 
 impl Entrance {
     fn new(
-        mut service: Service<HttpProxy<Proxy>>,
+        mut service: Service<Connections>,
         probe: Option<Probe>,
         address: String,
         socket: Option<TcpListener>,

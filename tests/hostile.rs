@@ -9,6 +9,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use mini_lb::MiniLbConfig;
 use support::{Balancer, Client, Worker, config, post};
@@ -424,4 +425,68 @@ async fn a_space_in_a_target_reaches_a_worker_escaped() {
     assert_eq!(line, "GET /v1/models/a%20b HTTP/1.1");
     asked.answer("200 OK", "{}").await;
     assert_eq!(client.answer().await.status(), 200);
+}
+
+/// Short enough to wait for, long enough for a request that is sent at once on a busy machine.
+const SHORT: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn a_connection_that_does_not_ask_in_time_is_closed() {
+    let stage = Stage::with(|config| config.head_timeout(SHORT)).await;
+    for what in ["", "POST /generate HTTP/1.1\r\nhost: balan"] {
+        let mut client = stage.balancer.client().await;
+        client.send(what).await;
+        assert!(client.rest().await.is_empty(), "{what}");
+    }
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_has_one_deadline() {
+    let stage = Stage::with(|config| config.head_timeout(SHORT)).await;
+    let mut client = stage.balancer.client().await;
+    client.send("GET /health HTTP/1.1\r\nx: ").await;
+    let mut sent = 0;
+    // Never silent for as long as the deadline, and never done.
+    let closed = loop {
+        match client.rest_within(SHORT / 20).await {
+            Some(rest) => break rest,
+            None => client.send("a").await,
+        }
+        sent += 1;
+    };
+    assert!(closed.is_empty() && sent > 1, "{sent}");
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn a_running_answer_is_not_bound_by_the_deadline_of_its_head() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let config = config(&[prefill.url()], &[decode.url()]).head_timeout(SHORT);
+    let balancer = Balancer::start(config).await;
+    let (mut client, mut silent) = (balancer.client().await, balancer.client().await);
+    client.send(post("/generate", JSON)).await;
+    let (first, second) = (prefill.request().await, decode.request().await);
+    // A connection that was opened before the request came is closed: the deadline has passed.
+    assert!(silent.rest().await.is_empty());
+    first.answer("200 OK", "{}").await;
+    second.answer("200 OK", "{}").await;
+    assert_eq!(client.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_in_time_is_refused() {
+    let stage = Stage::with(|config| config.body_timeout(SHORT)).await;
+    for (what, lines, behind) in [
+        ("a length", "content-length: 12\r\n", "{\"te"),
+        ("chunks", "transfer-encoding: chunked\r\n", "4\r\n{\"te\r\n"),
+    ] {
+        let mut client = stage.balancer.client().await;
+        client.send(generate(lines, behind)).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status(), 408, "{what}");
+        assert_eq!(answer.header("x-mini-lb-error"), Some("body_timeout"));
+        assert!(client.rest().await.is_empty(), "{what}");
+    }
+    stage.settle().await;
 }

@@ -68,6 +68,16 @@ impl MiniLbConfig {
         self.duration(&settings::REQUEST_TIMEOUT_SECS, timeout)
     }
 
+    /// The longest until the whole head of a request has arrived.
+    pub fn head_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::HEAD_TIMEOUT_SECS, timeout)
+    }
+
+    /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
+    pub fn body_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
+    }
+
     /// The longest until the first byte of a streamed answer.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)

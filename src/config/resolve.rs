@@ -15,8 +15,8 @@ use super::draft::{Draft, Given, WorkerDraft, server_conf};
 use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
 use super::worker::{bracketed, nonzero_port, parse_host};
 use super::{
-    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Listen, Place, Policy, Probes,
-    Problem, Role, Secret, WorkerSpec, WorkerUrl,
+    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Listen, Place, Policy,
+    Probes, Problem, Role, Secret, WorkerSpec, WorkerUrl,
 };
 
 /// Resolves a draft that has the defaults in it.
@@ -38,6 +38,7 @@ pub(crate) fn resolve(
     let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
         text.parse().ok().filter(|n| *n > 0)
     });
+    let gate = resolver.gate();
     let faults = resolver.faults();
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
     let policy = resolver.policy();
@@ -57,6 +58,7 @@ pub(crate) fn resolve(
             prefill,
             decode,
             policy: policy?,
+            gate: gate?,
             faults: faults?,
             connect_timeout: connect_timeout?,
             max_body_bytes: max_body_bytes?,
@@ -117,6 +119,15 @@ impl Resolver<'_> {
             },
         );
         None
+    }
+
+    fn gate(&mut self) -> Option<Gate> {
+        let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
+        let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
+        Some(Gate {
+            head_timeout: head_timeout?,
+            body_timeout: body_timeout?,
+        })
     }
 
     fn faults(&mut self) -> Option<Faults> {

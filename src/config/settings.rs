@@ -88,6 +88,26 @@ pub(crate) const REQUEST_TIMEOUT_SECS: Setting = Setting {
     help: "Longest time that an answer may take that is not streamed, to its last byte",
 };
 
+pub(crate) const HEAD_TIMEOUT_SECS: Setting = Setting {
+    key: "head_timeout_secs",
+    kind: Kind::Number,
+    default: Some("10"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time until the whole head of a request has arrived",
+};
+
+pub(crate) const BODY_TIMEOUT_SECS: Setting = Setting {
+    key: "body_timeout_secs",
+    kind: Kind::Number,
+    default: Some("30"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time until the whole body of a request has arrived; each MiB of it gets a second more",
+};
+
 pub(crate) const PREFILL: Setting = Setting {
     key: "prefill",
     kind: Kind::Workers(Role::Prefill),
@@ -301,11 +321,13 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 25] = [
+pub(crate) const SETTINGS: [&Setting; 27] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
     &REQUEST_TIMEOUT_SECS,
+    &HEAD_TIMEOUT_SECS,
+    &BODY_TIMEOUT_SECS,
     &PREFILL,
     &DECODE,
     &POLICY,

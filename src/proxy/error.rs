@@ -137,7 +137,9 @@ impl fmt::Display for ProxyError {
                 )
             }
             ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
-            ProxyError::BodyTimeout => f.write_str("the request body did not arrive in time"),
+            ProxyError::BodyTimeout => {
+                f.write_str("the request body did not arrive in time (body_timeout_secs)")
+            }
             ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
             ProxyError::Samples(n) => write!(
                 f,

@@ -19,6 +19,7 @@
 mod abort;
 mod answer;
 mod body;
+mod connection;
 mod ctx;
 mod error;
 mod exchange;
@@ -27,6 +28,7 @@ mod headers;
 mod inflight;
 mod prefill;
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,7 @@ use exchange::{Exchange, Plan};
 use prefill::{Keep, Order, PrefillLeg, evidence};
 
 pub(crate) use abort::Aborter;
+pub(crate) use connection::Connections;
 pub(crate) use inflight::Inflight;
 
 /// A client connection without a request is closed after this long.
@@ -84,6 +87,8 @@ pub(crate) struct Proxy {
 pub(crate) struct Limits {
     /// Of a request body, in bytes.
     pub(crate) max_body_bytes: usize,
+    /// For a request body that is empty; each MiB gets a second more.
+    pub(crate) body: Duration,
     /// Attempts that one request has in all, at least 1.
     pub(crate) attempts: u32,
     /// Until the first byte of a streamed answer.
@@ -119,6 +124,15 @@ impl ProxyHttp for Proxy {
 
     fn new_ctx(&self) -> Ctx {
         Ctx::new(self.inflight.enter())
+    }
+
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        _ctx: &mut Ctx,
+        context: Box<dyn Any + Send + Sync>,
+    ) {
+        connection::note_head(context);
     }
 
     /// No modules: answers are neither compressed nor changed.
@@ -356,7 +370,7 @@ impl ProxyHttp for Proxy {
 impl Proxy {
     /// READ and PARSE.
     async fn understand(&self, session: &mut Session, ctx: &mut Ctx, route: Route) -> Result<()> {
-        let body = match read(session, self.limits.max_body_bytes).await? {
+        let body = match read(session, self.limits.max_body_bytes, self.limits.body).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -579,8 +593,8 @@ impl Proxy {
             body: Bytes::new(),
         };
         let (body, at_end) = match limit {
-            0 => (Bytes::new(), drain(session).await?),
-            limit => match read(session, limit).await? {
+            0 => (Bytes::new(), drain(session, self.limits.body).await?),
+            limit => match read(session, limit, self.limits.body).await? {
                 Ok(body) => (body.freeze(), true),
                 Err(error) => return Err(ctx.refuse(error)),
             },
@@ -662,18 +676,23 @@ fn gone() -> FailToProxy {
 
 /// Reads a body that nobody wants, so that its sender gets to read the answer. Whether its end was reached:
 /// a longer one is cut off with the connection, and one that the client holds back is not asked for.
-async fn drain(session: &mut Session) -> Result<bool> {
+async fn drain(session: &mut Session, patience: Duration) -> Result<bool> {
     if expects_continue(session) {
         return Ok(false);
     }
-    let mut drained = 0;
-    while let Some(piece) = session.downstream_session.read_request_body().await? {
-        drained += piece.len();
-        if drained > DRAIN_LIMIT {
-            return Ok(false);
+    let drained = async {
+        let mut drained = 0;
+        while let Some(piece) = session.downstream_session.read_request_body().await? {
+            drained += piece.len();
+            if drained > DRAIN_LIMIT {
+                return Ok(false);
+            }
         }
-    }
-    Ok(true)
+        Ok(true)
+    };
+    tokio::time::timeout(patience, drained)
+        .await
+        .unwrap_or(Ok(false))
 }
 
 fn expects_continue(session: &Session) -> bool {
@@ -687,7 +706,12 @@ fn expects_continue(session: &Session) -> bool {
 /// The whole body of a request, with spare room for what is injected.
 ///
 /// The outer error is the client's connection, the inner one is the body.
-async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, ProxyError>> {
+async fn read(
+    session: &mut Session,
+    limit: usize,
+    patience: Duration,
+) -> Result<Result<BytesMut, ProxyError>> {
+    let started = Instant::now();
     let headers = &session.req_header().headers;
     let length = headers
         .get(header::CONTENT_LENGTH)
@@ -703,7 +727,15 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
     let expected = length.unwrap_or(CHUNKED_RESERVE);
     let mut body = BytesMut::with_capacity(expected + pd::tail_reserve(1));
     loop {
-        match session.downstream_session.read_request_body().await {
+        // 1 MiB/s is slower than any link on which such bodies make sense. Without a length only what has
+        // come can speak for more time.
+        let mebibytes = length.unwrap_or(body.len()) >> 20;
+        let deadline = started + patience + Duration::from_secs(mebibytes as u64);
+        let read = session.downstream_session.read_request_body();
+        let Ok(read) = tokio::time::timeout_at(deadline.into(), read).await else {
+            return Ok(Err(ProxyError::BodyTimeout));
+        };
+        match read {
             Ok(Some(piece)) if body.len() + piece.len() > limit => {
                 return Ok(Err(ProxyError::BodyTooLarge(limit)));
             }
