@@ -490,3 +490,54 @@ async fn a_body_that_does_not_come_in_time_is_refused() {
     }
     stage.settle().await;
 }
+
+#[tokio::test]
+async fn more_requests_than_allowed_are_told_to_come_again() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let config = config(&[prefill.url()], &[decode.url()]).max_inflight_requests(1);
+    let balancer = Balancer::start(config).await;
+    let (mut first, mut second) = (balancer.client().await, balancer.client().await);
+    first.send(post("/generate", JSON)).await;
+    let (one, two) = (prefill.request().await, decode.request().await);
+    // Its body is not waited for.
+    second.send(generate("content-length: 12\r\n", "")).await;
+    let answer = second.answer().await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.header("x-mini-lb-error"), Some("overloaded"));
+    assert!(answer.header("retry-after").is_some());
+    assert!(second.rest().await.is_empty());
+    let mut probe = balancer.client().await;
+    probe.send("GET /health HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(probe.answer().await.status(), 200);
+    one.answer("200 OK", "{}").await;
+    two.answer("200 OK", "{}").await;
+    assert_eq!(first.answer().await.status(), 200);
+    first.send(post("/generate", JSON)).await;
+    assert!(!prefill.request().await.request.body.is_empty());
+}
+
+#[tokio::test]
+async fn bodies_share_their_memory_and_give_it_back() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let config = config(&[prefill.url()], &[decode.url()]).max_buffered_body_bytes(20);
+    let balancer = Balancer::start(config).await;
+    let mut first = balancer.client().await;
+    first.send(post("/generate", JSON)).await;
+    let (one, two) = (prefill.request().await, decode.request().await);
+    let chunks = generate(
+        "transfer-encoding: chunked\r\n",
+        &format!("c\r\n{JSON}\r\n0\r\n\r\n"),
+    );
+    for bytes in [post("/generate", JSON).into_bytes(), chunks] {
+        let mut second = balancer.client().await;
+        second.send(bytes).await;
+        let answer = second.answer().await;
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.header("x-mini-lb-error"), Some("overloaded"));
+    }
+    one.answer("200 OK", "{}").await;
+    two.answer("200 OK", "{}").await;
+    assert_eq!(first.answer().await.status(), 200);
+    first.send(post("/generate", JSON)).await;
+    assert!(!prefill.request().await.request.body.is_empty());
+}

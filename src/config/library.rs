@@ -78,6 +78,18 @@ impl MiniLbConfig {
         self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
     }
 
+    /// Requests at once; 0 is what the descriptors of the process allow.
+    pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());
+        self
+    }
+
+    /// Memory for the bodies of all requests at once, in bytes.
+    pub fn max_buffered_body_bytes(mut self, bytes: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_BUFFERED_BODY_BYTES, bytes.to_string());
+        self
+    }
+
     /// The longest until the first byte of a streamed answer.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)

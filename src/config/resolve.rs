@@ -124,7 +124,15 @@ impl Resolver<'_> {
     fn gate(&mut self) -> Option<Gate> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
+        let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, |text| {
+            text.parse::<usize>().ok().map(|n| (n > 0).then_some(n))
+        });
+        let max_buffered_body_bytes = self.scalar(&settings::MAX_BUFFERED_BODY_BYTES, |text| {
+            text.parse().ok().filter(|n| *n > 0)
+        });
         Some(Gate {
+            max_inflight_requests: max_inflight_requests?,
+            max_buffered_body_bytes: max_buffered_body_bytes?,
             head_timeout: head_timeout?,
             body_timeout: body_timeout?,
         })

@@ -108,6 +108,26 @@ pub(crate) const BODY_TIMEOUT_SECS: Setting = Setting {
     help: "Longest time until the whole body of a request has arrived; each MiB of it gets a second more",
 };
 
+pub(crate) const MAX_INFLIGHT_REQUESTS: Setting = Setting {
+    key: "max_inflight_requests",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of requests; 0 is what the open files allow",
+    heading: "Clients",
+    value_names: &["N"],
+    help: "Requests at once, more get 503; 0 is a third of the open files that the process may have beyond 500",
+};
+
+pub(crate) const MAX_BUFFERED_BODY_BYTES: Setting = Setting {
+    key: "max_buffered_body_bytes",
+    kind: Kind::Number,
+    default: Some("1073741824"),
+    expects: "a number of bytes, at least 1",
+    heading: "Clients",
+    value_names: &["BYTES"],
+    help: "Memory for the bodies of all requests at once, more get 503",
+};
+
 pub(crate) const PREFILL: Setting = Setting {
     key: "prefill",
     kind: Kind::Workers(Role::Prefill),
@@ -321,13 +341,15 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 27] = [
+pub(crate) const SETTINGS: [&Setting; 29] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
     &REQUEST_TIMEOUT_SECS,
     &HEAD_TIMEOUT_SECS,
     &BODY_TIMEOUT_SECS,
+    &MAX_INFLIGHT_REQUESTS,
+    &MAX_BUFFERED_BODY_BYTES,
     &PREFILL,
     &DECODE,
     &POLICY,

@@ -35,6 +35,8 @@ pub(super) enum Fault {
 pub(super) enum ProxyError {
     /// The head has more than one meaning, or is too large.
     BadHead(BadHead),
+    /// There is no room for another request.
+    Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
     BodyTooLarge(usize),
     /// The framing of the body is broken.
@@ -61,6 +63,15 @@ pub(super) enum ProxyError {
     Internal(String),
 }
 
+/// What there is no more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exhausted {
+    /// Requests at once.
+    Requests,
+    /// Memory for bodies.
+    Memory,
+}
+
 impl ProxyError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
@@ -73,7 +84,7 @@ impl ProxyError {
             | ProxyError::Invalid(_)
             | ProxyError::Samples(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::NoWorker(_) | ProxyError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
@@ -101,6 +112,7 @@ impl ProxyError {
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
             ProxyError::BadHead(_) => "bad_request_head",
+            ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
@@ -130,6 +142,12 @@ impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ProxyError::BadHead(why) => write!(f, "{why}"),
+            ProxyError::Overloaded(Exhausted::Requests) => {
+                f.write_str("too many requests at once (max_inflight_requests)")
+            }
+            ProxyError::Overloaded(Exhausted::Memory) => {
+                f.write_str("too many request bodies at once (max_buffered_body_bytes)")
+            }
             ProxyError::BodyTooLarge(limit) => {
                 write!(
                     f,

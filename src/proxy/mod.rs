@@ -26,6 +26,7 @@ mod exchange;
 mod gate;
 mod headers;
 mod inflight;
+mod intake;
 mod prefill;
 
 use std::any::Any;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -42,7 +43,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Client, Door, Failure, WholeRequest};
+use crate::net::{Access, Client, Door, Failure, WholeRequest};
 use crate::pd::{
     self, Allowance, Batch, Facts, Fields, Injected, Leg, Merge, RequestId, Rid, Route, Verdict,
 };
@@ -50,25 +51,20 @@ use abort::Ids;
 use answer::Spoiled;
 use body::{Deadlines, INTERRUPTED, LATE, OVERDUE, STALLED};
 use ctx::{Body, Ctx, Request};
-use error::{Fault, ProxyError};
+use error::{Exhausted, Fault, ProxyError};
 use exchange::{Exchange, Plan};
 use prefill::{Keep, Order, PrefillLeg, evidence};
 
 pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
 pub(crate) use inflight::Inflight;
+pub(crate) use intake::Buffered;
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
 
 /// A client that takes nothing of its answer for this long is given up, and its legs with it.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
-
-/// The longest body that is read only to be thrown away, in bytes.
-const DRAIN_LIMIT: usize = 16 << 20;
-
-/// The share of a chunked body that is reserved before its length is known, in bytes.
-const CHUNKED_RESERVE: usize = 8 << 10;
 
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
@@ -79,6 +75,7 @@ pub(crate) struct Proxy {
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
+    pub(crate) buffered: Arc<Buffered>,
     pub(crate) limits: Limits,
 }
 
@@ -87,6 +84,8 @@ pub(crate) struct Proxy {
 pub(crate) struct Limits {
     /// Of a request body, in bytes.
     pub(crate) max_body_bytes: usize,
+    /// Requests at once, at least 1.
+    pub(crate) inflight: usize,
     /// For a request body that is empty; each MiB gets a second more.
     pub(crate) body: Duration,
     /// Attempts that one request has in all, at least 1.
@@ -151,10 +150,14 @@ impl ProxyHttp for Proxy {
         ctx.request_id = headers::request_id(&head.headers, rand::random);
         ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
         let raw = session.downstream_session.as_http1();
-        match raw.map(|session| gate::admit(&session.get_headers_raw_bytes())) {
-            Some(Err(why)) => Err(ctx.refuse(ProxyError::BadHead(why))),
-            Some(Ok(())) | None => Ok(()),
+        if let Some(Err(why)) = raw.map(|session| gate::admit(&session.get_headers_raw_bytes())) {
+            return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
+        let access = self.side_door.access(head.uri.path());
+        if access != Access::Open && self.inflight.live() > self.limits.inflight {
+            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
+        }
+        Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
@@ -370,7 +373,9 @@ impl ProxyHttp for Proxy {
 impl Proxy {
     /// READ and PARSE.
     async fn understand(&self, session: &mut Session, ctx: &mut Ctx, route: Route) -> Result<()> {
-        let body = match read(session, self.limits.max_body_bytes, self.limits.body).await? {
+        let limits = &self.limits;
+        let share = ctx.share.insert(self.buffered.share());
+        let body = match intake::read(session, limits.max_body_bytes, limits.body, share).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -592,9 +597,13 @@ impl Proxy {
             headers: head.headers.clone(),
             body: Bytes::new(),
         };
+        let share = ctx.share.insert(self.buffered.share());
         let (body, at_end) = match limit {
-            0 => (Bytes::new(), drain(session, self.limits.body).await?),
-            limit => match read(session, limit, self.limits.body).await? {
+            0 => (
+                Bytes::new(),
+                intake::drain(session, self.limits.body).await?,
+            ),
+            limit => match intake::read(session, limit, self.limits.body, share).await? {
                 Ok(body) => (body.freeze(), true),
                 Err(error) => return Err(ctx.refuse(error)),
             },
@@ -671,86 +680,5 @@ fn gone() -> FailToProxy {
     FailToProxy {
         error_code: 0,
         can_reuse_downstream: false,
-    }
-}
-
-/// Reads a body that nobody wants, so that its sender gets to read the answer. Whether its end was reached:
-/// a longer one is cut off with the connection, and one that the client holds back is not asked for.
-async fn drain(session: &mut Session, patience: Duration) -> Result<bool> {
-    if expects_continue(session) {
-        return Ok(false);
-    }
-    let drained = async {
-        let mut drained = 0;
-        while let Some(piece) = session.downstream_session.read_request_body().await? {
-            drained += piece.len();
-            if drained > DRAIN_LIMIT {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    };
-    tokio::time::timeout(patience, drained)
-        .await
-        .unwrap_or(Ok(false))
-}
-
-fn expects_continue(session: &Session) -> bool {
-    session
-        .req_header()
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-/// The whole body of a request, with spare room for what is injected.
-///
-/// The outer error is the client's connection, the inner one is the body.
-async fn read(
-    session: &mut Session,
-    limit: usize,
-    patience: Duration,
-) -> Result<Result<BytesMut, ProxyError>> {
-    let started = Instant::now();
-    let headers = &session.req_header().headers;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > limit) {
-        return Ok(Err(ProxyError::BodyTooLarge(limit)));
-    }
-    // With `100 Continue` before the body Pingora gives the connection up.
-    let keepalive = session.get_keepalive();
-    if expects_continue(session) {
-        session.downstream_session.write_continue_response().await?;
-    }
-    let expected = length.unwrap_or(CHUNKED_RESERVE);
-    let mut body = BytesMut::with_capacity(expected + pd::tail_reserve(1));
-    loop {
-        // 1 MiB/s is slower than any link on which such bodies make sense. Without a length only what has
-        // come can speak for more time.
-        let mebibytes = length.unwrap_or(body.len()) >> 20;
-        let deadline = started + patience + Duration::from_secs(mebibytes as u64);
-        let read = session.downstream_session.read_request_body();
-        let Ok(read) = tokio::time::timeout_at(deadline.into(), read).await else {
-            return Ok(Err(ProxyError::BodyTimeout));
-        };
-        match read {
-            Ok(Some(piece)) if body.len() + piece.len() > limit => {
-                return Ok(Err(ProxyError::BodyTooLarge(limit)));
-            }
-            Ok(Some(piece)) => body.extend_from_slice(&piece),
-            Ok(None) => {
-                session.set_keepalive(keepalive);
-                return Ok(Ok(body));
-            }
-            Err(error) => match error.etype() {
-                ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => {
-                    return Err(error.into_down());
-                }
-                ErrorType::ReadTimedout => return Ok(Err(ProxyError::BodyTimeout)),
-                _ => return Ok(Err(ProxyError::BadFraming(error.root_cause().to_string()))),
-            },
-        }
     }
 }
