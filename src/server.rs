@@ -26,7 +26,7 @@ use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, Wo
 use crate::net::{Client, peer};
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Aborter, Buffered, Connections, Inflight, Limits, Proxy};
+use crate::proxy::{Aborter, Buffered, Connections, Inflight, Keys, Limits, Proxy};
 
 /// Without a configured grace period, live streams get this long after SIGTERM.
 /// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
@@ -302,6 +302,10 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         client,
         inflight: inflight.clone(),
         buffered: Buffered::new(gate.max_buffered_body_bytes),
+        keys: Keys::new(
+            gate.api_keys.iter().map(|key| key.expose()),
+            gate.admin_api_key.iter().map(|key| key.expose()),
+        ),
         limits: Limits {
             max_body_bytes: config.max_body_bytes,
             inflight: gate

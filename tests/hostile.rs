@@ -541,3 +541,69 @@ async fn bodies_share_their_memory_and_give_it_back() {
     first.send(post("/generate", JSON)).await;
     assert!(!prefill.request().await.request.body.is_empty());
 }
+
+fn with_key(path: &str, key: &str) -> String {
+    post(path, JSON).replacen(
+        "\r\n",
+        &format!("\r\nauthorization: Bearer {key}\r\nx-api-key: {key}\r\n"),
+        1,
+    )
+}
+
+#[tokio::test]
+async fn without_a_key_nothing_but_health_is_answered_and_no_body_is_read() {
+    let mut stage = Stage::with(|config| config.api_key("sk-c").admin_api_key("sk-a")).await;
+    for (what, path) in [("legs", "/v1/chat/completions"), ("no path", "/nope")] {
+        let mut client = stage.balancer.client().await;
+        let request = with_key(path, "sk-x");
+        let (head, _) = request.split_once("\r\n\r\n").unwrap();
+        client.send(format!("{head}\r\n\r\n")).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status(), 401, "{what}");
+        assert_eq!(answer.header("x-mini-lb-error"), Some("unauthorized"));
+        assert!(client.rest().await.is_empty(), "{what}");
+    }
+    let mut client = stage.balancer.client().await;
+    for path in ["/health", "/ready", "/liveness"] {
+        client
+            .send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
+        assert_eq!(client.answer().await.status(), 200, "{path}");
+    }
+    for (path, key, status) in [
+        ("/flush_cache", "sk-c", 401),
+        ("/generate", "sk-a", 401),
+        ("/flush_cache", "sk-a", 200),
+        ("/generate", "sk-c", 200),
+    ] {
+        let mut client = stage.balancer.client().await;
+        client.send(with_key(path, key)).await;
+        assert_eq!(client.answer().await.status(), status, "{path} {key}");
+    }
+    // One flush and one generation at each worker.
+    stage.accepted = 2;
+    for legs in [&stage.prefill, &stage.decode] {
+        assert_eq!(legs.load(Ordering::SeqCst), stage.accepted);
+    }
+}
+
+#[tokio::test]
+async fn workers_get_the_shared_key_and_never_one_of_the_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "sk-1\n\nsk-2\n").unwrap();
+    for (shared, expected) in [(None, None), (Some("sk-c"), Some("Bearer sk-c"))] {
+        let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+        let mut config =
+            config(&[prefill.url()], &[decode.url()]).api_key_file(file.path().to_str().unwrap());
+        if let Some(key) = shared {
+            config = config.api_key(key);
+        }
+        let balancer = Balancer::start(config).await;
+        let mut client = balancer.client().await;
+        client.send(with_key("/generate", "sk-2")).await;
+        for leg in [prefill.request().await, decode.request().await] {
+            assert_eq!(leg.request.header("authorization"), expected);
+            assert_eq!(leg.request.header("x-api-key"), None);
+        }
+    }
+}

@@ -90,6 +90,24 @@ impl MiniLbConfig {
         self
     }
 
+    /// The key that clients must show; workers that have no key of their own get it too.
+    pub fn api_key(mut self, key: &str) -> MiniLbConfig {
+        self.set(&settings::API_KEY, key);
+        self
+    }
+
+    /// The file with keys of clients, one a line; workers never see them.
+    pub fn api_key_file(mut self, path: &str) -> MiniLbConfig {
+        self.set(&settings::API_KEY_FILE, path);
+        self
+    }
+
+    /// The key that administration needs.
+    pub fn admin_api_key(mut self, key: &str) -> MiniLbConfig {
+        self.set(&settings::ADMIN_API_KEY, key);
+        self
+    }
+
     /// The longest until the first byte of a streamed answer.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)

@@ -143,6 +143,10 @@ pub struct Gate {
     pub max_inflight_requests: Option<usize>,
     /// Memory for the bodies of all requests at once, in bytes. Never zero.
     pub max_buffered_body_bytes: usize,
+    /// The keys that clients may show; when there are none they need none.
+    pub api_keys: Vec<Secret>,
+    /// The key that administration needs instead, when there is one.
+    pub admin_api_key: Option<Secret>,
 }
 
 /// What is done about faults. No duration is zero.

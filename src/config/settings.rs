@@ -128,6 +128,36 @@ pub(crate) const MAX_BUFFERED_BODY_BYTES: Setting = Setting {
     help: "Memory for the bodies of all requests at once, more get 503",
 };
 
+pub(crate) const API_KEY: Setting = Setting {
+    key: "api_key",
+    kind: Kind::Text,
+    default: None,
+    expects: "a key",
+    heading: "Clients",
+    value_names: &["KEY"],
+    help: "Key that clients must show; workers that have no key of their own get it too. Prefer the file: a command line can be read by others",
+};
+
+pub(crate) const API_KEY_FILE: Setting = Setting {
+    key: "api_key_file",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Clients",
+    value_names: &["PATH"],
+    help: "File with keys of clients, one a line; workers never see them",
+};
+
+pub(crate) const ADMIN_API_KEY: Setting = Setting {
+    key: "admin_api_key",
+    kind: Kind::Text,
+    default: None,
+    expects: "a key",
+    heading: "Clients",
+    value_names: &["KEY"],
+    help: "Key for /flush_cache, /abort_request, profiles and storage, where the others are then not accepted",
+};
+
 pub(crate) const PREFILL: Setting = Setting {
     key: "prefill",
     kind: Kind::Workers(Role::Prefill),
@@ -341,7 +371,7 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 29] = [
+pub(crate) const SETTINGS: [&Setting; 32] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
@@ -350,6 +380,9 @@ pub(crate) const SETTINGS: [&Setting; 29] = [
     &BODY_TIMEOUT_SECS,
     &MAX_INFLIGHT_REQUESTS,
     &MAX_BUFFERED_BODY_BYTES,
+    &API_KEY,
+    &API_KEY_FILE,
+    &ADMIN_API_KEY,
     &PREFILL,
     &DECODE,
     &POLICY,

@@ -83,7 +83,7 @@ impl Row {
 
     /// Who may ask for it. SGLang too asks nobody for a key who wants to know its health.
     ///
-    /// Source: SGLang 0.5.23 `srt/utils/common.py`, `add_api_key_middleware`.
+    /// Source: SGLang 0.5.23 `srt/utils/auth.py`, `decide_request_auth`.
     pub(super) fn access(&self) -> Access {
         match self.kind {
             Kind::Alive | Kind::Ready | Kind::HealthGenerate => Access::Open,

@@ -35,6 +35,8 @@ pub(super) enum Fault {
 pub(super) enum ProxyError {
     /// The head has more than one meaning, or is too large.
     BadHead(BadHead),
+    /// No key, or a wrong one.
+    Unauthorized,
     /// There is no room for another request.
     Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
@@ -78,6 +80,7 @@ impl ProxyError {
             ProxyError::BadHead(why) if why.is_too_large() => {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
+            ProxyError::Unauthorized => StatusCode::UNAUTHORIZED,
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ProxyError::BadHead(_)
             | ProxyError::BadFraming(_)
@@ -112,6 +115,7 @@ impl ProxyError {
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
             ProxyError::BadHead(_) => "bad_request_head",
+            ProxyError::Unauthorized => "unauthorized",
             ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::BadFraming(_) => "bad_framing",
@@ -142,6 +146,8 @@ impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ProxyError::BadHead(why) => write!(f, "{why}"),
+            // The same words for both, so that nothing is learnt by trying.
+            ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
             ProxyError::Overloaded(Exhausted::Requests) => {
                 f.write_str("too many requests at once (max_inflight_requests)")
             }
@@ -253,6 +259,9 @@ impl Fault {
             head.insert_header(ERROR_CODE, error.code())?;
             if error.status() == StatusCode::SERVICE_UNAVAILABLE {
                 head.insert_header(header::RETRY_AFTER, RETRY_AFTER_SECS)?;
+            }
+            if error.status() == StatusCode::UNAUTHORIZED {
+                head.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
             }
         }
         session.write_response_header(Box::new(head), false).await?;

@@ -27,6 +27,7 @@ mod gate;
 mod headers;
 mod inflight;
 mod intake;
+mod keys;
 mod prefill;
 
 use std::any::Any;
@@ -59,6 +60,7 @@ pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
 pub(crate) use inflight::Inflight;
 pub(crate) use intake::Buffered;
+pub(crate) use keys::Keys;
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
@@ -76,6 +78,7 @@ pub(crate) struct Proxy {
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) buffered: Arc<Buffered>,
+    pub(crate) keys: Keys,
     pub(crate) limits: Limits,
 }
 
@@ -154,6 +157,11 @@ impl ProxyHttp for Proxy {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let access = self.side_door.access(head.uri.path());
+        if !self.keys.admit(access, head) {
+            return Err(ctx.refuse(ProxyError::Unauthorized));
+        }
+        self.keys
+            .keep_from_workers(access, session.req_header_mut());
         if access != Access::Open && self.inflight.live() > self.limits.inflight {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
         }
