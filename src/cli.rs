@@ -354,7 +354,7 @@ mod tests {
                 "host" => "::1",
                 "policy" => "random",
                 "log_level" => "warn",
-                "worker_api_key_file" => key_file.path().to_str().unwrap(),
+                "worker_api_key_file" | "api_key_file" => key_file.path().to_str().unwrap(),
                 "health_check_endpoint" => "/health_generate",
                 _ if setting.kind == Kind::Switch => "true",
                 _ => "7",

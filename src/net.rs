@@ -102,11 +102,25 @@ impl WholeAnswer {
     }
 }
 
+/// Who may ask for a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anybody at any time: whether the process lives must be known when it refuses everything else.
+    Open,
+    /// Clients.
+    Clients,
+    /// Those who administer the workers.
+    Admins,
+}
+
 /// Something that answers whole requests.
 #[async_trait]
 pub(crate) trait Door: Send + Sync {
     /// The largest body in bytes that this path takes with this method; 0 where no body is read.
     fn body_limit(&self, method: &Method, path: &str) -> usize;
+
+    /// Who may ask for this path, and when.
+    fn access(&self, path: &str) -> Access;
 
     /// The answer to one request. `request_id` goes along to workers.
     async fn answer(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeAnswer;

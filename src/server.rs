@@ -18,7 +18,6 @@ use pingora_core::server::{
 };
 use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
-use pingora_proxy::{HttpProxy, http_proxy_service};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -27,7 +26,7 @@ use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, Wo
 use crate::net::{Client, peer};
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Aborter, Inflight, Limits, Proxy};
+use crate::proxy::{Aborter, Buffered, Connections, Inflight, Keys, Limits, Proxy};
 
 /// Without a configured grace period, live streams get this long after SIGTERM.
 /// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
@@ -249,7 +248,7 @@ impl MiniLoadBalancer {
 
 /// What a configuration becomes.
 struct Assembled {
-    service: Service<HttpProxy<Proxy>>,
+    service: Service<Connections>,
     inflight: Arc<Inflight>,
     probe: Option<Probe>,
     conf: Arc<ServerConf>,
@@ -282,7 +281,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf));
     let inflight = Arc::new(Inflight::default());
-    let faults = config.faults;
+    let (faults, gate) = (config.faults, config.gate);
     let probe = faults.probes.map(|probes| Probe {
         fleet: fleet.clone(),
         client: client.clone(),
@@ -302,8 +301,17 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         fleet,
         client,
         inflight: inflight.clone(),
+        buffered: Buffered::new(gate.max_buffered_body_bytes),
+        keys: Keys::new(
+            gate.api_keys.iter().map(|key| key.expose()),
+            gate.admin_api_key.iter().map(|key| key.expose()),
+        ),
         limits: Limits {
             max_body_bytes: config.max_body_bytes,
+            inflight: gate
+                .max_inflight_requests
+                .unwrap_or_else(affordable_requests),
+            body: gate.body_timeout,
             attempts: faults.retries + 1,
             first_token: faults.first_token_timeout,
             silence: faults.stream_idle_timeout,
@@ -312,11 +320,33 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         },
     };
     Ok(Assembled {
-        service: http_proxy_service(&conf, proxy),
+        service: Service::new(
+            "mini-lb".to_owned(),
+            Connections::new(&conf, proxy, gate.head_timeout),
+        ),
         inflight,
         probe,
         conf,
     })
+}
+
+/// Descriptors that are not for requests: listeners, logs, probes, idle connections.
+const RESERVED_FILES: usize = 500;
+
+/// As many requests as have descriptors: one for the client and one for each leg.
+fn affordable_requests() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    open_files(&limits).map_or(usize::MAX, |files| {
+        (files.saturating_sub(RESERVED_FILES) / 3).max(100)
+    })
+}
+
+/// The soft limit in the text of `/proc/self/limits`; `None` when there is none.
+fn open_files(limits: &str) -> Option<usize> {
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 fn breaker_limits(breaker: Option<&Breaker>) -> fleet::Limits {
@@ -404,7 +434,7 @@ fn local_address(socket: &TcpListener, listen: &Listen) -> Result<SocketAddr, St
 
 /// Pingora's listening service with a socket that was bound before.
 struct Entrance {
-    service: Service<HttpProxy<Proxy>>,
+    service: Service<Connections>,
     probe: Option<Probe>,
     address: String,
     socket: Option<TcpListener>,
@@ -413,7 +443,7 @@ struct Entrance {
 
 impl Entrance {
     fn new(
-        mut service: Service<HttpProxy<Proxy>>,
+        mut service: Service<Connections>,
         probe: Option<Probe>,
         address: String,
         socket: Option<TcpListener>,
@@ -520,4 +550,22 @@ async fn first_signal() -> io::Result<ShutdownSignal> {
         _ = terminate.recv() => ShutdownSignal::GracefulTerminate,
         _ = interrupt.recv() => ShutdownSignal::FastShutdown,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_open_files_is_read() {
+        let limits = |soft: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units\n\
+                 Max open files            {soft}                20000                files\n"
+            )
+        };
+        assert_eq!(open_files(&limits("1024")), Some(1024));
+        assert_eq!(open_files(&limits("unlimited")), None);
+        assert_eq!(open_files(""), None);
+    }
 }

@@ -657,3 +657,35 @@ fn the_library_refuses_what_the_command_line_refuses() {
     let found = library(&[], &[], 1).resolve().unwrap_err().to_string();
     assert_eq!(found.lines().count(), 2, "{found}");
 }
+
+#[test]
+fn keys_of_clients_come_from_an_option_and_a_file_and_are_not_shown() {
+    let file = temporary("sk-1\n\n sk-2 \r\n");
+    let workers = "--prefill http://a:1 --decode http://b:1";
+    let line = format!(
+        "{workers} --api-key sk-0 --api-key-file {} --admin-api-key sk-a",
+        file.path().display()
+    );
+    let (found, effective) = load(&line, &[]).unwrap();
+    let printed = effective.to_string();
+    assert!(!printed.contains("sk-"), "{printed}");
+    let keys = ["sk-0", "sk-1", "sk-2"].map(Secret::new);
+    assert_eq!(found.gate.api_keys, keys);
+    assert_eq!(found.gate.admin_api_key, Some(Secret::new("sk-a")));
+    assert_eq!(found.prefill[0].api_key, Some(Secret::new("sk-0")));
+    assert!(found.warnings.is_empty(), "{:?}", found.warnings);
+}
+
+#[test]
+fn a_file_without_keys_is_no_open_door() {
+    let file = temporary("\n \n");
+    let found = library(&[("http://a:1", None)], &["http://b:1"], 1)
+        .api_key_file(file.path().to_str().unwrap())
+        .api_key("a b")
+        .resolve();
+    let found = found.unwrap_err().to_string();
+    assert_eq!(
+        found,
+        "api_key: the key has characters that an HTTP header cannot carry\napi_key_file: must not be empty"
+    );
+}

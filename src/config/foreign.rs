@@ -95,7 +95,6 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("tls-key-path", Takes::One),
     ("enable-trace", Takes::Nothing),
     ("otlp-traces-endpoint", Takes::One),
-    ("api-key", Takes::One),
     ("control-plane-api-keys", Takes::Any),
     ("control-plane-audit-enabled", Takes::Nothing),
     ("jwt-issuer", Takes::One),

@@ -68,6 +68,46 @@ impl MiniLbConfig {
         self.duration(&settings::REQUEST_TIMEOUT_SECS, timeout)
     }
 
+    /// The longest until the whole head of a request has arrived.
+    pub fn head_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::HEAD_TIMEOUT_SECS, timeout)
+    }
+
+    /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
+    pub fn body_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
+    }
+
+    /// Requests at once; 0 is what the descriptors of the process allow.
+    pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());
+        self
+    }
+
+    /// Memory for the bodies of all requests at once, in bytes.
+    pub fn max_buffered_body_bytes(mut self, bytes: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_BUFFERED_BODY_BYTES, bytes.to_string());
+        self
+    }
+
+    /// The key that clients must show; workers that have no key of their own get it too.
+    pub fn api_key(mut self, key: &str) -> MiniLbConfig {
+        self.set(&settings::API_KEY, key);
+        self
+    }
+
+    /// The file with keys of clients, one a line; workers never see them.
+    pub fn api_key_file(mut self, path: &str) -> MiniLbConfig {
+        self.set(&settings::API_KEY_FILE, path);
+        self
+    }
+
+    /// The key that administration needs.
+    pub fn admin_api_key(mut self, key: &str) -> MiniLbConfig {
+        self.set(&settings::ADMIN_API_KEY, key);
+        self
+    }
+
     /// The longest until the first byte of a streamed answer.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)

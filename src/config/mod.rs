@@ -44,6 +44,8 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// How a pair is chosen.
     pub policy: Policy,
+    /// What clients may send, and who they must be.
+    pub gate: Gate,
     /// How long things may take, how often they are tried, and when a worker is set aside.
     pub faults: Faults,
     /// The longest that one connection to a worker may take to open. Never zero.
@@ -128,6 +130,23 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         worker::write_authority(f, &self.host, self.port)
     }
+}
+
+/// What clients may send. No duration is zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// The longest until the whole head of a request has arrived.
+    pub head_timeout: Duration,
+    /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
+    pub body_timeout: Duration,
+    /// Requests at once; `None` is what the descriptors of the process allow. Never zero.
+    pub max_inflight_requests: Option<usize>,
+    /// Memory for the bodies of all requests at once, in bytes. Never zero.
+    pub max_buffered_body_bytes: usize,
+    /// The keys that clients may show; when there are none they need none.
+    pub api_keys: Vec<Secret>,
+    /// The key that administration needs instead, when there is one.
+    pub admin_api_key: Option<Secret>,
 }
 
 /// What is done about faults. No duration is zero.

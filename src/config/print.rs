@@ -8,7 +8,7 @@ use std::fmt;
 use serde_yaml::Value;
 
 use super::draft::{Draft, WorkerDraft};
-use super::settings::{Kind, SETTINGS, worker_key};
+use super::settings::{ADMIN_API_KEY, API_KEY, Kind, SETTINGS, worker_key};
 use super::{Place, Secret};
 
 /// What `--print-config` shows. `Display` is YAML.
@@ -24,6 +24,12 @@ impl fmt::Display for Effective {
                         writeln!(f, "{}: null  # {}", setting.key, Origin(&Place::Default))?;
                         continue;
                     };
+                    if [API_KEY.key, ADMIN_API_KEY.key].contains(&setting.key) {
+                        let mask = inline(&Value::from(Secret::MASK));
+                        let origin = Origin(&given.place);
+                        writeln!(f, "{}: {mask}  # not shown; {origin}", setting.key)?;
+                        continue;
+                    }
                     let value = match setting.kind {
                         Kind::Number | Kind::Switch => given.value.clone(),
                         _ => inline(&Value::from(given.value.as_str())),

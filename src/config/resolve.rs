@@ -15,8 +15,8 @@ use super::draft::{Draft, Given, WorkerDraft, server_conf};
 use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
 use super::worker::{bracketed, nonzero_port, parse_host};
 use super::{
-    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Listen, Place, Policy, Probes,
-    Problem, Role, Secret, WorkerSpec, WorkerUrl,
+    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Listen, Place, Policy,
+    Probes, Problem, Role, Secret, WorkerSpec, WorkerUrl,
 };
 
 /// Resolves a draft that has the defaults in it.
@@ -38,6 +38,7 @@ pub(crate) fn resolve(
     let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
         text.parse().ok().filter(|n| *n > 0)
     });
+    let gate = resolver.gate();
     let faults = resolver.faults();
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
     let policy = resolver.policy();
@@ -57,6 +58,7 @@ pub(crate) fn resolve(
             prefill,
             decode,
             policy: policy?,
+            gate: gate?,
             faults: faults?,
             connect_timeout: connect_timeout?,
             max_body_bytes: max_body_bytes?,
@@ -117,6 +119,27 @@ impl Resolver<'_> {
             },
         );
         None
+    }
+
+    fn gate(&mut self) -> Option<Gate> {
+        let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
+        let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
+        let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, |text| {
+            text.parse::<usize>().ok().map(|n| (n > 0).then_some(n))
+        });
+        let max_buffered_body_bytes = self.scalar(&settings::MAX_BUFFERED_BODY_BYTES, |text| {
+            text.parse().ok().filter(|n| *n > 0)
+        });
+        let api_keys = self.client_keys();
+        let admin_api_key = self.given_key(&settings::ADMIN_API_KEY);
+        Some(Gate {
+            api_keys,
+            admin_api_key,
+            max_inflight_requests: max_inflight_requests?,
+            max_buffered_body_bytes: max_buffered_body_bytes?,
+            head_timeout: head_timeout?,
+            body_timeout: body_timeout?,
+        })
     }
 
     fn faults(&mut self) -> Option<Faults> {
@@ -201,6 +224,23 @@ impl Resolver<'_> {
         None
     }
 
+    /// Those of the option and those of the file.
+    fn client_keys(&mut self) -> Vec<Secret> {
+        let mut keys: Vec<_> = self.given_key(&settings::API_KEY).into_iter().collect();
+        if let Some(given) = self.draft.scalars.get(settings::API_KEY_FILE.key) {
+            match read_keys(Path::new(&given.value)) {
+                Ok(of_file) => keys.extend(of_file),
+                Err(fault) => self.report(&given.place, fault),
+            }
+        }
+        keys
+    }
+
+    fn given_key(&mut self, setting: &Setting) -> Option<Secret> {
+        let given = self.draft.scalars.get(setting.key)?;
+        self.key(checked_key(&given.value), &given.place)
+    }
+
     fn shared_key(&mut self) -> Option<Secret> {
         let given = self.draft.scalars.get(settings::WORKER_API_KEY_FILE.key)?;
         self.key(read_key(Path::new(&given.value)), &given.place)
@@ -208,7 +248,16 @@ impl Resolver<'_> {
 
     /// Both lists, each worker once.
     fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>) {
-        let shared_key = self.shared_key();
+        let shared_key = match self.shared_key() {
+            Some(key) => Some(key),
+            // As sglang_router has it: its key is the clients' and the workers'. What is wrong with it has been
+            // reported.
+            None => self
+                .draft
+                .scalars
+                .get(settings::API_KEY.key)
+                .and_then(|given| checked_key(&given.value).ok()),
+        };
         let prefill = self.workers(Role::Prefill, shared_key.as_ref());
         let decode = self.workers(Role::Decode, shared_key.as_ref());
         self.each_worker_once(&prefill, &decode);
@@ -415,16 +464,27 @@ fn seconds(text: &str) -> Option<Duration> {
 }
 
 fn read_key(path: &Path) -> Result<Secret, Fault> {
+    // Editors and `echo` end a file with a line break.
+    checked_key(read_text(path)?.trim())
+}
+
+/// One a line. No keys would be open doors, so there must be one.
+fn read_keys(path: &Path) -> Result<Vec<Secret>, Fault> {
+    let text = read_text(path)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys: Vec<_> = lines.map(checked_key).collect::<Result<_, _>>()?;
+    if keys.is_empty() {
+        return Err(Fault::Empty);
+    }
+    Ok(keys)
+}
+
+fn read_text(path: &Path) -> Result<String, Fault> {
     let bytes = std::fs::read(path).map_err(|error| {
         let (path, why) = (path.to_owned(), error.to_string());
         Fault::Unreadable { path, why }
     })?;
-    // Editors and `echo` end a file with a line break.
-    checked_key(
-        std::str::from_utf8(&bytes)
-            .map_err(|_| Fault::NotUtf8)?
-            .trim(),
-    )
+    String::from_utf8(bytes).map_err(|_| Fault::NotUtf8)
 }
 
 /// A key that can stand behind `Bearer ` in a header.

@@ -88,6 +88,76 @@ pub(crate) const REQUEST_TIMEOUT_SECS: Setting = Setting {
     help: "Longest time that an answer may take that is not streamed, to its last byte",
 };
 
+pub(crate) const HEAD_TIMEOUT_SECS: Setting = Setting {
+    key: "head_timeout_secs",
+    kind: Kind::Number,
+    default: Some("10"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time until the whole head of a request has arrived",
+};
+
+pub(crate) const BODY_TIMEOUT_SECS: Setting = Setting {
+    key: "body_timeout_secs",
+    kind: Kind::Number,
+    default: Some("30"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time until the whole body of a request has arrived; each MiB of it gets a second more",
+};
+
+pub(crate) const MAX_INFLIGHT_REQUESTS: Setting = Setting {
+    key: "max_inflight_requests",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of requests; 0 is what the open files allow",
+    heading: "Clients",
+    value_names: &["N"],
+    help: "Requests at once, more get 503; 0 is a third of the open files that the process may have beyond 500",
+};
+
+pub(crate) const MAX_BUFFERED_BODY_BYTES: Setting = Setting {
+    key: "max_buffered_body_bytes",
+    kind: Kind::Number,
+    default: Some("1073741824"),
+    expects: "a number of bytes, at least 1",
+    heading: "Clients",
+    value_names: &["BYTES"],
+    help: "Memory for the bodies of all requests at once, more get 503",
+};
+
+pub(crate) const API_KEY: Setting = Setting {
+    key: "api_key",
+    kind: Kind::Text,
+    default: None,
+    expects: "a key",
+    heading: "Clients",
+    value_names: &["KEY"],
+    help: "Key that clients must show; workers that have no key of their own get it too. Prefer the file: a command line can be read by others",
+};
+
+pub(crate) const API_KEY_FILE: Setting = Setting {
+    key: "api_key_file",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Clients",
+    value_names: &["PATH"],
+    help: "File with keys of clients, one a line; workers never see them",
+};
+
+pub(crate) const ADMIN_API_KEY: Setting = Setting {
+    key: "admin_api_key",
+    kind: Kind::Text,
+    default: None,
+    expects: "a key",
+    heading: "Clients",
+    value_names: &["KEY"],
+    help: "Key for /flush_cache, /abort_request, profiles and storage, where the others are then not accepted",
+};
+
 pub(crate) const PREFILL: Setting = Setting {
     key: "prefill",
     kind: Kind::Workers(Role::Prefill),
@@ -301,11 +371,18 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 25] = [
+pub(crate) const SETTINGS: [&Setting; 32] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
     &REQUEST_TIMEOUT_SECS,
+    &HEAD_TIMEOUT_SECS,
+    &BODY_TIMEOUT_SECS,
+    &MAX_INFLIGHT_REQUESTS,
+    &MAX_BUFFERED_BODY_BYTES,
+    &API_KEY,
+    &API_KEY_FILE,
+    &ADMIN_API_KEY,
     &PREFILL,
     &DECODE,
     &POLICY,

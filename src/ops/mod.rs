@@ -25,7 +25,7 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderValue, Method, StatusCode};
 
 use crate::fleet::Fleet;
-use crate::net::{Client, Door, WholeAnswer, WholeRequest};
+use crate::net::{Access, Client, Door, WholeAnswer, WholeRequest};
 use ask::{Asked, Question};
 use error::Code;
 use table::{Kind, Row};
@@ -60,6 +60,10 @@ impl Door for Ops {
             Some(row) if row.reads_body(method) => self.max_body_bytes,
             _ => 0,
         }
+    }
+
+    fn access(&self, path: &str) -> Access {
+        table::find(path).map_or(Access::Clients, Row::access)
     }
 
     async fn answer(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeAnswer {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::Method;
 
+use crate::net::Access;
+
 /// One path.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -77,6 +79,17 @@ impl Row {
     pub(super) fn reads_body(&self, method: &Method) -> bool {
         let asks = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
         asks && self.methods.contains(method) && *method != Method::GET
+    }
+
+    /// Who may ask for it. SGLang too asks nobody for a key who wants to know its health.
+    ///
+    /// Source: SGLang 0.5.23 `srt/utils/auth.py`, `decide_request_auth`.
+    pub(super) fn access(&self) -> Access {
+        match self.kind {
+            Kind::Alive | Kind::Ready | Kind::HealthGenerate => Access::Open,
+            Kind::Every { .. } => Access::Admins,
+            _ => Access::Clients,
+        }
     }
 
     /// Whether a browser's preflight for this path is passed on, so that pages that talk to SGLang can talk to

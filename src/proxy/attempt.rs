@@ -13,7 +13,7 @@ use super::ctx::{Body, Ctx, Request};
 use super::error::ProxyError;
 use super::exchange::{Exchange, Plan};
 use super::prefill::{Keep, Order, PrefillLeg};
-use super::{Proxy, body, headers, read};
+use super::{Proxy, body, headers, intake};
 use crate::fleet::{Lease, Rooms};
 use crate::pd::{self, Batch, Bootstrap, Facts, Fields, Injected, Merge, RequestId, Rid, Route};
 
@@ -36,7 +36,9 @@ impl Proxy {
         ctx: &mut Ctx,
         route: Route,
     ) -> Result<()> {
-        let body = match read(session, self.limits.max_body_bytes).await? {
+        let limits = &self.limits;
+        let share = ctx.share.insert(self.buffered.share());
+        let body = match intake::read(session, limits.max_body_bytes, limits.body, share).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error)),
         };

@@ -15,6 +15,7 @@ use super::error::{DECODE_REJECTED, Fault, ProxyError};
 use super::exchange::Exchange;
 use super::headers::ERROR_CODE;
 use super::inflight::Admitted;
+use super::intake::Share;
 use crate::fleet::WorkerId;
 use crate::net::WholeAnswer;
 use crate::pd::{Boundary, Course, ErrorShape, Facts, Injected, Route, sse};
@@ -40,6 +41,8 @@ pub(crate) struct Ctx {
     pub(super) course: Course,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
+    /// What the body holds of the memory for bodies.
+    pub(super) share: Option<Share>,
     fault: Option<Fault>,
     sent: Boundary,
     /// The status that the client got, 0 when it got none.
@@ -83,6 +86,7 @@ impl Ctx {
             installed: None,
             course: Course::default(),
             avoid: Vec::new(),
+            share: None,
             fault: None,
             sent: Boundary::default(),
             status: 0,

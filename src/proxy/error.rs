@@ -11,6 +11,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::gate::BadHead;
 use super::headers::{ERROR_CODE, REQUEST_ID};
 use super::prefill::Rejection;
 use crate::fleet::{NoWorker, Role};
@@ -32,6 +33,12 @@ pub(super) enum Fault {
 /// An error that the proxy itself makes. Data, not text: the table below has the words.
 #[derive(Debug, Clone)]
 pub(super) enum ProxyError {
+    /// The head has more than one meaning, or is too large.
+    BadHead(BadHead),
+    /// No key, or a wrong one.
+    Unauthorized,
+    /// There is no room for another request.
+    Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
     BodyTooLarge(usize),
     /// The framing of the body is broken.
@@ -60,16 +67,30 @@ pub(super) enum ProxyError {
     Internal(String),
 }
 
+/// What there is no more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exhausted {
+    /// Requests at once.
+    Requests,
+    /// Memory for bodies.
+    Memory,
+}
+
 impl ProxyError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
+            ProxyError::BadHead(why) if why.is_too_large() => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            ProxyError::Unauthorized => StatusCode::UNAUTHORIZED,
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            ProxyError::BadFraming(_)
+            ProxyError::BadHead(_)
+            | ProxyError::BadFraming(_)
             | ProxyError::Invalid(_)
             | ProxyError::Samples(_)
             | ProxyError::BatchTooLarge(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ProxyError::NoWorker(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::NoWorker(_) | ProxyError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
@@ -79,11 +100,26 @@ impl ProxyError {
         }
     }
 
+    /// Whether nothing more is read from this client: where its next request begins is uncertain.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(
+            self,
+            ProxyError::BadHead(_)
+                | ProxyError::BadFraming(_)
+                | ProxyError::BodyTooLarge(_)
+                | ProxyError::BodyTimeout
+        )
+    }
+
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
         use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable};
         use Role::{Decode, Prefill};
         match self {
+            ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
+            ProxyError::BadHead(_) => "bad_request_head",
+            ProxyError::Unauthorized => "unauthorized",
+            ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
@@ -113,6 +149,15 @@ impl ProxyError {
 impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            ProxyError::BadHead(why) => write!(f, "{why}"),
+            // The same words for both, so that nothing is learnt by trying.
+            ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
+            ProxyError::Overloaded(Exhausted::Requests) => {
+                f.write_str("too many requests at once (max_inflight_requests)")
+            }
+            ProxyError::Overloaded(Exhausted::Memory) => {
+                f.write_str("too many request bodies at once (max_buffered_body_bytes)")
+            }
             ProxyError::BodyTooLarge(limit) => {
                 write!(
                     f,
@@ -120,7 +165,9 @@ impl fmt::Display for ProxyError {
                 )
             }
             ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
-            ProxyError::BodyTimeout => f.write_str("the request body did not arrive in time"),
+            ProxyError::BodyTimeout => {
+                f.write_str("the request body did not arrive in time (body_timeout_secs)")
+            }
             ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
             ProxyError::Samples(n) => write!(
                 f,
@@ -176,6 +223,11 @@ impl Fault {
         }
     }
 
+    /// Whether the connection must not be used for another request.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self, Fault::Own(error) if error.ends_connection())
+    }
+
     /// What is wrong, in a sentence.
     pub(super) fn message(&self) -> String {
         match self {
@@ -217,6 +269,9 @@ impl Fault {
             head.insert_header(ERROR_CODE, error.code())?;
             if error.status() == StatusCode::SERVICE_UNAVAILABLE {
                 head.insert_header(header::RETRY_AFTER, RETRY_AFTER_SECS)?;
+            }
+            if error.status() == StatusCode::UNAUTHORIZED {
+                head.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
             }
         }
         session.write_response_header(Box::new(head), false).await?;

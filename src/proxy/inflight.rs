@@ -22,6 +22,11 @@ impl Inflight {
         Admitted(self.clone())
     }
 
+    /// How many there are.
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Acquire)
+    }
+
     /// Resolves when no request is live.
     pub(crate) async fn none(&self) {
         loop {

@@ -4,6 +4,7 @@
 //!
 //! | phase | verb |
 //! |---|---|
+//! | `early_request_filter` | let in, or not |
 //! | `request_filter` | read, parse |
 //! | `upstream_peer` | select, inject, dispatch prefill; install the new body. Once for each attempt |
 //! | `upstream_request_filter` | dispatch decode |
@@ -19,19 +20,24 @@ mod abort;
 mod answer;
 mod attempt;
 mod body;
+mod connection;
 mod ctx;
 mod error;
 mod exchange;
+mod gate;
 mod headers;
 mod inflight;
+mod intake;
 mod judge;
+mod keys;
 mod prefill;
 
+use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -40,27 +46,24 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Client, Door, WholeRequest};
-use crate::pd::{self, Leg, Route, Verdict};
+use crate::net::{Access, Client, Door, WholeRequest};
+use crate::pd::{Leg, Route, Verdict};
 use body::Deadlines;
 use ctx::Ctx;
-use error::ProxyError;
+use error::{Exhausted, ProxyError};
 use prefill::evidence;
 
 pub(crate) use abort::Aborter;
+pub(crate) use connection::Connections;
 pub(crate) use inflight::Inflight;
+pub(crate) use intake::Buffered;
+pub(crate) use keys::Keys;
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
 
 /// A client that takes nothing of its answer for this long is given up, and its legs with it.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
-
-/// The longest body that is read only to be thrown away, in bytes.
-const DRAIN_LIMIT: usize = 16 << 20;
-
-/// The share of a chunked body that is reserved before its length is known, in bytes.
-const CHUNKED_RESERVE: usize = 8 << 10;
 
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
@@ -71,6 +74,8 @@ pub(crate) struct Proxy {
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
+    pub(crate) buffered: Arc<Buffered>,
+    pub(crate) keys: Keys,
     pub(crate) limits: Limits,
 }
 
@@ -79,6 +84,10 @@ pub(crate) struct Proxy {
 pub(crate) struct Limits {
     /// Of a request body, in bytes.
     pub(crate) max_body_bytes: usize,
+    /// Requests at once, at least 1.
+    pub(crate) inflight: usize,
+    /// For a request body that is empty; each MiB gets a second more.
+    pub(crate) body: Duration,
     /// Attempts that one request has in all, at least 1.
     pub(crate) attempts: u32,
     /// Until the first byte of a streamed answer.
@@ -116,19 +125,47 @@ impl ProxyHttp for Proxy {
         Ctx::new(self.inflight.enter())
     }
 
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        _ctx: &mut Ctx,
+        context: Box<dyn Any + Send + Sync>,
+    ) {
+        connection::note_head(context);
+    }
+
     /// No modules: answers are neither compressed nor changed.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        session.set_keepalive(Some(CLIENT_IDLE_SECS));
+        let keeps = session.get_keepalive().is_some();
+        let upgrades = session.is_upgrade_req();
+        // What comes after an upgrade that nobody makes may be no HTTP any more.
+        session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
         session.set_write_timeout(Some(CLIENT_STALL));
-        ctx.request_id = headers::request_id(&session.req_header().headers, rand::random);
+        // Bytes behind a request are the next one; without this they would end a running answer. The price:
+        // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
+        session.downstream_session.set_pipelining_enabled(true);
+        let head = session.req_header();
+        ctx.request_id = headers::request_id(&head.headers, rand::random);
+        ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
+        let raw = session.downstream_session.as_http1();
+        if let Some(Err(why)) = raw.map(|session| gate::admit(&session.get_headers_raw_bytes())) {
+            return Err(ctx.refuse(ProxyError::BadHead(why)));
+        }
+        let access = self.side_door.access(head.uri.path());
+        if !self.keys.admit(access, head) {
+            return Err(ctx.refuse(ProxyError::Unauthorized));
+        }
+        self.keys
+            .keep_from_workers(access, session.req_header_mut());
+        if access != Access::Open && self.inflight.live() > self.limits.inflight {
+            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
+        }
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let head = session.req_header();
-        ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
         match ctx.route {
             Some(route) => self.understand(session, ctx, route).await.map(|()| false),
             None => self.side_door(session, ctx).await.map(|()| true),
@@ -266,7 +303,7 @@ impl ProxyHttp for Proxy {
         }
         ctx.status = fault.status().as_u16();
         // Pingora keeps the connection only for a request that never went to a worker.
-        let reusable = ctx.request.is_none() && session.is_body_done();
+        let reusable = ctx.request.is_none() && session.is_body_done() && !fault.ends_connection();
         if !reusable {
             session.set_keepalive(None);
         }
@@ -324,9 +361,13 @@ impl Proxy {
             headers: head.headers.clone(),
             body: Bytes::new(),
         };
+        let share = ctx.share.insert(self.buffered.share());
         let (body, at_end) = match limit {
-            0 => (Bytes::new(), drain(session).await?),
-            limit => match read(session, limit).await? {
+            0 => (
+                Bytes::new(),
+                intake::drain(session, self.limits.body).await?,
+            ),
+            limit => match intake::read(session, limit, self.limits.body, share).await? {
                 Ok(body) => (body.freeze(), true),
                 Err(error) => return Err(ctx.refuse(error)),
             },
@@ -369,67 +410,5 @@ fn gone() -> FailToProxy {
     FailToProxy {
         error_code: 0,
         can_reuse_downstream: false,
-    }
-}
-
-/// Reads a body that nobody wants, so that its sender gets to read the answer. Whether its end was reached:
-/// a longer one is cut off with the connection, and one that the client holds back is not asked for.
-async fn drain(session: &mut Session) -> Result<bool> {
-    if expects_continue(session) {
-        return Ok(false);
-    }
-    let mut drained = 0;
-    while let Some(piece) = session.downstream_session.read_request_body().await? {
-        drained += piece.len();
-        if drained > DRAIN_LIMIT {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn expects_continue(session: &Session) -> bool {
-    session
-        .req_header()
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-/// The whole body of a request, with spare room for what is injected.
-///
-/// The outer error is the client's connection, the inner one is the body.
-async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, ProxyError>> {
-    let headers = &session.req_header().headers;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > limit) {
-        return Ok(Err(ProxyError::BodyTooLarge(limit)));
-    }
-    if expects_continue(session) {
-        session.downstream_session.write_continue_response().await?;
-    }
-    let expected = length.unwrap_or(CHUNKED_RESERVE);
-    let mut body = BytesMut::with_capacity(expected + pd::tail_reserve(1));
-    loop {
-        match session.downstream_session.read_request_body().await {
-            Ok(Some(piece)) if body.len() + piece.len() > limit => {
-                return Ok(Err(ProxyError::BodyTooLarge(limit)));
-            }
-            Ok(Some(piece)) => body.extend_from_slice(&piece),
-            Ok(None) => {
-                // With `100 Continue` before the body Pingora gives the connection up.
-                session.set_keepalive(Some(CLIENT_IDLE_SECS));
-                return Ok(Ok(body));
-            }
-            Err(error) => match error.etype() {
-                ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => {
-                    return Err(error.into_down());
-                }
-                ErrorType::ReadTimedout => return Ok(Err(ProxyError::BodyTimeout)),
-                _ => return Ok(Err(ProxyError::BadFraming(error.root_cause().to_string()))),
-            },
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! A client that sends bytes as they are, and HTTP messages as they were on the wire.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -59,6 +60,16 @@ impl Client {
         let mut rest = Vec::new();
         let _ = soon("the close", self.stream.read_to_end(&mut rest)).await;
         rest
+    }
+
+    /// Likewise; `None` while the other side has neither sent anything nor closed for this long.
+    pub async fn rest_within(&mut self, patience: Duration) -> Option<Vec<u8>> {
+        let mut rest = [0; 1];
+        let read = tokio::time::timeout(patience, self.stream.read(&mut rest)).await;
+        match read.ok()? {
+            Ok(0) | Err(_) => Some(Vec::new()),
+            Ok(_) => Some([rest.as_slice(), &self.rest().await].concat()),
+        }
     }
 }
 
