@@ -176,7 +176,7 @@ pub(crate) fn aborted(message: String) -> Failure {
 pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
 
 /// SGLang's reason when the transfer itself fails.
-/// Source: SGLang 0.5.23, `disaggregation/mooncake/conn.py`, `KVReceiver.failure_exception`.
+/// Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `failure_exception`.
 pub(crate) const LOST_KV: &str = "Failed due to an unknown reason from another rank";
 
 /// A timeout in a state of `KVPoll`.
