@@ -464,7 +464,7 @@ async fn a_worker_out_of_memory_answers_once_and_is_dead() {
 
 #[tokio::test]
 async fn a_request_asks_for_its_fault_by_header() {
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/chaos.yaml");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/sim/chaos.yaml");
     let options = SimOptions {
         chaos: Script::load(example).unwrap(),
         ..quick()

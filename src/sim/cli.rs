@@ -121,7 +121,7 @@ pub struct Knobs {
     /// Journal entries kept; 0 keeps counters only.
     #[arg(long, default_value_t = SimOptions::default().journal_entries)]
     pub journal_entries: usize,
-    /// File of faults on purpose; conf/chaos.yaml is an example with every key.
+    /// File of faults on purpose; conf/sim/chaos.yaml is an example with every key.
     #[arg(long, value_name = "FILE", value_parser = |path: &str| Script::load(path))]
     pub chaos: Option<Script>,
 }

@@ -1,6 +1,6 @@
 //! The language of faults: YAML (or JSON, which is YAML) to typed rules.
 //!
-//! Every key and its meaning is in `conf/chaos.yaml`. What parses is sane: the types refuse the rest, so
+//! Every key and its meaning is in `conf/sim/chaos.yaml`. What parses is sane: the types refuse the rest, so
 //! that the parser's error has the line and the key.
 
 use std::num::NonZeroU64;
@@ -218,7 +218,7 @@ impl std::fmt::Display for ScriptError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}; correct the rule (conf/chaos.yaml shows every key)",
+            "{}; correct the rule (conf/sim/chaos.yaml shows every key)",
             self.0
         )
     }
@@ -410,7 +410,7 @@ mod tests {
             for word in words {
                 assert!(refusal.contains(word), "{text}: {refusal} lacks {word}");
             }
-            assert!(refusal.contains("conf/chaos.yaml"), "{refusal}");
+            assert!(refusal.contains("conf/sim/chaos.yaml"), "{refusal}");
         }
     }
 
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn the_example_has_every_action() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/chaos.yaml");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/sim/chaos.yaml");
         let text = std::fs::read_to_string(&path).unwrap();
         let script = Script::parse(&text).unwrap();
         let shown: std::collections::BTreeSet<_> =
@@ -439,7 +439,7 @@ mod tests {
         let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
         assert!(known.len() > 20, "{known:?}");
         for action in known {
-            assert!(shown.contains(action), "conf/chaos.yaml lacks {action}");
+            assert!(shown.contains(action), "conf/sim/chaos.yaml lacks {action}");
         }
     }
 }
