@@ -48,7 +48,7 @@ use error::ProxyError;
 use prefill::evidence;
 
 pub(crate) use abort::Aborter;
-pub(crate) use inflight::Inflight;
+pub(crate) use inflight::{Departure, Inflight, Stage};
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
@@ -71,6 +71,7 @@ pub(crate) struct Proxy {
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
+    pub(crate) departure: Departure,
     pub(crate) limits: Limits,
 }
 
@@ -120,7 +121,11 @@ impl ProxyHttp for Proxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        session.set_keepalive(Some(CLIENT_IDLE_SECS));
+        // Pingora has noted what the client asks for; what it would keep, it would keep for ever.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(CLIENT_IDLE_SECS));
+        }
+        self.ask_to_move(session);
         session.set_write_timeout(Some(CLIENT_STALL));
         ctx.request_id = headers::request_id(&session.req_header().headers, rand::random);
         Ok(())
@@ -264,6 +269,7 @@ impl ProxyHttp for Proxy {
             }
             return gone();
         }
+        self.ask_to_move(session);
         ctx.status = fault.status().as_u16();
         // Pingora keeps the connection only for a request that never went to a worker.
         let reusable = ctx.request.is_none() && session.is_body_done();
@@ -310,6 +316,13 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// A process that is about to leave answers with `Connection: close`.
+    fn ask_to_move(&self, session: &mut Session) {
+        if self.departure.has_begun() {
+            session.set_keepalive(None);
+        }
+    }
+
     /// The endpoints without legs: a whole request in, a whole answer out.
     async fn side_door(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         let head = session.req_header();
@@ -342,6 +355,7 @@ impl Proxy {
             }
         };
         ctx.note_side_answer(&answer);
+        self.ask_to_move(session);
         let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
         for (name, value) in &answer.headers {
             head.append_header(name, value)?;
@@ -407,6 +421,7 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
     if length.is_some_and(|length| length > limit) {
         return Ok(Err(ProxyError::BodyTooLarge(limit)));
     }
+    let keepalive = session.get_keepalive();
     if expects_continue(session) {
         session.downstream_session.write_continue_response().await?;
     }
@@ -420,7 +435,7 @@ async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, Pr
             Ok(Some(piece)) => body.extend_from_slice(&piece),
             Ok(None) => {
                 // With `100 Continue` before the body Pingora gives the connection up.
-                session.set_keepalive(Some(CLIENT_IDLE_SECS));
+                session.set_keepalive(keepalive);
                 return Ok(Ok(body));
             }
             Err(error) => match error.etype() {
