@@ -10,6 +10,10 @@ use log::LevelFilter;
 use mini_lb::cli::{self, Action, Command, Serve};
 use mini_lb::sim::cli::run_sim;
 
+/// Gives memory back after a wave of streams, which glibc does not: see `Cargo.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),

@@ -2,6 +2,9 @@
 //!
 //! The only file that sees every room. Two ways lead out of it: [`run`], a whole process under Pingora's
 //! `Server` (signals, daemon, upgrade), and [`MiniLoadBalancer`], a service inside somebody else's runtime.
+//! How both leave is in `leaving.rs`.
+
+mod leaving;
 
 use std::fmt;
 use std::io;
@@ -12,13 +15,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::HeaderValue;
+use pingora_core::apps::HttpServerApp;
 use pingora_core::server::configuration::{Opt, ServerConf};
-use pingora_core::server::{
-    Fds, ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
-};
+use pingora_core::server::{Fds, ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::{Breaker, Config, ConfigError, Listen, MiniLbConfig, Policy, WorkerSpec};
@@ -26,11 +27,8 @@ use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, Wo
 use crate::net::{Client, peer};
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Aborter, Buffered, Connections, Inflight, Keys, Limits, Proxy};
-
-/// Without a configured grace period, live streams get this long after SIGTERM.
-/// Source: Pingora 0.9.1 `server/mod.rs`, `EXIT_TIMEOUT`.
-const GRACE: Duration = Duration::from_secs(300);
+use crate::proxy::{Aborter, Buffered, Connections, Departure, Keys, Limits, Proxy, Stage};
+use leaving::{Exit, Opening, Signals};
 
 /// Why the balancer did not start.
 #[derive(Debug)]
@@ -96,7 +94,7 @@ impl std::error::Error for StartError {
 }
 
 /// Runs a process of its own until a signal ends it: SIGTERM lets live requests finish, SIGINT does not,
-/// SIGQUIT hands the listeners to a successor that was started with `-u`.
+/// SIGQUIT hands the listeners to a successor that was started with `-u` and then does as SIGTERM.
 ///
 /// # Errors
 /// [`StartError`]: nothing was started then.
@@ -111,13 +109,9 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         }
         socket = Some(bound);
     }
-    let grace = config
-        .server
-        .grace_period_seconds
-        .map_or(GRACE, Duration::from_secs);
-    let (closing, closed) = watch::channel(false);
     let assembled = assemble(config)?;
-    let inflight = assembled.inflight.clone();
+    let (signals, opening) =
+        Signals::new(assembled.exit.clone(), assembled.conf.upgrade_sock.clone());
     let server_conf = Arc::try_unwrap(assembled.conf).unwrap_or_else(|_| ServerConf::default());
     let mut server = Server::new_with_opt_and_conf(
         Opt {
@@ -128,18 +122,15 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     );
     server.bootstrap();
     server.add_service(Entrance::new(
-        assembled.service,
+        assembled.app,
         assembled.probe,
         address,
         socket,
-        closed,
+        assembled.exit.stage(),
+        Some(opening),
     ));
     server.run(RunArgs {
-        shutdown_signal: Box::new(Signals {
-            closing,
-            inflight,
-            grace,
-        }),
+        shutdown_signal: Box::new(signals),
     });
     Ok(())
 }
@@ -232,24 +223,35 @@ impl MiniLoadBalancer {
         let assembled = tokio::task::spawn_blocking(move || assemble(config))
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let proxy = assembled.app.proxy();
         let mut entrance = Entrance::new(
-            assembled.service,
+            assembled.app,
             assembled.probe,
             address.to_string(),
             Some(socket),
-            self.closed.clone(),
+            assembled.exit.stage(),
+            None,
         );
         self.bound.send_replace(Some(address));
-        entrance.start_service(None, self.closed, 1).await;
-        assembled.inflight.none().await;
+        let mut closed = self.closed;
+        let left = async {
+            // The other end lives in `self.handle`.
+            let _ = closed.wait_for(|closed| *closed).await;
+            assembled.exit.leave().await;
+        };
+        tokio::join!(
+            entrance.start_service(None, watch::channel(false).1, 1),
+            left
+        );
+        proxy.http_cleanup().await;
         Ok(())
     }
 }
 
 /// What a configuration becomes.
 struct Assembled {
-    service: Service<Connections>,
-    inflight: Arc<Inflight>,
+    app: Connections,
+    exit: Arc<Exit>,
     probe: Option<Probe>,
     conf: Arc<ServerConf>,
 }
@@ -280,7 +282,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
     conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf));
-    let inflight = Arc::new(Inflight::default());
+    let exit = Arc::new(Exit::new(config.leaving));
     let (faults, gate) = (config.faults, config.gate);
     let probe = faults.probes.map(|probes| Probe {
         fleet: fleet.clone(),
@@ -297,10 +299,12 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
             fleet.clone(),
             client.clone(),
             config.max_body_bytes,
+            exit.unready(),
         )),
         fleet,
         client,
-        inflight: inflight.clone(),
+        inflight: exit.requests.clone(),
+        departure: Departure::new(exit.stage()),
         buffered: Buffered::new(gate.max_buffered_body_bytes),
         keys: Keys::new(
             gate.api_keys.iter().map(|key| key.expose()),
@@ -320,11 +324,8 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         },
     };
     Ok(Assembled {
-        service: Service::new(
-            "mini-lb".to_owned(),
-            Connections::new(&conf, proxy, gate.head_timeout),
-        ),
-        inflight,
+        app: Connections::new(&conf, proxy, gate.head_timeout, exit.connections.clone()),
+        exit,
         probe,
         conf,
     })
@@ -438,24 +439,28 @@ struct Entrance {
     probe: Option<Probe>,
     address: String,
     socket: Option<TcpListener>,
-    closed: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
+    opening: Option<Opening>,
 }
 
 impl Entrance {
     fn new(
-        mut service: Service<Connections>,
+        app: Connections,
         probe: Option<Probe>,
         address: String,
         socket: Option<TcpListener>,
-        closed: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
+        opening: Option<Opening>,
     ) -> Self {
+        let mut service = Service::new("clients".to_owned(), app);
         service.add_tcp(&address);
         Self {
             service,
             probe,
             address,
             socket,
-            closed,
+            stage,
+            opening,
         }
     }
 }
@@ -465,21 +470,21 @@ impl PingoraService for Entrance {
     async fn start_service(
         &mut self,
         fds: Option<ListenFds>,
-        mut shutdown: ShutdownWatch,
+        _shutdown: ShutdownWatch,
         listeners_per_fd: usize,
     ) {
         let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
         if let Some(socket) = self.socket.take() {
             fds.lock().add(self.address.clone(), socket.into_raw_fd());
         }
-        // Whichever comes first: Pingora's broadcast (upgrade) or the drain (SIGTERM, `Handle::stop`).
+        if let Some(opening) = self.opening.take() {
+            opening.open(fds.clone()).await;
+        }
         let (stop, stopped) = watch::channel(false);
-        let mut closed = self.closed.clone();
+        let mut stage = self.stage.clone();
         tokio::spawn(async move {
-            tokio::select! {
-                _ = shutdown.wait_for(|stop| *stop) => {}
-                _ = closed.wait_for(|stop| *stop) => {}
-            }
+            // When nobody can end it any more, it has ended.
+            let _ = stage.wait_for(|stage| *stage >= Stage::Closed).await;
             stop.send_replace(true);
         });
         log::info!("listening address={}", self.address);
@@ -508,50 +513,6 @@ impl PingoraService for Entrance {
         PingoraService::listen_addresses(&self.service)
     }
 }
-
-/// Signals as Pingora has them, except that SIGTERM ends as soon as no request is live: Pingora itself
-/// always sleeps the whole grace period, and then cuts what is left.
-struct Signals {
-    closing: watch::Sender<bool>,
-    inflight: Arc<Inflight>,
-    grace: Duration,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        match first_signal().await {
-            Ok(ShutdownSignal::GracefulTerminate) => {
-                log::info!("draining grace_secs={}", self.grace.as_secs());
-                self.closing.send_replace(true);
-                if tokio::time::timeout(self.grace, self.inflight.none())
-                    .await
-                    .is_err()
-                {
-                    log::warn!("grace period over, live requests are cut");
-                }
-                ShutdownSignal::FastShutdown
-            }
-            Ok(other) => other,
-            Err(error) => {
-                log::error!("{}", StartError::Signals(error));
-                ShutdownSignal::FastShutdown
-            }
-        }
-    }
-}
-
-async fn first_signal() -> io::Result<ShutdownSignal> {
-    let mut quit = signal(SignalKind::quit())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = quit.recv() => ShutdownSignal::GracefulUpgrade,
-        _ = terminate.recv() => ShutdownSignal::GracefulTerminate,
-        _ = interrupt.recv() => ShutdownSignal::FastShutdown,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -120,6 +120,32 @@ fn pingoras_keys_of_the_daemon_file_reach_pingora() {
 }
 
 #[test]
+fn the_grace_period_of_the_router_is_ours_and_pingoras_key_counts_instead() {
+    let grace = |args: &str| {
+        config(
+            &format!("--prefill http://p:1 --decode http://d:1 {args}"),
+            &[],
+        )
+        .leaving
+        .grace
+        .as_secs()
+    };
+    assert_eq!(grace(""), 180);
+    assert_eq!(grace("--shutdown-grace-period-secs 7"), 7);
+    let file =
+        temporary("prefill: [http://p:1]\ndecode: [http://d:1]\ngrace_period_seconds: 300\n");
+    let conf = format!("--conf {}", file.path().display());
+    let found = config(&conf, &[]);
+    assert_eq!(
+        (found.leaving.grace.as_secs(), found.warnings),
+        (300, vec![])
+    );
+    let found = config(&format!("{conf} --shutdown-grace-period-secs 7"), &[]);
+    assert_eq!(found.leaving.grace.as_secs(), 300);
+    assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+}
+
+#[test]
 fn bootstrap_hosts_of_the_file_are_what_decode_dials() {
     assert_eq!(
         workers(&config("--conf conf/two-by-two.yaml", &[])),

@@ -52,7 +52,6 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("prometheus-host", Takes::One),
     ("prometheus-duration-buckets", Takes::Some),
     ("request-id-headers", Takes::Any),
-    ("shutdown-grace-period-secs", Takes::One),
     ("cors-allowed-origins", Takes::Any),
     ("max-concurrent-requests", Takes::One),
     ("queue-size", Takes::One),

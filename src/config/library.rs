@@ -144,6 +144,16 @@ impl MiniLbConfig {
         }
     }
 
+    /// The longest that live requests get after [`crate::Handle::stop`] before they are cut.
+    pub fn shutdown_grace_period(self, limit: Duration) -> MiniLbConfig {
+        self.duration(&settings::SHUTDOWN_GRACE_PERIOD_SECS, limit)
+    }
+
+    /// How long new connections are still accepted after [`crate::Handle::stop`], while the readiness is 503.
+    pub fn drain_settle(self, time: Duration) -> MiniLbConfig {
+        self.duration(&settings::DRAIN_SETTLE_SECS, time)
+    }
+
     /// The longest request body that is accepted, in bytes.
     pub fn max_payload_size(mut self, bytes: usize) -> MiniLbConfig {
         self.set(&settings::MAX_PAYLOAD_SIZE, bytes.to_string());

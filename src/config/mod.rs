@@ -48,6 +48,8 @@ pub struct Config {
     pub gate: Gate,
     /// How long things may take, how often they are tried, and when a worker is set aside.
     pub faults: Faults,
+    /// How the process leaves.
+    pub leaving: Leaving,
     /// The longest that one connection to a worker may take to open. Never zero.
     pub connect_timeout: Duration,
     /// The longest request body that is accepted, in bytes. Never zero.
@@ -168,6 +170,15 @@ pub struct Faults {
     pub probes: Option<Probes>,
     /// Whether workers are told of cancelled requests by id.
     pub abort_requests: bool,
+}
+
+/// How the process leaves after SIGTERM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// How long new connections are still accepted, while the process says that it is not ready.
+    pub settle: Duration,
+    /// The longest that live requests get after that. Never zero.
+    pub grace: Duration,
 }
 
 /// When a worker is set aside for failures.

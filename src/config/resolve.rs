@@ -15,8 +15,8 @@ use super::draft::{Draft, Given, WorkerDraft, server_conf};
 use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
 use super::worker::{bracketed, nonzero_port, parse_host};
 use super::{
-    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Listen, Place, Policy,
-    Probes, Problem, Role, Secret, WorkerSpec, WorkerUrl,
+    BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Leaving, Listen, Place,
+    Policy, Probes, Problem, Role, Secret, WorkerSpec, WorkerUrl,
 };
 
 /// Resolves a draft that has the defaults in it.
@@ -45,6 +45,7 @@ pub(crate) fn resolve(
     let log_filter = resolver.log_filter();
     let (prefill, decode) = resolver.fleet();
     let server = resolver.server();
+    let leaving = resolver.leaving(server.as_ref());
     let Resolver {
         problems, warnings, ..
     } = resolver;
@@ -60,6 +61,7 @@ pub(crate) fn resolve(
             policy: policy?,
             gate: gate?,
             faults: faults?,
+            leaving: leaving?,
             connect_timeout: connect_timeout?,
             max_body_bytes: max_body_bytes?,
             log_filter: log_filter?,
@@ -146,11 +148,7 @@ impl Resolver<'_> {
         let request_timeout = self.scalar(&settings::REQUEST_TIMEOUT_SECS, seconds);
         let first_token_timeout = self.scalar(&settings::FIRST_TOKEN_TIMEOUT_SECS, seconds);
         let stream_idle_timeout = self.scalar(&settings::STREAM_IDLE_TIMEOUT_SECS, seconds);
-        let stream_timeout = self.scalar(&settings::STREAM_TIMEOUT_SECS, |text| {
-            seconds(text)
-                .map(Some)
-                .or_else(|| (text.parse() == Ok(0.0)).then_some(None))
-        });
+        let stream_timeout = self.scalar(&settings::STREAM_TIMEOUT_SECS, seconds_or_none);
         let no_retries = self.scalar(&settings::DISABLE_RETRIES, switch);
         let retries = self.scalar(&settings::RETRY_MAX_RETRIES, |text| {
             text.parse::<u32>().ok().filter(|retries| *retries <= 100)
@@ -169,6 +167,31 @@ impl Resolver<'_> {
             breaker: breaker.filter(|_| no_breaker == Some(false)),
             probes: probes.filter(|_| no_probes == Some(false)),
             abort_requests: !no_aborts?,
+        })
+    }
+
+    /// Pingora's key for the grace period, which has no default, wins: so a configuration that was printed
+    /// means the same when it is read again.
+    fn leaving(&mut self, server: Option<&ServerConf>) -> Option<Leaving> {
+        let settle = self.scalar(&settings::DRAIN_SETTLE_SECS, seconds_or_none);
+        let grace = self.scalar(&settings::SHUTDOWN_GRACE_PERIOD_SECS, seconds);
+        let pingoras = server
+            .and_then(|server| server.grace_period_seconds)
+            .filter(|seconds| *seconds > 0)
+            .map(Duration::from_secs);
+        let ours = &settings::SHUTDOWN_GRACE_PERIOD_SECS;
+        if let Some(given) = self.draft.scalars.get(ours.key)
+            && !matches!(given.place, Place::Default)
+            && pingoras.is_some_and(|pingoras| Some(pingoras) != grace)
+        {
+            self.warnings.push(format!(
+                "{}: Pingora's grace_period_seconds is set as well and counts instead",
+                given.place
+            ));
+        }
+        Some(Leaving {
+            settle: settle?.unwrap_or(Duration::ZERO),
+            grace: pingoras.or(grace)?,
         })
     }
 
@@ -443,7 +466,6 @@ fn without_user(url: &str) -> String {
     format!("{scheme}{}@{rest}", Secret::MASK)
 }
 
-/// Above zero, and small enough that a deadline can be computed from it on every platform.
 fn switch(text: &str) -> Option<bool> {
     text.parse().ok()
 }
@@ -452,6 +474,14 @@ fn count(text: &str) -> Option<u32> {
     text.parse().ok().filter(|n| (1..=1_000_000).contains(n))
 }
 
+/// `None` for zero.
+fn seconds_or_none(text: &str) -> Option<Option<Duration>> {
+    seconds(text)
+        .map(Some)
+        .or_else(|| (text.parse() == Ok(0.0)).then_some(None))
+}
+
+/// Above zero, and small enough that a deadline can be computed from it on every platform.
 fn seconds(text: &str) -> Option<Duration> {
     let year = 365.0 * 24.0 * 3600.0;
     let seconds = text

@@ -210,6 +210,29 @@ pub(crate) const WORKER_API_KEY_FILE: Setting = Setting {
     help: "File with the API key of all workers that have no key of their own in the configuration file",
 };
 
+pub(crate) const SHUTDOWN_GRACE_PERIOD_SECS: Setting = Setting {
+    key: "shutdown_grace_period_secs",
+    kind: Kind::Number,
+    default: Some("180"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Process",
+    value_names: &["SECONDS"],
+    help: "Longest time that live requests get after SIGTERM, or after an upgrade, before they are cut",
+};
+
+/// None: who stops a process by hand, or has nobody that watches its readiness, should not wait. Behind
+/// something that does, it is the time until that has noticed.
+pub(crate) const DRAIN_SETTLE_SECS: Setting = Setting {
+    key: "drain_settle_secs",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of seconds up to a year",
+    heading: "Process",
+    value_names: &["SECONDS"],
+    help: "How long new connections are still accepted after SIGTERM, while /readiness says 503. Behind \
+           Kubernetes: readiness period times failure threshold",
+};
+
 pub(crate) const LOG_LEVEL: Setting = Setting {
     key: "log_level",
     kind: Kind::Text,
@@ -371,7 +394,7 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 32] = [
+pub(crate) const SETTINGS: [&Setting; 34] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
@@ -403,6 +426,8 @@ pub(crate) const SETTINGS: [&Setting; 32] = [
     &HEALTH_CHECK_ENDPOINT,
     &DISABLE_HEALTH_CHECK,
     &DISABLE_ABORT_REQUESTS,
+    &SHUTDOWN_GRACE_PERIOD_SECS,
+    &DRAIN_SETTLE_SECS,
     &LOG_LEVEL,
 ];
 

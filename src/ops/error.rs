@@ -21,6 +21,8 @@ pub(super) enum Code {
     NotServedByPd,
     /// The path or the query cannot be sent on.
     BadTarget,
+    /// The process leaves.
+    ShuttingDown,
     /// No worker of a role, or none at all.
     NoWorker,
     /// A worker could not be asked, or broke off.
@@ -38,6 +40,7 @@ impl Code {
             Code::MethodNotAllowed => "method_not_allowed",
             Code::NotServedByPd => "not_served_by_pd",
             Code::BadTarget => "bad_target",
+            Code::ShuttingDown => "shutting_down",
             Code::NoWorker => "no_worker",
             Code::WorkerUnreachable => "worker_unreachable",
             Code::WorkerTimeout => "worker_timeout",

@@ -23,6 +23,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderValue, Method, StatusCode};
+use tokio::sync::watch;
 
 use crate::fleet::Fleet;
 use crate::net::{Access, Client, Door, WholeAnswer, WholeRequest};
@@ -40,15 +41,23 @@ pub(crate) struct Ops {
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     max_body_bytes: usize,
+    leaving: watch::Receiver<bool>,
 }
 
 impl Ops {
-    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`.
-    pub(crate) fn new(fleet: Arc<Fleet>, client: Arc<Client>, max_body_bytes: usize) -> Self {
+    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`; nothing is ready
+    /// any more when `leaving` is true.
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        client: Arc<Client>,
+        max_body_bytes: usize,
+        leaving: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             fleet,
             client,
             max_body_bytes,
+            leaving,
         }
     }
 }
@@ -94,8 +103,17 @@ impl Door for Ops {
 }
 
 impl Ops {
-    /// 200 while a pair can be made of workers that are not set aside.
+    /// 200 while a pair can be made of workers that are not set aside, and the process stays.
     fn readiness(&self, path: &str) -> WholeAnswer {
+        if *self.leaving.borrow() {
+            let message = "the load balancer is shutting down";
+            return error::error(
+                path,
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::ShuttingDown,
+                message,
+            );
+        }
         if self.fleet.has_pair(Instant::now()) {
             return nothing();
         }

@@ -89,7 +89,13 @@ impl Proxy {
         ctx.restore(session);
         let deadlines = self.limits.deadlines(facts.stream, ctx.started());
         let whole = injected.body.clone();
-        ctx.installed = Some(body::install(session, whole, leg_failed, deadlines)?);
+        ctx.installed = Some(body::install(
+            session,
+            whole,
+            leg_failed,
+            deadlines,
+            self.departure.clone(),
+        )?);
         ctx.request = Some(Request {
             route,
             facts,

@@ -3,13 +3,14 @@
 //! Pingora streams the client's body to decode as it comes; a leg needs the whole body first, because the
 //! rendezvous is spliced into it and prefill gets the same bytes. So the corridor reads the body, then
 //! puts [`ReplacedBody`] in the place of the client's session: it hands out the new body once (and again when
-//! Pingora repeats the request on another connection), and delegates everything else. It adds three things
+//! Pingora repeats the request on another connection), and delegates everything else. It adds four things
 //! that only the session can do:
 //!
-//! * it ends the decode leg when `interrupt` resolves before the first byte went to the client, and when one of
-//!   its deadlines passes;
+//! * it ends the decode leg when `interrupt` resolves before the first byte went to the client, when one of its
+//!   deadlines passes, and when the process cannot wait for it any more;
 //! * it holds the head of the answer back until the first byte of the body, so that a failure in between is
 //!   still a status, and head and first byte leave in one write;
+//! * it asks the client for another connection next time, when the process is about to leave;
 //! * it gives an answer that arrives whole a Content-Length where a filter has removed the framing.
 //!
 //! This is the only file that touches Pingora's hidden trait; the version is pinned for its sake.
@@ -35,6 +36,8 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use tokio::time::Sleep;
 
+use super::inflight::Departure;
+
 /// The error with which an interrupt ends the decode leg.
 pub(super) const INTERRUPTED: ErrorType = ErrorType::new("PrefillFailed");
 
@@ -44,6 +47,8 @@ pub(super) const LATE: ErrorType = ErrorType::new("FirstTokenLate");
 pub(super) const STALLED: ErrorType = ErrorType::new("Stalled");
 /// Likewise: the whole answer took too long.
 pub(super) const OVERDUE: ErrorType = ErrorType::new("Overdue");
+/// Likewise: the process leaves.
+pub(super) const CUT: ErrorType = ErrorType::new("ShuttingDown");
 
 /// How long decode may take. Absent ones are not watched.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,6 +78,7 @@ pub(super) fn install(
     body: Bytes,
     interrupt: Interrupt,
     deadlines: Deadlines,
+    departure: Departure,
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
@@ -86,6 +92,8 @@ pub(super) fn install(
         body,
         taken: false,
         interrupt: Some(interrupt),
+        cut: Box::pin(departure.over()),
+        departure,
         held: None,
         clock: Clock::new(deadlines),
     }));
@@ -111,6 +119,8 @@ struct ReplacedBody {
     body: Bytes,
     taken: bool,
     interrupt: Option<Interrupt>,
+    departure: Departure,
+    cut: Interrupt,
     held: Option<Box<ResponseHeader>>,
     clock: Clock,
 }
@@ -266,6 +276,9 @@ impl CustomSession for ReplacedBody {
         let mut ended = false;
         if !tasks.is_empty() {
             self.interrupt = None;
+            if self.departure.has_begun() && self.client().response_written().is_none() {
+                self.client_mut().set_keepalive(None);
+            }
             ended = self.client_mut().response_duplex_vec(tasks).await?;
             if self.clock.moved.replace(Instant::now()).is_none() {
                 // From the first byte on another deadline counts.
@@ -294,6 +307,7 @@ impl CustomSession for ReplacedBody {
                 self.interrupt = None;
                 Error::e_explain(INTERRUPTED, "the prefill leg failed first")
             }
+            () = self.cut.as_mut() => Error::e_explain(CUT, "the process leaves"),
             error = self.clock.rings() => Error::e_explain(error, "decode took too long"),
         }
     }

@@ -18,22 +18,36 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
 use tokio::sync::oneshot;
 
-use super::{CLIENT_IDLE_SECS, Proxy};
+use super::{CLIENT_IDLE_SECS, Inflight, Proxy};
 
 /// The application of the listener.
 pub(crate) struct Connections {
     proxy: Arc<HttpProxy<Proxy>>,
     head_timeout: Duration,
+    /// Who is connected. Pingora closes idle connections as soon as it stops listening; here they stay for a
+    /// last request, until the process has left.
+    open: Arc<Inflight>,
 }
 
 impl Connections {
     /// Serves the corridor. The head of a request must be there `head_timeout` after the connection was opened,
     /// or after an idle one was given up.
-    pub(crate) fn new(conf: &Arc<ServerConf>, proxy: Proxy, head_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        conf: &Arc<ServerConf>,
+        proxy: Proxy,
+        head_timeout: Duration,
+        open: Arc<Inflight>,
+    ) -> Self {
         Self {
             proxy: Arc::new(http_proxy(conf, proxy)),
             head_timeout,
+            open,
         }
+    }
+
+    /// Pingora's part, which closes the idle connections of a listener that has ended.
+    pub(crate) fn proxy(&self) -> Arc<HttpProxy<Proxy>> {
+        self.proxy.clone()
     }
 
     /// One request. The connection, when another one may follow.
@@ -81,6 +95,7 @@ impl ServerApp for Connections {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let _connected = self.open.enter();
         let mut session = ServerSession::new_http1(stream);
         let open = !*shutdown.borrow();
         session.set_keepalive(open.then_some(CLIENT_IDLE_SECS));
@@ -95,9 +110,5 @@ impl ServerApp for Connections {
             patience = Duration::from_secs(CLIENT_IDLE_SECS) + self.head_timeout;
         }
         None
-    }
-
-    async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
     }
 }

@@ -63,6 +63,8 @@ pub(super) enum ProxyError {
     Stalled(Duration),
     /// The whole answer took too long.
     Overdue,
+    /// The process leaves, and its grace period is over.
+    ShuttingDown,
     /// A defect of the proxy.
     Internal(String),
 }
@@ -90,7 +92,9 @@ impl ProxyError {
             | ProxyError::Samples(_)
             | ProxyError::BatchTooLarge(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ProxyError::NoWorker(_) | ProxyError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ProxyError::NoWorker(_) | ProxyError::Overloaded(_) | ProxyError::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ProxyError::FirstTokenLate(_)
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
@@ -141,6 +145,7 @@ impl ProxyError {
             ProxyError::FirstTokenLate(_) => "first_token_timeout",
             ProxyError::Stalled(_) => "stream_idle_timeout",
             ProxyError::Overdue => "request_timeout",
+            ProxyError::ShuttingDown => "shutting_down",
             ProxyError::Internal(_) => "internal",
         }
     }
@@ -200,6 +205,9 @@ impl fmt::Display for ProxyError {
             ),
             ProxyError::Overdue => {
                 f.write_str("the answer took too long (request_timeout_secs, stream_timeout_secs)")
+            }
+            ProxyError::ShuttingDown => {
+                f.write_str("the load balancer is shutting down (shutdown_grace_period_secs)")
             }
             ProxyError::Internal(why) => write!(f, "internal error: {why}"),
         }

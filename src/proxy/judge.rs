@@ -10,7 +10,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::answer::Spoiled;
-use super::body::{INTERRUPTED, LATE, OVERDUE, STALLED};
+use super::body::{CUT, INTERRUPTED, LATE, OVERDUE, STALLED};
 use super::ctx::Ctx;
 use super::error::{Fault, ProxyError};
 use super::exchange::Exchange;
@@ -41,6 +41,7 @@ impl Proxy {
                     _ => Self::fail_with_prefill(ctx),
                 };
             }
+            etype if *etype == CUT => return ctx.refuse(ProxyError::ShuttingDown),
             etype if *etype == LATE => ProxyError::FirstTokenLate(self.limits.first_token),
             etype if *etype == STALLED => ProxyError::Stalled(self.limits.silence),
             etype if *etype == OVERDUE => ProxyError::Overdue,

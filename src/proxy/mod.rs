@@ -55,7 +55,7 @@ use prefill::evidence;
 
 pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
-pub(crate) use inflight::Inflight;
+pub(crate) use inflight::{Departure, Inflight, Stage};
 pub(crate) use intake::Buffered;
 pub(crate) use keys::Keys;
 
@@ -76,6 +76,7 @@ pub(crate) struct Proxy {
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) buffered: Arc<Buffered>,
     pub(crate) keys: Keys,
+    pub(crate) departure: Departure,
     pub(crate) limits: Limits,
 }
 
@@ -142,6 +143,7 @@ impl ProxyHttp for Proxy {
         let upgrades = session.is_upgrade_req();
         // What comes after an upgrade that nobody makes may be no HTTP any more.
         session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
+        self.ask_to_move(session);
         session.set_write_timeout(Some(CLIENT_STALL));
         // Bytes behind a request are the next one; without this they would end a running answer. The price:
         // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
@@ -301,6 +303,7 @@ impl ProxyHttp for Proxy {
             }
             return gone();
         }
+        self.ask_to_move(session);
         ctx.status = fault.status().as_u16();
         // Pingora keeps the connection only for a request that never went to a worker.
         let reusable = ctx.request.is_none() && session.is_body_done() && !fault.ends_connection();
@@ -347,6 +350,13 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// A process that is about to leave answers with `Connection: close`.
+    fn ask_to_move(&self, session: &mut Session) {
+        if self.departure.has_begun() {
+            session.set_keepalive(None);
+        }
+    }
+
     /// The endpoints without legs: a whole request in, a whole answer out.
     async fn side_door(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         let head = session.req_header();
@@ -383,6 +393,7 @@ impl Proxy {
             }
         };
         ctx.note_side_answer(&answer);
+        self.ask_to_move(session);
         let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
         for (name, value) in &answer.headers {
             head.append_header(name, value)?;

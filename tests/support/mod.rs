@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 pub mod client;
+pub mod process;
 pub mod worker;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use tokio::task::JoinHandle;
 
 pub use client::{Answer, Client};
+pub use process::Process;
 pub use worker::{Exchange, Worker};
 
 /// After this long a test that waits has failed. No claim is about time: it only ends what hangs.
