@@ -207,7 +207,7 @@ async fn sigterm_lets_a_live_stream_finish() {
     let (prefill, mut decode, mut client) = live_stream(address, &mut prefill, &mut decode).await;
 
     balancer.signal(Signal::Terminate).await;
-    balancer.line("draining").await;
+    balancer.line("leaving").await;
     decode.chunk("data: [DONE]\n\n").await;
     decode.chunk("").await;
     prefill.answer("200 OK", r#"{"text":"b"}"#).await;
