@@ -78,7 +78,7 @@ pub fn command() -> clap::Command {
         )
         .after_help(
             "A flag wins over its environment variable, that over the configuration file, that over the default.\n\
-             The other flags of sglang_router.launch_router (retries, circuit breaker, health checks, metrics,\n\
+             The other flags of sglang_router.launch_router (metrics, queues, service discovery,\n\
              TLS and so on) are accepted so that its command lines work, and have no effect but a warning.",
         )
         .args_conflicts_with_subcommands(true)

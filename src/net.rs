@@ -27,6 +27,11 @@ pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
 /// The pool watches its connections, so that more than one or two at once is already unusual.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
 
+/// Names the request in logs of the client, the proxy and the workers.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The stable code of an error that the proxy itself made.
+pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
+
 /// What belongs to one connection and never goes on. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,

@@ -18,7 +18,7 @@ use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
 use crate::fleet::Worker;
-use crate::net::{Client, Failure, WholeAnswer, WholeRequest};
+use crate::net::{Client, Failure, REQUEST_ID, WholeAnswer, WholeRequest};
 
 /// The longest answer of a worker in bytes. The largest that are known: the tokens of a prompt (a million ids
 /// are 8 MB), and `/server_info` with 60 KB for each data parallel rank.
@@ -26,8 +26,6 @@ const ANSWER_LIMIT: usize = 64 << 20;
 
 /// How much of an error's text a report repeats, in characters.
 const EXCERPT: usize = 1000;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What workers read besides the body: keys, the body's type, traces, and a browser's questions.
 const GOES_ALONG: [HeaderName; 7] = [

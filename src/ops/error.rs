@@ -6,10 +6,9 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
 use super::table::Row;
-use crate::net::WholeAnswer;
+use crate::net::{ERROR_CODE, WholeAnswer};
 use crate::pd::{ErrorShape, Route};
 
-const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
 /// Asks clients made with the SDKs of OpenAI and Anthropic (not) to repeat a request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 

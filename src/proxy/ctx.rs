@@ -13,11 +13,10 @@ use pingora_proxy::Session;
 use super::body::Installed;
 use super::error::{DECODE_REJECTED, Fault, ProxyError};
 use super::exchange::Exchange;
-use super::headers::ERROR_CODE;
 use super::inflight::Admitted;
 use super::intake::Share;
 use crate::fleet::WorkerId;
-use crate::net::WholeAnswer;
+use crate::net::{ERROR_CODE, WholeAnswer};
 use crate::pd::{Boundary, Course, ErrorShape, Facts, Injected, Route, sse};
 
 /// A fault has been put aside in the context; the error only ends the phases.

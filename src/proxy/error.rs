@@ -12,10 +12,9 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::gate::BadHead;
-use super::headers::{ERROR_CODE, REQUEST_ID};
 use super::prefill::Rejection;
 use crate::fleet::{NoWorker, Role};
-use crate::net::Failure;
+use crate::net::{ERROR_CODE, Failure, REQUEST_ID};
 use crate::pd::{ErrorShape, Invalid, MergeError, Route};
 
 /// How a request ended whose decode worker answered with an error.

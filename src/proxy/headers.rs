@@ -10,12 +10,7 @@ use pingora_core::Result;
 use pingora_http::RequestHeader;
 
 use crate::fleet::Worker;
-use crate::net::{is_hop_by_hop, nominated};
-
-/// Names the request in logs of the client, the proxy and the workers.
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The stable code of an error that the proxy itself made.
-pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
+use crate::net::{REQUEST_ID, is_hop_by_hop, nominated};
 
 /// What ends here besides what belongs to one hop.
 const OURS: [HeaderName; 3] = [HOST, EXPECT, ACCEPT_ENCODING];

@@ -46,7 +46,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Access, Client, Door, WholeRequest};
+use crate::net::{Access, Client, Door, REQUEST_ID, WholeRequest};
 use crate::pd::{Leg, Route, Verdict};
 use body::Deadlines;
 use ctx::Ctx;
@@ -204,7 +204,7 @@ impl ProxyHttp for Proxy {
         if head.status.is_informational() {
             return Ok(());
         }
-        head.insert_header(headers::REQUEST_ID, &ctx.request_id)?;
+        head.insert_header(REQUEST_ID, &ctx.request_id)?;
         let accepted = head.status.is_success();
         let leg = if accepted {
             ctx.exchange()?.join(session).await?;
@@ -399,7 +399,7 @@ impl Proxy {
             head.append_header(name, value)?;
         }
         head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
-        head.insert_header(headers::REQUEST_ID, &ctx.request_id)?;
+        head.insert_header(REQUEST_ID, &ctx.request_id)?;
         session.write_response_header(Box::new(head), false).await?;
         session.write_response_body(Some(answer.body), true).await
     }
