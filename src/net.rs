@@ -4,7 +4,11 @@
 //! connection goes back to the pool or is closed. Dropping a [`Reply`] before its end closes the
 //! connection, which is how a leg is cancelled.
 
+mod lender;
+mod lent;
+
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,9 +23,16 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use lender::Lender;
+use lent::Dial;
+pub(crate) use lent::Loan;
+
 /// An idle connection is closed before the worker does: uvicorn closes after 5 s.
 /// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
 pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// How long a connection may take to be made where the peer does not say.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
 /// The pool watches its connections, so that more than one or two at once is already unusual.
@@ -204,14 +215,38 @@ pub(crate) fn peer(address: std::net::SocketAddr, connect_timeout: Duration) -> 
 /// The client side: a pool of connections to any number of workers.
 pub(crate) struct Client {
     connector: Connector,
+    lender: Arc<Lender>,
 }
 
 impl Client {
     /// A client whose pool has the size that the server configuration says.
     pub(crate) fn new(conf: &ServerConf) -> Self {
+        let options = ConnectorOptions::from_server_conf(conf);
+        let sources = [&options.bind_to_v4[..], &options.bind_to_v6].concat();
         Self {
-            connector: Connector::new(Some(ConnectorOptions::from_server_conf(conf))),
+            lender: Arc::new(Lender::new(
+                conf.threads,
+                conf.upstream_keepalive_pool_size,
+                sources,
+            )),
+            connector: Connector::new(Some(options)),
         }
+    }
+
+    /// The peer for one exchange: of this client's own connections where the worker takes plain ones.
+    pub(crate) fn lend(&self, peer: &HttpPeer) -> (HttpPeer, Loan) {
+        let (mut peer, loan) = (peer.clone(), Loan::default());
+        if !peer.is_tls() {
+            let options = &mut peer.options;
+            options.total_connection_timeout = None;
+            let patience = options.connection_timeout.take();
+            options.custom_l4 = Some(Arc::new(Dial {
+                lender: self.lender.clone(),
+                loan: loan.clone(),
+                patience: patience.unwrap_or(CONNECT_PATIENCE),
+            }));
+        }
+        (peer, loan)
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -229,19 +264,22 @@ impl Client {
     ) -> Result<Reply<'_>, Failure> {
         let mut attempt = 1;
         loop {
+            let (peer, loan) = self.lend(peer);
             let (session, reused) = self
                 .connector
-                .get_http_session(peer)
+                .get_http_session(&peer)
                 .await
                 .map_err(|error| Failure::from_pingora(&error))?;
+            let stale = reused || loan.is_reused();
             let mut reply = Reply {
                 client: self,
-                peer: peer.clone(),
+                peer,
+                loan,
                 session: Some(session),
             };
             match reply.exchange_heads(head, body).await {
                 Ok(()) => return Ok(reply),
-                Err(Failure::Lost(_)) if reused && attempt < STALE_ATTEMPTS => attempt += 1,
+                Err(Failure::Lost(_)) if stale && attempt < STALE_ATTEMPTS => attempt += 1,
                 Err(failure) => return Err(failure),
             }
         }
@@ -281,6 +319,7 @@ impl Client {
 pub(crate) struct Reply<'a> {
     client: &'a Client,
     peer: HttpPeer,
+    loan: Loan,
     /// `None` once the body has ended and the connection went back to the pool.
     session: Option<HttpSession>,
 }
@@ -313,6 +352,7 @@ impl Reply<'_> {
         if chunk.is_none()
             && let Some(session) = self.session.take()
         {
+            self.loan.end();
             self.client
                 .connector
                 .release_http_session(session, &self.peer, Some(POOL_IDLE))

@@ -16,6 +16,7 @@ use super::answer::{Answer, Spoiled};
 use super::error::{Fault, ProxyError};
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
+use crate::net::Loan;
 use crate::pd::{Batch, Leg, Merge, PromptSide, Route};
 
 /// What an attempt is made of.
@@ -39,6 +40,8 @@ pub(super) struct Exchange {
     /// `None` once the leg has been cancelled or let go.
     leg: Option<PrefillLeg>,
     pub(super) decode: Load,
+    /// Decode's connection, which is Pingora's until the answer has ended.
+    pub(super) loan: Loan,
     decode_ended: bool,
     answer: Answer,
     streams: bool,
@@ -59,6 +62,7 @@ impl Exchange {
             prefill,
             leg: Some(leg),
             decode,
+            loan: Loan::default(),
             decode_ended: false,
             answer: Answer::Passed,
             streams: false,
@@ -160,6 +164,7 @@ impl Exchange {
         let out = self.answer.pass(piece, end, begun)?;
         if end {
             self.decode_ended = true;
+            self.loan.end();
         }
         Ok(out)
     }

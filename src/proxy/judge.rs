@@ -48,7 +48,8 @@ impl Proxy {
             _ if *error.esource() == ErrorSource::Downstream => return error,
             _ => {
                 let unanswered = ctx.status == 0 && !has_begun(session);
-                if unanswered && client_reused && is_lost(&error) {
+                let reused = client_reused || ctx.exchange().is_ok_and(|e| e.loan.is_reused());
+                if unanswered && reused && is_lost(&error) {
                     // The worker closed an idle connection: it has not begun, another one will do.
                     error.set_retry(true);
                     return error;

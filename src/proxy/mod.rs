@@ -179,7 +179,10 @@ impl ProxyHttp for Proxy {
         if ctx.exchange.is_none() {
             self.attempt(session, ctx)?;
         }
-        Ok(Box::new(ctx.exchange()?.decode.peer().clone()))
+        let exchange = ctx.exchange()?;
+        let (peer, loan) = self.client.lend(exchange.decode.peer());
+        exchange.loan = loan;
+        Ok(Box::new(peer))
     }
 
     async fn upstream_request_filter(
