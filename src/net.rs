@@ -6,6 +6,7 @@
 
 mod lender;
 mod lent;
+mod wire;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,17 +16,16 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use pingora_core::connectors::ConnectorOptions;
-use pingora_core::connectors::http::Connector;
-use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::RequestHeader;
 
 use lender::Lender;
 use lent::Dial;
 pub(crate) use lent::Loan;
+pub(crate) use wire::Head;
+use wire::Wire;
 
 /// An idle connection is closed before the worker does: uvicorn closes after 5 s.
 /// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
@@ -214,39 +214,33 @@ pub(crate) fn peer(address: std::net::SocketAddr, connect_timeout: Duration) -> 
 
 /// The client side: a pool of connections to any number of workers.
 pub(crate) struct Client {
-    connector: Connector,
     lender: Arc<Lender>,
 }
 
 impl Client {
     /// A client whose pool has the size that the server configuration says.
     pub(crate) fn new(conf: &ServerConf) -> Self {
-        let options = ConnectorOptions::from_server_conf(conf);
-        let sources = [&options.bind_to_v4[..], &options.bind_to_v6].concat();
         Self {
-            lender: Arc::new(Lender::new(
-                conf.threads,
-                conf.upstream_keepalive_pool_size,
-                sources,
-            )),
-            connector: Connector::new(Some(options)),
+            lender: Arc::new(Lender::new(conf)),
         }
     }
 
-    /// The peer for one exchange: of this client's own connections where the worker takes plain ones.
+    /// The peer for an exchange that Pingora makes. Where the worker takes plain connections it is one of this
+    /// client's, else one of Pingora's own pool.
     pub(crate) fn lend(&self, peer: &HttpPeer) -> (HttpPeer, Loan) {
-        let (mut peer, loan) = (peer.clone(), Loan::default());
+        let (mut borrower, loan) = (peer.clone(), Loan::default());
         if !peer.is_tls() {
-            let options = &mut peer.options;
+            let options = &mut borrower.options;
             options.total_connection_timeout = None;
             let patience = options.connection_timeout.take();
             options.custom_l4 = Some(Arc::new(Dial {
                 lender: self.lender.clone(),
                 loan: loan.clone(),
+                key: peer.reuse_hash(),
                 patience: patience.unwrap_or(CONNECT_PATIENCE),
             }));
         }
-        (peer, loan)
+        (borrower, loan)
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -261,24 +255,26 @@ impl Client {
         peer: &HttpPeer,
         head: &RequestHeader,
         body: &Bytes,
-    ) -> Result<Reply<'_>, Failure> {
+    ) -> Result<Reply, Failure> {
+        let key = peer.reuse_hash();
         let mut attempt = 1;
         loop {
-            let (peer, loan) = self.lend(peer);
-            let (session, reused) = self
-                .connector
-                .get_http_session(&peer)
-                .await
-                .map_err(|error| Failure::from_pingora(&error))?;
-            let stale = reused || loan.is_reused();
-            let mut reply = Reply {
-                client: self,
-                peer,
-                loan,
-                session: Some(session),
+            let kept = self.lender.kept(key);
+            let stale = kept.is_some();
+            let stream = match kept {
+                Some(stream) => Ok(stream),
+                None => self.lender.dial(peer).await,
             };
-            match reply.exchange_heads(head, body).await {
-                Ok(()) => return Ok(reply),
+            let mut wire = Wire::new(stream.map_err(|error| Failure::from_pingora(&error))?);
+            match exchange_heads(&mut wire, head, body).await {
+                Ok(head) => {
+                    return Ok(Reply {
+                        lender: self.lender.clone(),
+                        key,
+                        head,
+                        wire: Some(wire),
+                    });
+                }
                 Err(Failure::Lost(_)) if stale && attempt < STALE_ATTEMPTS => attempt += 1,
                 Err(failure) => return Err(failure),
             }
@@ -316,25 +312,18 @@ impl Client {
 }
 
 /// An answer whose head has come and whose body can be read.
-pub(crate) struct Reply<'a> {
-    client: &'a Client,
-    peer: HttpPeer,
-    loan: Loan,
+pub(crate) struct Reply {
+    lender: Arc<Lender>,
+    key: u64,
+    head: Head,
     /// `None` once the body has ended and the connection went back to the pool.
-    session: Option<HttpSession>,
+    wire: Option<Wire>,
 }
 
-impl Reply<'_> {
-    /// The head of the answer. After the end of the body it is gone: an empty one is given then.
-    pub(crate) fn head(&self) -> &ResponseHeader {
-        static NONE: std::sync::LazyLock<ResponseHeader> = std::sync::LazyLock::new(|| {
-            ResponseHeader::build_no_case(StatusCode::BAD_GATEWAY, None)
-                .unwrap_or_else(|_| unreachable!("502 is a status"))
-        });
-        self.session
-            .as_ref()
-            .and_then(HttpSession::response_header)
-            .unwrap_or(&NONE)
+impl Reply {
+    /// The head of the answer.
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
     }
 
     /// The next piece of the body as it arrives; `None` at its end, when the connection has gone back.
@@ -342,21 +331,15 @@ impl Reply<'_> {
     /// # Errors
     /// [`Failure`].
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        let Some(session) = self.session.as_mut() else {
+        let Some(wire) = self.wire.as_mut() else {
             return Ok(None);
         };
-        let chunk = session
-            .read_response_body()
-            .await
-            .map_err(|error| Failure::from_pingora(&error))?;
+        let chunk = wire.body().await;
+        let chunk = chunk.map_err(|error| Failure::from_pingora(&error))?;
         if chunk.is_none()
-            && let Some(session) = self.session.take()
+            && let Some(stream) = self.wire.take().and_then(Wire::into_kept)
         {
-            self.loan.end();
-            self.client
-                .connector
-                .release_http_session(session, &self.peer, Some(POOL_IDLE))
-                .await;
+            self.lender.keep(self.key, stream);
         }
         Ok(chunk)
     }
@@ -383,36 +366,21 @@ impl Reply<'_> {
         }
         Ok(only.unwrap_or_else(|| whole.freeze()))
     }
-
-    async fn exchange_heads(&mut self, head: &RequestHeader, body: &Bytes) -> Result<(), Failure> {
-        let Some(session) = self.session.as_mut() else {
-            return Err(Failure::Lost("no connection".into()));
-        };
-        let written = async {
-            session.write_request_header(Box::new(head.clone())).await?;
-            if !body.is_empty() {
-                session.write_request_body(body.clone(), true).await?;
-            }
-            session.finish_request_body().await
-        }
-        .await;
-        // A worker that refuses early answers and closes before it has read everything: the answer counts,
-        // not the write that failed.
-        let answered = loop {
-            match session.read_response_header().await {
-                Ok(()) if informational(session.response_header()) => continue,
-                other => break other,
-            }
-        };
-        match (written, answered) {
-            (_, Ok(())) => Ok(()),
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Failure::from_pingora(&error)),
-        }
-    }
 }
 
-fn informational(head: Option<&ResponseHeader>) -> bool {
-    head.is_some_and(|head| head.status.is_informational())
+async fn exchange_heads(
+    wire: &mut Wire,
+    head: &RequestHeader,
+    body: &Bytes,
+) -> Result<Head, Failure> {
+    let written = wire.send(head, body).await;
+    // A worker that refuses early answers and closes before it has read everything: the answer counts, not the
+    // write that failed.
+    let answered = wire.head(&head.method).await;
+    match (written, answered) {
+        (_, Ok(head)) => Ok(head),
+        (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Failure::from_pingora(&error)),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Idle connections to workers without TLS, kept by the thread that opened them.
+//! Idle connections to workers, kept by the thread that opened them.
 //!
 //! Pingora's own pool watches every idle connection with a task of its own, which costs a spawn, a timer and
 //! two wake-ups for each request, and with `work_stealing: false` on another thread than the request's
@@ -8,71 +8,84 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pingora_core::{Error, ErrorType, OrErr, Result};
-use tokio::net::{TcpSocket, TcpStream};
+use futures_util::FutureExt;
+use pingora_core::Result;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::Stream;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::HttpPeer;
+use tokio::io::AsyncReadExt;
 
 use super::POOL_IDLE;
 
 /// How often idle connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// More of them only share a shard.
+/// Threads besides those of the listener that ask workers: more of them only share a shard.
 const OTHER_THREADS: usize = 8;
 
-/// The connections that wait for a request.
+/// The connections that wait for a request. What may share a connection has the same key: Pingora's
+/// `reuse_hash` of the peer.
 pub(super) struct Lender {
+    transport: TransportConnector,
     shards: Box<[Mutex<Shard>]>,
     /// The most that one shard keeps.
     capacity: usize,
-    /// Local addresses to connect from; any where there is none of the worker's family.
-    sources: Vec<SocketAddr>,
 }
 
 #[derive(Default)]
 struct Shard {
-    idle: HashMap<SocketAddr, Vec<Idle>>,
+    idle: HashMap<u64, Vec<Idle>>,
     count: usize,
     swept: bool,
 }
 
 struct Idle {
-    stream: TcpStream,
+    stream: Stream,
     since: Instant,
 }
 
 impl Lender {
-    /// A shard for each of `threads` and some for the threads that ask workers about themselves; each keeps
-    /// `capacity` connections.
-    pub(super) fn new(threads: usize, capacity: usize, sources: Vec<SocketAddr>) -> Self {
+    /// Keeps as many connections for each thread as the server configuration says.
+    pub(super) fn new(conf: &ServerConf) -> Self {
+        let options = ConnectorOptions::from_server_conf(conf);
+        let shards = 0..conf.threads + OTHER_THREADS;
         Self {
-            shards: (0..threads + OTHER_THREADS).map(|_| Mutex::default()).collect(),
-            capacity,
-            sources,
+            transport: TransportConnector::new(Some(options)),
+            shards: shards.map(|_| Mutex::default()).collect(),
+            capacity: conf.upstream_keepalive_pool_size,
         }
     }
 
-    /// A connection that this thread has kept, or a new one. The second value says which.
+    /// A new connection.
     ///
     /// # Errors
-    /// `ConnectRefused`, `ConnectTimedout`, `ConnectNoRoute` or `ConnectError`, with the system's reason.
-    pub(super) async fn lend(
-        &self,
-        worker: SocketAddr,
-        patience: Duration,
-    ) -> Result<(TcpStream, bool)> {
-        match self.kept(worker) {
-            Some(stream) => Ok((stream, true)),
-            None => Ok((self.dial(worker, patience).await?, false)),
+    /// Pingora's, of the types that [`super::Failure::from_pingora`] knows.
+    pub(super) async fn dial(&self, peer: &HttpPeer) -> Result<Stream> {
+        // Boxed, because it is large and rare: every exchange would carry it.
+        Box::pin(self.transport.new_stream(peer)).await
+    }
+
+    /// The connection that this thread used last: the others may then grow old.
+    pub(super) fn kept(&self, key: u64) -> Option<Stream> {
+        let mut shard = self.shard(self.index());
+        let shard = &mut *shard;
+        let idle = shard.idle.get_mut(&key)?;
+        while let Some(mut kept) = idle.pop() {
+            shard.count -= 1;
+            if kept.is_fit() {
+                return Some(kept.stream);
+            }
         }
+        None
     }
 
     /// Keeps a connection whose exchange has ended well.
-    pub(super) fn keep(self: &Arc<Self>, worker: SocketAddr, stream: TcpStream) {
+    pub(super) fn keep(self: &Arc<Self>, key: u64, stream: Stream) {
         let index = self.index();
         let mut shard = self.shard(index);
         if shard.count >= self.capacity {
@@ -81,7 +94,7 @@ impl Lender {
         shard.count += 1;
         let since = Instant::now();
         let kept = Idle { stream, since };
-        shard.idle.entry(worker).or_default().push(kept);
+        shard.idle.entry(key).or_default().push(kept);
         // Outside a runtime nobody could sweep; then the next one to keep something does.
         if !shard.swept
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
@@ -93,50 +106,12 @@ impl Lender {
         }
     }
 
-    /// The connection that was used last: the others may then grow old.
-    fn kept(&self, worker: SocketAddr) -> Option<TcpStream> {
-        let mut shard = self.shard(self.index());
-        let shard = &mut *shard;
-        let idle = shard.idle.get_mut(&worker)?;
-        while let Some(kept) = idle.pop() {
-            shard.count -= 1;
-            if kept.is_fit() {
-                return Some(kept.stream);
-            }
-        }
-        None
-    }
-
-    async fn dial(&self, worker: SocketAddr, patience: Duration) -> Result<TcpStream> {
-        let connected = tokio::time::timeout(patience, async {
-            let socket = match worker {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }
-            .or_err(ErrorType::SocketError, "no socket")?;
-            let sources = self.sources.iter().copied();
-            let mut sources = sources.filter(|source| source.is_ipv4() == worker.is_ipv4());
-            if let Some(source) = sources.next() {
-                socket.bind(source).or_err(ErrorType::BindError, "bind")?;
-            }
-            let stream = socket.connect(worker).await.map_err(refused)?;
-            stream
-                .set_nodelay(true)
-                .or_err(ErrorType::ConnectError, "nodelay")?;
-            Ok(stream)
-        });
-        match connected.await {
-            Ok(connected) => connected,
-            Err(_) => Error::e_explain(ErrorType::ConnectTimedout, "no connection in time"),
-        }
-    }
-
     async fn sweep(self: Arc<Self>, index: usize) {
         loop {
             tokio::time::sleep(SWEEP).await;
             let mut shard = self.shard(index);
             shard.idle.retain(|_, idle| {
-                idle.retain(Idle::is_fit);
+                idle.retain_mut(Idle::is_fit);
                 !idle.is_empty()
             });
             shard.count = shard.idle.values().map(Vec::len).sum();
@@ -149,8 +124,8 @@ impl Lender {
 
     fn shard(&self, index: usize) -> MutexGuard<'_, Shard> {
         // Nothing panics while the lock is held.
-        let shard = &self.shards[index % self.shards.len()];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        let shard = self.shards[index].lock();
+        shard.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which shard is this thread's.
@@ -171,26 +146,17 @@ impl Lender {
 
 impl Idle {
     /// Young enough, still open, and nothing has come that nobody asked for.
-    fn is_fit(&self) -> bool {
-        self.since.elapsed() < POOL_IDLE && is_quiet(&self.stream)
+    fn is_fit(&mut self) -> bool {
+        self.since.elapsed() < POOL_IDLE && is_quiet(&mut self.stream)
     }
 }
 
 /// Whether a connection is open with nothing to read. Costs no system call while the runtime has heard nothing.
-pub(super) fn is_quiet(stream: &TcpStream) -> bool {
+pub(super) fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
-    matches!(stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-}
-
-fn refused(error: std::io::Error) -> Box<Error> {
-    use std::io::ErrorKind;
-    let etype = match error.kind() {
-        ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-        ErrorKind::TimedOut => ErrorType::ConnectTimedout,
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
-        _ => ErrorType::ConnectError,
-    };
-    Error::because(etype, "no connection", error)
+    // Unconstrained: at the end of its budget a task would hear nothing of what has come.
+    let read = tokio::task::unconstrained(stream.read(&mut byte));
+    read.now_or_never().is_none()
 }
 
 #[cfg(test)]
@@ -198,91 +164,94 @@ fn refused(error: std::io::Error) -> Box<Error> {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
-
-    const PATIENCE: Duration = Duration::from_secs(5);
+    use tokio::net::{TcpListener, TcpStream};
 
     fn lender(capacity: usize) -> Arc<Lender> {
-        Arc::new(Lender::new(1, capacity, Vec::new()))
+        Arc::new(Lender::new(&ServerConf {
+            upstream_keepalive_pool_size: capacity,
+            ..ServerConf::default()
+        }))
     }
 
-    async fn worker() -> (TcpListener, SocketAddr) {
+    async fn worker() -> (TcpListener, HttpPeer) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        (listener, address)
+        (
+            listener,
+            super::super::peer(address, Duration::from_secs(5)),
+        )
+    }
+
+    async fn connection(
+        listener: &TcpListener,
+        lender: &Lender,
+        peer: &HttpPeer,
+    ) -> (Stream, TcpStream) {
+        let (ours, theirs) = tokio::join!(lender.dial(peer), listener.accept());
+        (ours.unwrap(), theirs.unwrap().0)
     }
 
     #[tokio::test]
-    async fn a_kept_connection_is_lent_again_and_the_last_one_first() {
-        let (_listener, worker) = worker().await;
+    async fn the_connection_that_was_kept_last_is_lent_first() {
+        let (listener, peer) = worker().await;
         let lender = lender(8);
-        let (one, reused) = lender.lend(worker, PATIENCE).await.unwrap();
-        assert!(!reused);
-        let (two, _) = lender.lend(worker, PATIENCE).await.unwrap();
-        let last = two.local_addr().unwrap();
-        lender.keep(worker, one);
-        lender.keep(worker, two);
-        let (again, reused) = lender.lend(worker, PATIENCE).await.unwrap();
-        assert!(reused);
-        assert_eq!(again.local_addr().unwrap(), last);
+        let (one, _one) = connection(&listener, &lender, &peer).await;
+        let (two, mut theirs) = connection(&listener, &lender, &peer).await;
+        lender.keep(1, one);
+        lender.keep(1, two);
+        assert!(lender.kept(2).is_none());
+        let mut lent = lender.kept(1).unwrap();
+        lent.write_all(b"x").await.unwrap();
+        lent.flush().await.unwrap();
+        assert_eq!(theirs.read_u8().await.unwrap(), b'x');
+        assert!(lender.kept(1).is_some());
+        assert!(lender.kept(1).is_none());
     }
 
     #[tokio::test]
     async fn a_connection_that_the_worker_closed_or_wrote_to_is_not_lent_again() {
-        let (listener, worker) = worker().await;
         for word in [&b""[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
+            let (listener, peer) = worker().await;
             let lender = lender(8);
-            let (stream, _) = lender.lend(worker, PATIENCE).await.unwrap();
-            let (mut peer, _) = listener.accept().await.unwrap();
-            peer.write_all(word).await.unwrap();
-            drop(peer);
-            stream.readable().await.unwrap();
-            lender.keep(worker, stream);
-            let (_, reused) = lender.lend(worker, PATIENCE).await.unwrap();
-            assert!(!reused);
-            listener.accept().await.unwrap();
+            let (mut ours, mut theirs) = connection(&listener, &lender, &peer).await;
+            theirs.write_all(word).await.unwrap();
+            drop(theirs);
+            while is_quiet(&mut ours) {
+                tokio::task::yield_now().await;
+            }
+            lender.keep(1, ours);
+            assert!(lender.kept(1).is_none());
         }
     }
 
     #[tokio::test]
     async fn no_more_than_the_capacity_are_kept() {
-        let (_listener, worker) = worker().await;
+        let (listener, peer) = worker().await;
         let lender = lender(1);
-        let (one, _) = lender.lend(worker, PATIENCE).await.unwrap();
-        let (two, _) = lender.lend(worker, PATIENCE).await.unwrap();
-        lender.keep(worker, one);
-        lender.keep(worker, two);
-        assert!(lender.kept(worker).is_some());
-        assert!(lender.kept(worker).is_none());
+        let (one, _one) = connection(&listener, &lender, &peer).await;
+        let (two, _two) = connection(&listener, &lender, &peer).await;
+        lender.keep(1, one);
+        lender.keep(2, two);
+        assert!(lender.kept(1).is_some());
+        assert!(lender.kept(2).is_none());
     }
 
     #[tokio::test]
     async fn an_idle_connection_is_closed_without_anybody_asking_for_it() {
-        let (listener, worker) = worker().await;
+        let (listener, peer) = worker().await;
         let lender = lender(8);
-        let (stream, _) = lender.lend(worker, PATIENCE).await.unwrap();
-        let (peer, _) = listener.accept().await.unwrap();
+        let (stream, mut theirs) = connection(&listener, &lender, &peer).await;
         // The age of what is kept is real time, so that it is made old here.
+        let index = lender.index();
         {
-            let mut shard = lender.shard(0);
+            let mut shard = lender.shard(index);
             let since = Instant::now() - POOL_IDLE;
             shard.count = 1;
             shard.swept = true;
-            shard
-                .idle
-                .insert(worker, vec![Idle { stream, since }]);
+            shard.idle.insert(1, vec![Idle { stream, since }]);
         }
-        lender.clone().sweep(0).await;
-        peer.readable().await.unwrap();
-        assert_eq!(peer.try_read(&mut [0]).unwrap(), 0);
-        assert!(!lender.shard(0).swept);
-    }
-
-    #[tokio::test]
-    async fn a_port_that_nobody_listens_on_is_refused() {
-        let (listener, worker) = worker().await;
-        drop(listener);
-        let error = lender(1).lend(worker, PATIENCE).await.unwrap_err();
-        assert_eq!(*error.etype(), ErrorType::ConnectRefused);
+        lender.clone().sweep(index).await;
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
+        assert!(!lender.shard(index).swept);
     }
 }

@@ -1,6 +1,6 @@
 //! A worker's connection for the time of one exchange, in the shape that Pingora takes.
 //!
-//! Pingora lets a peer bring its own transport. [`Dial`] is that of a plain worker: it lends a connection of the
+//! Pingora lets a peer bring its own transport. [`Dial`] is that of a worker without TLS: it lends a connection of the
 //! [`Lender`] for one exchange, and gets it back when Pingora has found nothing wrong with it. To Pingora every
 //! exchange has a connection of its own, so that its pool stays empty.
 //!
@@ -21,14 +21,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora_core::connectors::L4Connect;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::lender::{Lender, is_quiet};
+use super::peer;
 
 /// What the borrower and the connection know of each other.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,9 @@ impl Loan {
 pub(super) struct Dial {
     pub(super) lender: Arc<Lender>,
     pub(super) loan: Loan,
+    /// Of the connections that will do.
+    pub(super) key: u64,
+    /// With a new one.
     pub(super) patience: Duration,
 }
 
@@ -77,11 +81,15 @@ impl L4Connect for Dial {
         let PeerAddress::Inet(worker) = worker else {
             return Error::e_explain(ErrorType::ConnectError, "a worker has an IP address");
         };
-        let (stream, reused) = self.lender.lend(*worker, self.patience).await?;
-        self.loan.0.reused.store(reused, Ordering::Relaxed);
+        let kept = self.lender.kept(self.key);
+        self.loan.0.reused.store(kept.is_some(), Ordering::Relaxed);
+        let stream = match kept {
+            Some(stream) => stream,
+            None => self.lender.dial(&peer(*worker, self.patience)).await?,
+        };
         let lent = Lent {
             stream: Some(stream),
-            worker: *worker,
+            key: self.key,
             lender: self.lender.clone(),
             loan: self.loan.clone(),
             head: Head::Awaited,
@@ -93,8 +101,8 @@ impl L4Connect for Dial {
 
 struct Lent {
     /// `Some` until the drop.
-    stream: Option<TcpStream>,
-    worker: std::net::SocketAddr,
+    stream: Option<Stream>,
+    key: u64,
     lender: Arc<Lender>,
     loan: Loan,
     head: Head,
@@ -117,13 +125,13 @@ enum Head {
 impl fmt::Debug for Lent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lent")
-            .field("worker", &self.worker)
+            .field("loan", &self.loan)
             .finish_non_exhaustive()
     }
 }
 
 impl Lent {
-    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
         let stream = self.stream.as_mut().map(Pin::new);
         stream.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
@@ -162,7 +170,7 @@ impl AsyncRead for Lent {
     ) -> Poll<io::Result<()>> {
         if self.loan.has_ended() {
             // Pingora looks whether the connection is fit for its pool. It is for ours.
-            self.fit = self.stream.as_ref().is_some_and(is_quiet);
+            self.fit = self.stream.as_mut().is_some_and(is_quiet);
             return Poll::Ready(Ok(()));
         }
         self.stream()?.poll_read(cx, buf)
@@ -214,7 +222,7 @@ impl Drop for Lent {
         if self.fit
             && let Some(stream) = self.stream.take()
         {
-            self.lender.keep(self.worker, stream);
+            self.lender.keep(self.key, stream);
         }
     }
 }

@@ -191,7 +191,7 @@ impl Order {
         ended
     }
 
-    async fn read(&self, mut reply: Reply<'_>) -> Result<Outcome, Failure> {
+    async fn read(&self, mut reply: Reply) -> Result<Outcome, Failure> {
         let status = reply.head().status;
         if !status.is_success() {
             let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
@@ -215,7 +215,7 @@ impl Order {
 }
 
 /// Reads to the end, keeping the beginning of a stream: its first event may be an error.
-async fn drain(reply: &mut Reply<'_>, streams: bool) -> Result<Bytes, Failure> {
+async fn drain(reply: &mut Reply, streams: bool) -> Result<Bytes, Failure> {
     let mut beginning = BytesMut::new();
     while let Some(chunk) = reply.chunk().await? {
         if streams && beginning.len() < FIRST_EVENT_LIMIT {
