@@ -78,7 +78,7 @@ pub fn command() -> clap::Command {
         )
         .after_help(
             "A flag wins over its environment variable, that over the configuration file, that over the default.\n\
-             The other flags of sglang_router.launch_router (metrics, queues, service discovery,\n\
+             The other flags of sglang_router.launch_router (metrics, service discovery,\n\
              TLS and so on) are accepted so that its command lines work, and have no effect but a warning.",
         )
         .args_conflicts_with_subcommands(true)
@@ -193,7 +193,7 @@ fn setting_arg(setting: &Setting) -> Arg {
 }
 
 fn ignored_arg(name: &'static str, takes: Takes) -> Arg {
-    // Values such as `--max-concurrent-requests -1` are no flags.
+    // A value such as -1 is no flag.
     let valued = |arg: Arg| arg.action(ArgAction::Append).allow_negative_numbers(true);
     let arg = hidden(name);
     match takes {

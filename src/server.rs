@@ -22,8 +22,8 @@ use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
 use tokio::sync::watch;
 
-use crate::config::{Breaker, Config, ConfigError, Listen, MiniLbConfig, Policy, WorkerSpec};
-use crate::fleet::{self, Fleet, LiveRooms, Random, RetryBudget, Role, Worker, WorkerId};
+use crate::config::{Config, ConfigError, Faults, Listen, MiniLbConfig, Policy, WorkerSpec};
+use crate::fleet::{self, Fleet, LiveRooms, Queue, Random, RetryBudget, Role, Worker, WorkerId};
 use crate::net::{Client, peer};
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
@@ -271,12 +271,17 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
     let policy = match config.policy {
         Policy::Random => Box::new(Random),
     };
-    let fleet = Arc::new(Fleet::new(
+    let mut fleet = Fleet::new(
         workers(Role::Prefill, &config.prefill)?,
         workers(Role::Decode, &config.decode)?,
         policy,
-        breaker_limits(config.faults.breaker.as_ref()),
-    ));
+        breaker_limits(&config.faults),
+    );
+    if let Some(queue) = &config.queue {
+        let (per_worker, size) = (queue.per_worker, queue.size);
+        fleet = fleet.limited(Queue::new(per_worker, size, Instant::now, rand::random));
+    }
+    let fleet = Arc::new(fleet);
     let mut conf = config.server;
     // An attempt of Pingora's is one of ours, or a pooled connection that the worker had closed.
     conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
@@ -316,6 +321,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
                 .max_inflight_requests
                 .unwrap_or_else(affordable_requests),
             body: gate.body_timeout,
+            queue: config.queue.map_or(Duration::ZERO, |queue| queue.timeout),
             attempts: faults.retries + 1,
             first_token: faults.first_token_timeout,
             silence: faults.stream_idle_timeout,
@@ -350,10 +356,12 @@ fn open_files(limits: &str) -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn breaker_limits(breaker: Option<&Breaker>) -> fleet::Limits {
-    match breaker {
+fn breaker_limits(faults: &Faults) -> fleet::Limits {
+    let slow_start = faults.slow_start.unwrap_or(Duration::ZERO);
+    match &faults.breaker {
         None => fleet::Limits {
             failures: 0,
+            slow_start,
             ..fleet::Limits::default()
         },
         Some(breaker) => fleet::Limits {
@@ -361,6 +369,7 @@ fn breaker_limits(breaker: Option<&Breaker>) -> fleet::Limits {
             window: breaker.window,
             successes: breaker.successes,
             pause: breaker.pause,
+            slow_start,
         },
     }
 }

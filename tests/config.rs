@@ -278,6 +278,7 @@ fn command_lines_of_the_router_work_unchanged() {
     assert_eq!(found.faults.request_timeout, Duration::from_secs(600));
     assert_eq!(found.log_filter, "debug");
     assert_eq!((found.faults.retries, &found.faults.breaker), (3, &None));
+    assert_eq!(found.queue, None);
     assert_eq!(
         workers(&found),
         [
@@ -302,10 +303,29 @@ fn command_lines_of_the_router_work_unchanged() {
             "--prometheus-duration-buckets",
             "--request-id-headers",
             "--cors-allowed-origins",
-            "--max-concurrent-requests",
             "--policy",
         ]
     );
+}
+
+#[test]
+fn a_limit_of_the_workers_brings_a_queue_and_without_one_there_is_none() {
+    let workers = "--prefill http://127.0.0.1:30000 --decode http://127.0.0.1:30001";
+    let queue = |flags: &str| config(&format!("{workers} {flags}"), &[]).queue;
+    for unlimited in [
+        "",
+        "--max-concurrent-requests -1",
+        "--max-concurrent-requests 0",
+    ] {
+        assert_eq!(queue(unlimited), None);
+    }
+    let found = queue("--max-concurrent-requests 32").unwrap();
+    assert_eq!((found.per_worker.get(), found.size), (32, 100));
+    assert_eq!(found.timeout, Duration::from_secs(60));
+    let found = queue("--max-concurrent-requests 1 --queue-size 0 --queue-timeout-secs 0.5");
+    let found = found.unwrap();
+    assert_eq!((found.per_worker.get(), found.size), (1, 0));
+    assert_eq!(found.timeout, Duration::from_millis(500));
 }
 
 #[test]
@@ -393,7 +413,7 @@ fn help_shows_our_flags_and_hides_those_without_effect() {
     ] {
         assert!(help.contains(shown), "{shown}\n{help}");
     }
-    for hidden in ["--queue-size", "--mini-lb", "--oracle"] {
+    for hidden in ["--rate-limit", "--mini-lb", "--oracle"] {
         assert!(!help.contains(hidden), "{hidden}");
     }
 }

@@ -134,6 +134,28 @@ impl MiniLbConfig {
         self
     }
 
+    /// Requests that one worker gets at once; 0 is no limit. More wait in a queue.
+    pub fn max_concurrent_requests(mut self, requests: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_CONCURRENT_REQUESTS, requests.to_string());
+        self
+    }
+
+    /// Requests that may wait while all workers are full; 0 is none.
+    pub fn queue_size(mut self, requests: usize) -> MiniLbConfig {
+        self.set(&settings::QUEUE_SIZE, requests.to_string());
+        self
+    }
+
+    /// The longest that a request waits in the queue.
+    pub fn queue_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::QUEUE_TIMEOUT_SECS, timeout)
+    }
+
+    /// How long a worker that is back gets less than its share of the requests; zero is not at all.
+    pub fn slow_start(self, time: Duration) -> MiniLbConfig {
+        self.duration(&settings::SLOW_START_SECS, time)
+    }
+
     /// Time between two probes of a worker; `None` sends none.
     pub fn health_check_interval(mut self, interval: Option<Duration>) -> MiniLbConfig {
         let off = interval.is_none().to_string();

@@ -26,6 +26,7 @@ pub use print::Effective;
 pub use worker::{BootstrapSpec, Secret, UrlFault, WorkerSpec, WorkerUrl};
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// How a pair is chosen.
     pub policy: Policy,
+    /// How many requests a worker gets at once, and who waits; `None` is as many as come.
+    pub queue: Option<Queue>,
     /// What clients may send, and who they must be.
     pub gate: Gate,
     /// How long things may take, how often they are tried, and when a worker is set aside.
@@ -134,6 +137,17 @@ impl fmt::Display for Listen {
     }
 }
 
+/// How many requests a worker gets at once, and how the others wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests of each worker at once.
+    pub per_worker: NonZeroUsize,
+    /// Requests that may wait; zero is none.
+    pub size: usize,
+    /// The longest that one waits. Never zero.
+    pub timeout: Duration,
+}
+
 /// What clients may send. No duration is zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
@@ -166,6 +180,8 @@ pub struct Faults {
     pub retries: u32,
     /// When a worker is set aside for failures; `None` is never.
     pub breaker: Option<Breaker>,
+    /// How long a worker that is back gets less than its share; `None` is not at all.
+    pub slow_start: Option<Duration>,
     /// How workers are probed; `None` is not at all.
     pub probes: Option<Probes>,
     /// Whether workers are told of cancelled requests by id.

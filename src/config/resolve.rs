@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
 use super::worker::{bracketed, nonzero_port, parse_host};
 use super::{
     BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Leaving, Listen, Place,
-    Policy, Probes, Problem, Role, Secret, WorkerSpec, WorkerUrl,
+    Policy, Probes, Problem, Queue, Role, Secret, WorkerSpec, WorkerUrl,
 };
 
 /// Resolves a draft that has the defaults in it.
@@ -38,6 +39,7 @@ pub(crate) fn resolve(
     let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
         text.parse().ok().filter(|n| *n > 0)
     });
+    let queue = resolver.queue();
     let gate = resolver.gate();
     let faults = resolver.faults();
     let connect_timeout = resolver.scalar(&settings::CONNECT_TIMEOUT_SECS, seconds);
@@ -59,6 +61,7 @@ pub(crate) fn resolve(
             prefill,
             decode,
             policy: policy?,
+            queue: queue?,
             gate: gate?,
             faults: faults?,
             leaving: leaving?,
@@ -123,6 +126,22 @@ impl Resolver<'_> {
         None
     }
 
+    /// The outer `None` is a problem, the inner one no limit.
+    fn queue(&mut self) -> Option<Option<Queue>> {
+        let per_worker = self.scalar(&settings::MAX_CONCURRENT_REQUESTS, |text| match text {
+            "-1" => Some(None),
+            text => text.parse().ok().map(NonZeroUsize::new),
+        });
+        let size = self.scalar(&settings::QUEUE_SIZE, |text| text.parse().ok());
+        let timeout = self.scalar(&settings::QUEUE_TIMEOUT_SECS, seconds);
+        let (size, timeout) = (size?, timeout?);
+        Some(per_worker?.map(|per_worker| Queue {
+            per_worker,
+            size,
+            timeout,
+        }))
+    }
+
     fn gate(&mut self) -> Option<Gate> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
@@ -155,6 +174,7 @@ impl Resolver<'_> {
         });
         let no_breaker = self.scalar(&settings::DISABLE_CIRCUIT_BREAKER, switch);
         let breaker = self.breaker();
+        let slow_start = self.scalar(&settings::SLOW_START_SECS, seconds_or_none);
         let no_probes = self.scalar(&settings::DISABLE_HEALTH_CHECK, switch);
         let probes = self.probes();
         let no_aborts = self.scalar(&settings::DISABLE_ABORT_REQUESTS, switch);
@@ -165,6 +185,7 @@ impl Resolver<'_> {
             stream_timeout: stream_timeout?,
             retries: if no_retries? { 0 } else { retries? },
             breaker: breaker.filter(|_| no_breaker == Some(false)),
+            slow_start: slow_start?,
             probes: probes.filter(|_| no_probes == Some(false)),
             abort_requests: !no_aborts?,
         })

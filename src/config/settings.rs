@@ -210,6 +210,41 @@ pub(crate) const WORKER_API_KEY_FILE: Setting = Setting {
     help: "File with the API key of all workers that have no key of their own in the configuration file",
 };
 
+/// sglang_router counts the requests of the whole router, which says nothing of a worker that is full. Off as
+/// there: what fits depends on the model and the memory of the workers.
+///
+/// Source: smg, docs/concepts/reliability/rate-limiting.md.
+pub(crate) const MAX_CONCURRENT_REQUESTS: Setting = Setting {
+    key: "max_concurrent_requests",
+    kind: Kind::Number,
+    default: Some("-1"),
+    expects: "a number of requests, at least 1; -1 or 0 is no limit",
+    heading: "Workers",
+    value_names: &["N"],
+    help: "Requests that one worker gets at once; more wait in a queue before any worker sees them. -1 is no \
+           limit",
+};
+
+pub(crate) const QUEUE_SIZE: Setting = Setting {
+    key: "queue_size",
+    kind: Kind::Number,
+    default: Some("100"),
+    expects: "a number of requests",
+    heading: "Workers",
+    value_names: &["N"],
+    help: "Requests that may wait while all workers are full, more get 429; 0 is no queue",
+};
+
+pub(crate) const QUEUE_TIMEOUT_SECS: Setting = Setting {
+    key: "queue_timeout_secs",
+    kind: Kind::Number,
+    default: Some("60"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Workers",
+    value_names: &["SECONDS"],
+    help: "Longest time that a request waits in the queue; then 503",
+};
+
 pub(crate) const SHUTDOWN_GRACE_PERIOD_SECS: Setting = Setting {
     key: "shutdown_grace_period_secs",
     kind: Kind::Number,
@@ -333,6 +368,17 @@ pub(crate) const CB_SUCCESS_THRESHOLD: Setting = Setting {
     help: "Successes that bring a worker back which had been set aside",
 };
 
+pub(crate) const SLOW_START_SECS: Setting = Setting {
+    key: "slow_start_secs",
+    kind: Kind::Number,
+    default: Some("10"),
+    expects: "a number of seconds up to a year; 0 is off",
+    heading: "Faults",
+    value_names: &["SECONDS"],
+    help: "How long a worker that is back gets less than its share of the requests: a tenth first, then more \
+           and more; 0 is off",
+};
+
 pub(crate) const DISABLE_CIRCUIT_BREAKER: Setting = Setting {
     key: "disable_circuit_breaker",
     kind: Kind::Switch,
@@ -394,7 +440,7 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 34] = [
+pub(crate) const SETTINGS: [&Setting; 38] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
@@ -411,6 +457,9 @@ pub(crate) const SETTINGS: [&Setting; 34] = [
     &POLICY,
     &CONNECT_TIMEOUT_SECS,
     &WORKER_API_KEY_FILE,
+    &MAX_CONCURRENT_REQUESTS,
+    &QUEUE_SIZE,
+    &QUEUE_TIMEOUT_SECS,
     &FIRST_TOKEN_TIMEOUT_SECS,
     &STREAM_IDLE_TIMEOUT_SECS,
     &STREAM_TIMEOUT_SECS,
@@ -420,6 +469,7 @@ pub(crate) const SETTINGS: [&Setting; 34] = [
     &CB_WINDOW_DURATION_SECS,
     &CB_TIMEOUT_DURATION_SECS,
     &CB_SUCCESS_THRESHOLD,
+    &SLOW_START_SECS,
     &DISABLE_CIRCUIT_BREAKER,
     &HEALTH_CHECK_INTERVAL_SECS,
     &HEALTH_CHECK_TIMEOUT_SECS,

@@ -2,8 +2,9 @@
 //!
 //! A worker that refuses connections is set aside at once and for longer each time; one that fails otherwise,
 //! after several failures within a window. When its time is over, one request tries it (half open), and a
-//! success of real traffic brings it back. Answers that say something about the request or about load (4xx,
-//! 429, 503) are no failures.
+//! success of real traffic brings it back: with a small share of the picks first, because its caches are cold
+//! and everybody would come at once. Answers that say something about the request or about load (4xx, 429, 503)
+//! are no failures.
 
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ pub struct Limits {
     pub successes: u32,
     /// How long a failing worker is set aside.
     pub pause: Duration,
+    /// How long a worker that is back takes less than its share of the picks. Zero: not at all.
+    pub slow_start: Duration,
 }
 
 impl Default for Limits {
@@ -53,9 +56,14 @@ impl Default for Limits {
             window: Duration::from_secs(120),
             successes: 3,
             pause: Duration::from_secs(30),
+            slow_start: Duration::from_secs(10),
         }
     }
 }
+
+/// Of its share a worker takes this part when it has just come back, and more and more of it until slow start
+/// is over.
+const FIRST_PART: f64 = 0.1;
 
 /// A worker that refuses connections is tried again after this, then after twice as long, and so on.
 const FIRST_ABSENCE: Duration = Duration::from_millis(500);
@@ -65,6 +73,8 @@ const FIRST_ABSENCE: Duration = Duration::from_millis(500);
 pub(super) struct Breaker {
     state: State,
     absences: u32,
+    /// When it came back, until slow start is over. A worker that was never set aside has none.
+    back: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -131,10 +141,11 @@ impl Breaker {
         now: Instant,
         limits: &Limits,
     ) -> Option<Change> {
+        self.back.take_if(|back| now >= *back + limits.slow_start);
         match evidence {
-            Evidence::Good => self.good(limits),
+            Evidence::Good => self.good(now, limits),
             // A probe ends an absence, and nothing else: whether it serves, real traffic says.
-            Evidence::Present if self.absences > 0 => self.close(),
+            Evidence::Present if self.absences > 0 => self.close(now, limits),
             Evidence::Present => None,
             Evidence::Neutral => {
                 if let State::Trial { busy, .. } = &mut self.state {
@@ -151,12 +162,21 @@ impl Breaker {
         }
     }
 
-    /// Whether it remembers anything against the worker.
-    pub(super) fn is_troubled(&self) -> bool {
-        !matches!(self.state, State::Closed { failures: 0, .. })
+    /// Which part of its share the worker takes now, from [`FIRST_PART`] to 1.
+    pub(super) fn part(&self, now: Instant, slow_start: Duration) -> f64 {
+        let age = self.back.map(|back| now.saturating_duration_since(back));
+        match age.filter(|age| *age < slow_start) {
+            None => 1.0,
+            Some(age) => FIRST_PART + (1.0 - FIRST_PART) * age.div_duration_f64(slow_start),
+        }
     }
 
-    fn good(&mut self, limits: &Limits) -> Option<Change> {
+    /// Whether it remembers anything against the worker.
+    pub(super) fn is_troubled(&self) -> bool {
+        self.back.is_some() || !matches!(self.state, State::Closed { failures: 0, .. })
+    }
+
+    fn good(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
         match &mut self.state {
             State::Closed { failures, since } => {
                 *failures = 0;
@@ -164,7 +184,7 @@ impl Breaker {
                 None
             }
             // A leg that began before the worker was set aside has ended well: it lives.
-            State::Open { .. } => self.close(),
+            State::Open { .. } => self.close(now, limits),
             State::Trial {
                 successes, busy, ..
             } => {
@@ -172,7 +192,7 @@ impl Breaker {
                 *busy = false;
                 // After an absence one success is enough: somebody is there again.
                 if *successes >= limits.successes || self.absences > 0 {
-                    return self.close();
+                    return self.close(now, limits);
                 }
                 None
             }
@@ -200,11 +220,15 @@ impl Breaker {
     fn open(&mut self, until: Instant) -> Option<Change> {
         let was_closed = matches!(self.state, State::Closed { .. });
         self.state = State::Open { until };
+        self.back = None;
         was_closed.then_some(Change::SetAside)
     }
 
-    fn close(&mut self) -> Option<Change> {
-        *self = Self::default();
+    fn close(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
+        *self = Self {
+            back: (!limits.slow_start.is_zero()).then_some(now),
+            ..Self::default()
+        };
         Some(Change::Back)
     }
 }
@@ -218,6 +242,7 @@ mod tests {
         window: Duration::from_secs(10),
         successes: 2,
         pause: Duration::from_secs(5),
+        slow_start: Duration::from_secs(10),
     };
 
     struct Watched {
@@ -244,6 +269,11 @@ mod tests {
 
         fn admits(&self) -> bool {
             self.breaker.admits(self.now)
+        }
+
+        /// In percent.
+        fn part(&self) -> u32 {
+            (self.breaker.part(self.now, LIMITS.slow_start) * 100.0).round() as u32
         }
 
         fn pick(&mut self) {
@@ -329,6 +359,47 @@ mod tests {
         assert!(worker.admits());
         worker.pick();
         assert!(worker.after(10_000).admits(), "nobody reported on it");
+    }
+
+    #[test]
+    fn a_worker_that_is_back_takes_a_tenth_of_its_share_and_all_of_it_ten_seconds_later() {
+        for evidence in [Evidence::Good, Evidence::Present] {
+            let mut worker = Watched::new();
+            assert_eq!(worker.part(), 100, "at the first start");
+            worker.note(Evidence::Absent);
+            worker.after(500).pick();
+            assert_eq!(worker.note(evidence), Some(Change::Back));
+            assert_eq!(worker.part(), 10);
+            assert_eq!(worker.after(5000).part(), 55);
+            worker.note(Evidence::Good);
+            assert_eq!(worker.after(4000).part(), 91);
+            assert!(worker.breaker.is_troubled());
+            assert_eq!(worker.after(1000).part(), 100);
+            worker.note(Evidence::Neutral);
+            assert!(!worker.breaker.is_troubled(), "it takes no lock any more");
+        }
+    }
+
+    #[test]
+    fn slow_start_begins_anew_after_each_time_aside_and_can_be_off() {
+        let mut worker = Watched::new();
+        for _ in 0..2 {
+            for _ in 0..3 {
+                worker.note(Evidence::Bad);
+            }
+            worker.note(Evidence::Good);
+            assert_eq!(worker.part(), 10);
+            worker.after(9000);
+        }
+        let off = Limits {
+            slow_start: Duration::ZERO,
+            ..LIMITS
+        };
+        let mut breaker = Breaker::default();
+        breaker.note(Evidence::Absent, worker.now, &off);
+        breaker.note(Evidence::Present, worker.now, &off);
+        assert!(!breaker.is_troubled());
+        assert_eq!(breaker.part(worker.now, off.slow_start), 1.0);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //!
 //! Nothing here opens a socket or reads a clock. Randomness is an argument: [`Fleet::select`] takes the
 //! draws, so that a test decides them. Load is an RAII value ([`Load`]): it is counted up when a pair is
-//! leased and down when the leg that carries it ends, on whatever path.
+//! leased and down when the leg that carries it ends, on whatever path. Where workers have a limit, requests
+//! that find them full wait in the [`Queue`].
 
 mod breaker;
 mod budget;
 mod pairs;
 mod policy;
+mod queue;
 mod rooms;
 mod worker;
 
@@ -21,6 +23,7 @@ pub use breaker::{Evidence, Limits};
 pub use budget::RetryBudget;
 use pairs::Pairs;
 pub use policy::{Policy, Random};
+pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
 pub use worker::{Load, Worker, WorkerId};
 
@@ -31,6 +34,8 @@ pub struct Fleet {
     policy: Box<dyn Policy>,
     limits: Limits,
     pairs: Pairs,
+    /// `None` when workers take as many requests as come.
+    queue: Option<Queue>,
 }
 
 /// A pair of workers that serves one request, and the load that the request puts on each.
@@ -56,6 +61,9 @@ impl fmt::Display for NoWorker {
 
 impl std::error::Error for NoWorker {}
 
+/// A prefill worker and a decode worker that go together.
+type Pair = (Arc<Worker>, Arc<Worker>);
+
 /// How often a pick that may not be taken is drawn anew before the candidates are looked through. In a fleet
 /// in which most are well that is never needed, and the cost does not grow with the fleet.
 const REDRAWS: usize = 4;
@@ -74,13 +82,21 @@ impl Fleet {
             policy,
             limits,
             pairs: Pairs::default(),
+            queue: None,
         }
+    }
+
+    /// The same fleet, whose workers take no more requests at once than this queue says.
+    pub fn limited(mut self, queue: Queue) -> Self {
+        self.queue = Some(queue);
+        self
     }
 
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
     /// Workers and pairs that are set aside are not picked, nor those in `avoid`, unless there is no other:
     /// a worker that looks dead is better than no answer. `draw` gives uniformly distributed 64-bit values.
+    /// Limits are not asked here: [`Fleet::admit`] does that.
     ///
     /// # Errors
     /// The role that has no worker.
@@ -90,11 +106,9 @@ impl Fleet {
         now: Instant,
         avoid: &[WorkerId],
     ) -> Result<Lease, NoWorker> {
-        let fit = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
-        let prefill = self.pick(Role::Prefill, &mut draw, avoid, fit)?;
-        let decode = self.pick(Role::Decode, &mut draw, avoid, |worker| {
-            fit(worker) && self.pairs.admits((prefill.id(), worker.id()), now)
-        })?;
+        // Where every worker has room there is always a pair.
+        let pair = self.find(&mut draw, now, avoid, |_| true)?;
+        let (prefill, decode) = pair.ok_or(NoWorker(Role::Decode))?;
         prefill.picked(now);
         decode.picked(now);
         Ok(Lease {
@@ -111,7 +125,7 @@ impl Fleet {
     }
 
     /// What a leg or a probe says about its worker. A change of mind is a line in the log.
-    pub fn note(&self, worker: &Worker, evidence: Evidence, now: Instant) {
+    pub fn note(self: &Arc<Self>, worker: &Worker, evidence: Evidence, now: Instant) {
         let (role, url) = (worker.role(), worker.url());
         match worker.note(evidence, now, &self.limits) {
             Some(Change::SetAside) => {
@@ -120,19 +134,22 @@ impl Fleet {
             Some(Change::Back) => log::info!("worker is back role={role} worker={url}"),
             None => {}
         }
+        self.serve_waiting();
     }
 
     /// Both workers have served a request together.
-    pub fn note_pair_good(&self, prefill: &Worker, decode: &Worker) {
+    pub fn note_pair_good(self: &Arc<Self>, prefill: &Worker, decode: &Worker) {
         self.pairs.good((prefill.id(), decode.id()));
+        self.serve_waiting();
     }
 
     /// They have failed together, each of them being there.
-    pub fn note_pair_bad(&self, prefill: &Worker, decode: &Worker, now: Instant) {
+    pub fn note_pair_bad(self: &Arc<Self>, prefill: &Worker, decode: &Worker, now: Instant) {
         if self.pairs.bad((prefill.id(), decode.id()), now) {
             let (prefill, decode) = (prefill.url(), decode.url());
             log::warn!("pair set aside prefill={prefill} decode={decode}");
         }
+        self.serve_waiting();
     }
 
     /// The workers of one role, in the order of the configuration.
@@ -148,43 +165,113 @@ impl Fleet {
         self.prefill.iter().chain(&self.decode)
     }
 
+    /// A pair that may be taken now; `None` when those that may be picked have no room. A worker that is set
+    /// aside and has room does not stand in for one that is well and full.
+    fn find(
+        &self,
+        draw: &mut impl FnMut() -> u64,
+        now: Instant,
+        avoid: &[WorkerId],
+        has_room: impl Fn(&Worker) -> bool,
+    ) -> Result<Option<Pair>, NoWorker> {
+        let fit = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
+        let mut lonely = Vec::new();
+        loop {
+            let has_peer = |worker: &Worker| has_room(worker) && !lonely.contains(&worker.id());
+            let found = self.pick(Role::Prefill, draw, now, avoid, fit, has_peer)?;
+            let Some(prefill) = found else {
+                return Ok(None);
+            };
+            let together = |worker: &Worker| {
+                fit(worker) && self.pairs.admits((prefill.id(), worker.id()), now)
+            };
+            let found = self.pick(Role::Decode, draw, now, avoid, together, &has_room)?;
+            if let Some(decode) = found {
+                return Ok(Some((prefill, decode)));
+            }
+            // Every prefill worker has the same peers, but for pairs that are set aside.
+            if !self.pairs.has_records() {
+                return Ok(None);
+            }
+            lonely.push(prefill.id());
+        }
+    }
+
+    /// A worker that fits and has room; of a fleet in which none fits, one that is not to be avoided, or any.
+    /// `None` when those have no room.
     fn pick(
         &self,
         role: Role,
-        mut draw: impl FnMut() -> u64,
+        draw: &mut impl FnMut() -> u64,
+        now: Instant,
         avoid: &[WorkerId],
         fit: impl Fn(&Worker) -> bool,
-    ) -> Result<Arc<Worker>, NoWorker> {
+        has_room: impl Fn(&Worker) -> bool,
+    ) -> Result<Option<Arc<Worker>>, NoWorker> {
         let candidates = self.of(role);
         for _ in 0..REDRAWS {
-            let worker = self.choose(candidates, draw()).ok_or(NoWorker(role))?;
-            if fit(worker) {
-                return Ok(worker.clone());
+            let worker = self.choose(candidates, draw).ok_or(NoWorker(role))?;
+            if fit(worker) && has_room(worker) && self.takes(worker, draw, now) {
+                return Ok(Some(worker.clone()));
             }
         }
-        let some = |fit: &dyn Fn(&Worker) -> bool| -> Vec<Arc<Worker>> {
-            let fits = candidates.iter().filter(|worker| fit(worker));
-            fits.cloned().collect()
-        };
         let last_resorts: [&dyn Fn(&Worker) -> bool; 3] =
             [&fit, &|worker| !avoid.contains(&worker.id()), &|_| true];
-        last_resorts
-            .into_iter()
-            .find_map(|fit| self.choose(&some(fit), draw()).cloned())
-            .ok_or(NoWorker(role))
+        for fit in last_resorts {
+            let mut fitting = candidates.iter().filter(|worker| fit(worker)).peekable();
+            if fitting.peek().is_some() {
+                let roomy: Vec<_> = fitting.filter(|worker| has_room(worker)).cloned().collect();
+                return Ok(self.choose_patiently(&roomy, draw, now).cloned());
+            }
+        }
+        Err(NoWorker(role))
     }
 
-    fn choose<'a>(&self, candidates: &'a [Arc<Worker>], draw: u64) -> Option<&'a Arc<Worker>> {
-        candidates.get(self.policy.pick(candidates, draw)?)
+    /// One of those that may be taken. Where all of them have just come back it is one of them.
+    fn choose_patiently<'a>(
+        &self,
+        candidates: &'a [Arc<Worker>],
+        draw: &mut impl FnMut() -> u64,
+        now: Instant,
+    ) -> Option<&'a Arc<Worker>> {
+        for _ in 0..REDRAWS {
+            let worker = self.choose(candidates, draw)?;
+            if self.takes(worker, draw, now) {
+                return Some(worker);
+            }
+        }
+        self.choose(candidates, draw)
+    }
+
+    fn choose<'a>(
+        &self,
+        candidates: &'a [Arc<Worker>],
+        draw: &mut impl FnMut() -> u64,
+    ) -> Option<&'a Arc<Worker>> {
+        candidates.get(self.policy.pick(candidates, draw())?)
+    }
+
+    fn takes(&self, worker: &Worker, draw: &mut impl FnMut() -> u64, now: Instant) -> bool {
+        worker.takes(draw, now, self.limits.slow_start)
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
 
-    fn fleet(prefills: u16, decodes: u16) -> Fleet {
+    fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
+        Arc::new(unlimited(prefills, decodes))
+    }
+
+    /// Prefill workers from 1000, decode workers from 2000.
+    pub(super) fn unlimited(prefills: u16, decodes: u16) -> Fleet {
         let workers = |role, ports: std::ops::Range<u16>| {
             ports
                 .map(|port| Arc::new(Worker::for_tests(role, port)))
@@ -199,12 +286,18 @@ mod tests {
     }
 
     /// Draws that reach every candidate in turn.
-    fn draws() -> impl FnMut() -> u64 {
+    pub(super) fn draws() -> impl FnMut() -> u64 {
         let mut state = 0u64;
         move || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             state
         }
+    }
+
+    /// Draws that say nothing about the next one.
+    fn unrelated_draws() -> impl FnMut() -> u64 {
+        let mut rng = SmallRng::seed_from_u64(1);
+        move || rng.random()
     }
 
     #[test]
@@ -249,6 +342,49 @@ mod tests {
             assert_ne!(lease.prefill.id(), gone.id());
         }
         assert!(fleet.has_pair(now));
+    }
+
+    #[test]
+    fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_end() {
+        let fleet = fleet(1, 2);
+        let now = Instant::now();
+        let returned = fleet.of(Role::Decode)[0].clone();
+        let mut draw = unrelated_draws();
+        let mut percent = |now| {
+            let picks = (0..10_000).filter(|_| {
+                let lease = fleet.select(&mut draw, now, &[]).unwrap();
+                lease.decode.id() == returned.id()
+            });
+            (picks.count() + 50) / 100
+        };
+        assert_eq!(percent(now), 50, "at the first start");
+        fleet.note(&returned, Evidence::Absent, now);
+        assert_eq!(percent(now), 0);
+        fleet.note(&returned, Evidence::Present, now);
+        // The part of a worker against one with a whole share.
+        for (seconds, expected) in [(0, 10 * 100 / 110), (5, 55 * 100 / 155), (10, 50)] {
+            let seen = percent(now + Duration::from_secs(seconds));
+            assert!(
+                seen.abs_diff(expected) <= 1,
+                "{seen} % after {seconds} s, not {expected} %"
+            );
+        }
+    }
+
+    #[test]
+    fn slow_start_refuses_nobody_where_all_have_just_come_back() {
+        let fleet = fleet(1, 2);
+        let now = Instant::now();
+        for worker in fleet.workers() {
+            fleet.note(worker, Evidence::Absent, now);
+            fleet.note(worker, Evidence::Present, now);
+        }
+        let mut draw = unrelated_draws();
+        let picks = (0..1000).filter(|_| {
+            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            lease.decode.id() == fleet.of(Role::Decode)[0].id()
+        });
+        assert!((450..550).contains(&picks.count()));
     }
 
     #[test]

@@ -33,9 +33,14 @@ struct Record {
 }
 
 impl Pairs {
+    /// Whether any pair is in trouble.
+    pub(super) fn has_records(&self) -> bool {
+        self.known.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether the pair may be picked now.
     pub(super) fn admits(&self, pair: Pair, now: Instant) -> bool {
-        self.known.load(Ordering::Relaxed) == 0
+        !self.has_records()
             || self
                 .lock()
                 .get(&pair)
@@ -45,7 +50,7 @@ impl Pairs {
 
     /// The pair has served a request.
     pub(super) fn good(&self, pair: Pair) {
-        if self.known.load(Ordering::Relaxed) > 0 {
+        if self.has_records() {
             let mut records = self.lock();
             records.remove(&pair);
             self.known.store(records.len(), Ordering::Relaxed);

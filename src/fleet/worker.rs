@@ -3,11 +3,12 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use pingora_core::upstreams::peer::HttpPeer;
 
+use super::Fleet;
 use super::breaker::{Breaker, Change, Evidence, Limits};
 use crate::pd::{Bootstrap, Role};
 
@@ -67,6 +68,20 @@ impl Worker {
     /// Whether it may be picked now.
     pub fn admits(&self, now: Instant) -> bool {
         !self.troubled.load(Ordering::Relaxed) || self.breaker().admits(now)
+    }
+
+    /// Whether it takes a pick that has fallen on it: always, but for a while after it came back.
+    pub(super) fn takes(
+        &self,
+        draw: impl FnOnce() -> u64,
+        now: Instant,
+        slow_start: Duration,
+    ) -> bool {
+        if !self.troubled.load(Ordering::Relaxed) {
+            return true;
+        }
+        let part = self.breaker().part(now, slow_start);
+        part >= 1.0 || (draw() as f64) < part * u64::MAX as f64
     }
 
     /// What a leg or a probe says about it, and what that changes.
@@ -131,10 +146,21 @@ impl Worker {
 
     /// Puts one request on this worker.
     pub fn load(self: &Arc<Self>) -> Load {
+        self.load_of(None)
+    }
+
+    /// Likewise; the fleet is told when it ends.
+    pub(super) fn load_of(self: &Arc<Self>, told: Option<Arc<Fleet>>) -> Load {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Load {
             worker: self.clone(),
+            told,
         }
+    }
+
+    /// Takes one request off.
+    pub(super) fn relieve(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -155,6 +181,8 @@ impl Worker {
 /// One request's share of a worker's load. It ends when this is dropped: with the leg, not with the choice.
 pub struct Load {
     worker: Arc<Worker>,
+    /// Who has others waiting for the room that this leaves.
+    pub(super) told: Option<Arc<Fleet>>,
 }
 
 impl Deref for Load {
@@ -167,6 +195,9 @@ impl Deref for Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.worker.in_flight.fetch_sub(1, Ordering::Relaxed);
+        match self.told.take() {
+            None => self.worker.relieve(),
+            Some(fleet) => fleet.relieve(&self.worker),
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! From a request to two legs on their way: READ, PARSE, then SELECT, INJECT and DISPATCH, once for each attempt.
+//! How a request waits for its pair is `queue.rs`'s.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +30,7 @@ struct Parcel {
 }
 
 impl Proxy {
-    /// READ and PARSE.
+    /// READ and PARSE, and SELECT for the first attempt: whoever is refused then keeps the connection.
     pub(super) async fn understand(
         &self,
         session: &mut Session,
@@ -51,6 +52,7 @@ impl Proxy {
             Err(error) => return Err(ctx.refuse(error)),
         };
         let head = headers::for_legs(session.req_header(), route.path(), &ctx.request_id)?;
+        ctx.lease = Some(self.lease(session, ctx, facts.stream).await?);
         self.budget().note_request(Instant::now());
         ctx.request = Some(Request {
             route,
@@ -63,13 +65,18 @@ impl Proxy {
 
     /// Begins an attempt: with another pair than before where there is one, and with new rooms and ids, because
     /// a worker may still know the old ones.
-    pub(super) fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    pub(super) async fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        // The session of an earlier attempt is over.
+        ctx.restore(session);
+        let lease = match ctx.lease.take() {
+            Some(lease) => lease,
+            None => {
+                let stream = ctx.request.as_ref().is_some_and(|r| r.facts.stream);
+                self.lease(session, ctx, stream).await?
+            }
+        };
         let Some(request) = ctx.request.take() else {
             return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
-        };
-        let lease = match self.fleet.select(rand::random, Instant::now(), &ctx.avoid) {
-            Ok(lease) => lease,
-            Err(error) => return Err(ctx.refuse(ProxyError::NoWorker(error))),
         };
         let Some(bootstrap) = lease.prefill.bootstrap() else {
             let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
@@ -86,7 +93,6 @@ impl Proxy {
         let injected = parcel.injected.clone();
         let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease)?;
         ctx.exchange = Some(exchange);
-        ctx.restore(session);
         let deadlines = self.limits.deadlines(facts.stream, ctx.started());
         let whole = injected.body.clone();
         ctx.installed = Some(body::install(

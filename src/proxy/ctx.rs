@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -15,7 +15,7 @@ use super::error::{DECODE_REJECTED, Fault, ProxyError};
 use super::exchange::Exchange;
 use super::inflight::Admitted;
 use super::intake::Share;
-use crate::fleet::WorkerId;
+use crate::fleet::{Lease, WorkerId};
 use crate::net::{ERROR_CODE, WholeAnswer};
 use crate::pd::{Boundary, Course, ErrorShape, Facts, Injected, Route, sse};
 
@@ -29,11 +29,15 @@ const AGAIN: ErrorType = ErrorType::new("Again");
 /// One request, with two legs or without.
 pub(crate) struct Ctx {
     started: Instant,
+    /// How long it has waited for its pairs.
+    queued: Duration,
     first_byte: Option<Instant>,
     pub(super) request_id: HeaderValue,
     pub(super) route: Option<Route>,
     /// What every attempt is made of, once it has been read.
     pub(super) request: Option<Request>,
+    /// The pair of the first attempt, until that begins.
+    pub(super) lease: Option<Lease>,
     /// The two legs of the attempt that is going on.
     pub(super) exchange: Option<Exchange>,
     pub(super) installed: Option<Installed>,
@@ -77,10 +81,12 @@ impl Ctx {
     pub(super) fn new(admitted: Admitted) -> Self {
         Self {
             started: Instant::now(),
+            queued: Duration::ZERO,
             first_byte: None,
             request_id: HeaderValue::from_static("-"),
             route: None,
             request: None,
+            lease: None,
             exchange: None,
             installed: None,
             course: Course::default(),
@@ -149,6 +155,11 @@ impl Ctx {
         fault
     }
 
+    /// Notes that it has waited for a pair.
+    pub(super) fn note_queued(&mut self, waited: Duration) {
+        self.queued += waited;
+    }
+
     /// Notes who serves the attempt that begins now.
     pub(super) fn note_legs(&mut self, prefill: &str, decode: &str) {
         self.legs = format!(" prefill={prefill} decode={decode}");
@@ -214,6 +225,9 @@ impl Ctx {
         let mut more = String::new();
         if self.course.attempt() > 1 {
             let _ = write!(more, " attempts={}", self.course.attempt());
+        }
+        if !self.queued.is_zero() {
+            let _ = write!(more, " queued_ms={:.1}", self.queued.as_secs_f64() * 1e3);
         }
         if let Some(first_byte) = self.first_byte {
             let ttft = first_byte - self.started;

@@ -52,6 +52,10 @@ pub(super) enum ProxyError {
     BatchTooLarge(usize),
     /// No pair to send it to.
     NoWorker(NoWorker),
+    /// Every worker is full, and so is the queue.
+    QueueFull,
+    /// No worker had room for this long.
+    QueueTimeout(Duration),
     /// A leg had no answer.
     Leg(Role, String, Failure),
     /// Prefill's answer and decode's do not fit together.
@@ -91,9 +95,13 @@ impl ProxyError {
             | ProxyError::Samples(_)
             | ProxyError::BatchTooLarge(_) => StatusCode::BAD_REQUEST,
             ProxyError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ProxyError::NoWorker(_) | ProxyError::Overloaded(_) | ProxyError::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            // Who sends more than there is room for may send less; who has waited in vain did nothing wrong, so
+            // not 408, which smg answers (docs/concepts/reliability/rate-limiting.md).
+            ProxyError::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+            ProxyError::NoWorker(_)
+            | ProxyError::Overloaded(_)
+            | ProxyError::QueueTimeout(_)
+            | ProxyError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
@@ -132,6 +140,8 @@ impl ProxyError {
             ProxyError::BatchTooLarge(_) => "batch_too_large",
             ProxyError::NoWorker(NoWorker(Prefill)) => "no_prefill",
             ProxyError::NoWorker(NoWorker(Decode)) => "no_decode",
+            ProxyError::QueueFull => "queue_full",
+            ProxyError::QueueTimeout(_) => "queue_timeout",
             ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
             ProxyError::Leg(Prefill, _, ConnectTimeout) => "prefill_connect_timeout",
             ProxyError::Leg(Prefill, _, Lost(_)) => "prefill_lost",
@@ -185,6 +195,14 @@ impl fmt::Display for ProxyError {
                 )
             }
             ProxyError::NoWorker(why) => write!(f, "{why}"),
+            ProxyError::QueueFull => f.write_str(
+                "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
+            ),
+            ProxyError::QueueTimeout(limit) => write!(
+                f,
+                "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
+                limit.as_secs_f64()
+            ),
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
             ProxyError::Merge(why) => {
                 write!(
@@ -274,7 +292,10 @@ impl Fault {
         head.insert_header(REQUEST_ID, request_id)?;
         if let Fault::Own(error) = self {
             head.insert_header(ERROR_CODE, error.code())?;
-            if error.status() == StatusCode::SERVICE_UNAVAILABLE {
+            if matches!(
+                error.status(),
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+            ) {
                 head.insert_header(header::RETRY_AFTER, RETRY_AFTER_SECS)?;
             }
             if error.status() == StatusCode::UNAUTHORIZED {
@@ -291,5 +312,5 @@ impl Fault {
     }
 }
 
-/// A worker that comes back needs seconds, not minutes.
+/// A worker that comes back needs seconds, not minutes, and a full one has room when its next request ends.
 const RETRY_AFTER_SECS: &str = "1";

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use pingora_core::{Error, ErrorType};
+use pingora_core::Error;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::abort::{Aborter, Ids};
 use super::answer::{Answer, Spoiled};
 use super::error::{Fault, ProxyError};
+use super::intake;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::Loan;
@@ -118,10 +119,7 @@ impl Exchange {
         };
         tokio::select! {
             _ = leg.outcome() => Ok(()),
-            ended = session.downstream_session.read_body_or_idle(true) => {
-                let closed = || Error::new(ErrorType::ConnectionClosed);
-                Err(ended.err().unwrap_or_else(closed).into_down())
-            }
+            left = intake::left(session) => Err(left),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::header;
-use pingora_core::{ErrorType, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::error::{Exhausted, ProxyError};
@@ -155,6 +155,13 @@ pub(super) async fn drain(session: &mut Session, patience: Duration) -> Result<b
     tokio::time::timeout(patience, drained)
         .await
         .unwrap_or(Ok(false))
+}
+
+/// Resolves when the client leaves, whose body has been read to its end. May be dropped and called again.
+pub(super) async fn left(session: &mut Session) -> Box<Error> {
+    let ended = session.downstream_session.read_body_or_idle(true).await;
+    let closed = || Error::new(ErrorType::ConnectionClosed);
+    ended.err().unwrap_or_else(closed).into_down()
 }
 
 fn expects_continue(session: &Session) -> bool {

@@ -5,8 +5,8 @@
 //! | phase | verb |
 //! |---|---|
 //! | `early_request_filter` | let in, or not |
-//! | `request_filter` | read, parse |
-//! | `upstream_peer` | select, inject, dispatch prefill; install the new body. Once for each attempt |
+//! | `request_filter` | read, parse, select: a pair, or a place in the queue until there is one |
+//! | `upstream_peer` | inject, dispatch prefill; install the new body. Once for each attempt, later ones select here |
 //! | `upstream_request_filter` | dispatch decode |
 //! | `response_filter` | decode has spoken: reject, or join prefill where a merge needs it |
 //! | `response_body_filter` | merge, or pass on |
@@ -31,6 +31,7 @@ mod intake;
 mod judge;
 mod keys;
 mod prefill;
+mod queue;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -41,7 +42,7 @@ use bytes::Bytes;
 use http::{Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
@@ -89,6 +90,8 @@ pub(crate) struct Limits {
     pub(crate) inflight: usize,
     /// For a request body that is empty; each MiB gets a second more.
     pub(crate) body: Duration,
+    /// For a request that waits until a worker has room.
+    pub(crate) queue: Duration,
     /// Attempts that one request has in all, at least 1.
     pub(crate) attempts: u32,
     /// Until the first byte of a streamed answer.
@@ -164,6 +167,9 @@ impl ProxyHttp for Proxy {
         if access != Access::Open && self.inflight.live() > self.limits.inflight {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
         }
+        if ctx.route.is_some() && self.fleet.is_full() {
+            return Err(ctx.refuse(ProxyError::QueueFull));
+        }
         Ok(())
     }
 
@@ -177,7 +183,7 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         // The exchange is still there when Pingora only replaces a stale connection to decode.
         if ctx.exchange.is_none() {
-            self.attempt(session, ctx)?;
+            self.attempt(session, ctx).await?;
         }
         let exchange = ctx.exchange()?;
         let (peer, loan) = self.client.lend(exchange.decode.peer());
@@ -390,10 +396,7 @@ impl Proxy {
             .answer(WholeRequest { body, ..request }, &ctx.request_id);
         let answer = tokio::select! {
             answer = answer => answer,
-            read = session.downstream_session.read_body_or_idle(true), if at_end => {
-                let closed = || Error::new(ErrorType::ConnectionClosed);
-                return Err(read.err().unwrap_or_else(closed).into_down());
-            }
+            left = intake::left(session), if at_end => return Err(left),
         };
         ctx.note_side_answer(&answer);
         self.ask_to_move(session);

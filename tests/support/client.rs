@@ -25,9 +25,10 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        Self {
-            stream: TcpStream::connect(address).await.unwrap(),
-        }
+        let stream = TcpStream::connect(address).await.unwrap();
+        // What is sent is there, also when it is the second piece of something.
+        stream.set_nodelay(true).unwrap();
+        Self { stream }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::client::Message;
 use super::soon;
@@ -17,6 +18,7 @@ pub struct Worker {
     requests: mpsc::UnboundedReceiver<Exchange>,
     again: mpsc::UnboundedSender<TcpStream>,
     accepted: Arc<AtomicUsize>,
+    accepting: AbortHandle,
 }
 
 /// One request that a worker has read, and the connection for the answer.
@@ -38,7 +40,7 @@ impl Worker {
         let (again, mut reused) = mpsc::unbounded_channel::<TcpStream>();
         let accepted = Arc::new(AtomicUsize::new(0));
         let (count, back) = (accepted.clone(), again.clone());
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
                     Ok((stream, _)) = listener.accept() => {
@@ -67,7 +69,19 @@ impl Worker {
             requests,
             again,
             accepted,
+            accepting: accepting.abort_handle(),
         }
+    }
+
+    /// From now on it refuses connections. Those that are open stay.
+    pub async fn stop_listening(&self) {
+        self.accepting.abort();
+        soon("connections are refused", async {
+            while TcpStream::connect(self.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// An address that refuses connections.
@@ -125,7 +139,7 @@ impl Exchange {
         self.try_answer(status, body).await.unwrap();
     }
 
-    async fn try_answer(mut self, status: &str, body: &str) -> std::io::Result<()> {
+    pub async fn try_answer(mut self, status: &str, body: &str) -> std::io::Result<()> {
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()

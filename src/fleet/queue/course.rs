@@ -1,0 +1,197 @@
+//! The queue under random events: requests come, are served, fail, are tried again, end and leave, workers and pairs
+//! are set aside and come back, time passes. The laws are checked after each of them.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::super::{Evidence, Lease, Load, Role, Worker, WorkerId};
+use super::tests::{Stage, turn};
+use super::{Refusal, Ticket, Turn};
+
+/// What has become of the requests of one run.
+struct Course {
+    stage: Stage,
+    limit: usize,
+    rng: SmallRng,
+    next: u64,
+    waiting: Vec<(u64, Vec<WorkerId>, Ticket)>,
+    held: Vec<Lease>,
+    /// Legs that have outlived their peer.
+    halves: Vec<Load>,
+    /// The last request that was served without having been tried before.
+    last: u64,
+}
+
+impl Course {
+    fn new(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let workers = (rng.random_range(1..=3), rng.random_range(1..=3));
+        let limit = rng.random_range(1..=3);
+        let size = rng.random_range(0..=6);
+        Self {
+            stage: Stage::set(workers, limit, size),
+            limit,
+            rng,
+            next: 0,
+            waiting: Vec::new(),
+            held: Vec::new(),
+            halves: Vec::new(),
+            last: 0,
+        }
+    }
+
+    fn one_of<T>(rng: &mut SmallRng, from: &mut Vec<T>) -> Option<T> {
+        let index = (!from.is_empty()).then(|| rng.random_range(0..from.len()))?;
+        Some(from.swap_remove(index))
+    }
+
+    fn comes(&mut self, avoid: Vec<WorkerId>) {
+        self.next += 1;
+        match self.stage.again(&avoid) {
+            Ok(Turn::Now(lease)) => self.is_served(self.next, &avoid, lease),
+            Ok(Turn::Later(ticket)) => self.waiting.push((self.next, avoid, ticket)),
+            Err(Refusal::QueueFull) => assert!(avoid.is_empty()),
+            Err(Refusal::NoWorker(why)) => panic!("{why}"),
+        }
+    }
+
+    fn is_served(&mut self, number: u64, avoid: &[WorkerId], lease: Lease) {
+        if avoid.is_empty() {
+            assert!(number > self.last, "{number} after {}", self.last);
+            self.last = number;
+        }
+        self.held.push(lease);
+    }
+
+    fn event(&mut self) {
+        match self.rng.random_range(0..100) {
+            0..40 => self.comes(Vec::new()),
+            40..60 => {
+                let ended = Self::one_of(&mut self.rng, &mut self.held);
+                let Some(Lease { prefill, decode }) = ended else {
+                    return;
+                };
+                match self.rng.random_range(0..4) {
+                    0 => self.halves.push(prefill),
+                    1 => self.halves.push(decode),
+                    2 => {
+                        let failed = prefill.id();
+                        drop((prefill, decode));
+                        self.comes(vec![failed]);
+                    }
+                    _ => drop((prefill, decode)),
+                }
+            }
+            60..75 => drop(Self::one_of(&mut self.rng, &mut self.halves)),
+            75..83 => drop(Self::one_of(&mut self.rng, &mut self.waiting)),
+            83..93 => {
+                let workers: Vec<_> = self.stage.fleet.workers().cloned().collect();
+                let worker = &workers[self.rng.random_range(0..workers.len())];
+                let evidence = [
+                    Evidence::Good,
+                    Evidence::Present,
+                    Evidence::Absent,
+                    Evidence::Bad,
+                    Evidence::Neutral,
+                ][self.rng.random_range(0..5)];
+                self.stage.fleet.note(worker, evidence, self.stage.now());
+            }
+            93..97 => {
+                let prefill = self.stage.of(Role::Prefill, 0);
+                let decode = self.stage.of(Role::Decode, 0);
+                match self.rng.random_bool(0.7) {
+                    true => self
+                        .stage
+                        .fleet
+                        .note_pair_bad(&prefill, &decode, self.stage.now()),
+                    false => self.stage.fleet.note_pair_good(&prefill, &decode),
+                }
+            }
+            _ => {
+                self.stage.after(self.rng.random_range(0..2000));
+                self.stage.fleet.serve_waiting();
+            }
+        }
+    }
+
+    /// Takes the turns that have come. Those who came first look first, as their order is what is checked.
+    fn take_turns(&mut self) {
+        let mut still = Vec::new();
+        self.waiting.sort_by_key(|(number, ..)| *number);
+        for (number, avoid, mut ticket) in std::mem::take(&mut self.waiting) {
+            match turn(&mut ticket) {
+                Some(lease) => self.is_served(number, &avoid, lease),
+                None => still.push((number, avoid, ticket)),
+            }
+        }
+        self.waiting = still;
+    }
+
+    fn check(&self) {
+        let fleet = &self.stage.fleet;
+        assert!(
+            fleet
+                .workers()
+                .all(|worker| worker.in_flight() <= self.limit)
+        );
+        let loads: usize = fleet.workers().map(|worker| worker.in_flight()).sum();
+        assert_eq!(loads, 2 * self.held.len() + self.halves.len());
+        assert_eq!(
+            fleet.queue.as_ref().unwrap().line().waiters.len(),
+            self.waiting.len()
+        );
+        for (number, avoid, _) in &self.waiting {
+            assert!(!self.could_be_served(avoid), "{number} waits beside room");
+        }
+    }
+
+    /// Slow, and without draws: whether any pair that may be picked has room.
+    fn could_be_served(&self, avoid: &[WorkerId]) -> bool {
+        let (fleet, now) = (&self.stage.fleet, self.stage.now());
+        let fits = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
+        let eligible = |role, fits: &dyn Fn(&Worker) -> bool| -> Vec<Arc<Worker>> {
+            let all = || fleet.of(role).iter().cloned();
+            let well: Vec<_> = all().filter(|worker| fits(worker)).collect();
+            let other: Vec<_> = all()
+                .filter(|worker| !avoid.contains(&worker.id()))
+                .collect();
+            [well, other, all().collect()]
+                .into_iter()
+                .find(|tier| !tier.is_empty())
+                .unwrap()
+        };
+        let has_room = |worker: &Arc<Worker>| worker.in_flight() < self.limit;
+        eligible(Role::Prefill, &fits)
+            .iter()
+            .filter(|prefill| has_room(prefill))
+            .any(|prefill| {
+                let together = |worker: &Worker| {
+                    fits(worker) && fleet.pairs.admits((prefill.id(), worker.id()), now)
+                };
+                eligible(Role::Decode, &together).iter().any(has_room)
+            })
+    }
+}
+
+#[test]
+fn nobody_waits_while_a_pair_has_room_and_no_lease_is_lost_whatever_happens() {
+    for seed in 0..400 {
+        let mut course = Course::new(seed);
+        for _ in 0..300 {
+            course.event();
+            course.take_turns();
+            course.check();
+        }
+        while !(course.held.is_empty() && course.halves.is_empty()) {
+            course.held.clear();
+            course.halves.clear();
+            course.take_turns();
+            course.check();
+        }
+        assert!(course.waiting.is_empty(), "everybody was served");
+    }
+}
