@@ -27,6 +27,9 @@ pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
 /// The pool watches its connections, so that more than one or two at once is already unusual.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
 
+/// The longest head of an answer, in bytes of names and values, and the most fields. SGLang sends 200 bytes in 5.
+const MAX_ANSWER_HEAD: (usize, usize) = (64 << 10, 128);
+
 /// Names the request in logs of the client, the proxy and the workers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The stable code of an error that the proxy itself made.
@@ -144,6 +147,8 @@ pub(crate) enum Failure {
     NotHttp(String),
     /// The answer is longer than the caller takes, in bytes.
     TooLong(usize),
+    /// The answer has a status that answers nothing here.
+    Unusable(StatusCode),
 }
 
 impl fmt::Display for Failure {
@@ -156,6 +161,7 @@ impl fmt::Display for Failure {
             }
             Failure::NotHttp(why) => write!(f, "sent an answer that is not HTTP ({why})"),
             Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
+            Failure::Unusable(status) => write!(f, "answered {status}, which is no answer"),
         }
     }
 }
@@ -192,6 +198,27 @@ fn reason(error: &Error) -> String {
     }
 }
 
+/// What is wrong with an answer whose head is this; `None` when it may be read on.
+///
+/// A redirect is never followed, and not passed on either: a worker could send whoever follows it anywhere, with
+/// the key that goes along. Nobody asks a worker for another protocol.
+pub(crate) fn unusable(head: &ResponseHeader) -> Option<Failure> {
+    let status = head.status;
+    if status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
+        return Some(Failure::Unusable(status));
+    }
+    let (max_bytes, max_fields) = MAX_ANSWER_HEAD;
+    let fields = head.headers.iter();
+    let bytes: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    (bytes > max_bytes || head.headers.len() > max_fields).then(|| {
+        Failure::NotHttp(format!(
+            "a head of more than {max_bytes} bytes or {max_fields} fields"
+        ))
+    })
+}
+
 /// A peer for Pingora: one plain HTTP/1.1 address. How long a connected worker may take is its caller's to say.
 pub(crate) fn peer(address: std::net::SocketAddr, connect_timeout: Duration) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
@@ -220,7 +247,7 @@ impl Client {
     /// answer has come: such a worker has not begun with the request.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no head of an answer.
+    /// [`Failure`]: no connection, or no head of an answer that can be used.
     pub(crate) async fn send(
         &self,
         peer: &HttpPeer,
@@ -240,7 +267,7 @@ impl Client {
                 session: Some(session),
             };
             match reply.exchange_heads(head, body).await {
-                Ok(()) => return Ok(reply),
+                Ok(()) => return unusable(reply.head()).map_or(Ok(reply), Err),
                 Err(Failure::Lost(_)) if reused && attempt < STALE_ATTEMPTS => attempt += 1,
                 Err(failure) => return Err(failure),
             }
@@ -371,8 +398,11 @@ impl Reply<'_> {
     }
 }
 
+/// Whether another head follows.
 fn informational(head: Option<&ResponseHeader>) -> bool {
-    head.is_some_and(|head| head.status.is_informational())
+    head.is_some_and(|head| {
+        head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
+    })
 }
 
 #[cfg(test)]

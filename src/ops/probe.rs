@@ -60,7 +60,7 @@ impl Probe {
             .client
             .fetch(worker.peer(), &head, &nothing, ANSWER_LIMIT);
         match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(_)) => Evidence::Present,
+            Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
             Ok(Err(_)) | Err(_) => Evidence::Neutral,
         }

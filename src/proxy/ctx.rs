@@ -124,6 +124,7 @@ impl Ctx {
         self.avoid.push(avoid);
         self.course.again();
         self.exchange = None;
+        self.status = 0;
         let mut error = Error::new_in(AGAIN);
         error.set_retry(true);
         error

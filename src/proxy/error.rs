@@ -54,6 +54,8 @@ pub(super) enum ProxyError {
     NoWorker(NoWorker),
     /// A leg had no answer.
     Leg(Role, String, Failure),
+    /// A worker refuses the key that this proxy sends it, or asks for one and gets none: role, URL, status.
+    WorkerKey(Role, String, u16),
     /// Prefill's answer and decode's do not fit together.
     Merge(MergeError),
     /// Nothing of a streamed answer came for this long.
@@ -98,7 +100,9 @@ impl ProxyError {
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
             | ProxyError::Leg(_, _, Failure::ConnectTimeout) => StatusCode::GATEWAY_TIMEOUT,
-            ProxyError::Leg(..) | ProxyError::Merge(_) => StatusCode::BAD_GATEWAY,
+            ProxyError::Leg(..) | ProxyError::WorkerKey(..) | ProxyError::Merge(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             ProxyError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -116,7 +120,7 @@ impl ProxyError {
 
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
-        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable};
+        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable, Unusable};
         use Role::{Decode, Prefill};
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
@@ -135,11 +139,16 @@ impl ProxyError {
             ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
             ProxyError::Leg(Prefill, _, ConnectTimeout) => "prefill_connect_timeout",
             ProxyError::Leg(Prefill, _, Lost(_)) => "prefill_lost",
-            ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_)) => "prefill_bad_answer",
+            ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_) | Unusable(_)) => {
+                "prefill_bad_answer"
+            }
             ProxyError::Leg(Decode, _, Unreachable(_)) => "decode_unreachable",
             ProxyError::Leg(Decode, _, ConnectTimeout) => "decode_connect_timeout",
             ProxyError::Leg(Decode, _, Lost(_)) => "decode_lost",
-            ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_)) => "decode_bad_answer",
+            ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_) | Unusable(_)) => {
+                "decode_bad_answer"
+            }
+            ProxyError::WorkerKey(..) => "worker_auth",
             ProxyError::Merge(_) => "merge_failed",
             ProxyError::FirstTokenLate(_) => "first_token_timeout",
             ProxyError::Stalled(_) => "stream_idle_timeout",
@@ -186,6 +195,11 @@ impl fmt::Display for ProxyError {
             }
             ProxyError::NoWorker(why) => write!(f, "{why}"),
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
+            ProxyError::WorkerKey(role, url, status) => write!(
+                f,
+                "the {role} worker {url} refuses the load balancer ({status}): see its api_key and \
+                 worker_api_key_file"
+            ),
             ProxyError::Merge(why) => {
                 write!(
                     f,

@@ -46,12 +46,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Access, Client, Door, REQUEST_ID, WholeRequest};
+use crate::net::{Access, Client, Door, Failure, REQUEST_ID, WholeRequest, unusable};
 use crate::pd::{Leg, Route, Verdict};
 use body::Deadlines;
 use ctx::Ctx;
 use error::{Exhausted, ProxyError};
-use prefill::evidence;
+use prefill::{evidence, no_document};
 
 pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
@@ -201,6 +201,10 @@ impl ProxyHttp for Proxy {
         head: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Some(failure) = unusable(head).or_else(|| no_document(head.status)) {
+            let no_legs = || Error::explain(ErrorType::InternalError, "an answer without legs");
+            return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
+        }
         if head.status.is_informational() {
             return Ok(());
         }
@@ -215,12 +219,15 @@ impl ProxyHttp for Proxy {
         ctx.course.decode(leg);
         match self.verdict(ctx)? {
             Verdict::Retry => return Err(self.again(ctx)),
-            Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+            Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
             Verdict::Fail(Role::Decode) => {
                 let exchange = ctx.exchange()?;
                 exchange.end_prefill();
                 exchange.decode_ended(evidence(leg));
                 Self::note_pair(exchange, leg);
+                if let Some(error) = self.wrong_key(&exchange.decode, leg) {
+                    return Err(ctx.refuse(error));
+                }
             }
             Verdict::Respond | Verdict::Wait => {
                 let max_event_bytes = self.limits.max_body_bytes;
@@ -242,11 +249,11 @@ impl ProxyHttp for Proxy {
     ) -> Result<Option<Duration>> {
         let piece = body.take().unwrap_or_default();
         let begun = ctx.course.is_committed();
-        if !begun && !piece.is_empty() && ctx.status < 300 {
+        if !begun && (!piece.is_empty() || end_of_stream) && ctx.status < 300 {
             // Without prefill's KV cache whatever decode says is not the answer.
             match self.verdict(ctx)? {
                 Verdict::Retry => return Err(self.again(ctx)),
-                Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+                Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
                 Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {}
             }
         }
@@ -267,7 +274,8 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.decode_failed(ctx, &error).unwrap_or(error)
+        let failure = Failure::from_pingora(&error);
+        self.decode_failed(ctx, failure).unwrap_or(error)
     }
 
     fn error_while_proxy(

@@ -148,8 +148,17 @@ pub(super) fn failed(failure: &Failure) -> Leg {
     match failure {
         Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
         Failure::Lost(_) => Leg::Lost,
-        Failure::NotHttp(_) | Failure::TooLong(_) => Leg::Failed,
+        Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,
     }
+}
+
+/// A success without a document answers no request for tokens.
+pub(super) fn no_document(status: StatusCode) -> Option<Failure> {
+    matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::PARTIAL_CONTENT
+    )
+    .then_some(Failure::Unusable(status))
 }
 
 /// What the end of a leg says about its worker.
@@ -193,6 +202,9 @@ impl Order {
 
     async fn read(&self, mut reply: Reply<'_>) -> Result<Outcome, Failure> {
         let status = reply.head().status;
+        if let Some(failure) = no_document(status) {
+            return Err(failure);
+        }
         if !status.is_success() {
             let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
             let body = reply.collect(REJECTION_LIMIT).await?;

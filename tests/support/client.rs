@@ -50,9 +50,14 @@ impl Client {
 
     /// The next chunk of a chunked body; `None` at its end or when the connection is cut.
     pub async fn chunk(&mut self) -> Option<String> {
-        soon("a chunk", read_chunk(&mut self.stream))
+        self.bytes()
             .await
             .map(|chunk| String::from_utf8(chunk).unwrap())
+    }
+
+    /// Likewise, where it need not be text.
+    pub async fn bytes(&mut self) -> Option<Vec<u8>> {
+        soon("a chunk", read_chunk(&mut self.stream)).await
     }
 
     /// Everything until the other side closes.
