@@ -316,6 +316,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
                 .max_inflight_requests
                 .unwrap_or_else(affordable_requests),
             body: gate.body_timeout,
+            stall: gate.client_stall_timeout,
             attempts: faults.retries + 1,
             first_token: faults.first_token_timeout,
             silence: faults.stream_idle_timeout,

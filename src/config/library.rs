@@ -78,6 +78,11 @@ impl MiniLbConfig {
         self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
     }
 
+    /// The longest that a client may take nothing of its answer.
+    pub fn client_stall_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::CLIENT_STALL_TIMEOUT_SECS, timeout)
+    }
+
     /// Requests at once; 0 is what the descriptors of the process allow.
     pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
         self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());

@@ -36,6 +36,9 @@ impl Proxy {
         ctx: &mut Ctx,
         route: Route,
     ) -> Result<()> {
+        if headers::is_encoded(&session.req_header().headers) {
+            return Err(ctx.refuse(ProxyError::Encoded));
+        }
         let limits = &self.limits;
         let share = ctx.share.insert(self.buffered.share());
         let body = match intake::read(session, limits.max_body_bytes, limits.body, share).await? {

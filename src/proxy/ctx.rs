@@ -46,7 +46,7 @@ pub(crate) struct Ctx {
     sent: Boundary,
     /// The status that the client got, 0 when it got none.
     pub(super) status: u16,
-    /// How it ended, in one word: `ok`, `client_left`, or the code of a fault.
+    /// How it ended, in one word: `ok`, `client_left`, `client_stalled`, or the code of a fault.
     ended: Cow<'static, str>,
     /// The fault in a sentence.
     message: Option<String>,
@@ -143,9 +143,13 @@ impl Ctx {
     }
 
     /// What the client is told; `None` when it has left.
-    pub(super) fn conclude(&mut self) -> Option<Fault> {
+    pub(super) fn conclude(&mut self, error: &Error) -> Option<Fault> {
+        let left = match error.etype() {
+            ErrorType::WriteTimedout => "client_stalled",
+            _ => "client_left",
+        };
         let fault = self.fault.take();
-        self.ended = fault.as_ref().map_or("client_left", Fault::code).into();
+        self.ended = fault.as_ref().map_or(left, Fault::code).into();
         self.message = fault.as_ref().map(Fault::message);
         fault
     }

@@ -40,6 +40,8 @@ pub(super) enum ProxyError {
     Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
     BodyTooLarge(usize),
+    /// The body is compressed.
+    Encoded,
     /// The framing of the body is broken.
     BadFraming(String),
     /// The client took too long with its body.
@@ -87,6 +89,7 @@ impl ProxyError {
             }
             ProxyError::Unauthorized => StatusCode::UNAUTHORIZED,
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ProxyError::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ProxyError::BadHead(_)
             | ProxyError::BadFraming(_)
             | ProxyError::Invalid(_)
@@ -128,6 +131,7 @@ impl ProxyError {
             ProxyError::Unauthorized => "unauthorized",
             ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
+            ProxyError::Encoded => "unsupported_encoding",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
             ProxyError::Invalid(Invalid::LogprobStart) => "invalid_logprob_start_len",
@@ -176,6 +180,9 @@ impl fmt::Display for ProxyError {
                     f,
                     "the request body is longer than {limit} bytes (max_payload_size)"
                 )
+            }
+            ProxyError::Encoded => {
+                f.write_str("a request body with a Content-Encoding is not taken; send it plain")
             }
             ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
             ProxyError::BodyTimeout => {

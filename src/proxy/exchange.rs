@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -14,6 +14,7 @@ use pingora_proxy::Session;
 use super::abort::{Aborter, Ids};
 use super::answer::{Answer, HELD_LIMIT, Spoiled};
 use super::error::{Fault, ProxyError};
+use super::headers::is_encoded;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::pd::{self, Batch, Leg, Merge, MergeError, PromptSide, Route};
@@ -133,7 +134,7 @@ impl Exchange {
         max_event_bytes: usize,
     ) -> Result<(), ProxyError> {
         self.streams = is_event_stream(&head.headers);
-        let encoded = is_encoded(head);
+        let encoded = is_encoded(&head.headers);
         let length = length(head);
         if self.plan.merge == Merge::None {
             self.answer = match (self.streams, length) {
@@ -227,12 +228,6 @@ impl Exchange {
             self.abort(&self.prefill);
         }
     }
-}
-
-/// Whether the body is in a form that nobody asked for: `Accept-Encoding` does not reach the workers.
-fn is_encoded(head: &ResponseHeader) -> bool {
-    let encoding = head.headers.get(CONTENT_ENCODING);
-    encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// How long the body will be, where that is known.

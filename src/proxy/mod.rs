@@ -62,9 +62,6 @@ pub(crate) use keys::Keys;
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
 
-/// A client that takes nothing of its answer for this long is given up, and its legs with it.
-const CLIENT_STALL: Duration = Duration::from_secs(60);
-
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
     pub(crate) fleet: Arc<Fleet>,
@@ -89,6 +86,8 @@ pub(crate) struct Limits {
     pub(crate) inflight: usize,
     /// For a request body that is empty; each MiB gets a second more.
     pub(crate) body: Duration,
+    /// Until a client that takes nothing of its answer is given up, and its legs with it.
+    pub(crate) stall: Duration,
     /// Attempts that one request has in all, at least 1.
     pub(crate) attempts: u32,
     /// Until the first byte of a streamed answer.
@@ -144,7 +143,7 @@ impl ProxyHttp for Proxy {
         // What comes after an upgrade that nobody makes may be no HTTP any more.
         session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
         self.ask_to_move(session);
-        session.set_write_timeout(Some(CLIENT_STALL));
+        session.set_write_timeout(Some(self.limits.stall));
         // Bytes behind a request are the next one; without this they would end a running answer. The price:
         // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
         session.downstream_session.set_pipelining_enabled(true);
@@ -301,7 +300,7 @@ impl ProxyHttp for Proxy {
         if !decided {
             ctx.refuse(ProxyError::Internal(error.to_string()));
         }
-        let Some(fault) = ctx.conclude() else {
+        let Some(fault) = ctx.conclude(error) else {
             return gone();
         };
         if begun {

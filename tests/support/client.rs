@@ -60,6 +60,16 @@ impl Client {
         soon("a chunk", read_chunk(&mut self.stream)).await
     }
 
+    /// Closes the sending half: what a client does that says all and waits for the answer.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// Closes the connection so that the other side sees a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
+    }
+
     /// Everything until the other side closes.
     pub async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
