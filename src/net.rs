@@ -247,13 +247,15 @@ impl Client {
     /// answer has come: such a worker has not begun with the request.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no head of an answer that can be used.
+    /// [`Failure`]: no connection, or no head of an answer that can be used. Without a peer there is none.
     pub(crate) async fn send(
         &self,
-        peer: &HttpPeer,
+        peer: Option<&HttpPeer>,
         head: &RequestHeader,
         body: &Bytes,
     ) -> Result<Reply<'_>, Failure> {
+        let nowhere = || Failure::Unreachable("its name has no address".into());
+        let peer = peer.ok_or_else(nowhere)?;
         let mut attempt = 1;
         loop {
             let (session, reused) = self
@@ -280,7 +282,7 @@ impl Client {
     /// [`Failure`].
     pub(crate) async fn fetch(
         &self,
-        peer: &HttpPeer,
+        peer: Option<&HttpPeer>,
         head: &RequestHeader,
         body: &Bytes,
         limit: usize,

@@ -423,6 +423,72 @@ async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
     readiness(&mut client, 200).await;
 }
 
+#[tokio::test]
+async fn a_name_that_is_not_found_keeps_nobody_from_starting_and_nothing_is_sent_for_it() {
+    let mut decode = Worker::listen().await;
+    // Source: RFC 6761, section 6.4: no resolver knows such a name.
+    let nowhere = "http://prefill.invalid:1".to_owned();
+    let balancer = Balancer::start(config(&[nowhere], &[decode.url()])).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let answer = client.answer().await;
+    assert_eq!(
+        (answer.status(), answer.header("x-mini-lb-error")),
+        (503, Some("no_prefill"))
+    );
+    assert!(answer.header("retry-after").is_some());
+    // Pingora closes it, so the answer must not promise another.
+    assert_eq!(answer.header("connection"), Some("close"));
+    readiness(&mut balancer.client().await, 503).await;
+    assert!(!decode.has_request());
+}
+
+#[tokio::test]
+async fn a_name_is_as_good_as_an_address() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let named = |worker: &Worker| format!("http://localhost:{}", worker.address.port());
+    let balancer = Balancer::start(config(&[named(&prefill)], &[named(&decode)])).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let (one, two) = (prefill.request().await, decode.request().await);
+    let host = format!("localhost:{}", decode.address.port());
+    assert_eq!(two.request.header("host"), Some(host.as_str()));
+    one.answer("200 OK", "{}").await;
+    two.answer("200 OK", "{}").await;
+    assert_eq!(client.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
+    let (mut prefill, mut decode, balancer) = pair(|config| {
+        config
+            .health_check_interval(Some(Duration::from_millis(1)))
+            .health_check_timeout(Duration::from_millis(1))
+    })
+    .await;
+    // Neither worker answers a probe.
+    for worker in [&mut prefill, &mut decode] {
+        for _ in 0..20 {
+            let probe = worker.request().await;
+            assert!(probe.request.head.starts_with("GET /health "));
+        }
+    }
+    let mut client = balancer.client().await;
+    readiness(&mut client, 200).await;
+    client.send(post("/generate", BODY)).await;
+    for worker in [&mut prefill, &mut decode] {
+        loop {
+            let exchange = worker.request().await;
+            if exchange.request.head.starts_with("POST /generate ") {
+                exchange.answer("200 OK", "{}").await;
+                break;
+            }
+        }
+    }
+    assert_eq!(client.answer().await.status(), 200);
+    readiness(&mut client, 200).await;
+}
+
 /// Asks until the state is this.
 async fn readiness(client: &mut Client, status: u16) {
     soon("the readiness", async {

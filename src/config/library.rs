@@ -139,6 +139,11 @@ impl MiniLbConfig {
         self
     }
 
+    /// The longest that a probe of a worker may take.
+    pub fn health_check_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::HEALTH_CHECK_TIMEOUT_SECS, timeout)
+    }
+
     /// Time between two probes of a worker; `None` sends none.
     pub fn health_check_interval(mut self, interval: Option<Duration>) -> MiniLbConfig {
         let off = interval.is_none().to_string();

@@ -67,9 +67,6 @@ impl Proxy {
     /// Begins an attempt: with another pair than before where there is one, and with new rooms and ids, because
     /// a worker may still know the old ones.
     pub(super) fn attempt(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let Some(request) = ctx.request.take() else {
-            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
-        };
         let lease = match self.fleet.select(rand::random, Instant::now(), &ctx.avoid) {
             Ok(lease) => lease,
             Err(error) => return Err(ctx.refuse(ProxyError::NoWorker(error))),
@@ -79,12 +76,16 @@ impl Proxy {
             return Err(ctx.refuse(error));
         };
         ctx.note_legs(lease.prefill.url(), lease.decode.url());
-        let Request {
+        // Not before there is a pair: a request that is refused here is one that has been read.
+        let Some(Request {
             route,
             facts,
             head,
             body,
-        } = request;
+        }) = ctx.request.take()
+        else {
+            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
+        };
         let parcel = self.pack(route, &facts, &head, body, bootstrap)?;
         let injected = parcel.injected.clone();
         let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease)?;

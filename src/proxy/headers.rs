@@ -158,7 +158,7 @@ mod tests {
             Role::Prefill,
             String::new(),
             HeaderValue::from_static("w:1"),
-            Worker::for_tests(Role::Prefill, 1).peer().clone(),
+            None,
             None,
             Some(HeaderValue::from_static("Bearer worker")),
         );

@@ -178,7 +178,9 @@ impl ProxyHttp for Proxy {
         if ctx.exchange.is_none() {
             self.attempt(session, ctx)?;
         }
-        Ok(Box::new(ctx.exchange()?.decode.peer().clone()))
+        let nowhere = || Error::explain(ErrorType::InternalError, "a lease without an address");
+        let peer = ctx.exchange()?.decode.peer().ok_or_else(nowhere)?;
+        Ok(Box::new(HttpPeer::clone(&peer)))
     }
 
     async fn upstream_request_filter(

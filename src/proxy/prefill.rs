@@ -184,9 +184,10 @@ impl From<WorkerError> for Rejection {
 
 impl Order {
     async fn run(self) -> Outcome {
+        let peer = self.worker.peer();
         let ended = match self
             .client
-            .send(self.worker.peer(), &self.head, &self.body)
+            .send(peer.as_deref(), &self.head, &self.body)
             .await
         {
             Ok(reply) => self.read(reply).await,
