@@ -422,6 +422,46 @@ async fn what_decode_says_after_prefill_has_failed_is_not_the_answer() {
 }
 
 #[tokio::test]
+async fn an_error_that_prefill_reports_under_200_is_that_error() {
+    let abort = |rest: &str| {
+        format!(
+            r#"{{"text":"","meta_info":{{"finish_reason":{{"type":"abort","message":"KV lost"{rest}}}}}}}"#
+        )
+    };
+    for (path, body, prefilled, status) in [
+        ("/generate", BODY, abort(r#","status_code":500"#), 500),
+        ("/generate", MERGED, abort(r#","status_code":400"#), 400),
+        (
+            CHAT,
+            BODY,
+            r#"{"object":"error","message":"KV lost","code":500}"#.to_owned(),
+            500,
+        ),
+    ] {
+        let mut stage = Stage::set().await;
+        let (mut prefill, decode) = stage.legs(path, body).await;
+        // In two pieces: what is kept of it is put together.
+        prefill
+            .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await;
+        prefill.chunk(&prefilled[..20]).await;
+        prefill.chunk(&prefilled[20..]).await;
+        prefill.chunk("").await;
+        let answer = stage.client.answer().await;
+        assert_eq!(answer.status(), status);
+        assert!(answer.text().contains("KV lost"), "{}", answer.text());
+        decode.closed().await;
+    }
+    // An abort that somebody has asked for has no status: decode's answer says the same.
+    let mut stage = Stage::set().await;
+    let (prefill, decode) = stage.legs("/generate", BODY).await;
+    prefill.answer("200 OK", &abort("")).await;
+    decode.answer("200 OK", &abort("")).await;
+    let answer = stage.client.answer().await;
+    assert_eq!((answer.status(), answer.text()), (200, abort("").as_str()));
+}
+
+#[tokio::test]
 async fn an_end_without_done_an_error_and_an_abort_in_a_stream_pass_as_they_are() {
     let mut stage = Stage::set().await;
     for last in [

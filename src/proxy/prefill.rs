@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply};
-use crate::pd::{Leg, Route, WorkerError};
+use crate::pd::{self, Leg, Route, WorkerError};
 
 use super::answer::{FIRST_EVENT_LIMIT, Opening};
 
@@ -218,24 +218,43 @@ impl Order {
         let streams = is_event_stream(&reply.head().headers);
         let body = match self.keep {
             Keep::Body(limit) => reply.collect(limit).await?,
-            Keep::Nothing => drain(&mut reply, streams).await?,
+            Keep::Nothing => drain(&mut reply).await?,
         };
-        Ok(match Opening::of(self.route, &body) {
-            Opening::Error(error) if streams => Outcome::Rejected(error.into()),
-            _ => Outcome::Served(body),
+        let error = match streams {
+            true => match Opening::of(self.route, &body) {
+                Opening::Error(error) => Some(error),
+                Opening::Fine | Opening::Incomplete => None,
+            },
+            false => pd::document_error(self.route, &body),
+        };
+        Ok(match (error, self.keep) {
+            (Some(error), _) => Outcome::Rejected(error.into()),
+            (None, Keep::Body(_)) => Outcome::Served(body),
+            (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
         })
     }
 }
 
-/// Reads to the end, keeping the beginning of a stream: its first event may be an error.
-async fn drain(reply: &mut Reply<'_>, streams: bool) -> Result<Bytes, Failure> {
-    let mut beginning = BytesMut::new();
+/// Reads to the end, keeping the beginning: it may tell of an error. Most answers are one piece, which is not
+/// copied.
+async fn drain(reply: &mut Reply<'_>) -> Result<Bytes, Failure> {
+    let Some(first) = reply.chunk().await? else {
+        return Ok(Bytes::new());
+    };
+    let mut more = BytesMut::new();
     while let Some(chunk) = reply.chunk().await? {
-        if streams && beginning.len() < FIRST_EVENT_LIMIT {
-            beginning.extend_from_slice(&chunk);
+        if more.is_empty() {
+            more.extend_from_slice(&first);
+        }
+        if more.len() < FIRST_EVENT_LIMIT {
+            more.extend_from_slice(&chunk);
         }
     }
-    Ok(beginning.freeze())
+    Ok(if more.is_empty() {
+        first
+    } else {
+        more.freeze()
+    })
 }
 
 /// Whether this answer is a stream of server-sent events.
