@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// After this long a test that waits has failed.
@@ -20,6 +20,8 @@ pub struct Process {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
     reader: JoinHandle<()>,
+    /// Whether stderr is left unread.
+    hold: watch::Sender<bool>,
 }
 
 impl Process {
@@ -35,9 +37,13 @@ impl Process {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (found, lines) = mpsc::unbounded_channel();
+        let (hold, held) = watch::channel(false);
         let reader = tokio::spawn(async move {
             let mut stderr = stderr.lines();
             while let Ok(Some(line)) = stderr.next_line().await {
+                if *held.borrow() {
+                    return std::future::pending().await;
+                }
                 // Read to the end even when nobody listens: a full pipe would stop the process.
                 let _ = found.send(line);
             }
@@ -46,6 +52,7 @@ impl Process {
             child,
             lines,
             reader,
+            hold,
         }
     }
 
@@ -69,6 +76,11 @@ impl Process {
     /// The lines that came since the last look.
     pub fn lines(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.lines.try_recv().ok()).collect()
+    }
+
+    /// Reads nothing more of its stderr, which stays open.
+    pub fn ignore(&self) {
+        self.hold.send_replace(true);
     }
 
     /// Closes the reading end of its stderr.
