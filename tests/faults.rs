@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mini_lb::MiniLbConfig;
 use support::{Balancer, Client, Exchange, Worker, config, post, soon};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"text":"a"}"#;
@@ -223,6 +224,62 @@ async fn one_of_two_that_refuses_connections_fails_no_request() {
         assert_eq!(client.answer().await.status(), 200);
     }
     assert_eq!(legs.load(Ordering::SeqCst), 100);
+}
+
+/// An address that neither accepts nor refuses, as long as the sockets live: nobody takes what waits there, and
+/// there is no room for more.
+async fn blackhole() -> (String, Vec<TcpStream>, TcpListener) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SHORT, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (format!("http://{address}"), waiting, listener)
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_no_connection_is_a_504_at_its_deadline_or_left_for_another() {
+    let (gone, _waiting, _listener) = blackhole().await;
+    for (prefill_is_gone, code) in [
+        (true, "prefill_connect_timeout"),
+        (false, "decode_connect_timeout"),
+    ] {
+        let mut there = Worker::listen().await;
+        let urls = match prefill_is_gone {
+            true => [gone.clone(), there.url()],
+            false => [there.url(), gone.clone()],
+        };
+        let [prefill, decode] = urls.map(|url| vec![url]);
+        let alone = config(&prefill, &decode).connect_timeout(SHORT);
+        let balancer = Balancer::start(alone).await;
+        let mut client = balancer.client().await;
+        client.send(post("/generate", BODY)).await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.status(), answer.header("x-mini-lb-error")),
+            (504, Some(code))
+        );
+        // Prefill's leg goes first; decode's is on its way when prefill's deadline passes.
+        there.request().await.closed().await;
+
+        let (one, two) = (Worker::listen().await, Worker::listen().await);
+        let pools = match prefill_is_gone {
+            true => [vec![gone.clone(), one.url()], vec![two.url()]],
+            false => [vec![one.url()], vec![gone.clone(), two.url()]],
+        };
+        let balancer = Balancer::start(config(&pools[0], &pools[1]).connect_timeout(SHORT)).await;
+        for worker in [one, two] {
+            worker.serve("200 OK", "{}");
+        }
+        let mut client = balancer.client().await;
+        for _ in 0..20 {
+            client.send(post("/generate", BODY)).await;
+            assert_eq!(client.answer().await.status(), 200);
+        }
+    }
 }
 
 #[tokio::test]
