@@ -1,11 +1,13 @@
 //! The door: arguments become a command. No decisions are made here, and only here the process ends.
 
 mod demo;
+mod stderr;
 
 use std::fmt::Display;
 use std::future::Future;
 use std::process::ExitCode;
 
+use env_logger::Target;
 use log::LevelFilter;
 use mini_lb::cli::{self, Action, Command, Serve};
 use mini_lb::sim::cli::run_sim;
@@ -42,8 +44,11 @@ fn run(serve: Serve) -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Run => {
-            log_to_stderr(&config.log_filter);
-            match mini_lb::run(config, serve.opt) {
+            let forks = serve.opt.daemon || config.server.daemon;
+            log_to_stderr(&config.log_filter, forks);
+            let ended = mini_lb::run(config, serve.opt);
+            stderr::flush();
+            match ended {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(error),
             }
@@ -53,7 +58,7 @@ fn run(serve: Serve) -> ExitCode {
 
 /// Commands that are not Pingora's: in a runtime of their own, with warnings on stderr.
 fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
-    log_to_stderr("warn");
+    log_to_stderr("warn", true);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(error),
@@ -65,10 +70,16 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
 }
 
 /// Pingora's own lines are for its developers unless somebody asks for more.
-fn log_to_stderr(filter: &str) {
+fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
     if filter == "info" {
         logger.filter_module("pingora", LevelFilter::Warn);
+    }
+    if !directly
+        && stderr::may_block()
+        && let Ok(lines) = stderr::Lines::start()
+    {
+        logger.target(Target::Pipe(Box::new(lines)));
     }
     logger.parse_filters(filter).init();
 }

@@ -38,6 +38,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// The pool watches its connections, so that more than one or two at once is already unusual.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
 
+/// The longest head of an answer, in bytes of names and values, and the most fields. SGLang sends 200 bytes in 5.
+const MAX_ANSWER_HEAD: (usize, usize) = (64 << 10, 128);
+
 /// Names the request in logs of the client, the proxy and the workers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The stable code of an error that the proxy itself made.
@@ -155,6 +158,8 @@ pub(crate) enum Failure {
     NotHttp(String),
     /// The answer is longer than the caller takes, in bytes.
     TooLong(usize),
+    /// The answer has a status that answers nothing here.
+    Unusable(StatusCode),
 }
 
 impl fmt::Display for Failure {
@@ -167,6 +172,7 @@ impl fmt::Display for Failure {
             }
             Failure::NotHttp(why) => write!(f, "sent an answer that is not HTTP ({why})"),
             Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
+            Failure::Unusable(status) => write!(f, "answered {status}, which is no answer"),
         }
     }
 }
@@ -201,6 +207,26 @@ fn reason(error: &Error) -> String {
             None => error.etype().as_str().to_owned(),
         },
     }
+}
+
+/// What is wrong with an answer whose head is this; `None` when it may be read on.
+///
+/// A redirect is never followed, and not passed on either: a worker could send whoever follows it anywhere, with
+/// the key that goes along. Nobody asks a worker for another protocol.
+pub(crate) fn unusable(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
+    if status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
+        return Some(Failure::Unusable(status));
+    }
+    let (max_bytes, max_fields) = MAX_ANSWER_HEAD;
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    (bytes > max_bytes || headers.len() > max_fields).then(|| {
+        Failure::NotHttp(format!(
+            "a head of more than {max_bytes} bytes or {max_fields} fields"
+        ))
+    })
 }
 
 /// A peer for Pingora: one plain HTTP/1.1 address. How long a connected worker may take is its caller's to say.
@@ -249,13 +275,15 @@ impl Client {
     /// answer has come: such a worker has not begun with the request.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no head of an answer.
+    /// [`Failure`]: no connection, or no head of an answer that can be used. Without a peer there is none.
     pub(crate) async fn send(
         &self,
-        peer: &HttpPeer,
+        peer: Option<&HttpPeer>,
         head: &RequestHeader,
         body: &Bytes,
     ) -> Result<Reply, Failure> {
+        let nowhere = || Failure::Unreachable("its name has no address".into());
+        let peer = peer.ok_or_else(nowhere)?;
         let key = peer.reuse_hash();
         let mut attempt = 1;
         loop {
@@ -268,12 +296,14 @@ impl Client {
             let mut wire = Wire::new(stream.map_err(|error| Failure::from_pingora(&error))?);
             match exchange_heads(&mut wire, head, body).await {
                 Ok(head) => {
-                    return Ok(Reply {
+                    let reply = Reply {
                         lender: self.lender.clone(),
                         key,
                         head,
                         wire: Some(wire),
-                    });
+                    };
+                    let head = reply.head();
+                    return unusable(head.status, &head.headers).map_or(Ok(reply), Err);
                 }
                 Err(Failure::Lost(_)) if stale && attempt < STALE_ATTEMPTS => attempt += 1,
                 Err(failure) => return Err(failure),
@@ -287,7 +317,7 @@ impl Client {
     /// [`Failure`].
     pub(crate) async fn fetch(
         &self,
-        peer: &HttpPeer,
+        peer: Option<&HttpPeer>,
         head: &RequestHeader,
         body: &Bytes,
         limit: usize,

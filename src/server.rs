@@ -5,10 +5,11 @@
 //! How both leave is in `leaving.rs`.
 
 mod leaving;
+mod names;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,22 +25,16 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, Faults, Listen, MiniLbConfig, Policy, WorkerSpec};
 use crate::fleet::{self, Fleet, LiveRooms, Queue, Random, RetryBudget, Role, Worker, WorkerId};
-use crate::net::{Client, peer};
+use crate::net::Client;
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
 use crate::proxy::{Aborter, Buffered, Connections, Departure, Keys, Limits, Proxy, Stage};
 use leaving::{Exit, Opening, Signals};
+use names::Names;
 
 /// Why the balancer did not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The host of a worker has no address.
-    Unresolved {
-        /// The worker.
-        url: String,
-        /// The resolver's answer.
-        why: io::Error,
-    },
     /// The address cannot be listened on.
     Listen {
         /// Host and port.
@@ -54,6 +49,8 @@ pub enum StartError {
         /// What cannot be sent.
         what: &'static str,
     },
+    /// A defect: Pingora's configuration has another owner, so its server cannot have it.
+    ConfInUse,
     /// A signal handler could not be installed.
     Signals(io::Error),
 }
@@ -61,9 +58,6 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Unresolved { url, why } => {
-                write!(f, "cannot find the address of the worker {url}: {why}")
-            }
             StartError::Listen { address, why } if why.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
@@ -77,6 +71,9 @@ impl fmt::Display for StartError {
                     "the {what} of the worker {url} has characters that no HTTP header can carry"
                 )
             }
+            StartError::ConfInUse => {
+                f.write_str("internal error: Pingora's configuration is in use")
+            }
             StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
         }
     }
@@ -85,10 +82,8 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::Unresolved { why, .. }
-            | StartError::Listen { why, .. }
-            | StartError::Signals(why) => Some(why),
-            StartError::NotAHeader { .. } => None,
+            StartError::Listen { why, .. } | StartError::Signals(why) => Some(why),
+            StartError::NotAHeader { .. } | StartError::ConfInUse => None,
         }
     }
 }
@@ -112,7 +107,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     let assembled = assemble(config)?;
     let (signals, opening) =
         Signals::new(assembled.exit.clone(), assembled.conf.upgrade_sock.clone());
-    let server_conf = Arc::try_unwrap(assembled.conf).unwrap_or_else(|_| ServerConf::default());
+    let server_conf = Arc::try_unwrap(assembled.conf).map_err(|_| StartError::ConfInUse)?;
     let mut server = Server::new_with_opt_and_conf(
         Opt {
             conf: None,
@@ -124,6 +119,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     server.add_service(Entrance::new(
         assembled.app,
         assembled.probe,
+        assembled.names,
         address,
         socket,
         assembled.exit.stage(),
@@ -218,15 +214,12 @@ impl MiniLoadBalancer {
     pub async fn start(self) -> Result<(), StartError> {
         let socket = bind(&self.config.listen)?;
         let address = local_address(&socket, &self.config.listen)?;
-        let config = self.config;
-        // Looking up the workers' names blocks.
-        let assembled = tokio::task::spawn_blocking(move || assemble(config))
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let assembled = assemble(self.config)?;
         let proxy = assembled.app.proxy();
         let mut entrance = Entrance::new(
             assembled.app,
             assembled.probe,
+            assembled.names,
             address.to_string(),
             Some(socket),
             assembled.exit.stage(),
@@ -253,6 +246,7 @@ struct Assembled {
     app: Connections,
     exit: Arc<Exit>,
     probe: Option<Probe>,
+    names: Names,
     conf: Arc<ServerConf>,
 }
 
@@ -261,11 +255,18 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         log::warn!("{warning}");
     }
     let mut ids = (0..).map(WorkerId);
+    let mut names = Names::new(config.connect_timeout);
     let mut workers = |role, specs: &[WorkerSpec]| {
         specs
             .iter()
             .zip(&mut ids)
-            .map(|(spec, id)| worker(id, role, spec, config.connect_timeout).map(Arc::new))
+            .map(|(spec, id)| {
+                let worker = Arc::new(worker(id, role, spec, config.connect_timeout)?);
+                if !worker.is_placed() {
+                    names.add(&worker, spec.url.host(), spec.url.port());
+                }
+                Ok(worker)
+            })
             .collect::<Result<Vec<_>, _>>()
     };
     let policy = match config.policy {
@@ -322,6 +323,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
                 .unwrap_or_else(affordable_requests),
             body: gate.body_timeout,
             queue: config.queue.map_or(Duration::ZERO, |queue| queue.timeout),
+            stall: gate.client_stall_timeout,
             attempts: faults.retries + 1,
             first_token: faults.first_token_timeout,
             silence: faults.stream_idle_timeout,
@@ -333,6 +335,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         app: Connections::new(&conf, proxy, gate.head_timeout, exit.connections.clone()),
         exit,
         probe,
+        names,
         conf,
     })
 }
@@ -381,11 +384,6 @@ fn worker(
     connect_timeout: Duration,
 ) -> Result<Worker, StartError> {
     let url = spec.url.to_string();
-    let address =
-        resolve(spec.url.host(), spec.url.port()).map_err(|why| StartError::Unresolved {
-            url: url.clone(),
-            why,
-        })?;
     let not_a_header = |what| StartError::NotAHeader {
         url: spec.url.to_string(),
         what,
@@ -411,17 +409,10 @@ fn worker(
         role,
         url,
         host,
-        peer(address, connect_timeout),
+        names::literal(spec.url.host(), spec.url.port(), connect_timeout),
         bootstrap,
         authorization,
     ))
-}
-
-fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
-    (host, port)
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
 }
 
 /// A busy port fails here, at once: Pingora would try for 30 s and then live on without a listener.
@@ -446,6 +437,7 @@ fn local_address(socket: &TcpListener, listen: &Listen) -> Result<SocketAddr, St
 struct Entrance {
     service: Service<Connections>,
     probe: Option<Probe>,
+    names: Names,
     address: String,
     socket: Option<TcpListener>,
     stage: watch::Receiver<Stage>,
@@ -456,6 +448,7 @@ impl Entrance {
     fn new(
         app: Connections,
         probe: Option<Probe>,
+        names: Names,
         address: String,
         socket: Option<TcpListener>,
         stage: watch::Receiver<Stage>,
@@ -466,6 +459,7 @@ impl Entrance {
         Self {
             service,
             probe,
+            names,
             address,
             socket,
             stage,
@@ -496,6 +490,8 @@ impl PingoraService for Entrance {
             let _ = stage.wait_for(|stage| *stage >= Stage::Closed).await;
             stop.send_replace(true);
         });
+        // Who connects meanwhile is served a moment later.
+        self.names.begin().await;
         log::info!("listening address={}", self.address);
         let probing = async {
             match &self.probe {
@@ -511,6 +507,7 @@ impl PingoraService for Entrance {
                 listeners_per_fd,
             ) => {}
             () = probing => {}
+            () = self.names.watch() => {}
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mini_lb::MiniLbConfig;
 use support::{Balancer, Client, Exchange, Worker, config, post, soon};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const CHAT: &str = "/v1/chat/completions";
 const BODY: &str = r#"{"text":"a"}"#;
@@ -225,6 +226,62 @@ async fn one_of_two_that_refuses_connections_fails_no_request() {
     assert_eq!(legs.load(Ordering::SeqCst), 100);
 }
 
+/// An address that neither accepts nor refuses, as long as the sockets live: nobody takes what waits there, and
+/// there is no room for more.
+async fn blackhole() -> (String, Vec<TcpStream>, TcpListener) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SHORT, TcpStream::connect(address)).await {
+        waiting.push(stream.unwrap());
+    }
+    (format!("http://{address}"), waiting, listener)
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_no_connection_is_a_504_at_its_deadline_or_left_for_another() {
+    let (gone, _waiting, _listener) = blackhole().await;
+    for (prefill_is_gone, code) in [
+        (true, "prefill_connect_timeout"),
+        (false, "decode_connect_timeout"),
+    ] {
+        let mut there = Worker::listen().await;
+        let urls = match prefill_is_gone {
+            true => [gone.clone(), there.url()],
+            false => [there.url(), gone.clone()],
+        };
+        let [prefill, decode] = urls.map(|url| vec![url]);
+        let alone = config(&prefill, &decode).connect_timeout(SHORT);
+        let balancer = Balancer::start(alone).await;
+        let mut client = balancer.client().await;
+        client.send(post("/generate", BODY)).await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.status(), answer.header("x-mini-lb-error")),
+            (504, Some(code))
+        );
+        // Prefill's leg goes first; decode's is on its way when prefill's deadline passes.
+        there.request().await.closed().await;
+
+        let (one, two) = (Worker::listen().await, Worker::listen().await);
+        let pools = match prefill_is_gone {
+            true => [vec![gone.clone(), one.url()], vec![two.url()]],
+            false => [vec![one.url()], vec![gone.clone(), two.url()]],
+        };
+        let balancer = Balancer::start(config(&pools[0], &pools[1]).connect_timeout(SHORT)).await;
+        for worker in [one, two] {
+            worker.serve("200 OK", "{}");
+        }
+        let mut client = balancer.client().await;
+        for _ in 0..20 {
+            client.send(post("/generate", BODY)).await;
+            assert_eq!(client.answer().await.status(), 200);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_full_outage_of_a_role_is_not_multiplied_by_retries() {
     const REQUESTS: usize = 200;
@@ -420,6 +477,72 @@ async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
         probed.request.head
     );
     probed.answer("200 OK", "").await;
+    readiness(&mut client, 200).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_found_keeps_nobody_from_starting_and_nothing_is_sent_for_it() {
+    let mut decode = Worker::listen().await;
+    // Source: RFC 6761, section 6.4: no resolver knows such a name.
+    let nowhere = "http://prefill.invalid:1".to_owned();
+    let balancer = Balancer::start(config(&[nowhere], &[decode.url()])).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let answer = client.answer().await;
+    assert_eq!(
+        (answer.status(), answer.header("x-mini-lb-error")),
+        (503, Some("no_prefill"))
+    );
+    assert!(answer.header("retry-after").is_some());
+    // Pingora closes it, so the answer must not promise another.
+    assert_eq!(answer.header("connection"), Some("close"));
+    readiness(&mut balancer.client().await, 503).await;
+    assert!(!decode.has_request());
+}
+
+#[tokio::test]
+async fn a_name_is_as_good_as_an_address() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let named = |worker: &Worker| format!("http://localhost:{}", worker.address.port());
+    let balancer = Balancer::start(config(&[named(&prefill)], &[named(&decode)])).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let (one, two) = (prefill.request().await, decode.request().await);
+    let host = format!("localhost:{}", decode.address.port());
+    assert_eq!(two.request.header("host"), Some(host.as_str()));
+    one.answer("200 OK", "{}").await;
+    two.answer("200 OK", "{}").await;
+    assert_eq!(client.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
+    let (mut prefill, mut decode, balancer) = pair(|config| {
+        config
+            .health_check_interval(Some(Duration::from_millis(1)))
+            .health_check_timeout(Duration::from_millis(1))
+    })
+    .await;
+    // Neither worker answers a probe.
+    for worker in [&mut prefill, &mut decode] {
+        for _ in 0..20 {
+            let probe = worker.request().await;
+            assert!(probe.request.head.starts_with("GET /health "));
+        }
+    }
+    let mut client = balancer.client().await;
+    readiness(&mut client, 200).await;
+    client.send(post("/generate", BODY)).await;
+    for worker in [&mut prefill, &mut decode] {
+        loop {
+            let exchange = worker.request().await;
+            if exchange.request.head.starts_with("POST /generate ") {
+                exchange.answer("200 OK", "{}").await;
+                break;
+            }
+        }
+    }
+    assert_eq!(client.answer().await.status(), 200);
     readiness(&mut client, 200).await;
 }
 

@@ -189,6 +189,33 @@ async fn sigint_does_not_wait_for_a_stream_that_sigterm_waits_for() {
 }
 
 #[tokio::test]
+async fn a_process_whose_stderr_is_closed_serves_on_and_ends_well() {
+    let mut stage = Stage::set("--log-level debug").await;
+    stage.process.hang_up().await;
+    let mut client = stage.client().await;
+    for _ in 0..10 {
+        assert_eq!(stage.generate(&mut client).await.status(), 200);
+    }
+    drop(client);
+    stage.process.signal("TERM").await;
+    assert!(stage.process.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
+    let mut stage = Stage::set("--log-level trace").await;
+    stage.process.ignore();
+    let mut client = stage.client().await;
+    // Each of them writes some KiB; a pipe holds 64.
+    for _ in 0..200 {
+        assert_eq!(stage.generate(&mut client).await.status(), 200);
+    }
+    drop(client);
+    stage.process.signal("TERM").await;
+    assert!(stage.process.ended().await.success());
+}
+
+#[tokio::test]
 async fn sigquit_without_a_successor_changes_nothing() {
     let mut stage = Stage::set("").await;
     let (mut client, mut decode) = stage.stream().await;

@@ -78,6 +78,11 @@ impl MiniLbConfig {
         self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
     }
 
+    /// The longest that a client may take nothing of its answer.
+    pub fn client_stall_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::CLIENT_STALL_TIMEOUT_SECS, timeout)
+    }
+
     /// Requests at once; 0 is what the descriptors of the process allow.
     pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
         self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());
@@ -154,6 +159,11 @@ impl MiniLbConfig {
     /// How long a worker that is back gets less than its share of the requests; zero is not at all.
     pub fn slow_start(self, time: Duration) -> MiniLbConfig {
         self.duration(&settings::SLOW_START_SECS, time)
+    }
+
+    /// The longest that a probe of a worker may take.
+    pub fn health_check_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::HEALTH_CHECK_TIMEOUT_SECS, timeout)
     }
 
     /// Time between two probes of a worker; `None` sends none.

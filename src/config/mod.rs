@@ -155,6 +155,8 @@ pub struct Gate {
     pub head_timeout: Duration,
     /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
     pub body_timeout: Duration,
+    /// The longest that a client may take nothing of its answer.
+    pub client_stall_timeout: Duration,
     /// Requests at once; `None` is what the descriptors of the process allow. Never zero.
     pub max_inflight_requests: Option<usize>,
     /// Memory for the bodies of all requests at once, in bytes. Never zero.

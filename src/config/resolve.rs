@@ -145,6 +145,7 @@ impl Resolver<'_> {
     fn gate(&mut self) -> Option<Gate> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
+        let client_stall_timeout = self.scalar(&settings::CLIENT_STALL_TIMEOUT_SECS, seconds);
         let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, |text| {
             text.parse::<usize>().ok().map(|n| (n > 0).then_some(n))
         });
@@ -160,6 +161,7 @@ impl Resolver<'_> {
             max_buffered_body_bytes: max_buffered_body_bytes?,
             head_timeout: head_timeout?,
             body_timeout: body_timeout?,
+            client_stall_timeout: client_stall_timeout?,
         })
     }
 

@@ -108,6 +108,16 @@ pub(crate) const BODY_TIMEOUT_SECS: Setting = Setting {
     help: "Longest time until the whole body of a request has arrived; each MiB of it gets a second more",
 };
 
+pub(crate) const CLIENT_STALL_TIMEOUT_SECS: Setting = Setting {
+    key: "client_stall_timeout_secs",
+    kind: Kind::Number,
+    default: Some("60"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "Longest time that a client may take nothing of its answer",
+};
+
 pub(crate) const MAX_INFLIGHT_REQUESTS: Setting = Setting {
     key: "max_inflight_requests",
     kind: Kind::Number,
@@ -440,13 +450,14 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 38] = [
+pub(crate) const SETTINGS: [&Setting; 39] = [
     &HOST,
     &PORT,
     &MAX_PAYLOAD_SIZE,
     &REQUEST_TIMEOUT_SECS,
     &HEAD_TIMEOUT_SECS,
     &BODY_TIMEOUT_SECS,
+    &CLIENT_STALL_TIMEOUT_SECS,
     &MAX_INFLIGHT_REQUESTS,
     &MAX_BUFFERED_BODY_BYTES,
     &API_KEY,

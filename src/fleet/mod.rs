@@ -95,8 +95,8 @@ impl Fleet {
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
     /// Workers and pairs that are set aside are not picked, nor those in `avoid`, unless there is no other:
-    /// a worker that looks dead is better than no answer. `draw` gives uniformly distributed 64-bit values.
-    /// Limits are not asked here: [`Fleet::admit`] does that.
+    /// a worker that looks dead is better than no answer. One without an address is never picked. `draw` gives
+    /// uniformly distributed 64-bit values. Limits are not asked here: [`Fleet::admit`] does that.
     ///
     /// # Errors
     /// The role that has no worker.
@@ -218,7 +218,8 @@ impl Fleet {
         let last_resorts: [&dyn Fn(&Worker) -> bool; 3] =
             [&fit, &|worker| !avoid.contains(&worker.id()), &|_| true];
         for fit in last_resorts {
-            let mut fitting = candidates.iter().filter(|worker| fit(worker)).peekable();
+            let placed = candidates.iter().filter(|worker| worker.is_placed());
+            let mut fitting = placed.filter(|worker| fit(worker)).peekable();
             if fitting.peek().is_some() {
                 let roomy: Vec<_> = fitting.filter(|worker| has_room(worker)).cloned().collect();
                 return Ok(self.choose_patiently(&roomy, draw, now).cloned());
@@ -328,6 +329,49 @@ mod tests {
             other.select(|| 0, now, &[]).err(),
             Some(NoWorker(Role::Prefill))
         );
+    }
+
+    #[test]
+    fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
+        let worker = |role, peer| {
+            let host = http::HeaderValue::from_static("worker");
+            Arc::new(Worker::new(
+                WorkerId(9),
+                role,
+                String::new(),
+                host,
+                peer,
+                None,
+                None,
+            ))
+        };
+        let now = Instant::now();
+        let unplaced = worker(Role::Prefill, None);
+        let decode = Arc::new(Worker::for_tests(Role::Decode, 1));
+        let fleet = Arc::new(Fleet::new(
+            vec![unplaced.clone()],
+            vec![decode],
+            Box::new(Random),
+            Limits::default(),
+        ));
+        // Whatever is said about it, and however urgent it is.
+        for evidence in [Evidence::Neutral, Evidence::Absent, Evidence::Good] {
+            fleet.note(&unplaced, evidence, now);
+            assert!(!fleet.has_pair(now));
+            let refused = fleet.select(draws(), now, &[]).err();
+            assert_eq!(refused, Some(NoWorker(Role::Prefill)));
+        }
+        let peer = Worker::for_tests(Role::Prefill, 2).peer().unwrap();
+        unplaced.moved((*peer).clone());
+        assert!(fleet.has_pair(now) && fleet.select(draws(), now, &[]).is_ok());
+    }
+
+    #[test]
+    fn silence_is_news_once_and_so_is_its_end() {
+        let worker = Worker::for_tests(Role::Prefill, 1);
+        let answers = [true, false, false, false, true, true, false];
+        let news = answers.map(|answered| worker.note_answered(answered));
+        assert_eq!(news, [false, true, false, false, true, false, true]);
     }
 
     #[test]

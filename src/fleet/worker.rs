@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -22,41 +22,46 @@ pub struct Worker {
     role: Role,
     url: String,
     host: HeaderValue,
-    peer: HttpPeer,
+    /// `None` as long as nobody knows where it is.
+    peer: RwLock<Option<Arc<HttpPeer>>>,
     bootstrap: Option<Bootstrap>,
     authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
-    /// Whether the breaker has anything to say: a worker without trouble takes no lock.
+    /// Whether the breaker has anything to say, or there is no address: a worker without trouble takes no lock.
     troubled: AtomicBool,
     breaker: Mutex<Breaker>,
+    /// Whether the last question without legs had no answer.
+    silent: AtomicBool,
 }
 
 impl Worker {
     /// A worker that has nothing to do yet.
     ///
     /// `url` is its name in logs and answers, `host` the value of the `Host` header that it gets, `peer`
-    /// how it is dialled (address and timeouts), `bootstrap` where decode workers find a prefill worker's
+    /// how it is dialled (address and timeouts) if that is known, `bootstrap` where decode workers find a prefill worker's
     /// registry, `authorization` what replaces the client's header of that name.
     pub fn new(
         id: WorkerId,
         role: Role,
         url: String,
         host: HeaderValue,
-        peer: HttpPeer,
+        peer: Option<HttpPeer>,
         bootstrap: Option<Bootstrap>,
         authorization: Option<HeaderValue>,
     ) -> Self {
+        let troubled = AtomicBool::new(peer.is_none());
         Self {
             id,
             role,
             url,
             host,
-            peer,
+            peer: RwLock::new(peer.map(Arc::new)),
             bootstrap,
             authorization,
             in_flight: AtomicUsize::new(0),
-            troubled: AtomicBool::new(false),
+            troubled,
             breaker: Mutex::default(),
+            silent: AtomicBool::new(false),
         }
     }
 
@@ -67,7 +72,12 @@ impl Worker {
 
     /// Whether it may be picked now.
     pub fn admits(&self, now: Instant) -> bool {
-        !self.troubled.load(Ordering::Relaxed) || self.breaker().admits(now)
+        !self.troubled.load(Ordering::Relaxed) || (self.is_placed() && self.breaker().admits(now))
+    }
+
+    /// Whether it has an address.
+    pub fn is_placed(&self) -> bool {
+        self.peer().is_some()
     }
 
     /// Whether it takes a pick that has fallen on it: always, but for a while after it came back.
@@ -92,9 +102,15 @@ impl Worker {
         }
         let mut breaker = self.breaker();
         let changed = breaker.note(evidence, now, limits);
-        self.troubled
-            .store(breaker.is_troubled(), Ordering::Relaxed);
+        let troubled = breaker.is_troubled() || !self.is_placed();
+        self.troubled.store(troubled, Ordering::Relaxed);
         changed
+    }
+
+    /// Notes whether a question without legs was answered. True when that is news: who polls a dead worker fills
+    /// no log.
+    pub fn note_answered(&self, answered: bool) -> bool {
+        self.silent.swap(!answered, Ordering::Relaxed) == answered
     }
 
     /// Marks a pick of a worker that is being tried again.
@@ -124,9 +140,19 @@ impl Worker {
         &self.host
     }
 
-    /// How the worker is dialled.
-    pub fn peer(&self) -> &HttpPeer {
-        &self.peer
+    /// How the worker is dialled; `None` as long as it has no address.
+    pub fn peer(&self) -> Option<Arc<HttpPeer>> {
+        let peer = self.peer.read().unwrap_or_else(PoisonError::into_inner);
+        peer.clone()
+    }
+
+    /// It is dialled like this from now on.
+    pub fn moved(&self, peer: HttpPeer) {
+        // In this order, so that a note that comes between does not find the old state.
+        let breaker = self.breaker();
+        *self.peer.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(peer));
+        self.troubled
+            .store(breaker.is_troubled(), Ordering::Relaxed);
     }
 
     /// Where decode finds this prefill worker's registry; `None` for a decode worker.
@@ -171,7 +197,7 @@ impl Worker {
             role,
             format!("http://{authority}"),
             HeaderValue::from_static("worker"),
-            HttpPeer::new(authority, false, String::new()),
+            Some(HttpPeer::new(authority, false, String::new())),
             None,
             None,
         )

@@ -13,7 +13,6 @@ use http::header::{
     CONTENT_TYPE, HOST, ORIGIN,
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
@@ -129,9 +128,14 @@ impl Question {
             Ok(Err(failure)) => Err(Unanswered::Failed(failure)),
             Err(_) => Err(Unanswered::Overdue(self.wait)),
         };
-        if let Err(why) = &outcome {
+        if worker.note_answered(outcome.is_ok()) {
             let (path, url) = (self.head.uri.path(), worker.url());
-            log::warn!("worker gave no answer path={path} worker={url} error=\"{why}\"");
+            match &outcome {
+                Ok(_) => log::info!("worker answers again path={path} worker={url}"),
+                Err(why) => {
+                    log::warn!("worker gave no answer path={path} worker={url} error=\"{why}\"");
+                }
+            }
         }
         Asked {
             worker: worker.clone(),
@@ -148,8 +152,10 @@ impl Question {
             head.insert_header(AUTHORIZATION, authorization)
                 .map_err(unfit)?;
         }
-        let peer: &HttpPeer = worker.peer();
-        client.fetch(peer, &head, &self.body, ANSWER_LIMIT).await
+        let peer = worker.peer();
+        client
+            .fetch(peer.as_deref(), &head, &self.body, ANSWER_LIMIT)
+            .await
     }
 }
 

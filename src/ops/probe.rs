@@ -56,11 +56,15 @@ impl Probe {
             return Evidence::Neutral;
         };
         let nothing = Bytes::new();
+        // A name without an address is no news about the worker.
+        let Some(peer) = worker.peer() else {
+            return Evidence::Neutral;
+        };
         let answer = self
             .client
-            .fetch(worker.peer(), &head, &nothing, ANSWER_LIMIT);
+            .fetch(Some(&peer), &head, &nothing, ANSWER_LIMIT);
         match tokio::time::timeout(self.timeout, answer).await {
-            Ok(Ok(_)) => Evidence::Present,
+            Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
             Ok(Err(_)) | Err(_) => Evidence::Neutral,
         }

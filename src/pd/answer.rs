@@ -25,6 +25,11 @@ pub enum MergeError {
         /// What is wrong with it.
         error: json::Error,
     },
+    /// An answer is compressed.
+    Encoded {
+        /// Whose answer.
+        leg: Role,
+    },
     /// An answer tells of an error.
     Failed {
         /// Whose answer.
@@ -63,6 +68,7 @@ impl fmt::Display for MergeError {
             Self::Malformed { leg, error } => {
                 write!(f, "the answer of {leg} is malformed: {error}")
             }
+            Self::Encoded { leg } => write!(f, "the answer of {leg} is compressed"),
             Self::Failed { leg } => write!(f, "the answer of {leg} is an error"),
             Self::Missing { leg, what } => write!(f, "the answer of {leg} has no {what}"),
             Self::Count {

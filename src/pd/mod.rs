@@ -24,7 +24,7 @@ pub use answer::MergeError;
 pub use bootstrap::{Bootstrap, Fields, Injected, RequestId, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
 pub use merge::StreamMerger;
-pub use outcome::{WorkerError, stream_error};
+pub use outcome::{WorkerError, document_error, stream_error};
 pub use prompts::PromptSide;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use sse::{Boundary, EventTooLong, Splitter};

@@ -38,6 +38,34 @@ pub fn stream_error(route: Route, first_event: &[u8]) -> Option<WorkerError> {
     }
 }
 
+/// The failure that a worker's whole answer tells of under the status 200; `None` when it is no failure, has no
+/// status of an error, or is about one prompt of a batch only.
+///
+/// An abort without a status is one that somebody has asked for, and an answer.
+pub fn document_error(route: Route, document: &[u8]) -> Option<WorkerError> {
+    let names = |word: &[u8]| memchr::memmem::find(document, word).is_some();
+    if !names(b"\"error\"") && !names(b"\"abort\"") {
+        return None;
+    }
+    let nested = match route {
+        Route::Generate => generate_error(document),
+        Route::ChatCompletions | Route::Completions => openai_error(document),
+        Route::Responses | Route::Messages => return None,
+    };
+    nested.or_else(|| plain_error(document))
+}
+
+fn plain_error(document: &[u8]) -> Option<WorkerError> {
+    let [object, code] = members(document, ["object", "code"])?;
+    if object? != b"\"error\"" {
+        return None;
+    }
+    Some(WorkerError {
+        status: status(code?)?,
+        body: Bytes::copy_from_slice(document),
+    })
+}
+
 fn generate_error(payload: &[u8]) -> Option<WorkerError> {
     let [error, meta_info, index] = members(payload, ["error", "meta_info", "index"])?;
     if let Some(error) = error {
@@ -173,6 +201,47 @@ mod tests {
                 Some((503, inner)),
             );
         }
+    }
+
+    #[test]
+    fn a_whole_answer_under_200_is_the_failure_that_it_tells_of() {
+        let found = |route, document: &str| {
+            document_error(route, document.as_bytes()).map(|error| {
+                (
+                    error.status,
+                    String::from_utf8_lossy(&error.body).into_owned(),
+                )
+            })
+        };
+        let plain = r#"{"object":"error","message":"m","code":503}"#;
+        for route in [Route::Generate, Route::ChatCompletions, Route::Completions] {
+            assert_eq!(found(route, plain), Some((503, plain.to_owned())));
+            for fine in [
+                r#"{"text":"an \"error\" and an \"abort\""}"#,
+                r#"{"object":"error","code":200}"#,
+                r#"{"object":"error"}"#,
+                r#"{"choices":[{"finish_reason":"abort"}]}"#,
+                r#"[{"object":"error","code":503}]"#,
+                r#"{"object":"error","code":503"#,
+                "",
+            ] {
+                assert_eq!(found(route, fine), None, "{fine}");
+            }
+        }
+        let aborted = abort(r#""message":"gone","status_code":500"#);
+        assert_eq!(
+            found(Route::Generate, &aborted).map(|(status, _)| status),
+            Some(500)
+        );
+        let asked_for = abort(r#""message":"gone","status_code":null"#);
+        assert_eq!(found(Route::Generate, &asked_for), None);
+        let nested = r#"{"error":{"object":"error","message":"m","code":400}}"#;
+        let inner = r#"{"object":"error","message":"m","code":400}"#;
+        assert_eq!(
+            found(Route::Completions, nested),
+            Some((400, inner.to_owned()))
+        );
+        assert_eq!(found(Route::Messages, plain), None);
     }
 
     #[test]

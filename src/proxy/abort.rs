@@ -104,8 +104,9 @@ async fn tell(client: &Client, worker: &Worker, key: Option<&HeaderValue>, id: &
     if let Some(key) = key {
         head.insert_header(AUTHORIZATION, key)?;
     }
+    let peer = worker.peer();
     let answer = client
-        .fetch(worker.peer(), &head, &body, ANSWER_LIMIT)
+        .fetch(peer.as_deref(), &head, &body, ANSWER_LIMIT)
         .await;
     answer
         .map(|_| ())

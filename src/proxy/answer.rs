@@ -1,8 +1,9 @@
 //! What happens to decode's answer on its way to the client.
 //!
-//! A request that needs no merge passes piece by piece, unparsed and unbuffered, except for the first event
-//! of a stream: SGLang reports an early failure as an event in a 200, and before anything was sent it can
-//! still be the status that it is.
+//! A stream that needs no merge passes piece by piece, unparsed and unbuffered, except for its first event:
+//! SGLang reports an early failure as an event in a 200, and before anything was sent it can still be the status
+//! that it is. A document is held until it is whole, up to [`HELD_LIMIT`]: as long as nothing was sent, a worker
+//! that dies in the middle of it is still a status, or another pair.
 
 use bytes::{Bytes, BytesMut};
 
@@ -14,10 +15,15 @@ use crate::pd::{
 /// The longest first event that is waited for, in bytes. An error event of SGLang has a few hundred.
 pub(super) const FIRST_EVENT_LIMIT: usize = 64 << 10;
 
+/// The longest document that is held until it is whole, in bytes. Most have a few KiB, and arrive in one piece.
+pub(super) const HELD_LIMIT: usize = 1 << 20;
+
 /// How the pieces of decode's body become the client's.
 pub(super) enum Answer {
     /// Unchanged.
     Passed,
+    /// A document that waits for its end.
+    Whole(BytesMut),
     /// A stream of events whose first one has not been seen whole.
     FirstEvent(Route, BytesMut),
     /// A document that waits for its end, to be merged.
@@ -84,6 +90,11 @@ impl From<WorkerError> for Spoiled {
 }
 
 impl Answer {
+    /// A document that passes when it is whole, or too long to be held.
+    pub(super) fn whole() -> Self {
+        Answer::Whole(BytesMut::new())
+    }
+
     /// A stream that passes unless it begins with an error.
     pub(super) fn first_event(route: Route) -> Self {
         Answer::FirstEvent(route, BytesMut::new())
@@ -104,6 +115,17 @@ impl Answer {
     pub(super) fn pass(&mut self, piece: Bytes, end: bool, begun: bool) -> Result<Bytes, Spoiled> {
         match self {
             Answer::Passed => Ok(piece),
+            // The usual case: all of it at once, and no copy.
+            Answer::Whole(held) if end && held.is_empty() => Ok(piece),
+            Answer::Whole(held) => {
+                held.extend_from_slice(&piece);
+                if !end && held.len() <= HELD_LIMIT {
+                    return Ok(Bytes::new());
+                }
+                let held = held.split().freeze();
+                *self = Answer::Passed;
+                Ok(held)
+            }
             Answer::FirstEvent(route, held) => {
                 let route = *route;
                 let begin = if held.is_empty() {

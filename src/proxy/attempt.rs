@@ -37,6 +37,9 @@ impl Proxy {
         ctx: &mut Ctx,
         route: Route,
     ) -> Result<()> {
+        if headers::is_encoded(&session.req_header().headers) {
+            return Err(ctx.refuse(ProxyError::Encoded));
+        }
         let limits = &self.limits;
         let share = ctx.share.insert(self.buffered.share());
         let body = match intake::read(session, limits.max_body_bytes, limits.body, share).await? {
@@ -75,20 +78,21 @@ impl Proxy {
                 self.lease(session, ctx, stream).await?
             }
         };
-        let Some(request) = ctx.request.take() else {
-            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
-        };
         let Some(bootstrap) = lease.prefill.bootstrap() else {
             let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
             return Err(ctx.refuse(error));
         };
         ctx.note_legs(lease.prefill.url(), lease.decode.url());
-        let Request {
+        // Not before there is a pair: a request that is refused here is one that has been read.
+        let Some(Request {
             route,
             facts,
             head,
             body,
-        } = request;
+        }) = ctx.request.take()
+        else {
+            return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
+        };
         let parcel = self.pack(route, &facts, &head, body, bootstrap)?;
         let injected = parcel.injected.clone();
         let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease)?;

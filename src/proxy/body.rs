@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::custom::CustomMessageWrite;
 use pingora_core::protocols::http::custom::server::Session as CustomSession;
@@ -82,6 +82,8 @@ pub(super) fn install(
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
+    // Pingora gives a request up whose Connection names Host, without an answer. The legs' heads have obeyed it.
+    head.remove_header(&CONNECTION);
     head.insert_header(CONTENT_LENGTH, body.len())?;
     let slot = Arc::new(Mutex::new(None));
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));

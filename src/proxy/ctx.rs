@@ -50,7 +50,7 @@ pub(crate) struct Ctx {
     sent: Boundary,
     /// The status that the client got, 0 when it got none.
     pub(super) status: u16,
-    /// How it ended, in one word: `ok`, `client_left`, or the code of a fault.
+    /// How it ended, in one word: `ok`, `client_left`, `client_stalled`, or the code of a fault.
     ended: Cow<'static, str>,
     /// The fault in a sentence.
     message: Option<String>,
@@ -130,6 +130,7 @@ impl Ctx {
         self.avoid.push(avoid);
         self.course.again();
         self.exchange = None;
+        self.status = 0;
         let mut error = Error::new_in(AGAIN);
         error.set_retry(true);
         error
@@ -148,9 +149,13 @@ impl Ctx {
     }
 
     /// What the client is told; `None` when it has left.
-    pub(super) fn conclude(&mut self) -> Option<Fault> {
+    pub(super) fn conclude(&mut self, error: &Error) -> Option<Fault> {
+        let left = match error.etype() {
+            ErrorType::WriteTimedout => "client_stalled",
+            _ => "client_left",
+        };
         let fault = self.fault.take();
-        self.ended = fault.as_ref().map_or("client_left", Fault::code).into();
+        self.ended = fault.as_ref().map_or(left, Fault::code).into();
         self.message = fault.as_ref().map(Fault::message);
         fault
     }

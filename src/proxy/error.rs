@@ -40,6 +40,8 @@ pub(super) enum ProxyError {
     Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
     BodyTooLarge(usize),
+    /// The body is compressed.
+    Encoded,
     /// The framing of the body is broken.
     BadFraming(String),
     /// The client took too long with its body.
@@ -58,6 +60,8 @@ pub(super) enum ProxyError {
     QueueTimeout(Duration),
     /// A leg had no answer.
     Leg(Role, String, Failure),
+    /// A worker refuses the key that this proxy sends it, or asks for one and gets none: role, URL, status.
+    WorkerKey(Role, String, u16),
     /// Prefill's answer and decode's do not fit together.
     Merge(MergeError),
     /// Nothing of a streamed answer came for this long.
@@ -89,6 +93,7 @@ impl ProxyError {
             }
             ProxyError::Unauthorized => StatusCode::UNAUTHORIZED,
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            ProxyError::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ProxyError::BadHead(_)
             | ProxyError::BadFraming(_)
             | ProxyError::Invalid(_)
@@ -106,7 +111,9 @@ impl ProxyError {
             | ProxyError::Stalled(_)
             | ProxyError::Overdue
             | ProxyError::Leg(_, _, Failure::ConnectTimeout) => StatusCode::GATEWAY_TIMEOUT,
-            ProxyError::Leg(..) | ProxyError::Merge(_) => StatusCode::BAD_GATEWAY,
+            ProxyError::Leg(..) | ProxyError::WorkerKey(..) | ProxyError::Merge(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             ProxyError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -124,7 +131,7 @@ impl ProxyError {
 
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
-        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable};
+        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable, Unusable};
         use Role::{Decode, Prefill};
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
@@ -132,6 +139,7 @@ impl ProxyError {
             ProxyError::Unauthorized => "unauthorized",
             ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
+            ProxyError::Encoded => "unsupported_encoding",
             ProxyError::BadFraming(_) => "bad_framing",
             ProxyError::BodyTimeout => "body_timeout",
             ProxyError::Invalid(Invalid::LogprobStart) => "invalid_logprob_start_len",
@@ -145,11 +153,16 @@ impl ProxyError {
             ProxyError::Leg(Prefill, _, Unreachable(_)) => "prefill_unreachable",
             ProxyError::Leg(Prefill, _, ConnectTimeout) => "prefill_connect_timeout",
             ProxyError::Leg(Prefill, _, Lost(_)) => "prefill_lost",
-            ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_)) => "prefill_bad_answer",
+            ProxyError::Leg(Prefill, _, NotHttp(_) | TooLong(_) | Unusable(_)) => {
+                "prefill_bad_answer"
+            }
             ProxyError::Leg(Decode, _, Unreachable(_)) => "decode_unreachable",
             ProxyError::Leg(Decode, _, ConnectTimeout) => "decode_connect_timeout",
             ProxyError::Leg(Decode, _, Lost(_)) => "decode_lost",
-            ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_)) => "decode_bad_answer",
+            ProxyError::Leg(Decode, _, NotHttp(_) | TooLong(_) | Unusable(_)) => {
+                "decode_bad_answer"
+            }
+            ProxyError::WorkerKey(..) => "worker_auth",
             ProxyError::Merge(_) => "merge_failed",
             ProxyError::FirstTokenLate(_) => "first_token_timeout",
             ProxyError::Stalled(_) => "stream_idle_timeout",
@@ -178,6 +191,9 @@ impl fmt::Display for ProxyError {
                     "the request body is longer than {limit} bytes (max_payload_size)"
                 )
             }
+            ProxyError::Encoded => {
+                f.write_str("a request body with a Content-Encoding is not taken; send it plain")
+            }
             ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
             ProxyError::BodyTimeout => {
                 f.write_str("the request body did not arrive in time (body_timeout_secs)")
@@ -204,6 +220,11 @@ impl fmt::Display for ProxyError {
                 limit.as_secs_f64()
             ),
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
+            ProxyError::WorkerKey(role, url, status) => write!(
+                f,
+                "the {role} worker {url} refuses the load balancer ({status}): see its api_key and \
+                 worker_api_key_file"
+            ),
             ProxyError::Merge(why) => {
                 write!(
                     f,

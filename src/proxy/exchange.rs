@@ -12,13 +12,14 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::abort::{Aborter, Ids};
-use super::answer::{Answer, Spoiled};
+use super::answer::{Answer, HELD_LIMIT, Spoiled};
 use super::error::{Fault, ProxyError};
+use super::headers::is_encoded;
 use super::intake;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::Loan;
-use crate::pd::{Batch, Leg, Merge, PromptSide, Route};
+use crate::pd::{self, Batch, Leg, Merge, MergeError, PromptSide, Route};
 
 /// What an attempt is made of.
 pub(super) struct Plan {
@@ -76,6 +77,11 @@ impl Exchange {
         &self.plan.head
     }
 
+    /// Who computes the prompt.
+    pub(super) fn prefill(&self) -> &Worker {
+        &self.prefill
+    }
+
     /// The worker whose leg has failed; where prefill's has, decode's is a symptom.
     pub(super) fn blamed(&self) -> &Arc<Worker> {
         if self.prefill_state().is_failure() {
@@ -130,11 +136,20 @@ impl Exchange {
         max_event_bytes: usize,
     ) -> Result<(), ProxyError> {
         self.streams = is_event_stream(&head.headers);
+        let encoded = is_encoded(&head.headers);
+        let length = length(head);
         if self.plan.merge == Merge::None {
-            if self.streams {
-                self.answer = Answer::first_event(self.plan.route);
-            }
+            self.answer = match (self.streams, length) {
+                (true, _) if encoded => Answer::Passed,
+                (true, _) => Answer::first_event(self.plan.route),
+                (false, Some(HELD_LIMIT..)) => Answer::Passed,
+                (false, _) => Answer::whole(),
+            };
             return Ok(());
+        }
+        if encoded {
+            let leg = Role::Decode;
+            return Err(ProxyError::Merge(MergeError::Encoded { leg }));
         }
         let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::peek) else {
             return Err(ProxyError::Internal("nothing to merge".into()));
@@ -146,6 +161,11 @@ impl Exchange {
             PromptSide::from_body(merge, batch, body)
         };
         let side = side.map_err(ProxyError::Merge)?;
+        if length == Some(0) {
+            // No piece of a body will come that could be merged.
+            let error = pd::merge::body(&side, Bytes::new()).err();
+            return error.map_or(Ok(()), |error| Err(ProxyError::Merge(error)));
+        }
         self.answer = if self.streams {
             Answer::events(self.plan.route, side, max_event_bytes)
         } else {
@@ -211,6 +231,16 @@ impl Exchange {
             self.abort(&self.prefill);
         }
     }
+}
+
+/// How long the body will be, where that is known.
+fn length(head: &ResponseHeader) -> Option<usize> {
+    head.headers
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 impl Drop for Exchange {

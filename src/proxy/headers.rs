@@ -4,7 +4,7 @@
 //! everything that belongs to one hop or steers SGLang from outside stays behind.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, EXPECT, HOST};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, EXPECT, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::Result;
 use pingora_http::RequestHeader;
@@ -13,7 +13,7 @@ use crate::fleet::Worker;
 use crate::net::{REQUEST_ID, is_hop_by_hop, nominated};
 
 /// What ends here besides what belongs to one hop.
-const OURS: [HeaderName; 3] = [HOST, EXPECT, ACCEPT_ENCODING];
+const OURS: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING];
 
 /// With these SGLang takes the request id and the rendezvous from headers instead of the body.
 const OVERRIDE_PREFIX: &str = "x-override-";
@@ -28,6 +28,12 @@ pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> 
             HeaderValue::try_from(format!("{:032x}", random()))
                 .unwrap_or_else(|_| unreachable!("hexadecimal digits are a header value"))
         })
+}
+
+/// Whether a body is in another form than its bytes: compressed. Nobody has asked for that.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 /// The head of a leg: the client's, without what stays behind. The length of the body is added later.
@@ -152,7 +158,7 @@ mod tests {
             Role::Prefill,
             String::new(),
             HeaderValue::from_static("w:1"),
-            Worker::for_tests(Role::Prefill, 1).peer().clone(),
+            None,
             None,
             Some(HeaderValue::from_static("Bearer worker")),
         );

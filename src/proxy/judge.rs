@@ -16,7 +16,7 @@ use super::error::{Fault, ProxyError};
 use super::exchange::Exchange;
 use super::prefill::{self, evidence};
 use super::{Proxy, has_begun};
-use crate::fleet::{RetryBudget, Role};
+use crate::fleet::{RetryBudget, Role, Worker};
 use crate::net::Failure;
 use crate::pd::{Allowance, Leg, Verdict};
 
@@ -38,7 +38,7 @@ impl Proxy {
             etype if *etype == INTERRUPTED => {
                 return match self.verdict(ctx) {
                     Ok(Verdict::Retry) => self.again(ctx),
-                    _ => Self::fail_with_prefill(ctx),
+                    _ => self.fail_with_prefill(ctx),
                 };
             }
             etype if *etype == CUT => return ctx.refuse(ProxyError::ShuttingDown),
@@ -54,7 +54,8 @@ impl Proxy {
                     error.set_retry(true);
                     return error;
                 }
-                return self.decode_failed(ctx, &error).unwrap_or(error);
+                let failure = Failure::from_pingora(&error);
+                return self.decode_failed(ctx, failure).unwrap_or(error);
             }
         };
         ctx.course.decode(Leg::Failed);
@@ -95,8 +96,7 @@ impl Proxy {
     }
 
     /// Decode's leg ended without an answer, or in the middle of one.
-    pub(super) fn decode_failed(&self, ctx: &mut Ctx, error: &Error) -> Option<Box<Error>> {
-        let failure = Failure::from_pingora(error);
+    pub(super) fn decode_failed(&self, ctx: &mut Ctx, failure: Failure) -> Option<Box<Error>> {
         let leg = prefill::failed(&failure);
         ctx.course.decode(leg);
         let verdict = self.verdict(ctx).ok()?;
@@ -105,7 +105,7 @@ impl Proxy {
         let url = exchange.decode.url().to_owned();
         Some(match verdict {
             Verdict::Retry => self.again(ctx),
-            Verdict::Fail(Role::Prefill) => Self::fail_with_prefill(ctx),
+            Verdict::Fail(Role::Prefill) => self.fail_with_prefill(ctx),
             Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {
                 ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
             }
@@ -128,7 +128,7 @@ impl Proxy {
         let url = exchange.decode.url().to_owned();
         match (verdict, spoiled) {
             (Ok(Verdict::Retry), _) => self.again(ctx),
-            (Ok(Verdict::Fail(Role::Prefill)), _) => Self::fail_with_prefill(ctx),
+            (Ok(Verdict::Fail(Role::Prefill)), _) => self.fail_with_prefill(ctx),
             (_, Spoiled::Rejected(rejection)) => ctx.fail(Fault::Rejected(Role::Decode, rejection)),
             (_, Spoiled::Merge(error)) => ctx.refuse(ProxyError::Merge(error)),
             (_, Spoiled::TooLong(error)) => {
@@ -147,11 +147,15 @@ impl Proxy {
         ctx.again(avoid)
     }
 
-    pub(super) fn fail_with_prefill(ctx: &mut Ctx) -> Box<Error> {
+    pub(super) fn fail_with_prefill(&self, ctx: &mut Ctx) -> Box<Error> {
         let exchange = ctx.exchange.as_ref();
         let fault = exchange.and_then(Exchange::prefill_fault);
         if let Some(exchange) = exchange {
-            Self::note_pair(exchange, exchange.prefill_state());
+            let leg = exchange.prefill_state();
+            Self::note_pair(exchange, leg);
+            if let Some(error) = self.wrong_key(exchange.prefill(), leg) {
+                return ctx.refuse(error);
+            }
         }
         match fault {
             Some(fault) => ctx.fail(fault),
@@ -159,6 +163,17 @@ impl Proxy {
                 "prefill failed without a trace".into(),
             )),
         }
+    }
+
+    /// The error of a worker that refuses a key of which the client knows nothing: the operator's fault, not the
+    /// client's. Where the client's own key went to the worker, the refusal is the client's answer.
+    pub(super) fn wrong_key(&self, worker: &Worker, leg: Leg) -> Option<ProxyError> {
+        let Leg::Rejected(status @ (401 | 403)) = leg else {
+            return None;
+        };
+        let not_the_clients = worker.authorization().is_some() || self.keys.stay_here();
+        not_the_clients
+            .then(|| ProxyError::WorkerKey(worker.role(), worker.url().to_owned(), status))
     }
 
     /// A 500 of one leg is often the other's fault: it counts against the pair as well.

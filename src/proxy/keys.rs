@@ -53,6 +53,11 @@ impl Keys {
         }
     }
 
+    /// Whether a client's key ends here, so that a worker's refusal cannot be about it.
+    pub(super) fn stay_here(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     fn wanted(&self, access: Access) -> &[Hash] {
         match access {
             Access::Admins if !self.admins.is_empty() => &self.admins,

@@ -42,17 +42,17 @@ use bytes::Bytes;
 use http::{Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Access, Client, Door, REQUEST_ID, WholeRequest};
+use crate::net::{Access, Client, Door, Failure, REQUEST_ID, WholeRequest, unusable};
 use crate::pd::{Leg, Route, Verdict};
 use body::Deadlines;
 use ctx::Ctx;
 use error::{Exhausted, ProxyError};
-use prefill::evidence;
+use prefill::{evidence, no_document};
 
 pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
@@ -62,9 +62,6 @@ pub(crate) use keys::Keys;
 
 /// A client connection without a request is closed after this long.
 const CLIENT_IDLE_SECS: u64 = 75;
-
-/// A client that takes nothing of its answer for this long is given up, and its legs with it.
-const CLIENT_STALL: Duration = Duration::from_secs(60);
 
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
@@ -92,6 +89,8 @@ pub(crate) struct Limits {
     pub(crate) body: Duration,
     /// For a request that waits until a worker has room.
     pub(crate) queue: Duration,
+    /// Until a client that takes nothing of its answer is given up, and its legs with it.
+    pub(crate) stall: Duration,
     /// Attempts that one request has in all, at least 1.
     pub(crate) attempts: u32,
     /// Until the first byte of a streamed answer.
@@ -147,7 +146,7 @@ impl ProxyHttp for Proxy {
         // What comes after an upgrade that nobody makes may be no HTTP any more.
         session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
         self.ask_to_move(session);
-        session.set_write_timeout(Some(CLIENT_STALL));
+        session.set_write_timeout(Some(self.limits.stall));
         // Bytes behind a request are the next one; without this they would end a running answer. The price:
         // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
         session.downstream_session.set_pipelining_enabled(true);
@@ -185,8 +184,10 @@ impl ProxyHttp for Proxy {
         if ctx.exchange.is_none() {
             self.attempt(session, ctx).await?;
         }
+        let nowhere = || Error::explain(ErrorType::InternalError, "a lease without an address");
         let exchange = ctx.exchange()?;
-        let (peer, loan) = self.client.lend(exchange.decode.peer());
+        let peer = exchange.decode.peer().ok_or_else(nowhere)?;
+        let (peer, loan) = self.client.lend(&peer);
         exchange.loan = loan;
         Ok(Box::new(peer))
     }
@@ -210,6 +211,12 @@ impl ProxyHttp for Proxy {
         head: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if let Some(failure) =
+            unusable(head.status, &head.headers).or_else(|| no_document(head.status))
+        {
+            let no_legs = || Error::explain(ErrorType::InternalError, "an answer without legs");
+            return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
+        }
         if head.status.is_informational() {
             return Ok(());
         }
@@ -224,12 +231,15 @@ impl ProxyHttp for Proxy {
         ctx.course.decode(leg);
         match self.verdict(ctx)? {
             Verdict::Retry => return Err(self.again(ctx)),
-            Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+            Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
             Verdict::Fail(Role::Decode) => {
                 let exchange = ctx.exchange()?;
                 exchange.end_prefill();
                 exchange.decode_ended(evidence(leg));
                 Self::note_pair(exchange, leg);
+                if let Some(error) = self.wrong_key(&exchange.decode, leg) {
+                    return Err(ctx.refuse(error));
+                }
             }
             Verdict::Respond | Verdict::Wait => {
                 let max_event_bytes = self.limits.max_body_bytes;
@@ -251,11 +261,11 @@ impl ProxyHttp for Proxy {
     ) -> Result<Option<Duration>> {
         let piece = body.take().unwrap_or_default();
         let begun = ctx.course.is_committed();
-        if !begun && !piece.is_empty() && ctx.status < 300 {
+        if !begun && (!piece.is_empty() || end_of_stream) && ctx.status < 300 {
             // Without prefill's KV cache whatever decode says is not the answer.
             match self.verdict(ctx)? {
                 Verdict::Retry => return Err(self.again(ctx)),
-                Verdict::Fail(Role::Prefill) => return Err(Self::fail_with_prefill(ctx)),
+                Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
                 Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {}
             }
         }
@@ -276,7 +286,8 @@ impl ProxyHttp for Proxy {
         ctx: &mut Ctx,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.decode_failed(ctx, &error).unwrap_or(error)
+        let failure = Failure::from_pingora(&error);
+        self.decode_failed(ctx, failure).unwrap_or(error)
     }
 
     fn error_while_proxy(
@@ -302,7 +313,7 @@ impl ProxyHttp for Proxy {
         if !decided {
             ctx.refuse(ProxyError::Internal(error.to_string()));
         }
-        let Some(fault) = ctx.conclude() else {
+        let Some(fault) = ctx.conclude(error) else {
             return gone();
         };
         if begun {

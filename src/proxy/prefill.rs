@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply};
-use crate::pd::{Leg, Route, WorkerError};
+use crate::pd::{self, Leg, Route, WorkerError};
 
 use super::answer::{FIRST_EVENT_LIMIT, Opening};
 
@@ -148,8 +148,17 @@ pub(super) fn failed(failure: &Failure) -> Leg {
     match failure {
         Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
         Failure::Lost(_) => Leg::Lost,
-        Failure::NotHttp(_) | Failure::TooLong(_) => Leg::Failed,
+        Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,
     }
+}
+
+/// A success without a document answers no request for tokens.
+pub(super) fn no_document(status: StatusCode) -> Option<Failure> {
+    matches!(
+        status,
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::PARTIAL_CONTENT
+    )
+    .then_some(Failure::Unusable(status))
 }
 
 /// What the end of a leg says about its worker.
@@ -175,9 +184,10 @@ impl From<WorkerError> for Rejection {
 
 impl Order {
     async fn run(self) -> Outcome {
+        let peer = self.worker.peer();
         let ended = match self
             .client
-            .send(self.worker.peer(), &self.head, &self.body)
+            .send(peer.as_deref(), &self.head, &self.body)
             .await
         {
             Ok(reply) => self.read(reply).await,
@@ -193,6 +203,9 @@ impl Order {
 
     async fn read(&self, mut reply: Reply) -> Result<Outcome, Failure> {
         let status = reply.head().status;
+        if let Some(failure) = no_document(status) {
+            return Err(failure);
+        }
         if !status.is_success() {
             let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
             let body = reply.collect(REJECTION_LIMIT).await?;
@@ -205,24 +218,43 @@ impl Order {
         let streams = is_event_stream(&reply.head().headers);
         let body = match self.keep {
             Keep::Body(limit) => reply.collect(limit).await?,
-            Keep::Nothing => drain(&mut reply, streams).await?,
+            Keep::Nothing => drain(&mut reply).await?,
         };
-        Ok(match Opening::of(self.route, &body) {
-            Opening::Error(error) if streams => Outcome::Rejected(error.into()),
-            _ => Outcome::Served(body),
+        let error = match streams {
+            true => match Opening::of(self.route, &body) {
+                Opening::Error(error) => Some(error),
+                Opening::Fine | Opening::Incomplete => None,
+            },
+            false => pd::document_error(self.route, &body),
+        };
+        Ok(match (error, self.keep) {
+            (Some(error), _) => Outcome::Rejected(error.into()),
+            (None, Keep::Body(_)) => Outcome::Served(body),
+            (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
         })
     }
 }
 
-/// Reads to the end, keeping the beginning of a stream: its first event may be an error.
-async fn drain(reply: &mut Reply, streams: bool) -> Result<Bytes, Failure> {
-    let mut beginning = BytesMut::new();
+/// Reads to the end, keeping the beginning: it may tell of an error. Most answers are one piece, which is not
+/// copied.
+async fn drain(reply: &mut Reply) -> Result<Bytes, Failure> {
+    let Some(first) = reply.chunk().await? else {
+        return Ok(Bytes::new());
+    };
+    let mut more = BytesMut::new();
     while let Some(chunk) = reply.chunk().await? {
-        if streams && beginning.len() < FIRST_EVENT_LIMIT {
-            beginning.extend_from_slice(&chunk);
+        if more.is_empty() {
+            more.extend_from_slice(&first);
+        }
+        if more.len() < FIRST_EVENT_LIMIT {
+            more.extend_from_slice(&chunk);
         }
     }
-    Ok(beginning.freeze())
+    Ok(if more.is_empty() {
+        first
+    } else {
+        more.freeze()
+    })
 }
 
 /// Whether this answer is a stream of server-sent events.

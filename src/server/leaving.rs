@@ -71,6 +71,9 @@ impl Exit {
 
     /// Settles, and drains.
     pub(super) async fn leave(&self) {
+        self.unready.send_replace(true);
+        self.stage.send_replace(Stage::Leaving);
+        // Said when it is so: whoever reads it may act on it.
         log::info!(
             "leaving settle_secs={} grace_secs={} requests={} connections={}",
             self.limits.settle.as_secs_f64(),
@@ -78,8 +81,6 @@ impl Exit {
             self.requests.live(),
             self.connections.live(),
         );
-        self.unready.send_replace(true);
-        self.stage.send_replace(Stage::Leaving);
         tokio::time::sleep(self.limits.settle).await;
         self.drain().await;
     }

@@ -17,8 +17,6 @@ pub(crate) struct Workers {
     pub(crate) ordinary: Option<String>,
     /// The served model; the first of `/v1/models` if it is not given.
     pub(crate) model: Option<String>,
-    /// They are simulated, and know less than SGLang.
-    pub(crate) simulated: bool,
 }
 
 impl Workers {
@@ -41,7 +39,6 @@ impl Workers {
             decode: list("MINI_LB_TEST_DECODE")?,
             ordinary: std::env::var("MINI_LB_TEST_ORDINARY").ok(),
             model: std::env::var("MINI_LB_TEST_MODEL").ok(),
-            simulated: false,
         })
     }
 

@@ -51,9 +51,24 @@ impl Client {
 
     /// The next chunk of a chunked body; `None` at its end or when the connection is cut.
     pub async fn chunk(&mut self) -> Option<String> {
-        soon("a chunk", read_chunk(&mut self.stream))
+        self.bytes()
             .await
             .map(|chunk| String::from_utf8(chunk).unwrap())
+    }
+
+    /// Likewise, where it need not be text.
+    pub async fn bytes(&mut self) -> Option<Vec<u8>> {
+        soon("a chunk", read_chunk(&mut self.stream)).await
+    }
+
+    /// Closes the sending half: what a client does that says all and waits for the answer.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// Closes the connection so that the other side sees a reset.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().unwrap();
     }
 
     /// Everything until the other side closes.

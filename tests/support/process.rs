@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// After this long a test that waits has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Process {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
+    reader: JoinHandle<()>,
+    /// Whether stderr is left unread.
+    hold: watch::Sender<bool>,
 }
 
 impl Process {
@@ -33,14 +37,23 @@ impl Process {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (found, lines) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        let (hold, held) = watch::channel(false);
+        let reader = tokio::spawn(async move {
             let mut stderr = stderr.lines();
             while let Ok(Some(line)) = stderr.next_line().await {
+                if *held.borrow() {
+                    return std::future::pending().await;
+                }
                 // Read to the end even when nobody listens: a full pipe would stop the process.
                 let _ = found.send(line);
             }
         });
-        Self { child, lines }
+        Self {
+            child,
+            lines,
+            reader,
+            hold,
+        }
     }
 
     /// The next line that has this in it.
@@ -63,6 +76,17 @@ impl Process {
     /// The lines that came since the last look.
     pub fn lines(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.lines.try_recv().ok()).collect()
+    }
+
+    /// Reads nothing more of its stderr, which stays open.
+    pub fn ignore(&self) {
+        self.hold.send_replace(true);
+    }
+
+    /// Closes the reading end of its stderr.
+    pub async fn hang_up(&mut self) {
+        self.reader.abort();
+        while self.lines.recv().await.is_some() {}
     }
 
     /// Where it listens, once it does.

@@ -134,6 +134,11 @@ impl Exchange {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// Likewise, where the other side may close before it has read them.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await
+    }
+
     /// A whole JSON answer with a Content-Length; the connection stays for the next request.
     pub async fn answer(self, status: &str, body: &str) {
         self.try_answer(status, body).await.unwrap();

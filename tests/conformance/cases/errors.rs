@@ -11,11 +11,7 @@ const BIG: usize = 1 << 20;
 const TOO_MANY: usize = 5000;
 
 pub(super) fn cases(material: &Material) -> Vec<Case> {
-    let mut cases = [not_json(), generate(), chat(material), others(material)].concat();
-    for case in &mut cases {
-        case.sglang_only = SGLANG_ONLY.iter().any(|name| case.name.ends_with(name));
-    }
-    cases
+    [not_json(), generate(), chat(material), others(material)].concat()
 }
 
 fn not_json() -> Vec<Case> {
@@ -45,17 +41,6 @@ fn not_json() -> Vec<Case> {
     }
     cases
 }
-
-/// What the simulated workers take, or refuse in another way than SGLang.
-const SGLANG_ONLY: [&str; 7] = [
-    "a mixed list",
-    "texts as ids",
-    "an unknown sampling parameter",
-    "a start behind the prompt",
-    "a text as flag",
-    "too short a list",
-    "an unknown role",
-];
 
 fn generate() -> Vec<Case> {
     let few = greedy(4);

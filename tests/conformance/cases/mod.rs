@@ -35,8 +35,6 @@ pub(crate) struct Case {
     pub(crate) leeway: Leeway,
     /// Where in the prompt the logprobs begin; what the laws need to know of a `/generate`.
     pub(crate) starts_at: Option<usize>,
-    /// It says nothing about the simulated workers, which check or know less than SGLang.
-    pub(crate) sglang_only: bool,
 }
 
 impl Case {
@@ -72,7 +70,6 @@ impl Case {
             times: 1,
             leeway: Leeway::default(),
             starts_at: None,
-            sglang_only: false,
         }
     }
 
@@ -94,11 +91,6 @@ impl Case {
 
     fn status(mut self, status: u16) -> Case {
         self.status = status;
-        self
-    }
-
-    fn sglang_only(mut self) -> Case {
-        self.sglang_only = true;
         self
     }
 

@@ -17,7 +17,7 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
     ];
     for prefix in ["", "/v1"] {
         cases.push(Case::post("text", &format!("{prefix}/tokenize"), &text));
-        cases.push(Case::post("texts", &format!("{prefix}/tokenize"), &texts).sglang_only());
+        cases.push(Case::post("texts", &format!("{prefix}/tokenize"), &texts));
         cases.push(Case::post("ids", &format!("{prefix}/detokenize"), &tokens));
     }
     for path in [

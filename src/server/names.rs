@@ -1,0 +1,259 @@
+//! Where the workers are: their names, looked up at the start and again and again.
+//!
+//! A name that is not found takes nobody out: the last address stays, because it is more often the resolver that
+//! fails than the worker that has moved. What an address is dialled with is its caller's to say.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use pingora_core::upstreams::peer::HttpPeer;
+
+use crate::fleet::Worker;
+use crate::net::peer;
+
+/// Time between two looks at a name.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// A start does not wait longer than this for a resolver: the worker is picked up when it has an address.
+const AT_START: Duration = Duration::from_secs(2);
+
+/// The workers that have a name instead of an address.
+pub(super) struct Names {
+    names: Vec<Name>,
+    connect_timeout: Duration,
+}
+
+struct Name {
+    worker: Arc<Worker>,
+    host: String,
+    port: u16,
+    /// Which address it has, and whether it was found the last time. `None` before the first look.
+    known: Option<SocketAddr>,
+    found: Option<bool>,
+}
+
+/// The peer of a host that is written as an address.
+pub(super) fn literal(host: &str, port: u16, connect_timeout: Duration) -> Option<HttpPeer> {
+    let address = host.parse().ok()?;
+    Some(peer(SocketAddr::new(address, port), connect_timeout))
+}
+
+impl Names {
+    pub(super) fn new(connect_timeout: Duration) -> Self {
+        Self {
+            names: Vec::new(),
+            connect_timeout,
+        }
+    }
+
+    /// One more to be looked up.
+    pub(super) fn add(&mut self, worker: &Arc<Worker>, host: &str, port: u16) {
+        self.names.push(Name {
+            worker: worker.clone(),
+            host: host.to_owned(),
+            port,
+            known: None,
+            found: None,
+        });
+    }
+
+    /// Looks all of them up, as far as that is quick.
+    pub(super) async fn begin(&mut self) {
+        let timeout = self.connect_timeout;
+        let all = self.names.iter_mut().map(|name| name.look(timeout, system));
+        // What is cut off here is looked for again at once by `watch`.
+        let _ = tokio::time::timeout(AT_START, join_all(all)).await;
+        for name in self.names.iter_mut().filter(|name| name.found.is_none()) {
+            name.note(Err(io::ErrorKind::TimedOut.into()));
+        }
+    }
+
+    /// Looks all of them up, again and again, each for itself.
+    pub(super) async fn watch(&mut self) {
+        let timeout = self.connect_timeout;
+        let all = self
+            .names
+            .iter_mut()
+            .map(|name| name.watch(timeout, system));
+        join_all(all).await;
+        // Without names there is nothing to do, for ever.
+        std::future::pending().await
+    }
+}
+
+/// What the system's resolver says.
+async fn system(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((host, port)).await?.collect())
+}
+
+impl Name {
+    async fn watch<F>(&mut self, timeout: Duration, mut lookup: impl FnMut(String, u16) -> F)
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>>,
+    {
+        loop {
+            // A worker without an address is waited for, one that has moved is found soon enough.
+            if self.known.is_some() {
+                tokio::time::sleep(AGAIN).await;
+            }
+            self.look(timeout, &mut lookup).await;
+            if self.known.is_none() {
+                tokio::time::sleep(AGAIN / 10).await;
+            }
+        }
+    }
+
+    async fn look<F>(&mut self, timeout: Duration, mut lookup: impl FnMut(String, u16) -> F)
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>>,
+    {
+        let found = lookup(self.host.clone(), self.port).await;
+        if let Some(address) = self.note(found) {
+            self.worker.moved(peer(address, timeout));
+        }
+    }
+
+    /// What the resolver has said: a new address, if there is one. A change is a line in the log.
+    fn note(&mut self, found: io::Result<Vec<SocketAddr>>) -> Option<SocketAddr> {
+        let (role, url) = (self.worker.role(), self.worker.url());
+        let addresses = found.and_then(|addresses| match addresses.is_empty() {
+            true => Err(io::ErrorKind::NotFound.into()),
+            false => Ok(addresses),
+        });
+        let addresses = match addresses {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                if self.found.replace(false) != Some(false) {
+                    let last = self.known;
+                    log::warn!(
+                        "worker's name not found role={role} worker={url} last_address={last:?} error=\"{error}\""
+                    );
+                }
+                return None;
+            }
+        };
+        let again = self.found.replace(true) == Some(false);
+        // A name with several addresses gives them in any order: as long as ours is among them we stay.
+        let stays = self.known.filter(|known| addresses.contains(known));
+        // SGLang listens on IPv4 unless it is told otherwise, and `localhost` is often both.
+        // Source: SGLang 0.5.23 `srt/server_args.py` (`host`).
+        let fourth = || addresses.iter().find(|address| address.is_ipv4());
+        let address = stays.or_else(|| fourth().or(addresses.first()).copied())?;
+        let moved = self.known.replace(address) != Some(address);
+        if moved || again {
+            log::info!("worker's name found role={role} worker={url} address={address}");
+        }
+        moved.then_some(address)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::fleet::{Role, WorkerId};
+
+    fn name() -> Name {
+        let worker = Worker::new(
+            WorkerId(0),
+            Role::Decode,
+            "http://decode:1".into(),
+            HeaderValue::from_static("decode:1"),
+            None,
+            None,
+            None,
+        );
+        Name {
+            worker: Arc::new(worker),
+            host: "decode".into(),
+            port: 1,
+            known: None,
+            found: None,
+        }
+    }
+
+    fn address(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 1).into()
+    }
+
+    fn not_found() -> io::Result<Vec<SocketAddr>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    #[test]
+    fn the_last_address_stays_until_the_name_has_others() {
+        let mut name = name();
+        for (found, moves_to) in [
+            (not_found(), None),
+            (Ok(vec![]), None),
+            (Ok(vec![address(1), address(2)]), Some(address(1))),
+            (Ok(vec![address(2), address(1)]), None),
+            (not_found(), None),
+            (Ok(vec![]), None),
+            (Ok(vec![address(1)]), None),
+            (Ok(vec![address(3), address(2)]), Some(address(3))),
+            (Ok(vec![([0; 8], 1).into(), address(4)]), Some(address(4))),
+            (Ok(vec![([0; 8], 1).into()]), Some(([0; 8], 1).into())),
+        ] {
+            assert_eq!(name.note(found), moves_to);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_is_dialled_where_its_name_points_now() {
+        let mut name = name();
+        let worker = name.worker.clone();
+        let mut answers = VecDeque::from([
+            not_found(),
+            Ok(vec![address(1)]),
+            not_found(),
+            Ok(vec![address(2)]),
+        ]);
+        let (seen, mut looks) = tokio::sync::mpsc::unbounded_channel();
+        let watched = worker.clone();
+        let watching = name.watch(Duration::from_secs(1), move |host, port| {
+            assert_eq!((host.as_str(), port), ("decode", 1));
+            // Where it is dialled when the next look begins.
+            seen.send(watched.peer().map(|peer| peer._address.to_string()))
+                .unwrap();
+            let answer = answers.pop_front();
+            async move {
+                match answer {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            }
+        });
+        let dialled = async {
+            let mut dialled = Vec::new();
+            for _ in 0..5 {
+                dialled.push(looks.recv().await.unwrap());
+            }
+            dialled
+        };
+        let dialled = tokio::select! {
+            () = watching => unreachable!("it watches for ever"),
+            dialled = dialled => dialled,
+        };
+        let first = Some("10.0.0.1:1".to_owned());
+        let second = Some("10.0.0.2:1".to_owned());
+        assert_eq!(dialled, [None, None, first.clone(), first, second]);
+    }
+
+    #[test]
+    fn an_address_needs_no_look() {
+        let timeout = Duration::from_secs(1);
+        for host in ["127.0.0.1", "::1"] {
+            assert!(literal(host, 1, timeout).is_some(), "{host}");
+        }
+        assert!(literal("localhost", 1, timeout).is_none());
+    }
+}

@@ -1,0 +1,163 @@
+//! The log's way to stderr, on which no request waits.
+//!
+//! A pipe is full when nobody reads it, and whoever writes to it then waits: a log collector that stands still
+//! would stop the load balancer. So a thread of its own writes to pipes, and what it cannot take is dropped and
+//! counted. Files and terminals are written to directly, and so is everything after a fork, which takes no thread
+//! along.
+
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Lines that wait at most: some MiB.
+const QUEUE: usize = 8192;
+
+/// As much is written at once, in bytes: what a pipe holds.
+const BATCH: usize = 64 << 10;
+
+/// The last lines are worth this much waiting.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
+
+enum Message {
+    Line(Vec<u8>),
+    /// Answered when everything before it has been written.
+    Flush(SyncSender<()>),
+}
+
+/// Whether stderr is a pipe or a socket.
+pub(crate) fn may_block() -> bool {
+    std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| {
+        let kind = stderr.file_type();
+        kind.is_fifo() || kind.is_socket()
+    })
+}
+
+/// What a logger writes its lines to.
+pub(crate) struct Lines {
+    queue: SyncSender<Message>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Lines {
+    /// Starts the thread, which lives as long as the process.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn start() -> io::Result<Self> {
+        let (queue, lines) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let lost = dropped.clone();
+        std::thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write(&lines, &lost, &mut io::stderr()))?;
+        let _ = WRITER.set(queue.clone()); // a second logger would not be flushed; there is none
+        Ok(Self { queue, dropped })
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits until the lines so far have been written, if somebody reads them.
+pub(crate) fn flush() {
+    let (done, written) = sync_channel(1);
+    if let Some(queue) = WRITER.get()
+        && queue.try_send(Message::Flush(done)).is_ok()
+    {
+        let _ = written.recv_timeout(LAST_LINES); // nobody reads
+    }
+}
+
+/// Writes what comes, together what has come together. A stderr that is closed takes nothing, and costs nothing.
+fn write(lines: &Receiver<Message>, dropped: &AtomicU64, stderr: &mut impl Write) {
+    let mut batch = Vec::new();
+    let mut waiting = Vec::new();
+    while let Ok(first) = lines.recv() {
+        let more = std::iter::from_fn(|| lines.try_recv().ok());
+        for message in std::iter::once(first).chain(more) {
+            match message {
+                Message::Line(line) => batch.extend(line),
+                Message::Flush(done) => waiting.push(done),
+            }
+            if batch.len() >= BATCH {
+                break;
+            }
+        }
+        let _ = stderr.write_all(&batch);
+        batch.clear();
+        let lost = dropped.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let _ = writeln!(
+                stderr,
+                "log lines dropped because nobody read them lines={lost}"
+            );
+        }
+        for done in waiting.drain(..) {
+            let _ = done.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_out_in_their_order_and_lost_ones_are_counted() {
+        let (queue, lines) = sync_channel(3);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut log = Lines {
+            queue,
+            dropped: dropped.clone(),
+        };
+        for line in ["a\n", "b\n", "c\n", "d\n", "e\n"] {
+            assert_eq!(log.write(line.as_bytes()).unwrap(), 2);
+        }
+        drop(log);
+        let mut written = Vec::new();
+        write(&lines, &dropped, &mut written);
+        let written = String::from_utf8(written).unwrap();
+        assert!(
+            written.starts_with("a\nb\nc\nlog lines dropped"),
+            "{written}"
+        );
+        assert!(written.ends_with("lines=2\n"), "{written}");
+    }
+
+    #[test]
+    fn a_closed_stderr_ends_nothing() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (queue, lines) = sync_channel(3);
+        let (done, written) = sync_channel(1);
+        queue.send(Message::Line(b"a\n".to_vec())).unwrap();
+        queue.send(Message::Flush(done)).unwrap();
+        drop(queue);
+        write(&lines, &AtomicU64::new(0), &mut Closed);
+        written.recv().unwrap();
+    }
+}
