@@ -109,7 +109,8 @@ impl Wire {
     pub(super) async fn head(&mut self, method: &Method) -> Result<Head> {
         loop {
             if let Some(head) = self.parse_head(method)? {
-                if !head.status.is_informational() {
+                let another = head.status == StatusCode::SWITCHING_PROTOCOLS;
+                if another || !head.status.is_informational() {
                     return Ok(head);
                 }
                 continue;
