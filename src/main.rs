@@ -7,6 +7,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use log::LevelFilter;
+use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Serve};
 use mini_lb::sim::cli::run_sim;
 
@@ -19,6 +20,10 @@ fn main() -> ExitCode {
         Ok(Command::Serve(serve)) => run(*serve),
         Ok(Command::Demo(args)) => block_on(demo::run(args)),
         Ok(Command::Sim(args)) => block_on(run_sim(args)),
+        Ok(Command::Bench(args)) => match run_bench(*args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(error),
+        },
         Err(usage) => usage.exit(),
     }
 }
