@@ -28,7 +28,7 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Start simulated workers and a balancer in front of them, to try it out.
     Demo(DemoArgs),
-    /// Start one simulated SGLang worker.
+    /// Start a simulated SGLang worker, or many.
     Sim(SimArgs),
     /// Measure a server: latencies and throughput under a load.
     Bench(Box<BenchArgs>),

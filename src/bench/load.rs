@@ -67,7 +67,8 @@ pub struct Ask {
     pub beside: Option<SocketAddr>,
 }
 
-/// Sends the load, and returns when the last answer is there. `progress` is told of every request that ended.
+/// Sends the load, and returns when the last answer is there. `progress` is told of every request that ended, and
+/// of every event of a stream but the first. A load that is dropped closes its connections.
 pub async fn run(target: Target, load: &Load, progress: impl Fn(&Tally) + 'static) -> Tally {
     let users = load.concurrency.max(1);
     let shared = Rc::new(Shared {
@@ -179,7 +180,9 @@ impl Shared {
     ) -> Result<(), Failure> {
         let gap = |nanoseconds| {
             if counted {
-                self.tally.borrow_mut().gap(nanoseconds);
+                let mut tally = self.tally.borrow_mut();
+                tally.gap(nanoseconds);
+                (self.progress)(&tally);
             }
         };
         loop {
