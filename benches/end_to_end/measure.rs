@@ -1,6 +1,7 @@
 //! One target under one workload: CPU time, latencies, memory, and what the workers saw of it.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -116,7 +117,7 @@ impl Run<'_> {
         effort: Effort,
         warm_up: Duration,
     ) -> Result<Measured, String> {
-        let seen = Rc::new(RefCell::new((0, Tally::default())));
+        let seen = Rc::new(RefCell::new((0, BTreeMap::new())));
         let told = seen.clone();
         let load = Load {
             request_timeout: Duration::from_secs(3600),
@@ -128,8 +129,8 @@ impl Run<'_> {
         let running_load = bench::run(self.target(running)?, &load, move |tally| {
             let mut told = told.borrow_mut();
             told.0 = tally.gaps.len();
-            if tally.requests() > told.1.requests() {
-                told.1 = tally.clone();
+            if tally.failures() > told.1.values().sum() {
+                told.1.clone_from(&tally.failed);
             }
         });
         let watch = async {
@@ -149,7 +150,11 @@ impl Run<'_> {
             units,
             cpu,
             seconds,
-            tally: seen.borrow().1.clone(),
+            // No request has ended, so there is nothing else to tell.
+            tally: Tally {
+                failed: seen.borrow().1.clone(),
+                ..Tally::default()
+            },
         })
     }
 

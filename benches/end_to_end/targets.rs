@@ -240,9 +240,9 @@ fn nginx(files: &Path, port: u16, workers: &[Worker], prefill: &[Worker]) -> Str
     );
     let (mut map, mut mirror, mut mirrored) = (String::new(), "", String::new());
     for (index, worker) in prefill.iter().enumerate() {
-        let _ = write!(
+        let _ = writeln!(
             upstreams,
-            "upstream prefill{index} {{ {} keepalive {NGINX_KEEPALIVE}; keepalive_requests 1000000000; }}\n",
+            "upstream prefill{index} {{ {} keepalive {NGINX_KEEPALIVE}; keepalive_requests 1000000000; }}",
             server(worker)
         );
         let _ = write!(map, "{index} prefill{index};");

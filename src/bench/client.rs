@@ -84,10 +84,13 @@ pub(crate) struct Answer {
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// `None` once it is closed.
-    driver: Option<Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>>,
+    driver: Option<Driver>,
     /// Whether an answer came on it: if so, its end may be a keep-alive that ran out.
     pub(crate) served: bool,
 }
+
+/// What moves bytes between the socket and the exchange.
+type Driver = Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
 
 impl Connection {
     /// Connects.
@@ -157,10 +160,7 @@ pub async fn fetch(
 }
 
 /// Moves the connection on whenever the exchange is looked at.
-async fn drive<T>(
-    driver: &mut Option<Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>>,
-    exchange: impl Future<Output = T>,
-) -> T {
+async fn drive<T>(driver: &mut Option<Driver>, exchange: impl Future<Output = T>) -> T {
     let mut exchange = pin!(exchange);
     poll_fn(|context| {
         if let Some(open) = driver

@@ -213,7 +213,7 @@ fn charts(levels: &[Level]) -> Vec<Chart> {
             ],
         ));
     }
-    let kinds: [(&str, fn(&Tally) -> &Histogram<u64>); 3] = [
+    let kinds: [(&str, Of); 3] = [
         ("Time to first token, ms", |tally| &tally.ttft),
         ("Time between events, ms", |tally| &tally.gaps),
         ("Time of a whole request, ms", |tally| &tally.total),
@@ -235,6 +235,9 @@ fn servers(level: &Level) -> impl Iterator<Item = (&'static str, &Tally)> {
     let direct = level.direct.iter().map(|tally| ("direct", tally));
     std::iter::once((name, &level.server)).chain(direct)
 }
+
+/// One of a tally's histograms.
+type Of = fn(&Tally) -> &Histogram<u64>;
 
 type Reading<'a> = (&'a str, &'a dyn Fn(&Summary) -> f64);
 
@@ -266,7 +269,7 @@ fn against_concurrency(levels: &[Level], title: &str, readings: &[Reading<'_>]) 
 }
 
 /// Evenly in nines: the slowest of a thousand requests take as much room as the slowest of ten.
-fn by_percentile(levels: &[Level], title: &str, histogram: fn(&Tally) -> &Histogram<u64>) -> Chart {
+fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
     let nines = |part: f64| -(1.0 - part).log10();
     let marks = [
         (0.0, "0"),
