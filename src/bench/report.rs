@@ -132,11 +132,12 @@ fn failures(level: &Level) -> String {
             text.push_str(&format!("  the first said: {said}\n"));
         }
         let late = Summary::of(tally).late_ms;
-        // A generator that cannot keep up shows in the latencies, and is not the server's fault.
+        // Requests that start late show in the latencies, and are not always the server's fault. Its clock ticks in
+        // milliseconds, so up to one is usual.
         if late.p50 > 2.0 {
             text.push_str(&format!(
-                "concurrency {}, {name}: requests began {} ms late (p50), as all users were busy: the server cannot \
-                 keep up with --rate, or --concurrency is too low\n",
+                "concurrency {}, {name}: requests began {} ms late (p50): all users were busy, as the server does not \
+                 keep up with --rate or --concurrency is too low, or this machine was\n",
                 level.load.concurrency,
                 number(late.p50)
             ));
@@ -294,7 +295,7 @@ fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
     });
     Chart {
         title: title.to_owned(),
-        x_label: "percentile of requests, at each concurrency".to_owned(),
+        x_label: "percentile, at each concurrency".to_owned(),
         x: Scale::Marked(
             marks
                 .map(|(part, label)| (nines(part), label.to_owned()))
