@@ -150,17 +150,18 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
             say(course.trace(&targets).await?);
             continue;
         }
-        readings.extend(course.rounds(&targets).await?);
+        readings.extend(course.rounds(&targets, &mut say).await);
         say(report::table(workload, &names, &readings));
+        // After each one: who ends it early keeps what there is.
+        if let Some(path) = &arguments.json {
+            let json = report::as_json(&workloads, &names, &readings, &starts);
+            write(path.clone(), format!("{json:#}\n"))?;
+        }
     }
     if !arguments.syscalls {
         say(report::ratios(&workloads, &names, &readings));
     }
     say(report::starts(&names, &starts));
-    if let Some(path) = &arguments.json {
-        let json = report::as_json(&workloads, &names, &readings, &starts);
-        write(path.clone(), format!("{json:#}\n"))?;
-    }
     for (name, chart) in report::charts(&names, &readings) {
         if let Some(directory) = &arguments.svg {
             write(directory.join(name), chart.svg_file())?;
@@ -180,87 +181,121 @@ struct Course<'a> {
 }
 
 impl Course<'_> {
-    /// Every target in turn, round by round.
-    async fn rounds(&mut self, targets: &[Target]) -> Result<Vec<Reading>, String> {
-        let (rounds, effort) = match self.arguments.short {
-            true => (
-                1,
-                Effort {
-                    time: Duration::from_millis(500),
-                    requests: 64,
-                },
-            ),
-            false => {
-                let time = Duration::from_secs_f64(self.arguments.seconds);
-                (
-                    self.arguments.rounds,
-                    Effort {
-                        time,
-                        requests: u64::MAX,
-                    },
-                )
-            }
-        };
-        let anew = matches!(self.workload.span, Span::Middle { .. });
-        let mut running = Vec::new();
-        if !anew {
-            for target in targets {
-                running.push(self.start(target).await?);
+    /// Every target in turn, round by round. One that fails is out, and the others go on.
+    async fn rounds(&mut self, targets: &[Target], say: &mut impl FnMut(String)) -> Vec<Reading> {
+        let (rounds, effort) = self.effort();
+        let mut taking_part = Vec::new();
+        for target in targets {
+            match self.enter(target).await {
+                Ok(running) => taking_part.push((target, running)),
+                Err(error) => say(error),
             }
         }
         let mut readings = Vec::new();
         for round in 0..rounds {
-            for turn in 0..targets.len() {
-                // Nobody is always first, or always behind the same other.
-                let index = (turn + round) % targets.len();
-                let started;
-                let running = match running.get(index) {
-                    Some(running) => running,
-                    None => {
-                        started = self.start(&targets[index]).await?;
-                        &started
+            // Nobody is always first, or always behind the same other.
+            if round > 0 && !taking_part.is_empty() {
+                taking_part.rotate_left(1);
+            }
+            let mut failed = Vec::new();
+            for (target, running) in &taking_part {
+                match self.turn(target, running.as_ref(), round, effort).await {
+                    Ok(reading) => readings.push(reading),
+                    Err(error) => {
+                        failed.push(target.name.clone());
+                        say(error);
                     }
-                };
-                let run = Run {
-                    workload: self.workload,
-                    fleet: &self.fleet,
-                    target: &targets[index].name,
-                    round,
-                };
-                if round == 0 && !anew {
-                    run.warm_up(running, 2 * self.workload.concurrency as u64)
-                        .await?;
                 }
-                readings.push(run.measure(running, effort, &mut self.asked).await?);
+            }
+            taking_part.retain(|(target, _)| !failed.contains(&target.name));
+        }
+        readings
+    }
+
+    fn effort(&self) -> (usize, Effort) {
+        match self.arguments.short {
+            true => {
+                let time = Duration::from_millis(500);
+                (1, Effort { time, requests: 64 })
+            }
+            false => {
+                let time = Duration::from_secs_f64(self.arguments.seconds);
+                let requests = u64::MAX;
+                (self.arguments.rounds, Effort { time, requests })
             }
         }
-        Ok(readings)
+    }
+
+    /// The target, warm; nothing where each turn starts it anew.
+    async fn enter(&mut self, target: &Target) -> Result<Option<Running>, String> {
+        if target.kind == Kind::NginxMirror && self.workload.has_early_head() {
+            return Err(format!(
+                "{}: {} is left out, it drops prefill's answer with its head, and prefill gives up",
+                self.workload.name, target.name
+            ));
+        }
+        if matches!(self.workload.span, Span::Middle { .. }) {
+            return Ok(None);
+        }
+        let running = self.start(target).await?;
+        let requests = 2 * self.workload.concurrency as u64;
+        self.run_of(target, 0).warm_up(&running, requests).await?;
+        Ok(Some(running))
+    }
+
+    async fn turn(
+        &mut self,
+        target: &Target,
+        running: Option<&Running>,
+        round: usize,
+        effort: Effort,
+    ) -> Result<Reading, String> {
+        let started;
+        let running = match running {
+            Some(running) => running,
+            None => {
+                started = self.start(target).await?;
+                &started
+            }
+        };
+        let mut asked = self.asked;
+        let reading = self
+            .run_of(target, round)
+            .measure(running, effort, &mut asked)
+            .await;
+        self.asked = asked;
+        reading
+    }
+
+    fn run_of<'b>(&'b self, target: &'b Target, round: usize) -> Run<'b> {
+        Run {
+            workload: self.workload,
+            fleet: &self.fleet,
+            target: &target.name,
+            round,
+        }
     }
 
     /// System calls of every target.
     async fn trace(&mut self, targets: &[Target]) -> Result<String, String> {
-        let mut counts = Vec::new();
+        let (mut counts, mut notes) = (Vec::new(), String::new());
         for target in targets {
-            let running = self.start(target).await?;
-            let run = Run {
-                workload: self.workload,
-                fleet: &self.fleet,
-                target: &target.name,
-                round: 0,
+            let running = match self.enter(target).await {
+                Ok(Some(running)) => running,
+                Ok(None) => return Err("streams without an end cannot be traced".to_owned()),
+                Err(error) => {
+                    notes.push_str(&format!("{error}\n"));
+                    continue;
+                }
             };
-            run.warm_up(&running, 2 * self.workload.concurrency as u64)
-                .await?;
-            let requests = self.arguments.syscall_requests;
-            let traced = run
-                .system_calls(&running, requests, &mut self.asked)
-                .await?;
+            let (requests, mut asked) = (self.arguments.syscall_requests, self.asked);
+            let run = self.run_of(target, 0);
+            let traced = run.system_calls(&running, requests, &mut asked).await?;
+            self.asked = asked;
             counts.extend(traced.map(|traced| (target.name.clone(), traced)));
         }
-        Ok(syscalls::table(
-            &self.workload.name,
-            self.workload.unit,
-            &counts,
-        ))
+        let table = syscalls::table(&self.workload.name, self.workload.unit, &counts);
+        Ok(notes + &table)
     }
 
     async fn start(&mut self, target: &Target) -> Result<Running, String> {

@@ -14,7 +14,7 @@ use super::targets::Running;
 use super::workloads::{Span, Unit, Workload};
 
 /// Longest time of one request; a stream of a load that is cut in its middle may last for that load.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long and how much.
 #[derive(Debug, Clone, Copy)]

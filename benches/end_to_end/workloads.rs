@@ -119,6 +119,11 @@ pub fn all() -> Vec<Workload> {
 }
 
 impl Workload {
+    /// Whether the head of a worker's answer comes before anything is computed, as with streams of `/generate`.
+    pub fn has_early_head(&self) -> bool {
+        self.path == "/generate" && self.body["stream"] == true
+    }
+
     /// The requests of a target, each as its legs need it.
     pub fn asks(&self, legs: Legs, fleet: &Fleet) -> Asks {
         let body = Bytes::from(self.body.to_string());
