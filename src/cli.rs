@@ -14,6 +14,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use pingora_core::server::configuration::Opt;
 
+use crate::bench::cli::BenchArgs;
 use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
@@ -27,8 +28,10 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Start simulated workers and a balancer in front of them, to try it out.
     Demo(DemoArgs),
-    /// Start one simulated SGLang worker.
+    /// Start a simulated SGLang worker, or many.
     Sim(SimArgs),
+    /// Measure a server: latencies and throughput under a load.
+    Bench(Box<BenchArgs>),
 }
 
 /// The balancer's own command line.

@@ -15,11 +15,13 @@
 //! | `ops` | the endpoints without legs | `fleet`, `net`, `pd` |
 //! | [`config`] | what the user wrote, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
-//! | [`cli`] | the command line | `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `cli` and `sim` |
+//! | [`bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
+//! | [`cli`] | the command line | `bench`, `config`, `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli` and `sim` |
 //!
 //! `tests/rooms.rs` walks the sources and fails when a room names one that it must not know.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod fleet;

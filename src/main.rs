@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use env_logger::Target;
 use log::LevelFilter;
+use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Serve};
 use mini_lb::sim::cli::run_sim;
 
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
         Ok(Command::Serve(serve)) => run(*serve),
         Ok(Command::Demo(args)) => block_on(demo::run(args)),
         Ok(Command::Sim(args)) => block_on(run_sim(args)),
+        Ok(Command::Bench(args)) => match run_bench(*args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(error),
+        },
         Err(usage) => usage.exit(),
     }
 }

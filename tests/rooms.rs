@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with the rooms that it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 9] = [
+const MAY_NAME: [(&str, &[&str]); 10] = [
     ("pd", &[]),
     ("net", &[]),
     ("fleet", &["pd"]),
@@ -15,7 +15,8 @@ const MAY_NAME: [(&str, &[&str]); 9] = [
     ("ops", &["fleet", "net", "pd"]),
     ("config", &["pd"]),
     ("sim", &["pd"]),
-    ("cli", &["config", "sim"]),
+    ("bench", &["pd"]),
+    ("cli", &["bench", "config", "sim"]),
     ("server", &["config", "fleet", "net", "ops", "pd", "proxy"]),
 ];
 

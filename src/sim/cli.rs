@@ -42,6 +42,9 @@ pub struct WorkerArgs {
     /// Prefill: the registry's port, 0 picks a free one. Decode: the port for a null bootstrap_port, 0 is 8998.
     #[arg(long, default_value_t = SimOptions::default().bootstrap_port)]
     pub disaggregation_bootstrap_port: u16,
+    /// Workers of this kind in this process, for fleets of thousands; from the second on on free ports.
+    #[arg(long, default_value_t = 1)]
+    pub workers: usize,
     /// How it behaves.
     #[command(flatten)]
     pub knobs: Knobs,
@@ -164,7 +167,7 @@ impl From<Knobs> for SimOptions {
     }
 }
 
-/// Runs one simulated worker until Ctrl-C. Prints one line on stdout when it serves.
+/// Runs simulated workers until Ctrl-C. Prints one line on stdout for each when it serves.
 ///
 /// # Errors
 /// When a port cannot be bound, or stdout is closed.
@@ -174,10 +177,23 @@ pub async fn run_sim(args: SimArgs) -> io::Result<()> {
         SimRole::Decode(args) => (Role::Decode, args),
         SimRole::Single(args) => (Role::Ordinary, args),
     };
-    let worker = Worker::start(role, args.into()).await?;
-    writeln!(io::stdout(), "{}", ready_line(&worker))?;
+    let count = args.workers;
+    let mut options = SimOptions::from(args);
+    let mut workers = Vec::with_capacity(count);
+    for _ in 0..count {
+        let worker = Worker::start(role, options.clone()).await?;
+        writeln!(io::stdout(), "{}", ready_line(&worker))?;
+        workers.push(worker);
+        options.port = 0;
+        if role == Role::Prefill {
+            // Of a decode worker it is where its prefills' registries are, not a port of its own.
+            options.bootstrap_port = 0;
+        }
+    }
     tokio::signal::ctrl_c().await?;
-    worker.stop().await;
+    for worker in workers {
+        worker.stop().await;
+    }
     Ok(())
 }
 

@@ -1,0 +1,122 @@
+//! When requests start. Pure: the draws and the clock are the caller's.
+
+use std::time::Duration;
+
+/// What makes a user send its next request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arrivals {
+    /// The end of its last one: a closed loop, in which a slow server is asked less.
+    WhenFree,
+    /// The clock: an open loop, in which a slow server has a queue, as in real life.
+    AtRate {
+        /// Requests per second, on average; above 0.
+        per_second: f64,
+        /// How they are spread.
+        spacing: Spacing,
+    },
+}
+
+/// How the arrivals of an open loop are spread over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Spacing {
+    /// Independent of each other, as those of many users are.
+    Poisson,
+    /// All the same time apart.
+    Constant,
+}
+
+/// The start of one request after the other.
+///
+/// A latency is measured from the start that is intended here, not from when a user was free to send: or a
+/// server that stalls would be asked less in that time, and its stall would be seen once instead of by
+/// every request that it held up ("coordinated omission").
+#[derive(Debug)]
+pub struct Schedule {
+    arrivals: Arrivals,
+    given: u64,
+    seconds: f64,
+}
+
+impl Schedule {
+    /// A schedule at its beginning.
+    #[must_use]
+    pub fn new(arrivals: Arrivals) -> Schedule {
+        Schedule {
+            arrivals,
+            given: 0,
+            seconds: 0.0,
+        }
+    }
+
+    /// When the next request is to start, from the beginning of the load; `None` stands for at once. `draw` is
+    /// uniform in `0.0..1.0`.
+    pub fn next(&mut self, draw: impl FnOnce() -> f64) -> Option<Duration> {
+        let Arrivals::AtRate {
+            per_second,
+            spacing,
+        } = self.arrivals
+        else {
+            return None;
+        };
+        self.seconds = match spacing {
+            // Multiplied, not added up: no error grows.
+            Spacing::Constant => self.given as f64 / per_second,
+            Spacing::Poisson => self.seconds - (1.0 - draw()).ln() / per_second,
+        };
+        self.given += 1;
+        Some(Duration::try_from_secs_f64(self.seconds).unwrap_or(Duration::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_rate(per_second: f64, spacing: Spacing) -> Schedule {
+        Schedule::new(Arrivals::AtRate {
+            per_second,
+            spacing,
+        })
+    }
+
+    #[test]
+    fn a_closed_loop_has_no_times() {
+        assert_eq!(Schedule::new(Arrivals::WhenFree).next(|| 0.5), None);
+    }
+
+    #[test]
+    fn constant_arrivals_are_a_multiple_of_the_gap_however_many_there_were() {
+        let mut schedule = at_rate(3.0, Spacing::Constant);
+        let times: Vec<_> = (0..=3_000_000)
+            .filter_map(|_| schedule.next(|| 0.9))
+            .collect();
+        assert_eq!(times[0], Duration::ZERO);
+        assert_eq!(times[3], Duration::from_secs(1));
+        assert_eq!(times[3_000_000], Duration::from_secs(1_000_000));
+    }
+
+    #[test]
+    fn poisson_gaps_are_the_logarithm_of_the_draw() {
+        let mut schedule = at_rate(2.0, Spacing::Poisson);
+        let first = schedule.next(|| 0.0);
+        assert_eq!(first, Some(Duration::ZERO));
+        let second = schedule.next(|| 1.0 - (-1.0_f64).exp());
+        assert_eq!(second.map(|at| at.as_millis()), Some(500));
+        let third = schedule.next(|| 1.0 - (-3.0_f64).exp());
+        assert_eq!(third.map(|at| at.as_millis()), Some(2000));
+    }
+
+    #[test]
+    fn poisson_arrivals_come_at_the_rate_on_average() {
+        let mut schedule = at_rate(100.0, Spacing::Poisson);
+        let mut last = Duration::ZERO;
+        // The middles of a thousand equal parts stand for the draws: their mean is the distribution's.
+        for part in 0..1000 {
+            last = schedule
+                .next(|| (f64::from(part) + 0.5) / 1000.0)
+                .unwrap_or_default();
+        }
+        let rate = 1000.0 / last.as_secs_f64();
+        assert!((rate - 100.0).abs() < 0.1, "{rate}");
+    }
+}

@@ -1,0 +1,353 @@
+//! One connection to the server, one exchange on it, and the ways in which it fails.
+//!
+//! The connection is driven by whoever asks on it: no task of its own, no hop between two. What the
+//! exchanges add up to is `tally`'s business.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use memchr::memmem;
+use tokio::net::TcpStream;
+
+use crate::pd::sse::{self, Splitter};
+
+/// No event of SGLang is as long.
+const LONGEST_EVENT_BYTES: usize = 1 << 30;
+/// How much of an error's body is kept, to be shown.
+const ERROR_BYTES: usize = 300;
+
+/// Why a request did not get its answer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// Nothing listens.
+    Refused,
+    /// The connection did not open, for another reason.
+    Connect(String),
+    /// The connection ended before the answer's head.
+    Lost,
+    /// It ended within the answer's body.
+    Cut,
+    /// A stream ended well as HTTP, but without its `[DONE]`.
+    NoDone,
+    /// An event of a stream was an error.
+    ErrorEvent,
+    /// The answer was no 200.
+    Status(u16),
+    /// There was no answer, or not all of it, in the time that was given.
+    Timeout,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Refused => f.write_str("refused"),
+            Failure::Connect(reason) => write!(f, "no connection: {reason}"),
+            Failure::Lost => f.write_str("lost before the answer"),
+            Failure::Cut => f.write_str("cut within the answer"),
+            Failure::NoDone => f.write_str("stream without its end"),
+            Failure::ErrorEvent => f.write_str("error event"),
+            Failure::Status(status) => write!(f, "status {status}"),
+            Failure::Timeout => f.write_str("timeout"),
+        }
+    }
+}
+
+/// What one answer was, as far as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// When the first byte of the body came.
+    pub(crate) first: Option<Instant>,
+    /// When the last one did.
+    pub(crate) last: Instant,
+    /// Bytes of the body.
+    pub(crate) bytes: u64,
+    /// Events, without the one that says the stream is over.
+    pub(crate) events: u64,
+    /// Tokens that it has, where it says so.
+    pub(crate) tokens: Option<u64>,
+    /// The beginning of an error's text.
+    pub(crate) error: Option<String>,
+}
+
+/// An open connection.
+pub(crate) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// `None` once it is closed.
+    driver: Option<Driver>,
+    /// Whether an answer came on it: if so, its end may be a keep-alive that ran out.
+    pub(crate) served: bool,
+}
+
+/// What moves bytes between the socket and the exchange.
+type Driver = Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
+
+impl Connection {
+    /// Connects.
+    pub(crate) async fn open(address: SocketAddr) -> Result<Connection, Failure> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused => Failure::Refused,
+                _ => Failure::Connect(error.to_string()),
+            })?;
+        let _ = stream.set_nodelay(true); // only latency
+        let (sender, driver) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::Connect(error.to_string()))?;
+        Ok(Connection {
+            sender,
+            driver: Some(Box::pin(driver)),
+            served: false,
+        })
+    }
+
+    /// Whether another request may be sent on it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.driver.is_some() && !self.sender.is_closed()
+    }
+
+    /// Sends a request and reads its answer to the end. `gap` is told of the time between two events of a
+    /// stream, in nanoseconds.
+    pub(crate) async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        answer: &mut Answer,
+        gap: impl FnMut(u64),
+    ) -> Result<(), Failure> {
+        let response = self.sender.send_request(request);
+        let mut served = false;
+        let exchange = async {
+            let response = response.await.map_err(|_| Failure::Lost)?;
+            served = true;
+            read(response, answer, gap).await
+        };
+        let result = drive(&mut self.driver, exchange).await;
+        self.served |= served;
+        if result.is_err() && !matches!(result, Err(Failure::Status(_) | Failure::ErrorEvent)) {
+            self.driver = None;
+        }
+        result
+    }
+}
+
+/// One request on a connection of its own, with its answer as a whole.
+///
+/// # Errors
+/// When there is no answer, or not all of it. An answer with an error's status is an answer.
+pub async fn fetch(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, Failure> {
+    let mut connection = Connection::open(address).await?;
+    let response = connection.sender.send_request(request);
+    let exchange = async {
+        let (head, body) = response.await.map_err(|_| Failure::Lost)?.into_parts();
+        let body = body.collect().await.map_err(|_| Failure::Cut)?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    drive(&mut connection.driver, exchange).await
+}
+
+/// Moves the connection on whenever the exchange is looked at.
+async fn drive<T>(driver: &mut Option<Driver>, exchange: impl Future<Output = T>) -> T {
+    let mut exchange = pin!(exchange);
+    poll_fn(|context| {
+        if let Some(open) = driver
+            && open.as_mut().poll(context).is_ready()
+        {
+            // Its error is the exchange's as well.
+            *driver = None;
+        }
+        exchange.as_mut().poll(context)
+    })
+    .await
+}
+
+impl Answer {
+    pub(crate) fn awaited() -> Answer {
+        Answer {
+            first: None,
+            last: Instant::now(),
+            bytes: 0,
+            events: 0,
+            tokens: None,
+            error: None,
+        }
+    }
+}
+
+async fn read(
+    response: Response<Incoming>,
+    answer: &mut Answer,
+    gap: impl FnMut(u64),
+) -> Result<(), Failure> {
+    let status = response.status().as_u16();
+    let is_stream = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let body = response.into_body();
+    match (status, is_stream) {
+        (200, true) => read_events(body, answer, gap).await,
+        (200, false) => read_whole(body, answer).await,
+        _ => {
+            let mut kept = Vec::new();
+            read_chunks(body, answer, |chunk, _| {
+                let room = ERROR_BYTES - kept.len();
+                kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            })
+            .await?;
+            answer.error = Some(String::from_utf8_lossy(&kept).into_owned());
+            Err(Failure::Status(status))
+        }
+    }
+}
+
+async fn read_events(
+    body: Incoming,
+    answer: &mut Answer,
+    mut gap: impl FnMut(u64),
+) -> Result<(), Failure> {
+    let mut events = Splitter::new(LONGEST_EVENT_BYTES);
+    let (mut count, mut done, mut error) = (0, false, None);
+    let mut before: Option<Instant> = None;
+    let mut last_with_data = None;
+    read_chunks(body, answer, |chunk, now| {
+        events.push(chunk);
+        while let Ok(Some(event)) = events.next_event() {
+            if sse::is_done(&event) {
+                done = true;
+                continue;
+            }
+            count += 1;
+            if let Some(before) = before.replace(now) {
+                gap(nanoseconds(now - before));
+            }
+            if is_error(&event) {
+                error = Some(event);
+            } else {
+                last_with_data = Some(event);
+            }
+        }
+    })
+    .await?;
+    answer.events = count;
+    answer.tokens = last_with_data.and_then(|event| completion_tokens(&event));
+    match (error, done) {
+        (Some(error), _) => {
+            let shown = &error[..error.len().min(ERROR_BYTES)];
+            answer.error = Some(String::from_utf8_lossy(shown).trim().to_owned());
+            Err(Failure::ErrorEvent)
+        }
+        (None, true) => Ok(()),
+        (None, false) => Err(Failure::NoDone),
+    }
+}
+
+async fn read_whole(body: Incoming, answer: &mut Answer) -> Result<(), Failure> {
+    let mut tail = Vec::new();
+    read_chunks(body, answer, |chunk, _| {
+        // The count stands in the usage at the end; no more than that is kept of a long answer.
+        if tail.len() > 8192 {
+            tail.drain(..tail.len() - 4096);
+        }
+        let from = chunk.len().saturating_sub(4096);
+        tail.extend_from_slice(&chunk[from..]);
+    })
+    .await?;
+    answer.tokens = completion_tokens(&tail);
+    Ok(())
+}
+
+async fn read_chunks(
+    mut body: Incoming,
+    answer: &mut Answer,
+    mut each: impl FnMut(Bytes, Instant),
+) -> Result<(), Failure> {
+    while let Some(frame) = body.frame().await {
+        let Ok(chunk) = frame.map_err(|_| Failure::Cut)?.into_data() else {
+            continue;
+        };
+        let now = Instant::now();
+        answer.first.get_or_insert(now);
+        answer.last = now;
+        answer.bytes += chunk.len() as u64;
+        each(chunk, now);
+    }
+    answer.last = Instant::now();
+    Ok(())
+}
+
+/// In every shape that SGLang has, the object begins with the error, or the event is named after it.
+fn is_error(event: &[u8]) -> bool {
+    event.starts_with(b"event: error")
+        || sse::data(event).is_some_and(|data| {
+            data.trim_ascii_start().starts_with(b"{\"error\"")
+                || data.starts_with(b"{\"object\":\"error\"")
+        })
+}
+
+/// The last count of generated tokens in a body or an event.
+fn completion_tokens(text: &[u8]) -> Option<u64> {
+    [&b"\"completion_tokens\":"[..], b"\"output_tokens\":"]
+        .iter()
+        .find_map(|key| {
+            let at = memmem::rfind(text, key)? + key.len();
+            let digits = text[at..]
+                .trim_ascii_start()
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit());
+            digits.fold(None, |number, digit| {
+                let digit = u64::from(digit - b'0');
+                Some(number.unwrap_or(0_u64).checked_mul(10)? + digit)
+            })
+        })
+}
+
+pub(crate) fn nanoseconds(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_count_of_tokens_is_read_with_or_without_a_space() {
+        for (text, tokens) in [
+            (&b"{\"usage\":{\"completion_tokens\":12}}"[..], Some(12)),
+            (
+                b"\"completion_tokens\": 3, \"completion_tokens\": 4}",
+                Some(4),
+            ),
+            (b"{\"output_tokens\":7}", Some(7)),
+            (b"{\"completion_tokens\":null}", None),
+            (b"{}", None),
+        ] {
+            assert_eq!(completion_tokens(text), tokens);
+        }
+    }
+
+    #[test]
+    fn an_error_is_known_in_every_shape_that_a_stream_has_and_a_word_of_the_answer_is_none() {
+        for event in [
+            "data: {\"error\":{\"message\":\"x\"}}\n\n",
+            "data: {\"object\":\"error\",\"message\":\"x\"}\n\n",
+            "event: error\ndata: {\"type\":\"error\"}\n\n",
+        ] {
+            assert!(is_error(event.as_bytes()), "{event}");
+        }
+        assert!(!is_error(b"data: {\"text\":\"{\\\"error\\\"\"}\n\n"));
+    }
+}

@@ -1,0 +1,332 @@
+//! Line charts as SVG that is readable in light and dark, without scripts or fonts from elsewhere.
+
+use std::fmt::Write;
+
+use super::table::number;
+
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 320.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 36.0;
+const BOTTOM: f64 = 84.0;
+
+/// The colours of charts and of the text in them, as CSS: eight that differ for most eyes, on white and on black.
+pub const STYLE: &str = "\
+.chart{font:12px system-ui,sans-serif;fill:#1f2328}.chart .axis{stroke:#8b949e}.chart .grid{stroke:#8b949e;\
+stroke-opacity:.25}.chart path{fill:none;stroke-width:2}.chart .title{font-weight:600;font-size:14px}\
+.s0{stroke:#0969da;fill:#0969da}.s1{stroke:#bc4c00;fill:#bc4c00}.s2{stroke:#1a7f37;fill:#1a7f37}\
+.s3{stroke:#8250df;fill:#8250df}.s4{stroke:#bf3989;fill:#bf3989}.s5{stroke:#9a6700;fill:#9a6700}\
+.s6{stroke:#1b7c83;fill:#1b7c83}.s7{stroke:#57606a;fill:#57606a}\
+@media(prefers-color-scheme:dark){.chart{fill:#e6edf3}.s0{stroke:#58a6ff;fill:#58a6ff}\
+.s1{stroke:#f0883e;fill:#f0883e}.s2{stroke:#3fb950;fill:#3fb950}.s3{stroke:#bc8cff;fill:#bc8cff}\
+.s4{stroke:#f778ba;fill:#f778ba}.s5{stroke:#d29922;fill:#d29922}.s6{stroke:#39c5cf;fill:#39c5cf}\
+.s7{stroke:#8b949e;fill:#8b949e}}";
+
+/// How the numbers of an axis are laid out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scale {
+    /// From 0, evenly.
+    Linear,
+    /// Each step the double or the tenfold; for values above 0.
+    Log,
+    /// Evenly, with marks at these places.
+    Marked(Vec<(f64, String)>),
+}
+
+/// One line of a chart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    /// What the legend says.
+    pub name: String,
+    /// Its points, from left to right.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A line chart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chart {
+    /// What it shows.
+    pub title: String,
+    /// What lies along the bottom.
+    pub x_label: String,
+    /// How it does.
+    pub x: Scale,
+    /// How what goes up is laid out; its unit belongs into the title.
+    pub y: Scale,
+    /// The lines.
+    pub series: Vec<Series>,
+}
+
+impl Chart {
+    /// An `<svg>` to be put into a page that has [`STYLE`].
+    #[must_use]
+    pub fn svg(&self) -> String {
+        self.drawn("")
+    }
+
+    /// An SVG file.
+    #[must_use]
+    pub fn svg_file(&self) -> String {
+        self.drawn(&format!("<style>{STYLE}</style>"))
+    }
+
+    fn drawn(&self, style: &str) -> String {
+        let all = || self.series.iter().flat_map(|series| &series.points);
+        let x = Axis::new(&self.x, all().map(|point| point.0), LEFT, WIDTH - RIGHT);
+        let y = Axis::new(&self.y, all().map(|point| point.1), HEIGHT - BOTTOM, TOP);
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
+             <title>{title}</title>{style}<text class=\"title\" x=\"{LEFT}\" y=\"20\">{title}</text>",
+            title = escaped(&self.title),
+        );
+        self.draw_axes(&x, &y, &mut out);
+        let mut legend = LEFT;
+        for (index, series) in self.series.iter().enumerate() {
+            let class = format!("s{}", index % 8);
+            draw_line(series, &class, &x, &y, &mut out);
+            let (row, name) = (HEIGHT - 16.0, escaped(&series.name));
+            push(
+                &mut out,
+                format_args!(
+                    "<circle class=\"{class}\" cx=\"{legend:.0}\" cy=\"{:.0}\" r=\"5\"/><text x=\"{:.0}\" y=\"{row}\">{name}</text>",
+                    row - 4.0,
+                    legend + 10.0
+                ),
+            );
+            // Letters of this size are about 6.6 units wide.
+            legend += 30.0 + 6.6 * series.name.chars().count() as f64;
+        }
+        out.push_str("</svg>");
+        out
+    }
+
+    fn draw_axes(&self, x: &Axis, y: &Axis, out: &mut String) {
+        let bottom = HEIGHT - BOTTOM;
+        for (value, label) in &y.marks {
+            let at = y.place(*value);
+            push(
+                out,
+                format_args!(
+                    "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+                     <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
+                    WIDTH - RIGHT,
+                    LEFT - 6.0,
+                    at + 4.0
+                ),
+            );
+        }
+        for (value, label) in &x.marks {
+            let (at, label) = (x.place(*value), escaped(label));
+            push(
+                out,
+                format_args!(
+                    "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{}\"/>\
+                     <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
+                    bottom + 4.0,
+                    bottom + 18.0
+                ),
+            );
+        }
+        push(
+            out,
+            format_args!(
+                "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
+                 <text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                WIDTH - RIGHT,
+                (LEFT + WIDTH - RIGHT) / 2.0,
+                bottom + 38.0,
+                escaped(&self.x_label)
+            ),
+        );
+    }
+}
+
+fn draw_line(series: &Series, class: &str, x: &Axis, y: &Axis, out: &mut String) {
+    let mut path = String::new();
+    for (index, point) in series.points.iter().enumerate() {
+        let step = if index == 0 { 'M' } else { 'L' };
+        let (across, up) = (x.place(point.0), y.place(point.1));
+        push(&mut path, format_args!("{step}{across:.1} {up:.1}"));
+        push(
+            out,
+            format_args!(
+                "<circle class=\"{class}\" cx=\"{across:.1}\" cy=\"{up:.1}\" r=\"3\"><title>{}: {}</title></circle>",
+                escaped(&series.name),
+                number(point.1)
+            ),
+        );
+    }
+    push(
+        out,
+        format_args!("<path class=\"{class}\" style=\"fill:none\" d=\"{path}\"/>"),
+    );
+}
+
+/// Where values lie on the page.
+struct Axis {
+    log: bool,
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+    marks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    fn new(scale: &Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for value in values.filter(|value| value.is_finite()) {
+            (low, high) = (low.min(value), high.max(value));
+        }
+        if low > high {
+            (low, high) = (0.0, 1.0);
+        }
+        let log = *scale == Scale::Log && low > 0.0;
+        let values = match scale {
+            Scale::Marked(marks) => marks.iter().map(|mark| mark.0).collect(),
+            _ if log => log_marks(low, high),
+            _ => linear_marks(high),
+        };
+        for value in &values {
+            (low, high) = (low.min(*value), high.max(*value));
+        }
+        let label = |value: f64| match scale {
+            Scale::Marked(marks) => marks
+                .iter()
+                .find(|mark| mark.0 == value)
+                .map_or(String::new(), |mark| mark.1.clone()),
+            _ => short(value),
+        };
+        let marks = values.into_iter().map(|value| (value, label(value)));
+        Axis {
+            marks: marks.collect(),
+            low,
+            high,
+            log,
+            from,
+            to,
+        }
+    }
+
+    fn place(&self, value: f64) -> f64 {
+        let scaled = |value: f64| if self.log { value.ln() } else { value };
+        let span = scaled(self.high) - scaled(self.low);
+        let part = match span > 0.0 {
+            true => (scaled(value) - scaled(self.low)) / span,
+            false => 0.5,
+        };
+        self.from + part.clamp(0.0, 1.0) * (self.to - self.from)
+    }
+}
+
+/// 0 and up to five more, at round numbers, the last not below `high`.
+fn linear_marks(high: f64) -> Vec<f64> {
+    if high <= 0.0 {
+        return vec![0.0, 1.0];
+    }
+    let rough = high / 5.0;
+    let power = 10_f64.powf(rough.log10().floor());
+    let steps = [1.0, 2.0, 2.5, 5.0, 10.0].map(|step| step * power);
+    let step = steps
+        .into_iter()
+        .find(|step| *step >= rough)
+        .unwrap_or(10.0 * power);
+    (0..=6)
+        .map(|index| f64::from(index) * step)
+        .take_while(|mark| *mark < high + step)
+        .collect()
+}
+
+/// Powers of ten around the values, with 2 and 5 between them where they are few.
+fn log_marks(low: f64, high: f64) -> Vec<f64> {
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    let between: &[f64] = if last - first <= 2 {
+        &[1.0, 2.0, 5.0]
+    } else {
+        &[1.0]
+    };
+    let all: Vec<f64> = (first..=last)
+        .flat_map(|power| between.iter().map(move |step| step * 10_f64.powi(power)))
+        .collect();
+    let from = all
+        .iter()
+        .rposition(|mark| *mark <= low * 1.0001)
+        .unwrap_or(0);
+    let to = all
+        .iter()
+        .position(|mark| *mark >= high * 0.9999)
+        .unwrap_or(all.len() - 1);
+    all[from..=to.max(from)].to_vec()
+}
+
+fn short(value: f64) -> String {
+    match value.abs() {
+        million if million >= 1e6 => format!("{}M", value / 1e6),
+        thousand if thousand >= 1e4 => format!("{}k", value / 1e3),
+        _ => {
+            // 0.30000000000000004 is three steps of 0.1.
+            let rounded = format!("{value:.6}");
+            rounded
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_owned()
+        }
+    }
+}
+
+/// Text for the inside of an element.
+pub(crate) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// `write!` into a String, which cannot fail.
+fn push(out: &mut String, arguments: std::fmt::Arguments<'_>) {
+    let _ = out.write_fmt(arguments);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linear_marks_are_round_and_reach_the_highest_value() {
+        assert_eq!(linear_marks(9.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(
+            linear_marks(1.0),
+            [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
+        );
+        assert_eq!(linear_marks(0.0), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn log_marks_enclose_the_values() {
+        assert_eq!(log_marks(16.0, 6000.0), [10.0, 100.0, 1000.0, 10_000.0]);
+        assert_eq!(log_marks(1.0, 16.0), [1.0, 2.0, 5.0, 10.0, 20.0]);
+        assert_eq!(log_marks(3.0, 3.0), [2.0, 5.0]);
+    }
+
+    #[test]
+    fn a_chart_of_nothing_of_one_point_and_of_zeros_has_no_broken_number() {
+        for points in [vec![], vec![(1.0, 5.0)], vec![(0.0, 0.0), (1.0, 0.0)]] {
+            for scale in [Scale::Linear, Scale::Log] {
+                let chart = Chart {
+                    title: "a < b".to_owned(),
+                    x_label: "x".to_owned(),
+                    x: scale.clone(),
+                    y: scale,
+                    series: vec![Series {
+                        name: "\"one\"".to_owned(),
+                        points: points.clone(),
+                    }],
+                };
+                let svg = chart.svg_file();
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+                assert!(svg.contains("a &lt; b") && svg.contains("&quot;one&quot;"));
+            }
+        }
+    }
+}

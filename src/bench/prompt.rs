@@ -1,0 +1,221 @@
+//! What is asked: bodies for SGLang's generation endpoints, of a wanted length.
+//!
+//! Every request has another prompt, as SGLang would answer a known one from its cache. The same seed and
+//! number give the same prompt.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Map, Value, json};
+
+/// An endpoint that generates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/generate`
+    Generate,
+}
+
+impl Endpoint {
+    /// Its path.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Endpoint::Chat => "/v1/chat/completions",
+            Endpoint::Completions => "/v1/completions",
+            Endpoint::Generate => "/generate",
+        }
+    }
+}
+
+/// How long a prompt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputLength {
+    /// Of text.
+    Bytes(usize),
+    /// Ids where the endpoint takes ids; words of about one token each where it takes only text.
+    Tokens(usize),
+}
+
+/// The requests of one load.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Who is asked.
+    pub endpoint: Endpoint,
+    /// How long the prompt is.
+    pub input: InputLength,
+    /// Tokens to generate.
+    pub output_tokens: usize,
+    /// The shortest input and output, as a part of the longest: 1 for all the same.
+    pub range_ratio: f64,
+    /// As events.
+    pub stream: bool,
+    /// The answer does not end before `output_tokens`.
+    pub ignore_eos: bool,
+    /// `model`; `/generate` has none.
+    pub model: String,
+    /// More fields of the body; they win.
+    pub extra: Map<String, Value>,
+    /// Of prompts and lengths.
+    pub seed: u64,
+}
+
+/// Ids that every model has and that are no special tokens. The same range as in sglang.bench_serving would
+/// need the tokenizer.
+const IDS: std::ops::Range<u32> = 1_000..20_000;
+
+impl Prompt {
+    /// The body of the request with this number.
+    #[must_use]
+    pub fn body(&self, number: u64) -> Bytes {
+        let mut draws =
+            SmallRng::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut length = |longest: usize| {
+            let shortest = (longest as f64 * self.range_ratio) as usize;
+            draws.random_range(shortest.clamp(1, longest.max(1))..=longest.max(1))
+        };
+        let output_tokens = length(self.output_tokens);
+        let input = match self.input {
+            InputLength::Bytes(bytes) => InputLength::Bytes(length(bytes)),
+            InputLength::Tokens(tokens) => InputLength::Tokens(length(tokens)),
+        };
+        let mut body = match self.endpoint {
+            Endpoint::Chat => json!({
+                "model": self.model,
+                "messages": [{"role": "user", "content": text(input, &mut draws)}],
+                "max_tokens": output_tokens,
+            }),
+            Endpoint::Completions => json!({
+                "model": self.model,
+                "prompt": text_or_ids(input, &mut draws),
+                "max_tokens": output_tokens,
+            }),
+            Endpoint::Generate => self.generate(input, output_tokens, &mut draws),
+        };
+        if self.endpoint != Endpoint::Generate {
+            body["ignore_eos"] = self.ignore_eos.into();
+            body["temperature"] = 0.0.into();
+            if self.stream {
+                body["stream_options"] = json!({"include_usage": true});
+            }
+        }
+        body["stream"] = self.stream.into();
+        for (key, value) in &self.extra {
+            body[key] = value.clone();
+        }
+        body.to_string().into()
+    }
+
+    fn generate(&self, input: InputLength, output_tokens: usize, draws: &mut SmallRng) -> Value {
+        let prompt = text_or_ids(input, draws);
+        let key = match prompt {
+            Value::String(_) => "text",
+            _ => "input_ids",
+        };
+        json!({
+            key: prompt,
+            "sampling_params": {
+                "max_new_tokens": output_tokens,
+                "temperature": 0.0,
+                "ignore_eos": self.ignore_eos,
+            },
+        })
+    }
+}
+
+fn text_or_ids(input: InputLength, draws: &mut SmallRng) -> Value {
+    match input {
+        InputLength::Bytes(_) => text(input, draws).into(),
+        InputLength::Tokens(tokens) => (0..tokens).map(|_| draws.random_range(IDS)).collect(),
+    }
+}
+
+/// Words of four letters, which are about a token each.
+fn text(input: InputLength, draws: &mut SmallRng) -> String {
+    let bytes = match input {
+        InputLength::Bytes(bytes) => bytes,
+        InputLength::Tokens(tokens) => tokens * 5,
+    };
+    let mut text = String::with_capacity(bytes + 8);
+    while text.len() < bytes {
+        let [a, b, c, d] = draws
+            .random::<[u8; 4]>()
+            .map(|byte| char::from(b'a' + byte % 26));
+        // Writing into a String cannot fail.
+        let _ = write!(text, "{a}{b}{c}{d} ");
+    }
+    text.truncate(bytes);
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn prompt(endpoint: Endpoint, input: InputLength) -> Prompt {
+        Prompt {
+            endpoint,
+            input,
+            output_tokens: 7,
+            range_ratio: 1.0,
+            stream: true,
+            ignore_eos: true,
+            model: "m".to_owned(),
+            extra: Map::new(),
+            seed: 1,
+        }
+    }
+
+    fn body(prompt: &Prompt, number: u64) -> Value {
+        serde_json::from_slice(&prompt.body(number)).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_is_as_long_as_asked_on_every_endpoint() {
+        let bytes = InputLength::Bytes(1001);
+        let chat = body(&prompt(Endpoint::Chat, bytes), 0);
+        assert_eq!(chat["messages"][0]["content"].as_str().unwrap().len(), 1001);
+        assert_eq!(chat["max_tokens"], 7);
+        let tokens = InputLength::Tokens(33);
+        let completion = body(&prompt(Endpoint::Completions, tokens), 0);
+        assert_eq!(completion["prompt"].as_array().unwrap().len(), 33);
+        let generate = body(&prompt(Endpoint::Generate, tokens), 0);
+        assert_eq!(generate["input_ids"].as_array().unwrap().len(), 33);
+        assert_eq!(generate["sampling_params"]["max_new_tokens"], 7);
+        let generate = body(&prompt(Endpoint::Generate, bytes), 0);
+        assert_eq!(generate["text"].as_str().unwrap().len(), 1001);
+    }
+
+    #[test]
+    fn every_number_has_a_prompt_of_its_own_and_keeps_it() {
+        let prompt = prompt(Endpoint::Chat, InputLength::Tokens(8));
+        assert_ne!(prompt.body(0), prompt.body(1));
+        assert_eq!(prompt.body(1), prompt.body(1));
+    }
+
+    #[test]
+    fn lengths_lie_between_the_ratio_and_the_whole() {
+        let prompt = Prompt {
+            range_ratio: 0.5,
+            ..prompt(Endpoint::Generate, InputLength::Tokens(40))
+        };
+        let lengths: std::collections::BTreeSet<_> = (0..200)
+            .map(|number| body(&prompt, number)["input_ids"].as_array().unwrap().len())
+            .collect();
+        assert!(lengths.iter().all(|length| (20..=40).contains(length)));
+        assert!(lengths.len() > 10, "{lengths:?}");
+    }
+
+    #[test]
+    fn extra_fields_win() {
+        let mut prompt = prompt(Endpoint::Chat, InputLength::Tokens(1));
+        prompt.extra.insert("max_tokens".to_owned(), 9.into());
+        assert_eq!(body(&prompt, 0)["max_tokens"], 9);
+    }
+}
