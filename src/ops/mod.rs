@@ -102,6 +102,11 @@ impl Door for Ops {
     }
 }
 
+/// Whether anybody answers a raw path with anything but 404.
+pub fn is_served(path: &str) -> bool {
+    table::find(path).is_some()
+}
+
 impl Ops {
     /// 200 while a pair can be made of workers that are not set aside, and the process stays.
     fn readiness(&self, path: &str) -> WholeAnswer {

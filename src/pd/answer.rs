@@ -202,6 +202,9 @@ pub(super) struct Row {
     pub(super) empty: bool,
 }
 
+/// The most logprob keys of a prompt. SGLang 0.5.23 sends seven; each is compared with each.
+const MAX_SLOTS: usize = 64;
+
 /// The top logprobs of the prompt in their usual form.
 pub(super) const NESTED: &str = "input_top_logprobs";
 
@@ -231,12 +234,8 @@ impl<'a> MetaInfo<'a> {
             } else {
                 let value = s.skip()?;
                 if member.name.starts_with("input_") && member.name.contains("logprobs") {
-                    let (start, value) = (member.start, value.clone());
-                    info.slots.push(Slot {
-                        name: member.name.clone(),
-                        start,
-                        value,
-                    });
+                    let (name, start, value) = (member.name.clone(), member.start, value.clone());
+                    info.note(Slot { name, start, value })?;
                 }
                 if member.name == NESTED {
                     info.cuts.cut(member.comma, member.start..value.end);
@@ -248,6 +247,18 @@ impl<'a> MetaInfo<'a> {
         })?;
         Ok(info)
     }
+
+    /// A repeated key counts as Python counts it: the last one wins.
+    fn note(&mut self, slot: Slot<'a>) -> Result<(), json::Error> {
+        self.slots.retain(|known| known.name != slot.name);
+        if self.slots.len() == MAX_SLOTS {
+            let what = "more logprob keys than any worker has";
+            let offset = slot.start;
+            return Err(json::Error::Syntax { offset, what });
+        }
+        self.slots.push(slot);
+        Ok(())
+    }
 }
 
 fn first_row(s: &mut Scanner<'_>) -> Result<Option<Row>, json::Error> {
@@ -255,7 +266,9 @@ fn first_row(s: &mut Scanner<'_>) -> Result<Option<Row>, json::Error> {
     s.array(|s, element| {
         let span = s.skip()?;
         if element == 0 {
-            let empty = matches!(s.slice(span.clone()), "null" | "[]");
+            let row = s.slice(span.clone());
+            let inside = row.strip_prefix('[').and_then(|row| row.strip_suffix(']'));
+            let empty = row == "null" || inside.is_some_and(|row| row.trim_ascii().is_empty());
             first = Some(Row { span, empty });
         }
         Ok(())

@@ -21,7 +21,7 @@ const SHADOWED: [&str; 4] = ["content_length", "transfer_encoding", "host", "con
 
 /// Why a head is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BadHead {
+pub enum BadHead {
     /// Longer than [`MAX_HEAD_BYTES`].
     TooLong,
     /// More fields than [`MAX_FIELDS`].
@@ -30,7 +30,7 @@ pub(super) enum BadHead {
     LineEnd,
     /// Not three words of which the last is a version.
     RequestLine,
-    /// A control character in the target, escaped or not, or a second version.
+    /// Neither a path nor a URL, or one with a control character, escaped or not, or a second version.
     Target,
     /// A line that is no field, or continues one.
     Field,
@@ -40,7 +40,7 @@ pub(super) enum BadHead {
     ContentLength,
     /// Anything but one `chunked`, or one in HTTP/1.0.
     TransferEncoding,
-    /// None in HTTP/1.1, or more than one.
+    /// None in HTTP/1.1, more than one, or one that is no name, address and port.
     Host,
     /// One of [`SHADOWED`].
     Shadow,
@@ -67,14 +67,16 @@ impl fmt::Display for BadHead {
             }
             BadHead::LineEnd => "the lines of a request's head must end with CR LF",
             BadHead::RequestLine => "the request line is not METHOD, target and version",
-            BadHead::Target => "the target has white space or a control character, escaped or not",
+            BadHead::Target => {
+                "the target must be a path or a URL, without control characters, escaped or not"
+            }
             BadHead::Field => "a line of the head is not a header field",
             BadHead::TwoFramings => "Content-Length and Transfer-Encoding exclude each other",
             BadHead::ContentLength => "Content-Length must be there once and be a plain number",
             BadHead::TransferEncoding => {
                 "Transfer-Encoding must be there once and be `chunked`, in HTTP/1.1"
             }
-            BadHead::Host => "a request needs exactly one Host",
+            BadHead::Host => "a request needs exactly one Host, and a valid one",
             BadHead::Shadow => "a header field has the name of a framing field, written with `_`",
         })
     }
@@ -84,7 +86,7 @@ impl fmt::Display for BadHead {
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub(super) fn admit(head: &[u8]) -> Result<(), BadHead> {
+pub fn admit(head: &[u8]) -> Result<(), BadHead> {
     if head.len() > MAX_HEAD_BYTES {
         return Err(BadHead::TooLong);
     }
@@ -128,12 +130,12 @@ enum Version {
 /// Section 3.
 fn request_line(line: &[u8]) -> Result<Version, BadHead> {
     let mut words = line.split(|byte| *byte == b' ');
-    let (Some(_method), Some(target), Some(version), None) =
+    let (Some(method), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Err(BadHead::RequestLine);
     };
-    if is_ambiguous(target) {
+    if is_ambiguous(target) || !has_form(target, method) {
         return Err(BadHead::Target);
     }
     match version {
@@ -141,6 +143,18 @@ fn request_line(line: &[u8]) -> Result<Version, BadHead> {
         b"HTTP/1.1" => Ok(Version::Http11),
         _ => Err(BadHead::RequestLine),
     }
+}
+
+/// Section 3.2: a path, a URL, `*`, or the authority of CONNECT. Two spaces behind the method come here as a
+/// target that begins with `%20`.
+fn has_form(target: &[u8], method: &[u8]) -> bool {
+    let is_url = || {
+        let scheme = memchr::memmem::find(target, b"://").map(|end| &target[..end]);
+        scheme.is_some_and(|scheme| {
+            scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https")
+        })
+    };
+    target.starts_with(b"/") || target == b"*" || method == b"CONNECT" || is_url()
 }
 
 /// Whether another parser may find another end of the target: a control character, escaped or not, or what
@@ -194,6 +208,10 @@ impl Seen {
             }
         } else if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
+            // Section 3.2: one that is not valid is refused too.
+            if self.hosts > 1 || !value.iter().all(is_of_authority) {
+                return Err(BadHead::Host);
+            }
         } else if is_shadow(name) {
             return Err(BadHead::Shadow);
         }
@@ -214,6 +232,11 @@ impl Seen {
             _ => Err(BadHead::Host),
         }
     }
+}
+
+/// What a host and a port are written with. Source: RFC 3986, section 3.2.2.
+fn is_of_authority(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
 }
 
 /// Without the white space that section 5.1 allows around a value, and no other.
@@ -351,8 +374,32 @@ mod tests {
     fn a_request_names_one_host_and_one_target() {
         assert_eq!(admit(b"GET / HTTP/1.1\r\n\r\n"), Err(BadHead::Host));
         assert_eq!(with("host: a\r\n"), Err(BadHead::Host));
+        for (host, verdict) in [
+            ("", Ok(())),
+            ("a.b-c:80", Ok(())),
+            ("[::1]:8080", Ok(())),
+            ("a b", Err(BadHead::Host)),
+            ("a/b", Err(BadHead::Host)),
+            ("a@b", Err(BadHead::Host)),
+            ("\u{a0}a", Err(BadHead::Host)),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert_eq!(admit(head.as_bytes()), verdict, "{host:?}");
+        }
         assert_eq!(with("HOST_: a\r\n"), Ok(()));
-        for target in ["/a%20HTTP/1.1", "/a?b=%0d%0A", "/%00", "/a%7f", "/a\tb"] {
+        assert_eq!(line("CONNECT a:1 HTTP/1.1"), Ok(()));
+        for target in [
+            "/a%20HTTP/1.1",
+            "/a?b=%0d%0A",
+            "/%00",
+            "/a%7f",
+            "/a\tb",
+            "%20/a",
+            "a",
+            "?a",
+            "ftp://a/b",
+            "a:1",
+        ] {
             let head = format!("GET {target} HTTP/1.1");
             assert_eq!(line(&head), Err(BadHead::Target), "{target}");
         }

@@ -56,6 +56,7 @@ use prefill::{evidence, no_document};
 
 pub(crate) use abort::Aborter;
 pub(crate) use connection::Connections;
+pub use gate::admit;
 pub(crate) use inflight::{Departure, Inflight, Stage};
 pub(crate) use intake::Buffered;
 pub(crate) use keys::Keys;

@@ -42,6 +42,20 @@ impl Client {
             .expect("an answer before the close")
     }
 
+    /// Sends these bytes and gives every answer until the other side closes, which it may do before it has read
+    /// all of them.
+    pub async fn answers(mut self, bytes: &[u8]) -> Vec<Answer> {
+        let (mut from, mut to) = self.stream.split();
+        let mut all = Vec::new();
+        let both = async { tokio::join!(to.write_all(bytes), from.read_to_end(&mut all)) };
+        let _ = soon("the close", both).await;
+        let (mut rest, mut answers) = (&all[..], Vec::new());
+        while let Some(answer) = Message::read(&mut rest).await {
+            answers.push(answer);
+        }
+        answers
+    }
+
     /// The head of an answer only.
     pub async fn head(&mut self) -> String {
         soon("the head of an answer", read_head(&mut self.stream))

@@ -1,8 +1,8 @@
 //! A worker that does nothing of its own: the test takes each request and decides every byte of the answer.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -102,19 +102,44 @@ impl Worker {
     }
 
     /// Answers everything in the same way from now on; gives the number of requests that were no aborts.
-    pub fn serve(mut self, status: &'static str, body: &'static str) -> Arc<AtomicUsize> {
+    pub fn serve(self, status: &'static str, body: &'static str) -> Arc<AtomicUsize> {
         let legs = Arc::new(AtomicUsize::new(0));
         let count = legs.clone();
+        self.serve_and_note(status, body, move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        legs
+    }
+
+    /// Likewise; gives the requests themselves.
+    pub fn serve_and_keep(
+        self,
+        status: &'static str,
+        body: &'static str,
+    ) -> Arc<Mutex<Vec<Message>>> {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let kept = requests.clone();
+        self.serve_and_note(status, body, move |request| {
+            kept.lock().unwrap().push(request.clone());
+        });
+        requests
+    }
+
+    fn serve_and_note(
+        mut self,
+        status: &'static str,
+        body: &'static str,
+        note: impl Fn(&Message) + Send + 'static,
+    ) {
         tokio::spawn(async move {
             while let Some(exchange) = self.requests.recv().await {
                 if !exchange.request.head.contains("/abort_request") {
-                    count.fetch_add(1, Ordering::SeqCst);
+                    note(&exchange.request);
                 }
                 // The leg may be closed already: a cancelled one is not an exchange any more.
                 let _ = exchange.try_answer(status, body).await;
             }
         });
-        legs
     }
 
     /// Whether a request has arrived that nobody took.

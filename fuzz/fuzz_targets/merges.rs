@@ -1,0 +1,10 @@
+//! `tests/laws/merges.rs` under libFuzzer.
+
+#![no_main]
+
+#[path = "../../tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    laws::merges::check(bytes);
+});

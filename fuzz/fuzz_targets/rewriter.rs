@@ -1,0 +1,10 @@
+//! `tests/laws/rewriter.rs` under libFuzzer.
+
+#![no_main]
+
+#[path = "../../tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    laws::rewriter::check(bytes);
+});

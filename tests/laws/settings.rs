@@ -1,0 +1,151 @@
+//! The laws of the configuration: whatever is in the file, the environment and the flags, there is a
+//! configuration that keeps its promises, or problems that say where, one line each. What `--print-config`
+//! shows is read as the same configuration.
+//!
+//! The bytes: the file, and behind 0xFF each the variables, `NAME=value` a line, and the flags, a line each.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use mini_lb::cli::{self, Command};
+use mini_lb::config::{Config, ConfigError, Effective, Sources};
+use tempfile::NamedTempFile;
+
+/// What became of the sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// `clap` refused the flags, or they ask for something else.
+    NoServe,
+    /// There are problems.
+    Problems,
+    /// There is a configuration.
+    Usable,
+}
+
+/// Between the three sources. No UTF-8 text has this byte.
+const BETWEEN: u8 = 0xff;
+
+pub fn check(bytes: &[u8]) -> Outcome {
+    let mut parts = bytes.splitn(3, |byte| *byte == BETWEEN);
+    let mut part = || parts.next().unwrap_or_default();
+    let (text, variables, flags) = (part(), part(), part());
+    let variables: Vec<(&[u8], &[u8])> = lines(variables)
+        .filter_map(|line| {
+            let equals = line.iter().position(|byte| *byte == b'=')?;
+            Some((&line[..equals], &line[equals + 1..]))
+        })
+        .collect();
+    let Some(sources) = sources(flags) else {
+        return Outcome::NoServe;
+    };
+    match load(sources, text, &variables) {
+        Ok((config, effective)) => {
+            promises_are_kept(&config);
+            what_is_printed_means_the_same(config, &effective);
+            Outcome::Usable
+        }
+        Err(error) => {
+            assert!(!error.problems.is_empty());
+            for problem in &error.problems {
+                let line = problem.to_string();
+                assert!(!line.contains(['\n', '\r']) && !line.is_empty(), "{line:?}");
+            }
+            assert_eq!(error.to_string().lines().count(), error.problems.len());
+            Outcome::Problems
+        }
+    }
+}
+
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = bytes.split(|byte| *byte == b'\n');
+    lines.filter(|line| !line.is_empty())
+}
+
+/// Building the command line is slow, so it is left out where there are no flags.
+fn sources(flags: &[u8]) -> Option<Sources> {
+    if flags.is_empty() {
+        return Some(Sources::default());
+    }
+    let flags = lines(flags).map(|flag| OsString::from_vec(flag.to_vec()));
+    match cli::parse([OsString::from("mini-lb")].into_iter().chain(flags)) {
+        Ok(Command::Serve(serve)) => Some(serve.sources),
+        Ok(_) => None,
+        Err(error) => {
+            assert!([0, 2].contains(&error.exit_code()));
+            assert!(!error.to_string().is_empty());
+            None
+        }
+    }
+}
+
+fn load(
+    sources: Sources,
+    text: &[u8],
+    variables: &[(&[u8], &[u8])],
+) -> Result<(Config, Effective), ConfigError> {
+    thread_local! {
+        static FILE: NamedTempFile = NamedTempFile::new().unwrap();
+    }
+    let file = FILE.with(|file| file.path().to_owned());
+    std::fs::write(&file, text).unwrap();
+    sources.load(&|name| {
+        if name == "MINI_LB_CONF" {
+            return Some(file.clone().into());
+        }
+        let mut found = variables.iter();
+        let (_, value) = found.find(|(given, _)| *given == name.as_bytes())?;
+        Some(OsString::from_vec(value.to_vec()))
+    })
+}
+
+/// What the documentation of [`Config`] says.
+fn promises_are_kept(config: &Config) {
+    let urls = config.prefill.iter().chain(&config.decode);
+    let mut urls: Vec<String> = urls.map(|worker| worker.url.to_string()).collect();
+    assert!(!config.prefill.is_empty() && !config.decode.is_empty());
+    let workers = urls.len();
+    urls.sort();
+    urls.dedup();
+    assert_eq!(urls.len(), workers);
+    assert!(config.max_body_bytes > 0 && config.gate.max_buffered_body_bytes > 0);
+    assert!(config.gate.max_inflight_requests != Some(0));
+    let (gate, faults) = (&config.gate, &config.faults);
+    let mut times = vec![
+        config.connect_timeout,
+        config.leaving.grace,
+        gate.head_timeout,
+        gate.body_timeout,
+        faults.request_timeout,
+        faults.first_token_timeout,
+        faults.stream_idle_timeout,
+    ];
+    times.extend(faults.stream_timeout);
+    if let Some(breaker) = &faults.breaker {
+        times.extend([breaker.window, breaker.pause]);
+        assert!(breaker.failures > 0 && breaker.successes > 0);
+    }
+    if let Some(probes) = &faults.probes {
+        times.extend([probes.interval, probes.timeout]);
+        assert!(probes.path.starts_with('/'), "{}", probes.path);
+    }
+    assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
+    // Added to the time of now, none of them may overflow.
+    let now = std::time::Instant::now();
+    assert!(times.iter().all(|time| now.checked_add(*time).is_some()));
+    assert!(config.summary().starts_with("configuration ok"));
+    assert!(config.server.threads > 0);
+}
+
+fn what_is_printed_means_the_same(mut config: Config, effective: &Effective) {
+    let printed = effective.to_string();
+    // Keys are stars there, which are refused.
+    if printed.contains("# not shown;") {
+        return;
+    }
+    let (mut again, _) = load(Sources::default(), printed.as_bytes(), &[])
+        .unwrap_or_else(|error| panic!("{error}\n{printed}"));
+    // They say where something was written.
+    config.warnings.clear();
+    again.warnings.clear();
+    assert_eq!(format!("{again:?}"), format!("{config:?}"), "{printed}");
+}
