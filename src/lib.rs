@@ -15,7 +15,7 @@
 //! | `ops` | the endpoints without legs | `fleet`, `net`, `pd` |
 //! | [`config`] | what the user wrote, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
-//! | [`bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
+//! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
 //! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli` and `sim` |
 //!
