@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderValue};
-use mini_lb::bench::{self, Arrivals, Load, Summary, Tally};
+use mini_lb::bench::{self, Arrivals, Load, Spacing, Summary, Tally};
 use serde::Serialize;
 
 use super::fleet::{Counts, Fleet};
@@ -121,6 +121,12 @@ impl Run<'_> {
         let told = seen.clone();
         let load = Load {
             request_timeout: Duration::from_secs(3600),
+            // One after the other: streams that begin together have their events together, and a target that is woken
+            // once for many of them looks cheaper than it is.
+            arrivals: Arrivals::AtRate {
+                per_second: self.workload.concurrency as f64 / (warm_up / 2).as_secs_f64(),
+                spacing: Spacing::Constant,
+            },
             ..self.load(Effort {
                 time: Duration::from_secs(3600),
                 requests: u64::MAX,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
+use mini_lb::bench::Summary;
 use mini_lb::bench::plot::{Chart, Scale, Series};
 use mini_lb::bench::table::{columns, number};
 use serde::Serialize;
@@ -119,7 +120,8 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
     let cell = |spread: Option<Spread>| spread.map_or("-".to_owned(), Spread::text);
     let middle =
         |spread: Option<Spread>| spread.map_or("-".to_owned(), |spread| number(spread.median));
-    let ttft = |target: &str| of(target).spread(|reading| Some(reading.latencies.ttft_ms.p50));
+    let ttft =
+        |target: &str| of(target).spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p50));
     for target in targets {
         let readings = of(target);
         if readings.0.is_empty() {
@@ -140,7 +142,7 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
             middle(readings.spread(|reading| Some(reading.units_per_second))),
             middle(ttft(target)),
             added.map_or("-".to_owned(), number),
-            middle(readings.spread(|reading| Some(reading.latencies.ttft_ms.p99))),
+            middle(readings.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p99))),
             middle(readings.spread(|reading| reading.peak_mb)),
             readings.sum(|reading| reading.errors),
             readings.sum(|reading| reading.worker_connections),
@@ -210,7 +212,7 @@ pub fn as_json(
             let numbers = json!({
                 "cpu_us_per_unit": ours.spread(|reading| reading.cpu_us_per_unit),
                 "x_nginx": ours.ratio(&reference),
-                "ttft_p50_ms": ours.spread(|reading| Some(reading.latencies.ttft_ms.p50)),
+                "ttft_p50_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p50)),
                 "units_per_second": ours.spread(|reading| Some(reading.units_per_second)),
                 "peak_mb": ours.spread(|reading| reading.peak_mb),
             });
@@ -333,6 +335,11 @@ fn series(targets: &[String], all: &[Reading], prefix: &str, unit: f64) -> Vec<S
         .map(of)
         .filter(|series| !series.points.is_empty())
         .collect()
+}
+
+/// Latencies, where a request came to its end.
+fn answered(reading: &Reading) -> Option<&Summary> {
+    Some(&reading.latencies).filter(|latencies| latencies.answered > 0)
 }
 
 fn is_direct(target: &str) -> bool {
