@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod process;
+pub mod tls;
 pub mod worker;
 
 use std::future::Future;
