@@ -195,7 +195,12 @@ fn reason(error: &Error) -> String {
     match error.root_cause().downcast_ref::<std::io::Error>() {
         Some(cause) => cause.to_string(),
         None => match &error.context {
-            Some(context) => context.as_str().to_owned(),
+            // A chain of errors in one text: the first cause says it.
+            Some(context) => {
+                let text = context.as_str();
+                let cause = text.rsplit_once(" cause: ");
+                cause.map_or(text, |(_, cause)| cause).to_owned()
+            }
             None => error.etype().as_str().to_owned(),
         },
     }

@@ -7,8 +7,8 @@
 //! | last words | streams end in an error event | when all are written |
 //!
 //! The listener for administration stays until the end: whoever asks there whether the process is ready is told that
-//! it is not, and does not keep it. An upgrade skips the settling: the successor accepts from the same socket, and is ready. Only SIGINT does
-//! not wait. Nothing of this may depend on Pingora's own shutdown, which sleeps for the whole grace period
+//! it is not, and does not keep it. An upgrade skips the settling: the successor accepts from the same sockets, and is
+//! ready. Only SIGINT does not wait. Nothing of this may depend on Pingora's own shutdown, which sleeps for the whole grace period
 //! whether or not somebody is left, and stops listening without a successor as well.
 //! Source: pingora-core 0.9.1, `server/mod.rs`, `transfer_fd/mod.rs`.
 

@@ -63,6 +63,12 @@ impl Balancer {
         Client::connect(self.address).await
     }
 
+    /// Who administers the workers through the listener for that.
+    pub async fn admin(&self) -> Client {
+        let address = self.handle.admin_address().await;
+        Client::connect(address.expect("a listener for administration")).await
+    }
+
     /// Stops it and waits until it has ended.
     pub async fn stop(mut self) {
         self.handle.stop();

@@ -129,14 +129,15 @@ impl Authority {
 
 /// TLS before a plain worker.
 pub struct Terminator {
-    pub address: SocketAddr,
+    pub url: String,
     handshakes: Arc<AtomicUsize>,
 }
 
 impl Terminator {
-    pub async fn before(worker: SocketAddr, config: ServerConfig) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+    /// `host` is in its URL, and is where it listens.
+    pub async fn before(worker: SocketAddr, host: &str, config: ServerConfig) -> Self {
+        let listener = TcpListener::bind((host, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let handshakes = Arc::new(AtomicUsize::new(0));
         let count = handshakes.clone();
@@ -155,14 +156,9 @@ impl Terminator {
             }
         });
         Self {
-            address,
+            url: format!("https://{host}:{port}"),
             handshakes,
         }
-    }
-
-    /// Its URL by this host.
-    pub fn url(&self, host: &str) -> String {
-        format!("https://{host}:{}", self.address.port())
     }
 
     /// How many connections have agreed on TLS.
