@@ -310,6 +310,7 @@ mod tests {
             assert_eq!((url.host(), url.port()), ("::1", 30000), "{text}");
             assert_eq!(bracketed(url.host()), "[::1]", "{text}");
         }
+        assert!(WorkerUrl::parse("https://[::1]:1").unwrap().is_tls());
         for text in ["https://h1", "HTTPS://H1:443/"] {
             let url = WorkerUrl::parse(text).unwrap();
             assert_eq!(url.to_string(), "https://h1:443", "{text}");

@@ -74,3 +74,50 @@ pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option
     }
     Ok(ca_file)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use pingora_core::upstreams::peer::Peer;
+
+    use super::super::peer;
+    use super::*;
+
+    /// A certificate and its key.
+    fn identity() -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        (vec![made.cert.der().clone()], key)
+    }
+
+    #[test]
+    fn peers_that_differ_in_trust_certificate_or_name_share_no_connection() {
+        let ((one, one_key), (two, two_key)) = (identity(), identity());
+        let trusts = [
+            Trust::new(&[], None),
+            Trust::new(&one, None),
+            Trust::new(&two, None),
+            Trust::new(&one, Some((&one, &one_key))),
+            Trust::new(&one, Some((&two, &two_key))),
+        ];
+        let address = ([127, 0, 0, 1], 1).into();
+        let key = |tls| peer(address, Duration::from_secs(1), tls).reuse_hash();
+        let mut keys: HashSet<_> = trusts.iter().map(|trust| key(Some((trust, "a")))).collect();
+        keys.insert(key(Some((&trusts[0], "b"))));
+        keys.insert(key(None));
+        assert_eq!(keys.len(), trusts.len() + 2);
+        let again = Trust::new(&one, Some((&one, &one_key)));
+        assert!(keys.contains(&key(Some((&again, "a")))));
+    }
+
+    #[test]
+    fn the_systems_roots_are_read_only_where_workers_are_judged_by_them() {
+        assert_eq!(pool_roots(None, false).unwrap().unwrap(), NO_ROOTS);
+        let missing = pool_roots(Some("none.pem".into()), false).unwrap_err();
+        assert!(missing.starts_with("cannot use none.pem: "), "{missing}");
+        assert!(pool_roots(Some(NO_ROOTS.into()), true).is_err());
+    }
+}
