@@ -91,6 +91,9 @@ impl Exit {
 
     /// Settles, and drains. The listener for administration tells until the end that nothing is ready.
     pub(super) async fn leave(&self) {
+        // Whoever reads the line finds it done.
+        self.unready.send_replace(true);
+        self.stage.send_replace(Stage::Leaving);
         log::info!(
             "leaving settle_secs={} grace_secs={} requests={} connections={}",
             self.limits.settle.as_secs_f64(),
@@ -98,8 +101,6 @@ impl Exit {
             self.requests.live(),
             self.connections.live(),
         );
-        self.unready.send_replace(true);
-        self.stage.send_replace(Stage::Leaving);
         tokio::time::sleep(self.limits.settle).await;
         self.drain().await;
         self.deaf.send_replace(true);
