@@ -81,8 +81,8 @@ pub fn command() -> clap::Command {
         )
         .after_help(
             "A flag wins over its environment variable, that over the configuration file, that over the default.\n\
-             The other flags of sglang_router.launch_router (metrics, service discovery,\n\
-             TLS and so on) are accepted so that its command lines work, and have no effect but a warning.",
+             The other flags of sglang_router.launch_router (metrics, service discovery\n\
+             and so on) are accepted so that its command lines work, and have no effect but a warning.",
         )
         .args_conflicts_with_subcommands(true)
         .args(SETTINGS.map(setting_arg))
@@ -190,6 +190,7 @@ fn setting_arg(setting: &Setting) -> Arg {
             .value_names([] as [&str; 0])
             .action(ArgAction::SetTrue)
             .overrides_with(setting.key),
+        Kind::Paths => arg.num_args(0..).action(ArgAction::Append),
         // One token too many is said to be one too many; clap would take it for a subcommand.
         Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
     }
@@ -224,6 +225,12 @@ fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
             Kind::Text | Kind::Number => {
                 if let Some(value) = matches.get_one::<String>(setting.key) {
                     draft.set(setting, value, place);
+                }
+            }
+            Kind::Paths => {
+                if let Some(paths) = matches.get_many::<String>(setting.key) {
+                    let paths: Vec<_> = paths.map(String::as_str).collect();
+                    draft.set(setting, paths.join(","), place);
                 }
             }
             Kind::Switch if matches.get_flag(setting.key) => draft.set(setting, "true", place),
@@ -351,13 +358,24 @@ mod tests {
         };
         let key_file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(key_file.path(), "sk-1").unwrap();
+        let roots = tempfile::NamedTempFile::new().unwrap();
+        let authority = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        std::fs::write(roots.path(), authority.cert.pem()).unwrap();
         for setting in SETTINGS {
             let value = match setting.key {
                 "prefill" | "decode" => continue,
+                // A certificate needs its key.
+                "tls_cert_path" | "tls_key_path" | "client_cert_path" | "client_key_path" => {
+                    continue;
+                }
+                "ca_cert_paths" => roots.path().to_str().unwrap(),
+                "admin_listen" => "127.0.0.1:1",
                 "host" => "::1",
                 "policy" => "random",
                 "log_level" => "warn",
-                "worker_api_key_file" | "api_key_file" => key_file.path().to_str().unwrap(),
+                "worker_api_key_file" | "worker_admin_api_key_file" | "api_key_file" => {
+                    key_file.path().to_str().unwrap()
+                }
                 "health_check_endpoint" => "/health_generate",
                 _ if setting.kind == Kind::Switch => "true",
                 _ => "7",

@@ -74,9 +74,13 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
     }
 }
 
-/// Pingora's own lines are for its developers unless somebody asks for more.
+/// Pingora's own lines are for its developers unless somebody asks for more; and a client over TLS that is gone
+/// before it can be told of the close is nobody's.
 fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
+    if ["info", "warn"].contains(&filter) {
+        logger.filter_module("pingora_core::protocols::tls", LevelFilter::Error);
+    }
     if filter == "info" {
         logger.filter_module("pingora", LevelFilter::Warn);
     }

@@ -6,9 +6,11 @@
 
 mod lender;
 mod lent;
+mod tls;
 mod wire;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ use lent::Dial;
 pub(crate) use lent::Loan;
 pub(crate) use wire::Head;
 use wire::Wire;
+
+pub(crate) use tls::{Trust, pool_roots};
 
 /// An idle connection is closed before the worker does: uvicorn closes after 5 s.
 /// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
@@ -148,7 +152,8 @@ pub(crate) trait Door: Send + Sync {
 /// Why an exchange gave no whole answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The worker refuses connections, or its host cannot be reached.
+    /// The worker refuses connections, its host cannot be reached, or the two do not agree on TLS. No byte of a
+    /// request was sent.
     Unreachable(String),
     /// The connection was not established in time.
     ConnectTimeout,
@@ -189,6 +194,9 @@ impl Failure {
             | ErrorType::ConnectNoRoute
             | ErrorType::ConnectError
             | ErrorType::SocketError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::InvalidCert
+            | ErrorType::HandshakeError
             | ErrorType::BindError => Failure::Unreachable(why),
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
                 Failure::Lost(why)
@@ -203,7 +211,12 @@ fn reason(error: &Error) -> String {
     match error.root_cause().downcast_ref::<std::io::Error>() {
         Some(cause) => cause.to_string(),
         None => match &error.context {
-            Some(context) => context.as_str().to_owned(),
+            // A chain of errors in one text: the first cause says it.
+            Some(context) => {
+                let text = context.as_str();
+                let cause = text.rsplit_once(" cause: ");
+                cause.map_or(text, |(_, cause)| cause).to_owned()
+            }
             None => error.etype().as_str().to_owned(),
         },
     }
@@ -229,9 +242,18 @@ pub(crate) fn unusable(status: StatusCode, headers: &HeaderMap) -> Option<Failur
     })
 }
 
-/// A peer for Pingora: one plain HTTP/1.1 address. How long a connected worker may take is its caller's to say.
-pub(crate) fn peer(address: std::net::SocketAddr, connect_timeout: Duration) -> HttpPeer {
-    let mut peer = HttpPeer::new(address, false, String::new());
+/// A peer for Pingora: one address that speaks HTTP/1.1, over TLS with this name if there is one. How long a
+/// connected worker may take is its caller's to say; the handshake is a part of connecting.
+pub(crate) fn peer(
+    address: SocketAddr,
+    connect_timeout: Duration,
+    tls: Option<(&Trust, &str)>,
+) -> HttpPeer {
+    let name = tls.map_or("", |(_, name)| name);
+    let mut peer = HttpPeer::new(address, tls.is_some(), name.to_owned());
+    if let Some((trust, _)) = tls {
+        trust.apply(&mut peer);
+    }
     peer.options.connection_timeout = Some(connect_timeout);
     peer.options.total_connection_timeout = Some(connect_timeout);
     peer.options.idle_timeout = Some(POOL_IDLE);
@@ -439,7 +461,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_closed_before_uvicorn_closes_it() {
-        let peer = peer(([127, 0, 0, 1], 1).into(), Duration::from_secs(1));
+        let peer = peer(([127, 0, 0, 1], 1).into(), Duration::from_secs(1), None);
         assert!(
             peer.options
                 .idle_timeout

@@ -6,31 +6,40 @@
 
 mod leaving;
 mod names;
+mod tls;
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use http::HeaderValue;
 use pingora_core::apps::HttpServerApp;
 use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{Fds, ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_proxy::http_proxy;
 use tokio::sync::watch;
 
-use crate::config::{Config, ConfigError, Faults, Listen, MiniLbConfig, Policy, WorkerSpec};
+use crate::config::{
+    Config, ConfigError, Faults, Listen, MiniLbConfig, Policy, Secret, WorkerSpec,
+};
 use crate::fleet::{self, Fleet, LiveRooms, Queue, Random, RetryBudget, Role, Worker, WorkerId};
 use crate::net::Client;
 use crate::ops::{Ops, Probe};
 use crate::pd::Bootstrap;
-use crate::proxy::{Aborter, Buffered, Connections, Departure, Keys, Limits, Proxy, Stage};
+use crate::proxy::{
+    Aborter, Buffered, Connections, Crowd, Departure, Keys, Limits, Listener, Proxy,
+};
 use leaving::{Exit, Opening, Signals};
-use names::Names;
+use names::{Dialling, Names};
 
 /// Why the balancer did not start.
 #[derive(Debug)]
@@ -51,6 +60,10 @@ pub enum StartError {
     },
     /// A defect: Pingora's configuration has another owner, so its server cannot have it.
     ConfInUse,
+    /// No roots for workers that speak TLS; what is wrong with them.
+    Roots(String),
+    /// TLS refuses the certificate of the listeners; its words.
+    Tls(String),
     /// A signal handler could not be installed.
     Signals(io::Error),
 }
@@ -61,7 +74,7 @@ impl fmt::Display for StartError {
             StartError::Listen { address, why } if why.kind() == io::ErrorKind::AddrInUse => {
                 write!(
                     f,
-                    "cannot listen on {address}: another process does already; stop it or choose another --port"
+                    "cannot listen on {address}: another process does already; stop it or choose another port"
                 )
             }
             StartError::Listen { address, why } => write!(f, "cannot listen on {address}: {why}"),
@@ -74,6 +87,11 @@ impl fmt::Display for StartError {
             StartError::ConfInUse => {
                 f.write_str("internal error: Pingora's configuration is in use")
             }
+            StartError::Roots(why) => write!(
+                f,
+                "no certificates to judge https:// workers by: {why}; install the system's (ca-certificates) or set ca_cert_paths"
+            ),
+            StartError::Tls(why) => write!(f, "the certificate of the listeners is refused: {why}"),
             StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
         }
     }
@@ -83,7 +101,10 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StartError::Listen { why, .. } | StartError::Signals(why) => Some(why),
-            StartError::NotAHeader { .. } | StartError::ConfInUse => None,
+            StartError::NotAHeader { .. }
+            | StartError::ConfInUse
+            | StartError::Roots(_)
+            | StartError::Tls(_) => None,
         }
     }
 }
@@ -94,20 +115,17 @@ impl std::error::Error for StartError {
 /// # Errors
 /// [`StartError`]: nothing was started then.
 pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
-    let mut address = config.listen.to_string();
-    let mut socket = None;
-    // With an upgrade the predecessor hands its socket over.
-    if !options.upgrade {
-        let bound = bind(&config.listen)?;
-        if config.listen.port == 0 {
-            address = local_address(&bound, &config.listen)?.to_string();
-        }
-        socket = Some(bound);
-    }
+    let bound = Bound::of(&config, options.upgrade)?;
     let assembled = assemble(config)?;
     let (signals, opening) =
         Signals::new(assembled.exit.clone(), assembled.conf.upgrade_sock.clone());
     let server_conf = Arc::try_unwrap(assembled.conf).map_err(|_| StartError::ConfInUse)?;
+    let entrance = Entrance {
+        gates: bound.gates(assembled.clients, assembled.admins, &assembled.exit),
+        probe: assembled.probe,
+        names: assembled.names,
+        opening: Some(opening),
+    };
     let mut server = Server::new_with_opt_and_conf(
         Opt {
             conf: None,
@@ -116,15 +134,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         server_conf,
     );
     server.bootstrap();
-    server.add_service(Entrance::new(
-        assembled.app,
-        assembled.probe,
-        assembled.names,
-        address,
-        socket,
-        assembled.exit.stage(),
-        Some(opening),
-    ));
+    server.add_service(entrance);
     server.run(RunArgs {
         shutdown_signal: Box::new(signals),
     });
@@ -151,25 +161,38 @@ pub struct MiniLoadBalancer {
     config: Config,
     handle: Handle,
     closed: watch::Receiver<bool>,
-    bound: watch::Sender<Option<SocketAddr>>,
+    bound: watch::Sender<Option<Addresses>>,
+}
+
+/// Where a balancer listens.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    clients: SocketAddr,
+    admins: Option<SocketAddr>,
 }
 
 /// Where a balancer listens, and how it is stopped. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     closing: Arc<watch::Sender<bool>>,
-    bound: watch::Receiver<Option<SocketAddr>>,
+    bound: watch::Receiver<Option<Addresses>>,
 }
 
 impl Handle {
     /// The address that is listened on, once it is; `None` when the balancer ended without.
     pub async fn address(&self) -> Option<SocketAddr> {
+        Some(self.addresses().await?.clients)
+    }
+
+    /// The address at which workers are administered, once it is listened on; `None` when it is no other, or
+    /// the balancer ended without.
+    pub async fn admin_address(&self) -> Option<SocketAddr> {
+        self.addresses().await?.admins
+    }
+
+    async fn addresses(&self) -> Option<Addresses> {
         let mut bound = self.bound.clone();
-        bound
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|address| *address)
+        *bound.wait_for(Option::is_some).await.ok()?
     }
 
     /// Stops listening. `start` returns when the live requests have ended.
@@ -212,20 +235,18 @@ impl MiniLoadBalancer {
     /// # Errors
     /// [`StartError`]: nothing is listened on then.
     pub async fn start(self) -> Result<(), StartError> {
-        let socket = bind(&self.config.listen)?;
-        let address = local_address(&socket, &self.config.listen)?;
+        let bound = Bound::of(&self.config, false)?;
+        let addresses = bound.addresses();
         let assembled = assemble(self.config)?;
-        let proxy = assembled.app.proxy();
-        let mut entrance = Entrance::new(
-            assembled.app,
-            assembled.probe,
-            assembled.names,
-            address.to_string(),
-            Some(socket),
-            assembled.exit.stage(),
-            None,
-        );
-        self.bound.send_replace(Some(address));
+        // Pingora's part, which closes the idle connections of a listener that has ended.
+        let proxy = assembled.clients.proxy.clone();
+        let mut entrance = Entrance {
+            gates: bound.gates(assembled.clients, assembled.admins, &assembled.exit),
+            probe: assembled.probe,
+            names: assembled.names,
+            opening: None,
+        };
+        self.bound.send_replace(addresses);
         let mut closed = self.closed;
         let left = async {
             // The other end lives in `self.handle`.
@@ -243,27 +264,37 @@ impl MiniLoadBalancer {
 
 /// What a configuration becomes.
 struct Assembled {
-    app: Connections,
+    clients: Connections,
+    admins: Option<Connections>,
     exit: Arc<Exit>,
     probe: Option<Probe>,
     names: Names,
     conf: Arc<ServerConf>,
 }
 
-fn assemble(config: Config) -> Result<Assembled, StartError> {
+fn assemble(mut config: Config) -> Result<Assembled, StartError> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
+    let mut conf = std::mem::take(&mut config.server);
+    let acceptor = match &config.tls.listener {
+        Some(identity) => Some(tls::acceptor(identity)?),
+        None => None,
+    };
     let mut ids = (0..).map(WorkerId);
-    let mut names = Names::new(config.connect_timeout);
+    let mut names = Names::new(Dialling {
+        connect_timeout: config.connect_timeout,
+        trust: tls::trust(&config, &mut conf)?,
+    });
     let mut workers = |role, specs: &[WorkerSpec]| {
         specs
             .iter()
             .zip(&mut ids)
             .map(|(spec, id)| {
-                let worker = Arc::new(worker(id, role, spec, config.connect_timeout)?);
+                let address = names.literal(&spec.url);
+                let worker = Arc::new(worker(id, role, spec, address)?);
                 if !worker.is_placed() {
-                    names.add(&worker, spec.url.host(), spec.url.port());
+                    names.add(&worker, &spec.url);
                 }
                 Ok(worker)
             })
@@ -283,13 +314,21 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         fleet = fleet.limited(Queue::new(per_worker, size, Instant::now, rand::random));
     }
     let fleet = Arc::new(fleet);
-    let mut conf = config.server;
     // An attempt of Pingora's is one of ours, or a pooled connection that the worker had closed.
     conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf));
     let exit = Arc::new(Exit::new(config.leaving));
     let (faults, gate) = (config.faults, config.gate);
+    let max_inflight = gate
+        .max_inflight_requests
+        .unwrap_or_else(affordable_requests);
+    let crowd = Crowd::new(
+        gate.max_connections
+            .unwrap_or_else(|| affordable_connections(max_inflight)),
+        gate.max_connections_per_ip,
+    );
+    let apart = config.admin_listen.is_some();
     let probe = faults.probes.map(|probes| Probe {
         fleet: fleet.clone(),
         client: client.clone(),
@@ -310,6 +349,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         fleet,
         client,
         inflight: exit.requests.clone(),
+        admins_apart: apart,
         departure: Departure::new(exit.stage()),
         buffered: Buffered::new(gate.max_buffered_body_bytes),
         keys: Keys::new(
@@ -318,9 +358,7 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
         ),
         limits: Limits {
             max_body_bytes: config.max_body_bytes,
-            inflight: gate
-                .max_inflight_requests
-                .unwrap_or_else(affordable_requests),
+            inflight: max_inflight,
             body: gate.body_timeout,
             queue: config.queue.map_or(Duration::ZERO, |queue| queue.timeout),
             stall: gate.client_stall_timeout,
@@ -331,8 +369,23 @@ fn assemble(config: Config) -> Result<Assembled, StartError> {
             stream: faults.stream_timeout,
         },
     };
+    let proxy = Arc::new(http_proxy(&conf, proxy));
+    let connections = |listener| Connections {
+        proxy: proxy.clone(),
+        listener,
+        tls: acceptor.clone(),
+        head_timeout: gate.head_timeout,
+        crowd: None,
+        open: Arc::default(),
+    };
     Ok(Assembled {
-        app: Connections::new(&conf, proxy, gate.head_timeout, exit.connections.clone()),
+        clients: Connections {
+            crowd: Some(Arc::new(crowd)),
+            open: exit.connections.clone(),
+            ..connections(Listener::Clients)
+        },
+        // However many clients there are, and whatever is waited for: who administers gets in.
+        admins: apart.then(|| connections(Listener::Admins)),
         exit,
         probe,
         names,
@@ -345,10 +398,22 @@ const RESERVED_FILES: usize = 500;
 
 /// As many requests as have descriptors: one for the client and one for each leg.
 fn affordable_requests() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    open_files(&limits).map_or(usize::MAX, |files| {
-        (files.saturating_sub(RESERVED_FILES) / 3).max(100)
+    usable_files().map_or(usize::MAX, |files| (files / 3).max(100))
+}
+
+/// As many connections as have descriptors beside the legs of so many requests; at least one for each of these.
+fn affordable_connections(requests: usize) -> usize {
+    usable_files().map_or(usize::MAX, |files| {
+        files
+            .saturating_sub(requests.saturating_mul(2))
+            .max(requests)
     })
+}
+
+/// The descriptors that are there for requests; `None` when there is no limit.
+fn usable_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    Some(open_files(&limits)?.saturating_sub(RESERVED_FILES))
 }
 
 /// The soft limit in the text of `/proc/self/limits`; `None` when there is none.
@@ -381,7 +446,7 @@ fn worker(
     id: WorkerId,
     role: Role,
     spec: &WorkerSpec,
-    connect_timeout: Duration,
+    peer: Option<HttpPeer>,
 ) -> Result<Worker, StartError> {
     let url = spec.url.to_string();
     let not_a_header = |what| StartError::NotAHeader {
@@ -390,29 +455,22 @@ fn worker(
     };
     let host =
         HeaderValue::try_from(spec.url.authority()).map_err(|_| not_a_header("host name"))?;
-    let authorization = match &spec.api_key {
-        None => None,
-        Some(key) => {
-            let bearer = [b"Bearer ", key.expose()].concat();
-            let mut value =
-                HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
-            value.set_sensitive(true);
-            Some(value)
-        }
+    let bearer = |key: &Secret| {
+        let bearer = [b"Bearer ", key.expose()].concat();
+        let mut value = HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
+        value.set_sensitive(true);
+        Ok(value)
     };
+    let authorization = spec.api_key.as_ref().map(bearer).transpose()?;
+    let admin_authorization = spec.admin_api_key.as_ref().map(bearer).transpose()?;
     let bootstrap = spec
         .bootstrap
         .as_ref()
         .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
-    Ok(Worker::new(
-        id,
-        role,
-        url,
-        host,
-        names::literal(spec.url.host(), spec.url.port(), connect_timeout),
-        bootstrap,
-        authorization,
-    ))
+    Ok(
+        Worker::new(id, role, url, host, peer, bootstrap, authorization)
+            .with_admin_authorization(admin_authorization),
+    )
 }
 
 /// A busy port fails here, at once: Pingora would try for 30 s and then live on without a listener.
@@ -433,39 +491,94 @@ fn local_address(socket: &TcpListener, listen: &Listen) -> Result<SocketAddr, St
     })
 }
 
-/// Pingora's listening service with a socket that was bound before.
-struct Entrance {
-    service: Service<Connections>,
-    probe: Option<Probe>,
-    names: Names,
-    address: String,
-    socket: Option<TcpListener>,
-    stage: watch::Receiver<Stage>,
-    opening: Option<Opening>,
+/// The addresses of the listeners, and their sockets unless a predecessor hands them over.
+struct Bound {
+    clients: (String, Option<TcpListener>),
+    admins: Option<(String, Option<TcpListener>)>,
 }
 
-impl Entrance {
-    fn new(
-        app: Connections,
-        probe: Option<Probe>,
-        names: Names,
-        address: String,
-        socket: Option<TcpListener>,
-        stage: watch::Receiver<Stage>,
-        opening: Option<Opening>,
-    ) -> Self {
-        let mut service = Service::new("clients".to_owned(), app);
-        service.add_tcp(&address);
-        Self {
-            service,
-            probe,
-            names,
-            address,
-            socket,
-            stage,
-            opening,
-        }
+impl Bound {
+    fn of(config: &Config, upgrade: bool) -> Result<Self, StartError> {
+        let bound = |listen: &Listen| {
+            if upgrade {
+                return Ok((listen.to_string(), None));
+            }
+            let socket = bind(listen)?;
+            let address = match listen.port {
+                0 => local_address(&socket, listen)?.to_string(),
+                _ => listen.to_string(),
+            };
+            Ok((address, Some(socket)))
+        };
+        Ok(Self {
+            clients: bound(&config.listen)?,
+            admins: config.admin_listen.as_ref().map(bound).transpose()?,
+        })
     }
+
+    /// `None` when there is no socket yet.
+    fn addresses(&self) -> Option<Addresses> {
+        let local = |socket: &Option<TcpListener>| socket.as_ref()?.local_addr().ok();
+        Some(Addresses {
+            clients: local(&self.clients.1)?,
+            admins: self.admins.as_ref().and_then(|(_, socket)| local(socket)),
+        })
+    }
+
+    fn gates(self, clients: Connections, admins: Option<Connections>, exit: &Exit) -> Vec<Gate> {
+        let gate = |app: Connections, (address, socket): (String, Option<TcpListener>)| {
+            let listener = app.listener;
+            let mut service = Service::new("mini-lb".to_owned(), app);
+            service.add_tcp(&address);
+            Gate {
+                listener,
+                service,
+                address,
+                socket,
+                closed: Some(Box::pin(exit.closed(listener))),
+            }
+        };
+        let clients = gate(clients, self.clients);
+        let admins = admins.zip(self.admins);
+        let admins = admins.map(|(app, bound)| gate(app, bound));
+        std::iter::once(clients).chain(admins).collect()
+    }
+}
+
+/// One of Pingora's listening services with a socket that was bound before.
+struct Gate {
+    listener: Listener,
+    service: Service<Connections>,
+    address: String,
+    socket: Option<TcpListener>,
+    /// Resolves when nobody is let in any more. Taken at the start.
+    closed: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl Gate {
+    async fn open(&mut self, fds: ListenFds, listeners_per_fd: usize) {
+        let (stop, stopped) = watch::channel(false);
+        if let Some(closed) = self.closed.take() {
+            tokio::spawn(async move {
+                closed.await;
+                stop.send_replace(true);
+            });
+        }
+        match self.listener {
+            Listener::Clients => log::info!("listening address={}", self.address),
+            Listener::Admins => log::info!("open for administration address={}", self.address),
+        }
+        PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
+            .await;
+    }
+}
+
+/// All gates as one of Pingora's services, with what goes on for as long.
+struct Entrance {
+    gates: Vec<Gate>,
+    probe: Option<Probe>,
+    names: Names,
+    opening: Option<Opening>,
 }
 
 #[async_trait]
@@ -477,22 +590,18 @@ impl PingoraService for Entrance {
         listeners_per_fd: usize,
     ) {
         let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
-        if let Some(socket) = self.socket.take() {
-            fds.lock().add(self.address.clone(), socket.into_raw_fd());
+        for gate in &mut self.gates {
+            if let Some(socket) = gate.socket.take() {
+                fds.lock().add(gate.address.clone(), socket.into_raw_fd());
+            }
         }
         if let Some(opening) = self.opening.take() {
             opening.open(fds.clone()).await;
         }
-        let (stop, stopped) = watch::channel(false);
-        let mut stage = self.stage.clone();
-        tokio::spawn(async move {
-            // When nobody can end it any more, it has ended.
-            let _ = stage.wait_for(|stage| *stage >= Stage::Closed).await;
-            stop.send_replace(true);
-        });
         // Who connects meanwhile is served a moment later.
         self.names.begin().await;
-        log::info!("listening address={}", self.address);
+        let gates = self.gates.iter_mut();
+        let serving = join_all(gates.map(|gate| gate.open(fds.clone(), listeners_per_fd)));
         let probing = async {
             match &self.probe {
                 Some(probe) => probe.run().await,
@@ -500,12 +609,7 @@ impl PingoraService for Entrance {
             }
         };
         tokio::select! {
-            () = PingoraService::start_service(
-                &mut self.service,
-                Some(fds),
-                stopped,
-                listeners_per_fd,
-            ) => {}
+            _ = serving => {}
             () = probing => {}
             () = self.names.watch() => {}
         }
@@ -516,9 +620,10 @@ impl PingoraService for Entrance {
     }
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
-        PingoraService::listen_addresses(&self.service)
+        Some(self.gates.iter().map(|gate| gate.address.clone()).collect())
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -422,7 +422,7 @@ fn help_shows_our_flags_and_hides_those_without_effect() {
 fn problems_of_all_sources_are_said_at_once() {
     let file = temporary("prot: 1\n");
     let line = format!(
-        "--conf {} --port x --decode https://b:1",
+        "--conf {} --port x --decode ftp://b:1",
         file.path().display()
     );
     let found = problems(
@@ -441,7 +441,7 @@ fn problems_of_all_sources_are_said_at_once() {
             "FILE:1: prot: unknown key, did you mean `port`?",
             "--port: `x` is not a port from 0 to 65535",
             "MINI_LB_CONNECT_TIMEOUT_SECS: `0` is not a number of seconds above 0 and at most a year",
-            "--decode: `https://b:1` is not the URL of a worker: TLS to workers is not supported yet, use http://",
+            "--decode: `ftp://b:1` is not the URL of a worker: the scheme must be http or https",
         ]
     );
 }
@@ -599,6 +599,130 @@ fn keys_come_from_files_and_are_never_shown() {
     assert!(
         found.contains("prefill[0].api_key: the stars are"),
         "{found}"
+    );
+}
+
+#[test]
+fn keys_for_administration_are_the_workers_own_or_the_shared_one_and_never_shown() {
+    let own = temporary("sk-own\n");
+    let shared = temporary("sk-shared");
+    let file = temporary(&format!(
+        "prefill: [{{url: 'http://a:1', admin_api_key: sk-inline}}, {{url: 'http://a:2', admin_api_key_file: {0}}}]\n\
+         decode: [http://b:1]\nworker_admin_api_key_file: {1}\n",
+        own.path().display(),
+        shared.path().display()
+    ));
+    let line = format!("--conf {}", file.path().display());
+    let (config, effective) = load(&line, &[]).unwrap();
+    let workers = config.prefill.iter().chain(&config.decode);
+    let keys: Vec<_> = workers
+        .map(|worker| {
+            (
+                worker.admin_api_key.as_ref().unwrap().expose(),
+                &worker.api_key,
+            )
+        })
+        .collect();
+    let expected: [&[u8]; 3] = [b"sk-inline", b"sk-own", b"sk-shared"];
+    assert_eq!(keys, expected.map(|key| (key, &None)));
+    let shown = format!("{config:?}{effective}{effective:?}");
+    assert!(!shown.contains("sk-"), "{shown}");
+    std::fs::write(
+        file.path(),
+        "prefill: [http://a:1]\ndecode: [{url: 'http://b:1', admin_api_key: a, admin_api_key_file: b}]\n",
+    )
+    .unwrap();
+    let found = problems(&line, &[]);
+    let said = "give either admin_api_key or admin_api_key_file, not both";
+    assert!(found.ends_with(said), "{found}");
+}
+
+/// A certificate that may vouch for others, in PEM.
+fn root(name: &str) -> String {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    certified.cert.pem()
+}
+
+#[test]
+fn authorities_are_named_by_any_number_of_files_in_each_source() {
+    let (one, two) = (temporary(&root("a")), temporary(&(root("b") + &root("c"))));
+    let (one, two) = (one.path().display(), two.path().display());
+    let workers = "--prefill https://a --decode https://b:1";
+    let count = |line: &str, variables: &[(&str, &str)]| {
+        let found = config(&format!("{line} {workers}"), variables);
+        assert_eq!(found.prefill[0].url.to_string(), "https://a:443");
+        found.tls.roots.len()
+    };
+    assert_eq!(count("", &[]), 0);
+    assert_eq!(count("--ca-cert-paths", &[]), 0);
+    assert_eq!(count(&format!("--ca-cert-paths {one} {two}"), &[]), 3);
+    assert_eq!(
+        count(&format!("--ca-cert-paths {one} --ca-cert-paths {two}"), &[]),
+        3
+    );
+    let both = format!("{one}, {two}");
+    assert_eq!(count("", &[("MINI_LB_CA_CERT_PATHS", &both)]), 3);
+    let file = temporary(&format!("ca_cert_paths: [{one}, {two}]\n"));
+    let conf = format!("--conf {}", file.path().display());
+    assert_eq!(count(&conf, &[]), 3);
+    // What is printed is read again.
+    let (_, effective) = load(&format!("{conf} {workers}"), &[]).unwrap();
+    let printed = temporary(&effective.to_string());
+    assert_eq!(
+        count(&format!("--conf {}", printed.path().display()), &[]),
+        3
+    );
+    std::fs::write(file.path(), format!("ca_cert_paths: {two}\n")).unwrap();
+    assert_eq!(count(&conf, &[]), 2);
+}
+
+#[test]
+fn an_address_for_administration_is_another_one() {
+    let listen = |more: &str| {
+        let line = format!("--prefill http://a:1 --decode http://b:1 --port 80 {more}");
+        load(&line, &[]).map(|(config, _)| config.admin_listen.map(|listen| listen.to_string()))
+    };
+    assert_eq!(listen("").unwrap(), None);
+    for (text, address) in [
+        ("127.0.0.1:29500", "127.0.0.1:29500"),
+        ("[::1]:0", "[::1]:0"),
+        ("Host:81", "host:81"),
+        ("127.0.0.1:80", "127.0.0.1:80"),
+    ] {
+        let found = listen(&format!("--admin-listen {text}")).unwrap();
+        assert_eq!(found.as_deref(), Some(address), "{text}");
+    }
+    for text in [
+        "29500",
+        "127.0.0.1",
+        "::1:80",
+        "a b:1",
+        "a:x",
+        "a:65536",
+        ":1",
+    ] {
+        let line = [
+            "mini-lb",
+            "--prefill",
+            "a:1",
+            "--decode",
+            "b:1",
+            "--admin-listen",
+            text,
+        ];
+        let Ok(Command::Serve(serve)) = cli::parse(line) else {
+            panic!("{text}");
+        };
+        let found = serve.sources.load(&|_| None).unwrap_err().to_string();
+        assert!(
+            found.ends_with("is not an address to listen on: HOST:PORT"),
+            "{found}"
+        );
+    }
+    let same = listen("--admin-listen 0.0.0.0:80").unwrap_err().to_string();
+    assert!(
+        same.starts_with("--admin-listen: clients connect there already"),
+        "{same}"
     );
 }
 

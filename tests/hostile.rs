@@ -460,6 +460,114 @@ async fn a_head_that_comes_byte_by_byte_has_one_deadline() {
 }
 
 #[tokio::test]
+async fn half_a_head_on_a_used_connection_has_the_same_deadline() {
+    let mut stage = Stage::with(|config| config.head_timeout(SHORT)).await;
+    let request = post("/generate", JSON);
+    let half = &request[..30];
+    // Behind the answer, and along with the request before.
+    let mut used = stage.accepts("the first", request.as_bytes(), 1).await;
+    used.send(half).await;
+    let both = format!("{request}{half}");
+    let mut along = stage
+        .accepts("with half a head behind it", both.as_bytes(), 1)
+        .await;
+    for client in [&mut used, &mut along] {
+        assert!(client.rest().await.is_empty());
+    }
+    // A whole head in two pieces is a request.
+    let mut client = stage.accepts("the first", request.as_bytes(), 1).await;
+    for piece in [half, &request[30..]] {
+        client.send(piece).await;
+    }
+    assert_eq!(client.answer().await.status(), 200);
+    stage.accepted += 1;
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_the_deadline_of_a_head() {
+    let mut stage = Stage::with(|config| config.head_timeout(SHORT)).await;
+    let request = post("/generate", JSON);
+    let mut idle = stage.accepts("the first", request.as_bytes(), 1).await;
+    // This one is closed after as long as the other one has been idle.
+    let mut silent = stage.balancer.client().await;
+    assert!(silent.rest().await.is_empty());
+    idle.send(&request).await;
+    assert_eq!(idle.answer().await.status(), 200);
+    stage.accepted += 1;
+    stage.settle().await;
+}
+
+/// Connections beyond the limit that get one answer.
+const SPARE: usize = 16;
+
+#[tokio::test]
+async fn beyond_the_limit_of_connections_only_health_is_answered_and_then_nothing() {
+    let mut stage = Stage::with(|config| config.max_connections(1)).await;
+    let request = post("/generate", JSON);
+    let mut inside = stage.accepts("the only one", request.as_bytes(), 1).await;
+    let health = "GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
+    for (what, bytes, status) in [("health", health, 200), ("legs", &request, 503)] {
+        let mut spare = stage.balancer.client().await;
+        spare.send(bytes).await;
+        let answer = spare.answer().await;
+        assert_eq!(answer.status(), status, "{what}");
+        assert_eq!(answer.header("connection"), Some("close"), "{what}");
+        if status == 503 {
+            assert_eq!(answer.header("x-mini-lb-error"), Some("overloaded"));
+            assert!(answer.header("retry-after").is_some());
+        }
+        assert!(spare.rest().await.is_empty(), "{what}");
+    }
+    let mut spare = Vec::new();
+    for _ in 0..SPARE {
+        spare.push(stage.balancer.client().await);
+    }
+    let mut refused = stage.balancer.client().await;
+    assert!(refused.rest().await.is_empty());
+    drop(spare);
+    inside.send(&request).await;
+    assert_eq!(inside.answer().await.status(), 200);
+    drop(inside);
+    // Its place is free as soon as its close has been seen.
+    let mut client = loop {
+        let mut client = stage.balancer.client().await;
+        client.send(health).await;
+        let head = client.try_answer().await.map(|answer| answer.head);
+        if head.is_some_and(|head| head.contains("keep-alive")) {
+            break client;
+        }
+    };
+    client.send(&request).await;
+    assert_eq!(client.answer().await.status(), 200);
+    drop(client);
+    stage.accepted += 2;
+    for legs in [&stage.prefill, &stage.decode] {
+        assert_eq!(legs.load(Ordering::SeqCst), stage.accepted);
+    }
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_more_connections_than_it_may_have() {
+    let mut stage = Stage::with(|config| config.max_connections_per_ip(2)).await;
+    let request = post("/generate", JSON);
+    let mut inside = Vec::new();
+    for _ in 0..2 {
+        inside.push(stage.accepts("within", request.as_bytes(), 1).await);
+    }
+    let mut refused = stage.balancer.client().await;
+    assert!(refused.rest().await.is_empty());
+    // Another address of this machine.
+    let mut other = Client::connect_from([127, 0, 0, 2], stage.balancer.address).await;
+    other.send(&request).await;
+    assert_eq!(other.answer().await.status(), 200);
+    stage.accepted += 1;
+    for legs in [&stage.prefill, &stage.decode] {
+        assert_eq!(legs.load(Ordering::SeqCst), stage.accepted);
+    }
+}
+
+#[tokio::test]
 async fn a_running_answer_is_not_bound_by_the_deadline_of_its_head() {
     let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
     let config = config(&[prefill.url()], &[decode.url()]).head_timeout(SHORT);

@@ -36,7 +36,7 @@ pub(crate) struct WorkerDraft {
 impl fmt::Debug for WorkerDraft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self.keys.iter().map(|(key, given)| match *key {
-            worker_key::API_KEY => (key, Secret::MASK),
+            key_name if worker_key::SECRETS.contains(&key_name) => (key, Secret::MASK),
             _ => (key, given.value.as_str()),
         });
         f.debug_map().entries(shown).finish()
@@ -96,7 +96,9 @@ impl Draft {
                 continue;
             }
             match setting.kind {
-                Kind::Text | Kind::Number | Kind::Switch => draft.set(setting, text, place),
+                Kind::Text | Kind::Paths | Kind::Number | Kind::Switch => {
+                    draft.set(setting, text, place);
+                }
                 Kind::Workers(role) => {
                     let workers = workers_of_variable(&name, text, role, problems);
                     draft.workers.insert(

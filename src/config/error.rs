@@ -142,8 +142,13 @@ pub enum Fault {
     },
     /// A worker of the file without its URL.
     NoUrl,
-    /// `api_key` and `api_key_file` of the same worker.
-    TwoKeys,
+    /// A key of a worker as text and as a file.
+    TwoKeys {
+        /// The key of the text.
+        text: &'static str,
+        /// The key of the file.
+        file: &'static str,
+    },
     /// A file that cannot be read.
     Unreadable {
         /// As the user named it.
@@ -151,6 +156,20 @@ pub enum Fault {
         /// The system's words.
         why: String,
     },
+    /// A file that has not the certificate or the key that it should have.
+    Tls {
+        /// As the user named it.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate without its key, or the reverse.
+    Half {
+        /// The key of the option that is missing.
+        missing: &'static str,
+    },
+    /// The two listeners have the same address.
+    SameAddress,
     /// A text that must not be empty.
     Empty,
     /// Not UTF-8.
@@ -192,8 +211,11 @@ impl fmt::Display for Fault {
                 write!(f, "at least one {key} worker is needed, for example --{key} http://10.0.0.1:30000")
             }
             Fault::NoUrl => f.write_str("url is missing"),
-            Fault::TwoKeys => f.write_str("give either api_key or api_key_file, not both"),
+            Fault::TwoKeys { text, file } => write!(f, "give either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
+            Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
+            Fault::Half { missing } => write!(f, "{missing} is needed as well"),
+            Fault::SameAddress => f.write_str("clients connect there already, choose another port"),
             Fault::Empty => f.write_str("must not be empty"),
             Fault::NotUtf8 => f.write_str("not valid UTF-8"),
             Fault::BadKey => f.write_str("the key has characters that an HTTP header cannot carry"),

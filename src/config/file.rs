@@ -153,8 +153,17 @@ impl Reader<'_> {
                     },
                 );
             }
+            (Kind::Paths, Value::Sequence(items)) => {
+                let paths: Option<Vec<_>> = items
+                    .into_iter()
+                    .map(|item| self.scalar(item, setting.expects, &place))
+                    .collect();
+                if let Some(paths) = paths {
+                    draft.set(setting, paths.join(","), place);
+                }
+            }
             (Kind::Switch, Value::Bool(on)) => draft.set(setting, on.to_string(), place),
-            (Kind::Text | Kind::Number | Kind::Switch, value) => {
+            (Kind::Text | Kind::Paths | Kind::Number | Kind::Switch, value) => {
                 if let Some(text) = self.scalar(value, setting.expects, &place) {
                     draft.set(setting, text, place);
                 }

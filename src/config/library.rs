@@ -113,6 +113,46 @@ impl MiniLbConfig {
         self
     }
 
+    /// Certificate (with its chain) and key, PEM files, with which the listeners speak TLS.
+    pub fn tls(mut self, cert_path: &str, key_path: &str) -> MiniLbConfig {
+        self.set(&settings::TLS_CERT_PATH, cert_path);
+        self.set(&settings::TLS_KEY_PATH, key_path);
+        self
+    }
+
+    /// Certificates of the authorities that vouch for `https://` workers, PEM files, instead of those of the
+    /// system. Without any it is the system's.
+    pub fn ca_cert_paths(mut self, paths: &[&str]) -> MiniLbConfig {
+        self.set(&settings::CA_CERT_PATHS, paths.join(","));
+        self
+    }
+
+    /// Certificate and key, PEM files, that are shown to `https://` workers.
+    pub fn client_cert(mut self, cert_path: &str, key_path: &str) -> MiniLbConfig {
+        self.set(&settings::CLIENT_CERT_PATH, cert_path);
+        self.set(&settings::CLIENT_KEY_PATH, key_path);
+        self
+    }
+
+    /// A second address (`HOST:PORT`, port 0 lets the system choose) at which alone workers are administered;
+    /// [`crate::Handle::admin_address`] tells it.
+    pub fn admin_listen(mut self, address: &str) -> MiniLbConfig {
+        self.set(&settings::ADMIN_LISTEN, address);
+        self
+    }
+
+    /// Connections of clients at once; 0 is what the descriptors of the process allow.
+    pub fn max_connections(mut self, connections: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_CONNECTIONS, connections.to_string());
+        self
+    }
+
+    /// Connections of one address at once; 0 is no limit.
+    pub fn max_connections_per_ip(mut self, connections: usize) -> MiniLbConfig {
+        self.set(&settings::MAX_CONNECTIONS_PER_IP, connections.to_string());
+        self
+    }
+
     /// The longest until the first byte of a streamed answer.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)
@@ -204,14 +244,23 @@ impl MiniLbConfig {
     }
 
     /// The API key of all workers.
-    pub fn worker_api_key(mut self, key: &str) -> MiniLbConfig {
+    pub fn worker_api_key(self, key: &str) -> MiniLbConfig {
+        self.of_workers(worker_key::API_KEY, key)
+    }
+
+    /// The key that all workers want for their administration.
+    pub fn worker_admin_api_key(self, key: &str) -> MiniLbConfig {
+        self.of_workers(worker_key::ADMIN_API_KEY, key)
+    }
+
+    fn of_workers(mut self, worker_key: &'static str, value: &str) -> MiniLbConfig {
         for worker in self
             .draft
             .workers
             .values_mut()
             .flat_map(|list| &mut list.value)
         {
-            worker.set(worker_key::API_KEY, key);
+            worker.set(worker_key, value);
         }
         self
     }

@@ -16,6 +16,7 @@ mod locate;
 mod print;
 mod resolve;
 pub(crate) mod settings;
+mod tls;
 mod worker;
 
 pub use draft::Environment;
@@ -23,6 +24,7 @@ pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
 pub use library::MiniLbConfig;
 pub use print::Effective;
+pub use tls::{Identity, Tls};
 pub use worker::{BootstrapSpec, Secret, UrlFault, WorkerSpec, WorkerUrl};
 
 use std::fmt;
@@ -39,6 +41,10 @@ pub(crate) use crate::pd::Role;
 pub struct Config {
     /// Where clients connect.
     pub listen: Listen,
+    /// Where those connect who administer the workers, if that is another place.
+    pub admin_listen: Option<Listen>,
+    /// Certificates and keys.
+    pub tls: Tls,
     /// The prefill workers, at least one, each URL once in the whole configuration.
     pub prefill: Vec<WorkerSpec>,
     /// The decode workers, at least one, each URL once in the whole configuration.
@@ -159,6 +165,10 @@ pub struct Gate {
     pub client_stall_timeout: Duration,
     /// Requests at once; `None` is what the descriptors of the process allow. Never zero.
     pub max_inflight_requests: Option<usize>,
+    /// Connections of clients at once; `None` is what the requests leave of the descriptors. Never zero.
+    pub max_connections: Option<usize>,
+    /// Connections of one address at once; `None` is no limit. Never zero.
+    pub max_connections_per_ip: Option<usize>,
     /// Memory for the bodies of all requests at once, in bytes. Never zero.
     pub max_buffered_body_bytes: usize,
     /// The keys that clients may show; when there are none they need none.

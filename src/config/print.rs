@@ -19,7 +19,7 @@ impl fmt::Display for Effective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for setting in SETTINGS {
             match setting.kind {
-                Kind::Text | Kind::Number | Kind::Switch => {
+                Kind::Text | Kind::Paths | Kind::Number | Kind::Switch => {
                     let Some(given) = self.0.scalars.get(setting.key) else {
                         writeln!(f, "{}: null  # {}", setting.key, Origin(&Place::Default))?;
                         continue;
@@ -70,7 +70,7 @@ fn write_worker(f: &mut fmt::Formatter<'_>, worker: &WorkerDraft) -> fmt::Result
     for (key, given) in url.into_iter().chain(rest) {
         let origin = Origin(&given.place);
         match *key {
-            worker_key::API_KEY => {
+            key if worker_key::SECRETS.contains(&key) => {
                 let mask = inline(&Value::from(Secret::MASK));
                 writeln!(f, "{lead}{key}: {mask}  # not shown; {origin}")?;
             }

@@ -14,7 +14,8 @@ use serde_yaml::Value;
 
 use super::draft::{Draft, Given, WorkerDraft, server_conf};
 use super::settings::{self, FOREIGN_POLICIES, Setting, nearest, worker_key};
-use super::worker::{bracketed, nonzero_port, parse_host};
+use super::tls::{self, Half, Identity, Tls};
+use super::worker::{bracketed, nonzero_port, parse_host, parse_listen};
 use super::{
     BootstrapSpec, Breaker, Config, ConfigError, Fault, Faults, Gate, Leaving, Listen, Place,
     Policy, Probes, Problem, Queue, Role, Secret, WorkerSpec, WorkerUrl,
@@ -36,6 +37,9 @@ pub(crate) fn resolve(
     };
     let host = resolver.scalar(&settings::HOST, parse_host);
     let port = resolver.scalar(&settings::PORT, |text| text.parse::<u16>().ok());
+    let listen = host.zip(port).map(|(host, port)| Listen { host, port });
+    let admin_listen = resolver.admin_listen(listen.as_ref());
+    let tls = resolver.tls();
     let max_body_bytes = resolver.scalar(&settings::MAX_PAYLOAD_SIZE, |text| {
         text.parse().ok().filter(|n| *n > 0)
     });
@@ -54,10 +58,9 @@ pub(crate) fn resolve(
     // A value is missing only when a problem says why.
     let config = move || {
         Some(Config {
-            listen: Listen {
-                host: host?,
-                port: port?,
-            },
+            listen: listen?,
+            admin_listen,
+            tls,
             prefill,
             decode,
             policy: policy?,
@@ -146,9 +149,9 @@ impl Resolver<'_> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
         let client_stall_timeout = self.scalar(&settings::CLIENT_STALL_TIMEOUT_SECS, seconds);
-        let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, |text| {
-            text.parse::<usize>().ok().map(|n| (n > 0).then_some(n))
-        });
+        let max_connections = self.scalar(&settings::MAX_CONNECTIONS, limit);
+        let max_connections_per_ip = self.scalar(&settings::MAX_CONNECTIONS_PER_IP, limit);
+        let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, limit);
         let max_buffered_body_bytes = self.scalar(&settings::MAX_BUFFERED_BODY_BYTES, |text| {
             text.parse().ok().filter(|n| *n > 0)
         });
@@ -157,12 +160,73 @@ impl Resolver<'_> {
         Some(Gate {
             api_keys,
             admin_api_key,
+            max_connections: max_connections?,
+            max_connections_per_ip: max_connections_per_ip?,
             max_inflight_requests: max_inflight_requests?,
             max_buffered_body_bytes: max_buffered_body_bytes?,
             head_timeout: head_timeout?,
             body_timeout: body_timeout?,
             client_stall_timeout: client_stall_timeout?,
         })
+    }
+
+    /// An address of its own, if any.
+    fn admin_listen(&mut self, listen: Option<&Listen>) -> Option<Listen> {
+        let found = self.scalar(&settings::ADMIN_LISTEN, parse_listen)?;
+        if found.port != 0 && Some(&found) == listen {
+            let given = self.draft.scalars.get(settings::ADMIN_LISTEN.key)?;
+            self.report(&given.place, Fault::SameAddress);
+        }
+        Some(found)
+    }
+
+    fn tls(&mut self) -> Tls {
+        Tls {
+            listener: self.identity(&settings::TLS_CERT_PATH, &settings::TLS_KEY_PATH),
+            client: self.identity(&settings::CLIENT_CERT_PATH, &settings::CLIENT_KEY_PATH),
+            roots: self.roots(),
+        }
+    }
+
+    /// A certificate and its key. Both options or none.
+    fn identity(&mut self, certificate: &Setting, key: &Setting) -> Option<Identity> {
+        let given = |setting: &Setting| self.draft.scalars.get(setting.key);
+        match (given(certificate), given(key)) {
+            (None, None) => None,
+            (Some(given), None) => {
+                self.report(&given.place, Fault::Half { missing: key.key });
+                None
+            }
+            (None, Some(given)) => {
+                let missing = certificate.key;
+                self.report(&given.place, Fault::Half { missing });
+                None
+            }
+            (Some(certificate), Some(key)) => {
+                let found = tls::read_identity(certificate.value.as_ref(), key.value.as_ref());
+                found
+                    .map_err(|(half, fault)| match half {
+                        Half::Certificate => self.report(&certificate.place, fault),
+                        Half::Key => self.report(&key.place, fault),
+                    })
+                    .ok()
+            }
+        }
+    }
+
+    fn roots(&mut self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        let Some(given) = self.draft.scalars.get(settings::CA_CERT_PATHS.key) else {
+            return Vec::new();
+        };
+        let paths = given.value.split(',').map(str::trim);
+        let mut roots = Vec::new();
+        for path in paths.filter(|path| !path.is_empty()) {
+            match tls::read_roots(Path::new(path)) {
+                Ok(found) => roots.extend(found),
+                Err(fault) => self.report(&given.place, fault),
+            }
+        }
+        roots
     }
 
     fn faults(&mut self) -> Option<Faults> {
@@ -287,14 +351,15 @@ impl Resolver<'_> {
         self.key(checked_key(&given.value), &given.place)
     }
 
-    fn shared_key(&mut self) -> Option<Secret> {
-        let given = self.draft.scalars.get(settings::WORKER_API_KEY_FILE.key)?;
+    /// The key in the file that this option names.
+    fn filed_key(&mut self, setting: &Setting) -> Option<Secret> {
+        let given = self.draft.scalars.get(setting.key)?;
         self.key(read_key(Path::new(&given.value)), &given.place)
     }
 
     /// Both lists, each worker once.
     fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>) {
-        let shared_key = match self.shared_key() {
+        let shared_key = match self.filed_key(&settings::WORKER_API_KEY_FILE) {
             Some(key) => Some(key),
             // As sglang_router has it: its key is the clients' and the workers'. What is wrong with it has been
             // reported.
@@ -304,8 +369,12 @@ impl Resolver<'_> {
                 .get(settings::API_KEY.key)
                 .and_then(|given| checked_key(&given.value).ok()),
         };
-        let prefill = self.workers(Role::Prefill, shared_key.as_ref());
-        let decode = self.workers(Role::Decode, shared_key.as_ref());
+        let shared = SharedKeys {
+            api: shared_key,
+            admin: self.filed_key(&settings::WORKER_ADMIN_API_KEY_FILE),
+        };
+        let prefill = self.workers(Role::Prefill, &shared);
+        let decode = self.workers(Role::Decode, &shared);
         self.each_worker_once(&prefill, &decode);
         let specs = |workers: Vec<Given<WorkerSpec>>| {
             workers.into_iter().map(|worker| worker.value).collect()
@@ -316,7 +385,7 @@ impl Resolver<'_> {
         (prefill, decode)
     }
 
-    fn workers(&mut self, role: Role, shared: Option<&Secret>) -> Vec<Given<WorkerSpec>> {
+    fn workers(&mut self, role: Role, shared: &SharedKeys) -> Vec<Given<WorkerSpec>> {
         let key = match role {
             Role::Prefill => settings::PREFILL.key,
             Role::Decode => settings::DECODE.key,
@@ -337,9 +406,14 @@ impl Resolver<'_> {
         &mut self,
         role: Role,
         draft: &WorkerDraft,
-        shared: Option<&Secret>,
+        shared: &SharedKeys,
     ) -> Option<Given<WorkerSpec>> {
-        let own_key = self.worker_key(draft);
+        let own_key = self.worker_key(draft, worker_key::API_KEY, worker_key::API_KEY_FILE);
+        let own_admin_key = self.worker_key(
+            draft,
+            worker_key::ADMIN_API_KEY,
+            worker_key::ADMIN_API_KEY_FILE,
+        );
         let given = draft.keys.get(worker_key::URL);
         let url = given.and_then(|given| match WorkerUrl::parse(&given.value) {
             Ok(url) => Some(url),
@@ -374,12 +448,12 @@ impl Resolver<'_> {
             host: bracketed(host.as_deref().unwrap_or(url.host())),
             port: port.flatten(),
         });
-        let api_key = own_key.or_else(|| shared.cloned());
         Some(Given {
             value: WorkerSpec {
                 url,
                 bootstrap,
-                api_key,
+                api_key: own_key.or_else(|| shared.api.clone()),
+                admin_api_key: own_admin_key.or_else(|| shared.admin.clone()),
             },
             place: draft.place.clone(),
         })
@@ -407,17 +481,18 @@ impl Resolver<'_> {
         value
     }
 
-    fn worker_key(&mut self, draft: &WorkerDraft) -> Option<Secret> {
-        let (text, file) = (
-            draft.keys.get(worker_key::API_KEY),
-            draft.keys.get(worker_key::API_KEY_FILE),
-        );
-        match (text, file) {
+    fn worker_key(
+        &mut self,
+        draft: &WorkerDraft,
+        text: &'static str,
+        file: &'static str,
+    ) -> Option<Secret> {
+        match (draft.keys.get(text), draft.keys.get(file)) {
             (None, None) => None,
-            (Some(text), None) => self.key(checked_key(&text.value), &text.place),
-            (None, Some(file)) => self.key(read_key(Path::new(&file.value)), &file.place),
-            (Some(_), Some(file)) => {
-                self.report(&file.place, Fault::TwoKeys);
+            (Some(given), None) => self.key(checked_key(&given.value), &given.place),
+            (None, Some(given)) => self.key(read_key(Path::new(&given.value)), &given.place),
+            (Some(_), Some(given)) => {
+                self.report(&given.place, Fault::TwoKeys { text, file });
                 None
             }
         }
@@ -428,12 +503,13 @@ impl Resolver<'_> {
     }
 
     fn each_worker_once(&mut self, prefill: &[Given<WorkerSpec>], decode: &[Given<WorkerSpec>]) {
-        let mut seen: HashMap<&WorkerUrl, (Role, &Place)> = HashMap::new();
+        // The same port speaks TLS or not.
+        let mut seen: HashMap<String, (Role, &Place)> = HashMap::new();
         let all = prefill.iter().map(|worker| (Role::Prefill, worker));
         for (role, worker) in all.chain(decode.iter().map(|worker| (Role::Decode, worker))) {
             let url = &worker.value.url;
-            let Some((first_role, first)) = seen.get(url).copied() else {
-                seen.insert(url, (role, &worker.place));
+            let Some((first_role, first)) = seen.get(&url.authority()).copied() else {
+                seen.insert(url.authority(), (role, &worker.place));
                 continue;
             };
             let (url, first) = (url.to_string(), Box::new(first.clone()));
@@ -478,6 +554,12 @@ impl Resolver<'_> {
     }
 }
 
+/// The keys of workers that have none of their own.
+struct SharedKeys {
+    api: Option<Secret>,
+    admin: Option<Secret>,
+}
+
 /// A URL as it may be shown: a password is as secret as a key.
 fn without_user(url: &str) -> String {
     let Some((user, rest)) = url.rsplit_once('@') else {
@@ -491,6 +573,11 @@ fn without_user(url: &str) -> String {
 
 fn switch(text: &str) -> Option<bool> {
     text.parse().ok()
+}
+
+/// `None` for zero.
+fn limit(text: &str) -> Option<Option<usize>> {
+    text.parse::<usize>().ok().map(|n| (n > 0).then_some(n))
 }
 
 fn count(text: &str) -> Option<u32> {

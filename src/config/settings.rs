@@ -28,6 +28,8 @@ pub(crate) struct Setting {
 pub(crate) enum Kind {
     Text,
     Number,
+    /// Paths, any number of them: behind the flag, as a list in the file, with commas in the environment.
+    Paths,
     /// A flag without a value; true or false in the file and the environment.
     Switch,
     Workers(Role),
@@ -66,6 +68,56 @@ pub(crate) const PORT: Setting = Setting {
     heading: "Clients",
     value_names: &["PORT"],
     help: "Port to listen on; 0 lets the system choose",
+};
+
+pub(crate) const TLS_CERT_PATH: Setting = Setting {
+    key: "tls_cert_path",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Clients",
+    value_names: &["PATH"],
+    help: "Certificate (PEM, with its chain) with which the listeners speak TLS",
+};
+
+pub(crate) const TLS_KEY_PATH: Setting = Setting {
+    key: "tls_key_path",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Clients",
+    value_names: &["PATH"],
+    help: "Key of that certificate",
+};
+
+pub(crate) const ADMIN_LISTEN: Setting = Setting {
+    key: "admin_listen",
+    kind: Kind::Text,
+    default: None,
+    expects: "an address to listen on: HOST:PORT",
+    heading: "Clients",
+    value_names: &["HOST:PORT"],
+    help: "A second address, at which alone workers are administered. Everything else is answered there too",
+};
+
+pub(crate) const MAX_CONNECTIONS: Setting = Setting {
+    key: "max_connections",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of connections; 0 is what the open files allow",
+    heading: "Clients",
+    value_names: &["N"],
+    help: "Connections of clients at once; 0 is what max_inflight_requests leaves of the open files",
+};
+
+pub(crate) const MAX_CONNECTIONS_PER_IP: Setting = Setting {
+    key: "max_connections_per_ip",
+    kind: Kind::Number,
+    default: Some("0"),
+    expects: "a number of connections; 0 is no limit",
+    heading: "Clients",
+    value_names: &["N"],
+    help: "Connections from one address at once; 0 is no limit",
 };
 
 pub(crate) const MAX_PAYLOAD_SIZE: Setting = Setting {
@@ -218,6 +270,46 @@ pub(crate) const WORKER_API_KEY_FILE: Setting = Setting {
     heading: "Workers",
     value_names: &["PATH"],
     help: "File with the API key of all workers that have no key of their own in the configuration file",
+};
+
+pub(crate) const WORKER_ADMIN_API_KEY_FILE: Setting = Setting {
+    key: "worker_admin_api_key_file",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Workers",
+    value_names: &["PATH"],
+    help: "File with the key that workers want for their administration (--admin-api-key of SGLang)",
+};
+
+pub(crate) const CA_CERT_PATHS: Setting = Setting {
+    key: "ca_cert_paths",
+    kind: Kind::Paths,
+    default: None,
+    expects: "a list of paths",
+    heading: "Workers",
+    value_names: &["PATH"],
+    help: "Certificates (PEM) of the authorities that vouch for https:// workers, instead of those of the system",
+};
+
+pub(crate) const CLIENT_CERT_PATH: Setting = Setting {
+    key: "client_cert_path",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Workers",
+    value_names: &["PATH"],
+    help: "Certificate (PEM, with its chain) that is shown to https:// workers",
+};
+
+pub(crate) const CLIENT_KEY_PATH: Setting = Setting {
+    key: "client_key_path",
+    kind: Kind::Text,
+    default: None,
+    expects: "the path of a file",
+    heading: "Workers",
+    value_names: &["PATH"],
+    help: "Key of that certificate",
 };
 
 /// sglang_router counts the requests of the whole router, which says nothing of a worker that is full. Off as
@@ -450,9 +542,14 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 39] = [
+pub(crate) const SETTINGS: [&Setting; 48] = [
     &HOST,
     &PORT,
+    &TLS_CERT_PATH,
+    &TLS_KEY_PATH,
+    &ADMIN_LISTEN,
+    &MAX_CONNECTIONS,
+    &MAX_CONNECTIONS_PER_IP,
     &MAX_PAYLOAD_SIZE,
     &REQUEST_TIMEOUT_SECS,
     &HEAD_TIMEOUT_SECS,
@@ -468,6 +565,10 @@ pub(crate) const SETTINGS: [&Setting; 39] = [
     &POLICY,
     &CONNECT_TIMEOUT_SECS,
     &WORKER_API_KEY_FILE,
+    &WORKER_ADMIN_API_KEY_FILE,
+    &CA_CERT_PATHS,
+    &CLIENT_CERT_PATH,
+    &CLIENT_KEY_PATH,
     &MAX_CONCURRENT_REQUESTS,
     &QUEUE_SIZE,
     &QUEUE_TIMEOUT_SECS,
@@ -501,11 +602,30 @@ pub(crate) mod worker_key {
     pub(crate) const BOOTSTRAP_HOST: &str = "bootstrap_host";
     pub(crate) const API_KEY: &str = "api_key";
     pub(crate) const API_KEY_FILE: &str = "api_key_file";
+    pub(crate) const ADMIN_API_KEY: &str = "admin_api_key";
+    pub(crate) const ADMIN_API_KEY_FILE: &str = "admin_api_key_file";
+
+    /// Those whose values must not be shown.
+    pub(crate) const SECRETS: [&str; 2] = [API_KEY, ADMIN_API_KEY];
 
     pub(crate) fn of(role: Role) -> &'static [&'static str] {
         match role {
-            Role::Prefill => &[URL, BOOTSTRAP_PORT, BOOTSTRAP_HOST, API_KEY, API_KEY_FILE],
-            Role::Decode => &[URL, API_KEY, API_KEY_FILE],
+            Role::Prefill => &[
+                URL,
+                BOOTSTRAP_PORT,
+                BOOTSTRAP_HOST,
+                API_KEY,
+                API_KEY_FILE,
+                ADMIN_API_KEY,
+                ADMIN_API_KEY_FILE,
+            ],
+            Role::Decode => &[
+                URL,
+                API_KEY,
+                API_KEY_FILE,
+                ADMIN_API_KEY,
+                ADMIN_API_KEY_FILE,
+            ],
         }
     }
 }

@@ -1,10 +1,14 @@
 //! One worker as the configuration names it: its URL, its bootstrap address, its key.
 //!
 //! No worker is contacted here and no name is resolved. What a URL may contain follows from what SGLang
-//! serves: plain HTTP at the root of a host and port.
+//! serves: HTTP, plain or over TLS, at the root of a host and port.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+use rustls::pki_types::ServerName;
+
+use super::Listen;
 
 /// A worker of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub struct WorkerSpec {
     pub bootstrap: Option<BootstrapSpec>,
     /// The key that the worker was started with (`--api-key` of SGLang).
     pub api_key: Option<Secret>,
+    /// The key that it wants for its administration instead (`--admin-api-key` of SGLang).
+    pub admin_api_key: Option<Secret>,
 }
 
 /// Where a prefill worker's bootstrap registry listens, as decode dials it.
@@ -31,14 +37,15 @@ pub struct BootstrapSpec {
 /// The root of a worker's HTTP API. `Display` is the canonical URL, without a slash at the end.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerUrl {
+    tls: bool,
     host: String,
     port: u16,
 }
 
 impl WorkerUrl {
-    /// Reads `http://host:port`, with or without the scheme and a slash at the end.
+    /// Reads `http://host:port` or `https://host:port`, with or without the scheme and a slash at the end.
     ///
-    /// Without a port it is 80, as everywhere in HTTP, if the scheme is there; `host` alone is refused
+    /// Without a port it is 80 or 443, as everywhere in HTTP, if the scheme is there; `host` alone is refused
     /// because it is more often a forgotten port.
     ///
     /// # Errors
@@ -48,11 +55,11 @@ impl WorkerUrl {
             Some((scheme, rest)) => (Some(scheme), rest),
             None => (None, text),
         };
-        match scheme.map(str::to_ascii_lowercase).as_deref() {
-            None | Some("http") => {}
-            Some("https") => return Err(UrlFault::Tls),
+        let tls = match scheme.map(str::to_ascii_lowercase).as_deref() {
+            None | Some("http") => false,
+            Some("https") => true,
             Some(_) => return Err(UrlFault::Scheme),
-        }
+        };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
         if authority.contains('@') {
@@ -67,10 +74,20 @@ impl WorkerUrl {
         let (host, port) = split_authority(authority)?;
         let port = match (port, scheme) {
             (Some(port), _) => port,
+            (None, Some(_)) if tls => 443,
             (None, Some(_)) => 80,
             (None, None) => return Err(UrlFault::NoPort),
         };
-        Ok(WorkerUrl { host, port })
+        // A certificate could not name it.
+        if tls && ServerName::try_from(host.as_str()).is_err() {
+            return Err(UrlFault::Host);
+        }
+        Ok(WorkerUrl { tls, host, port })
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// The name or the address, lower case; IPv6 without brackets.
@@ -91,7 +108,7 @@ impl WorkerUrl {
 
 impl fmt::Display for WorkerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("http://")?;
+        f.write_str(if self.tls { "https://" } else { "http://" })?;
         write_authority(f, &self.host, self.port)
     }
 }
@@ -99,9 +116,7 @@ impl fmt::Display for WorkerUrl {
 /// Why a text is not the URL of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UrlFault {
-    /// `https://`: valid, but the program cannot speak it to workers.
-    Tls,
-    /// Any other scheme.
+    /// Neither `http` nor `https`.
     Scheme,
     /// `user:password@`.
     UserInfo,
@@ -122,8 +137,7 @@ pub enum UrlFault {
 impl fmt::Display for UrlFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            UrlFault::Tls => "TLS to workers is not supported yet, use http://",
-            UrlFault::Scheme => "the scheme must be http",
+            UrlFault::Scheme => "the scheme must be http or https",
             UrlFault::UserInfo => {
                 "a user or password in the URL is not supported, use api_key_file"
             }
@@ -210,6 +224,19 @@ pub(crate) fn parse_host(text: &str) -> Option<String> {
     }
 }
 
+/// Reads `HOST:PORT` to listen on; port 0 lets the system choose.
+pub(crate) fn parse_listen(text: &str) -> Option<Listen> {
+    let (host, port) = text.rsplit_once(':')?;
+    // IPv6 without brackets could be read in two ways.
+    if host.contains(':') && !host.starts_with('[') {
+        return None;
+    }
+    Some(Listen {
+        host: parse_host(host)?,
+        port: port.parse().ok()?,
+    })
+}
+
 /// A port that something can be dialled at.
 pub(crate) fn nonzero_port(text: &str) -> Option<u16> {
     // `u16::from_str` would also take a plus sign.
@@ -283,12 +310,18 @@ mod tests {
             assert_eq!((url.host(), url.port()), ("::1", 30000), "{text}");
             assert_eq!(bracketed(url.host()), "[::1]", "{text}");
         }
+        assert!(WorkerUrl::parse("https://[::1]:1").unwrap().is_tls());
+        for text in ["https://h1", "HTTPS://H1:443/"] {
+            let url = WorkerUrl::parse(text).unwrap();
+            assert_eq!(url.to_string(), "https://h1:443", "{text}");
+            assert!(url.is_tls(), "{text}");
+        }
     }
 
     #[test]
     fn a_url_that_no_worker_can_have_says_what_is_wrong() {
         let cases = [
-            ("https://h:1", UrlFault::Tls),
+            ("https://a..b:1", UrlFault::Host),
             ("ftp://h:1", UrlFault::Scheme),
             ("http://u:p@h:1", UrlFault::UserInfo),
             ("http://h:1/v1", UrlFault::Path),
@@ -322,6 +355,7 @@ mod tests {
             url: WorkerUrl::parse("http://h:1").unwrap(),
             bootstrap: None,
             api_key: Some(Secret::new("sk-1")),
+            admin_api_key: Some(Secret::new("sk-1")),
         };
         assert!(!format!("{spec:?} {}", Secret::new("sk-1")).contains("sk-1"));
         assert_eq!(Secret::new("sk-1").expose(), b"sk-1");

@@ -26,6 +26,7 @@ pub struct Worker {
     peer: RwLock<Option<Arc<HttpPeer>>>,
     bootstrap: Option<Bootstrap>,
     authorization: Option<HeaderValue>,
+    admin_authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
     /// Whether the breaker has anything to say, or there is no address: a worker without trouble takes no lock.
     troubled: AtomicBool,
@@ -58,10 +59,19 @@ impl Worker {
             peer: RwLock::new(peer.map(Arc::new)),
             bootstrap,
             authorization,
+            admin_authorization: None,
             in_flight: AtomicUsize::new(0),
             troubled,
             breaker: Mutex::default(),
             silent: AtomicBool::new(false),
+        }
+    }
+
+    /// The same worker with a key for its administration, ready as a header value.
+    pub fn with_admin_authorization(self, authorization: Option<HeaderValue>) -> Self {
+        Self {
+            admin_authorization: authorization,
+            ..self
         }
     }
 
@@ -130,7 +140,7 @@ impl Worker {
         self.role
     }
 
-    /// `http://host:port`, without a path.
+    /// `http://host:port` or `https://host:port`, without a path.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -163,6 +173,13 @@ impl Worker {
     /// The key that replaces the client's `Authorization`, ready as a header value.
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.authorization.as_ref()
+    }
+
+    /// Likewise where the worker is administered: its own key for that, if it has one.
+    pub fn admin_authorization(&self) -> Option<&HeaderValue> {
+        self.admin_authorization
+            .as_ref()
+            .or(self.authorization.as_ref())
     }
 
     /// Requests whose leg on this worker has not ended.

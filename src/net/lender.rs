@@ -178,7 +178,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         (
             listener,
-            super::super::peer(address, Duration::from_secs(5)),
+            super::super::peer(address, Duration::from_secs(5), None),
         )
     }
 

@@ -85,7 +85,11 @@ impl L4Connect for Dial {
         self.loan.0.reused.store(kept.is_some(), Ordering::Relaxed);
         let stream = match kept {
             Some(stream) => stream,
-            None => self.lender.dial(&peer(*worker, self.patience)).await?,
+            None => {
+                self.lender
+                    .dial(&peer(*worker, self.patience, None))
+                    .await?
+            }
         };
         let lent = Lent {
             stream: Some(stream),

@@ -42,6 +42,8 @@ pub(super) struct Question {
     head: RequestHeader,
     body: Bytes,
     wait: Duration,
+    /// Whether it changes the worker, which may have another key for that.
+    administers: bool,
 }
 
 /// What came of a question to one worker.
@@ -87,7 +89,8 @@ impl Unanswered {
 }
 
 impl Question {
-    /// The client's request on `path`, for as long as `wait` per worker.
+    /// The client's request on `path`, for as long as `wait` per worker, with the worker's key for administration
+    /// if it `administers`.
     ///
     /// # Errors
     /// The path or the query cannot be sent.
@@ -96,6 +99,7 @@ impl Question {
         path: &str,
         request_id: &HeaderValue,
         wait: Duration,
+        administers: bool,
     ) -> pingora_core::Result<Self> {
         let target = match &request.query {
             Some(query) => format!("{path}?{query}"),
@@ -116,6 +120,7 @@ impl Question {
             head,
             body: request.body,
             wait,
+            administers,
         })
     }
 
@@ -148,7 +153,11 @@ impl Question {
         let unfit = |error: Box<pingora_core::Error>| Failure::NotHttp(error.to_string());
         let mut head = self.head.clone();
         head.insert_header(HOST, worker.host()).map_err(unfit)?;
-        if let Some(authorization) = worker.authorization() {
+        let key = match self.administers {
+            true => worker.admin_authorization(),
+            false => worker.authorization(),
+        };
+        if let Some(authorization) = key {
             head.insert_header(AUTHORIZATION, authorization)
                 .map_err(unfit)?;
         }
@@ -247,7 +256,7 @@ mod tests {
             body: Bytes::from_static(body.as_bytes()),
         };
         let id = HeaderValue::from_static("id-1");
-        Question::new(request, "/flush_cache", &id, Duration::from_secs(1)).unwrap()
+        Question::new(request, "/flush_cache", &id, Duration::from_secs(1), true).unwrap()
     }
 
     #[test]

@@ -147,7 +147,9 @@ impl Ops {
             );
         }
         let (at, wait) = errand(row, &request);
-        let question = match Question::new(request, at.unwrap_or(&path), request_id, wait) {
+        let administers = row.access() == Access::Admins;
+        let target = at.unwrap_or(&path);
+        let question = match Question::new(request, target, request_id, wait, administers) {
             Ok(question) => question,
             Err(why) => {
                 let message = format!("the target cannot be sent to a worker: {why}");

@@ -67,7 +67,7 @@ impl Aborter {
         }
     }
 
-    /// Tells the worker, some time soon, with its own key or else the client's.
+    /// Tells the worker, some time soon, with its own key for administration or else the client's.
     pub(super) fn send(
         &self,
         worker: &Arc<Worker>,
@@ -78,7 +78,7 @@ impl Aborter {
         let (Some(Ok(permit)), false) = (permit, **ids == Ids::Unknown) else {
             return;
         };
-        let key = worker.authorization().or(clients_key).cloned();
+        let key = worker.admin_authorization().or(clients_key).cloned();
         let (client, worker, ids) = (self.client.clone(), worker.clone(), ids.clone());
         // Bounded by the permits and by PATIENCE for each id; nobody waits for it.
         tokio::spawn(async move {

@@ -1,91 +1,181 @@
-//! One connection of a client: its requests one after the other, and how long it may take to ask.
+//! One connection of a client: whether there is room for it, TLS, its requests one after the other, and how long
+//! it may take to ask.
 //!
 //! Pingora's own loop bounds each read, so that a client that sends a byte at a time holds a connection for
-//! ever. This loop bounds the whole head. What happens once the head is there is the corridor's.
+//! ever, and gives every handshake a minute and a line in the log. Here the handshake and the first head together
+//! have one deadline, and each further head has it from its first byte on. What happens once the head is there is
+//! the corridor's.
 //!
-//! Source: pingora-core 0.9.1 `apps/mod.rs` (`process_new`), pingora-proxy 0.9.1 `lib.rs` (`process_new_http`).
+//! Source: pingora-core 0.9.1 `apps/mod.rs` (`process_new`), `services/listening.rs` (`run_endpoint`),
+//! pingora-proxy 0.9.1 `lib.rs` (`process_new_http`).
 
 use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::l4::stream::Stream as Socket;
 use pingora_core::server::ShutdownWatch;
-use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::{HttpProxy, http_proxy};
-use tokio::sync::oneshot;
+use pingora_proxy::{HttpProxy, Session};
 
+use super::crowd::{Crowd, Place};
+use super::listened::{Heard, Listened};
 use super::{CLIENT_IDLE_SECS, Inflight, Proxy};
 
-/// The application of the listener.
+/// Whose connections a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listener {
+    /// Those of clients, of whom there are at most so many.
+    Clients,
+    /// Those of who administers the workers.
+    Admins,
+}
+
+/// The application of one listener.
 pub(crate) struct Connections {
-    proxy: Arc<HttpProxy<Proxy>>,
-    head_timeout: Duration,
+    pub(crate) proxy: Arc<HttpProxy<Proxy>>,
+    pub(crate) listener: Listener,
+    /// `None` is plain HTTP.
+    pub(crate) tls: Option<Arc<Acceptor>>,
+    /// From the opening of a connection to the end of its first head, and from the first byte of each further
+    /// head to its end.
+    pub(crate) head_timeout: Duration,
+    /// `None` lets in everybody.
+    pub(crate) crowd: Option<Arc<Crowd>>,
     /// Who is connected. Pingora closes idle connections as soon as it stops listening; here they stay for a
     /// last request, until the process has left.
-    open: Arc<Inflight>,
+    pub(crate) open: Arc<Inflight>,
 }
 
 impl Connections {
-    /// Serves the corridor. The head of a request must be there `head_timeout` after the connection was opened,
-    /// or after an idle one was given up.
-    pub(crate) fn new(
-        conf: &Arc<ServerConf>,
-        proxy: Proxy,
-        head_timeout: Duration,
-        open: Arc<Inflight>,
-    ) -> Self {
-        Self {
-            proxy: Arc::new(http_proxy(conf, proxy)),
-            head_timeout,
-            open,
-        }
-    }
-
-    /// Pingora's part, which closes the idle connections of a listener that has ended.
-    pub(crate) fn proxy(&self) -> Arc<HttpProxy<Proxy>> {
-        self.proxy.clone()
-    }
-
     /// One request. The connection, when another one may follow.
     async fn request(
         &self,
         mut session: ServerSession,
-        patience: Duration,
+        heard: &Arc<Heard>,
+        patience: Patience,
+        spare: bool,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        let (arrived, arrival) = oneshot::channel();
-        session.set_connection_user_context(Some(Box::new(HeadArrived(arrived))));
-        let overdue = async {
-            match tokio::time::timeout(patience, arrival).await {
-                Err(_) => {}
-                // Arrived, or refused by Pingora's parser: either way it is being answered.
-                Ok(_) => std::future::pending().await,
-            }
-        };
+        session.set_connection_user_context(Some(Box::new(Arrival {
+            heard: heard.clone(),
+            listener: self.listener,
+            spare,
+        })));
         tokio::select! {
+            // The first one reads, the second one looks at what it has read: all within one task.
             biased;
             next = self.proxy.process_new_http(session, shutdown) => next,
-            () = overdue => {
+            () = patience.ends(heard) => {
                 log::debug!("connection closed, the head of a request did not arrive in time");
+                None
+            }
+        }
+    }
+
+    /// The connection as HTTP is spoken on it. A client that fails at this concerns nobody else.
+    async fn shake_hands(&self, stream: Stream) -> Option<Stream> {
+        let Some(tls) = &self.tls else {
+            return Some(stream);
+        };
+        let socket = stream.into_any().downcast::<Socket>().ok()?;
+        match tokio::time::timeout(self.head_timeout, tls.tls_handshake(*socket)).await {
+            Ok(Ok(stream)) => Some(Box::new(stream)),
+            Ok(Err(error)) => {
+                log::debug!("connection closed, no TLS handshake error={error}");
+                None
+            }
+            Err(_) => {
+                log::debug!("connection closed, the TLS handshake did not end in time");
                 None
             }
         }
     }
 }
 
-/// Told when a head has been read. Pingora hands it to the corridor as the context of the connection.
-struct HeadArrived(oneshot::Sender<()>);
+/// How long is waited for the head of a request.
+struct Patience {
+    /// Until its first byte.
+    idle: Duration,
+    /// From then on.
+    head: Duration,
+    /// Whether that byte is there.
+    begun: bool,
+}
 
-/// The corridor has a head.
-pub(super) fn note_head(context: Box<dyn Any + Send + Sync>) {
-    if let Ok(arrived) = context.downcast::<HeadArrived>() {
-        // Nobody waits any more when the deadline has just passed.
-        let _ = arrived.0.send(());
+impl Patience {
+    /// Resolves when the head is overdue, and never once it is there. To be polled after every read: nothing else
+    /// wakes it.
+    async fn ends(self, heard: &Heard) {
+        let before = heard.received();
+        let mut begun = self.begun;
+        let wait = if begun { self.head } else { self.idle };
+        let mut overdue = pin!(Some(tokio::time::sleep(wait)));
+        poll_fn(|cx| {
+            if heard.is_answered() {
+                overdue.set(None);
+            } else if !begun && heard.received() > before {
+                begun = true;
+                overdue.set(Some(tokio::time::sleep(self.head)));
+            }
+            match overdue.as_mut().as_pin_mut() {
+                Some(overdue) => overdue.poll(cx),
+                None => Poll::Pending,
+            }
+        })
+        .await;
     }
+}
+
+/// What the corridor is told of the connection of a request. Pingora hands it over as the context of the
+/// connection, or drops it when there is no request.
+struct Arrival {
+    heard: Arc<Heard>,
+    listener: Listener,
+    spare: bool,
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        // Arrived, or refused by Pingora's parser: either way it is being answered.
+        self.heard.answer();
+    }
+}
+
+/// The corridor has a head. Whose connection it came on, and whether that is one too many.
+pub(super) fn note_head(
+    session: &Session,
+    context: Box<dyn Any + Send + Sync>,
+) -> Option<(Listener, bool)> {
+    let arrival = context.downcast::<Arrival>().ok()?;
+    let head = session.downstream_session.as_http1()?;
+    let bytes = head.get_headers_raw_bytes().len() as u64;
+    let headers = &session.req_header().headers;
+    let body = match headers.get(CONTENT_LENGTH) {
+        Some(length) => length
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok()),
+        None => (!headers.contains_key(TRANSFER_ENCODING)).then_some(0),
+    };
+    arrival
+        .heard
+        .claim(body.map(|body| bytes.saturating_add(body)));
+    Some((arrival.listener, arrival.spare))
+}
+
+fn address(stream: &Stream) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    Some(digest.peer_addr()?.as_inet()?.ip())
 }
 
 #[async_trait]
@@ -95,20 +185,96 @@ impl ServerApp for Connections {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let opened = Instant::now();
+        let place = match &self.crowd {
+            Some(crowd) => Some(crowd.enter(|| address(&stream), opened)?),
+            None => None,
+        };
+        let spare = place.as_ref().is_some_and(Place::is_spare);
         let _connected = self.open.enter();
-        let mut session = ServerSession::new_http1(stream);
-        let open = !*shutdown.borrow();
+        let stream = self.shake_hands(stream).await?;
+        let heard = Arc::<Heard>::default();
+        let mut session = ServerSession::new_http1(Box::new(Listened::new(stream, heard.clone())));
+        let open = !*shutdown.borrow() && !spare;
         session.set_keepalive(open.then_some(CLIENT_IDLE_SECS));
-        let mut patience = self.head_timeout;
-        while let Some(next) = self.request(session, patience, shutdown).await {
+        // The first head is awaited from the opening on.
+        let mut patience = Patience {
+            idle: self.head_timeout,
+            head: self.head_timeout.saturating_sub(opened.elapsed()),
+            begun: true,
+        };
+        while let Some(next) = self
+            .request(session, &heard, patience, spare, shutdown)
+            .await
+        {
             let (stream, settings) = next.consume();
             session = ServerSession::new_http1(stream);
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
-            // Pingora ends the idle time by itself when nothing comes at all.
-            patience = Duration::from_secs(CLIENT_IDLE_SECS) + self.head_timeout;
+            patience = Patience {
+                // Pingora ends the idle time by itself when nothing comes at all.
+                idle: Duration::from_secs(CLIENT_IDLE_SECS) + self.head_timeout,
+                head: self.head_timeout,
+                begun: heard.next(),
+            };
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Duration = Duration::from_secs(10);
+    const IDLE: Duration = Duration::from_secs(75);
+
+    fn patience(begun: bool) -> Patience {
+        Patience {
+            idle: IDLE,
+            head: HEAD,
+            begun,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_of_a_head_begins_with_its_first_byte() {
+        let heard = Heard::default();
+        heard.next();
+        let begun = tokio::time::Instant::now();
+        let mut ends = pin!(patience(false).ends(&heard));
+        tokio::time::advance(IDLE / 3).await;
+        assert!(futures_util::poll!(&mut ends).is_pending());
+        heard.hear(1);
+        assert!(futures_util::poll!(&mut ends).is_pending());
+        ends.await;
+        assert_eq!(begun.elapsed(), IDLE / 3 + HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_there_has_no_deadline() {
+        let heard = Heard::default();
+        let mut ends = pin!(patience(true).ends(&heard));
+        assert!(futures_util::poll!(&mut ends).is_pending());
+        heard.answer();
+        assert!(futures_util::poll!(&mut ends).is_pending());
+        tokio::time::advance(IDLE * 2).await;
+        assert!(futures_util::poll!(&mut ends).is_pending());
+    }
+
+    #[test]
+    fn what_came_along_with_the_request_before_is_the_beginning_of_the_next() {
+        let heard = Heard::default();
+        assert!(!heard.next());
+        heard.hear(120);
+        heard.claim(Some(100));
+        assert!(heard.next(), "20 bytes belong to nobody yet");
+        heard.hear(80);
+        heard.claim(Some(100));
+        assert!(!heard.next());
+        heard.hear(300);
+        heard.claim(None);
+        assert!(!heard.next(), "nobody knows, so it is not assumed");
     }
 }

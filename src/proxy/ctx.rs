@@ -11,6 +11,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::body::Installed;
+use super::connection::Listener;
 use super::error::{DECODE_REJECTED, Fault, ProxyError};
 use super::exchange::Exchange;
 use super::inflight::Admitted;
@@ -56,8 +57,12 @@ pub(crate) struct Ctx {
     message: Option<String>,
     /// Who served the last attempt, for the log.
     legs: String,
+    /// Whose connection it came on.
+    pub(super) listener: Listener,
+    /// Whether that was one connection too many.
+    pub(super) spare: bool,
     /// Counts the request as live until it is dropped.
-    _admitted: Admitted,
+    admitted: Option<Admitted>,
 }
 
 /// A request that has been read and understood.
@@ -98,7 +103,9 @@ impl Ctx {
             ended: "ok".into(),
             message: None,
             legs: String::new(),
-            _admitted: admitted,
+            listener: Listener::Clients,
+            spare: false,
+            admitted: Some(admitted),
         }
     }
 
@@ -107,6 +114,11 @@ impl Ctx {
         self.exchange
             .as_mut()
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without legs"))
+    }
+
+    /// Nobody waits for the end of this request: who looks at a process that leaves does not keep it.
+    pub(super) fn uncount(&mut self) {
+        self.admitted = None;
     }
 
     /// When the request came.

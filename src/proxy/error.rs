@@ -36,6 +36,8 @@ pub(super) enum ProxyError {
     BadHead(BadHead),
     /// No key, or a wrong one.
     Unauthorized,
+    /// Workers are administered through the other listener.
+    AdminsOnly,
     /// There is no room for another request.
     Overloaded(Exhausted),
     /// The body is longer than the limit in bytes.
@@ -79,6 +81,8 @@ pub(super) enum ProxyError {
 /// What there is no more of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exhausted {
+    /// Connections at once.
+    Connections,
     /// Requests at once.
     Requests,
     /// Memory for bodies.
@@ -92,6 +96,7 @@ impl ProxyError {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
             }
             ProxyError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ProxyError::AdminsOnly => StatusCode::FORBIDDEN,
             ProxyError::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             ProxyError::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ProxyError::BadHead(_)
@@ -137,6 +142,7 @@ impl ProxyError {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
             ProxyError::BadHead(_) => "bad_request_head",
             ProxyError::Unauthorized => "unauthorized",
+            ProxyError::AdminsOnly => "admin_listener_only",
             ProxyError::Overloaded(_) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::Encoded => "unsupported_encoding",
@@ -179,6 +185,12 @@ impl fmt::Display for ProxyError {
             ProxyError::BadHead(why) => write!(f, "{why}"),
             // The same words for both, so that nothing is learnt by trying.
             ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
+            ProxyError::AdminsOnly => {
+                f.write_str("this is served on the listener for administration only (admin_listen)")
+            }
+            ProxyError::Overloaded(Exhausted::Connections) => {
+                f.write_str("too many connections at once (max_connections)")
+            }
             ProxyError::Overloaded(Exhausted::Requests) => {
                 f.write_str("too many requests at once (max_inflight_requests)")
             }

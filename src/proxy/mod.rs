@@ -21,6 +21,7 @@ mod answer;
 mod attempt;
 mod body;
 mod connection;
+mod crowd;
 mod ctx;
 mod error;
 mod exchange;
@@ -30,6 +31,7 @@ mod inflight;
 mod intake;
 mod judge;
 mod keys;
+mod listened;
 mod prefill;
 mod queue;
 
@@ -55,7 +57,8 @@ use error::{Exhausted, ProxyError};
 use prefill::{evidence, no_document};
 
 pub(crate) use abort::Aborter;
-pub(crate) use connection::Connections;
+pub(crate) use connection::{Connections, Listener};
+pub(crate) use crowd::Crowd;
 pub use gate::admit;
 pub(crate) use inflight::{Departure, Inflight, Stage};
 pub(crate) use intake::Buffered;
@@ -75,6 +78,8 @@ pub(crate) struct Proxy {
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) buffered: Arc<Buffered>,
     pub(crate) keys: Keys,
+    /// Whether workers are administered through another listener than the clients'.
+    pub(crate) admins_apart: bool,
     pub(crate) departure: Departure,
     pub(crate) limits: Limits,
 }
@@ -131,11 +136,14 @@ impl ProxyHttp for Proxy {
 
     fn on_connection_reuse(
         &self,
-        _session: &mut Session,
-        _ctx: &mut Ctx,
+        session: &mut Session,
+        ctx: &mut Ctx,
         context: Box<dyn Any + Send + Sync>,
     ) {
-        connection::note_head(context);
+        if let Some((listener, spare)) = connection::note_head(session, context) {
+            ctx.listener = listener;
+            ctx.spare = spare;
+        }
     }
 
     /// No modules: answers are neither compressed nor changed.
@@ -145,7 +153,7 @@ impl ProxyHttp for Proxy {
         let keeps = session.get_keepalive().is_some();
         let upgrades = session.is_upgrade_req();
         // What comes after an upgrade that nobody makes may be no HTTP any more.
-        session.set_keepalive((keeps && !upgrades).then_some(CLIENT_IDLE_SECS));
+        session.set_keepalive((keeps && !upgrades && !ctx.spare).then_some(CLIENT_IDLE_SECS));
         self.ask_to_move(session);
         session.set_write_timeout(Some(self.limits.stall));
         // Bytes behind a request are the next one; without this they would end a running answer. The price:
@@ -159,11 +167,20 @@ impl ProxyHttp for Proxy {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let access = self.side_door.access(head.uri.path());
+        if self.admins_apart && access == Access::Admins && ctx.listener == Listener::Clients {
+            return Err(ctx.refuse(ProxyError::AdminsOnly));
+        }
+        if access == Access::Open && ctx.listener == Listener::Admins {
+            ctx.uncount();
+        }
         if !self.keys.admit(access, head) {
             return Err(ctx.refuse(ProxyError::Unauthorized));
         }
         self.keys
             .keep_from_workers(access, session.req_header_mut());
+        if access != Access::Open && ctx.spare {
+            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Connections)));
+        }
         if access != Access::Open && self.inflight.live() > self.limits.inflight {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
         }

@@ -6,8 +6,9 @@
 //! | drain | new connections are refused, live requests go on | when nobody is connected, or only idle clients |
 //! | last words | streams end in an error event | when all are written |
 //!
-//! An upgrade skips the settling: the successor accepts from the same socket, and is ready. Only SIGINT does
-//! not wait. Nothing of this may depend on Pingora's own shutdown, which sleeps for the whole grace period
+//! The listener for administration stays until the end: whoever asks there whether the process is ready is told that
+//! it is not, and does not keep it. An upgrade skips the settling: the successor accepts from the same sockets, and is
+//! ready. Only SIGINT does not wait. Nothing of this may depend on Pingora's own shutdown, which sleeps for the whole grace period
 //! whether or not somebody is left, and stops listening without a successor as well.
 //! Source: pingora-core 0.9.1, `server/mod.rs`, `transfer_fd/mod.rs`.
 
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 
 use super::StartError;
 use crate::config::Leaving;
-use crate::proxy::{Inflight, Stage};
+use crate::proxy::{Inflight, Listener, Stage};
 
 /// An idle client may be about to send its next request: it is answered, with `Connection: close`, and not
 /// reset. Nobody was heard of for this long before all are given up.
@@ -44,6 +45,8 @@ pub(super) struct Exit {
     limits: Leaving,
     unready: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
+    /// True when nobody listens for administration any more: after everything else, or when a successor does.
+    deaf: watch::Sender<bool>,
     pub(super) requests: Arc<Inflight>,
     pub(super) connections: Arc<Inflight>,
 }
@@ -54,6 +57,7 @@ impl Exit {
             limits,
             unready: watch::Sender::new(false),
             stage: watch::Sender::new(Stage::Serving),
+            deaf: watch::Sender::new(false),
             requests: Arc::default(),
             connections: Arc::default(),
         }
@@ -69,7 +73,23 @@ impl Exit {
         self.unready.subscribe()
     }
 
-    /// Settles, and drains.
+    /// Resolves when this listener takes nobody any more.
+    pub(super) fn closed(&self, listener: Listener) -> impl Future<Output = ()> + Send + use<> {
+        let (mut stage, mut deaf) = (self.stage.subscribe(), self.deaf.subscribe());
+        async move {
+            // When nobody can end it any more, it has ended.
+            match listener {
+                Listener::Clients => {
+                    let _ = stage.wait_for(|stage| *stage >= Stage::Closed).await;
+                }
+                Listener::Admins => {
+                    let _ = deaf.wait_for(|deaf| *deaf).await;
+                }
+            }
+        }
+    }
+
+    /// Settles, and drains. The listener for administration tells until the end that nothing is ready.
     pub(super) async fn leave(&self) {
         self.unready.send_replace(true);
         self.stage.send_replace(Stage::Leaving);
@@ -83,6 +103,7 @@ impl Exit {
         );
         tokio::time::sleep(self.limits.settle).await;
         self.drain().await;
+        self.deaf.send_replace(true);
     }
 
     /// Drains: the successor has the sockets, and is as ready as this process was.
@@ -93,15 +114,22 @@ impl Exit {
             self.requests.live(),
             self.connections.live(),
         );
+        self.deaf.send_replace(true);
         self.drain().await;
     }
 
-    /// Accepts nobody, and resolves when the live requests have ended, one way or the other.
+    /// Resolves when no client is connected, and nothing is done for who administers the workers.
+    async fn nobody(&self) {
+        self.connections.none().await;
+        self.requests.none().await;
+    }
+
+    /// Accepts no client, and resolves when the live requests have ended, one way or the other.
     async fn drain(&self) {
         self.stage.send_replace(Stage::Closed);
         let ended = async {
             tokio::select! {
-                () = self.connections.none() => {}
+                () = self.nobody() => {}
                 () = self.requests.none_for(IDLE_PATIENCE) => {}
             }
         };

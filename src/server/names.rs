@@ -1,19 +1,20 @@
 //! Where the workers are: their names, looked up at the start and again and again.
 //!
 //! A name that is not found takes nobody out: the last address stays, because it is more often the resolver that
-//! fails than the worker that has moved. What an address is dialled with is its caller's to say.
+//! fails than the worker that has moved.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use pingora_core::upstreams::peer::HttpPeer;
 
+use crate::config::WorkerUrl;
 use crate::fleet::Worker;
-use crate::net::peer;
+use crate::net::{Trust, peer};
 
 /// Time between two looks at a name.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -24,38 +25,52 @@ const AT_START: Duration = Duration::from_secs(2);
 /// The workers that have a name instead of an address.
 pub(super) struct Names {
     names: Vec<Name>,
-    connect_timeout: Duration,
+    dialling: Dialling,
+}
+
+/// How a worker is connected to, wherever it is.
+pub(super) struct Dialling {
+    /// The longest time until a connection is open.
+    pub(super) connect_timeout: Duration,
+    /// For workers that speak TLS.
+    pub(super) trust: Trust,
 }
 
 struct Name {
     worker: Arc<Worker>,
-    host: String,
-    port: u16,
+    url: WorkerUrl,
     /// Which address it has, and whether it was found the last time. `None` before the first look.
     known: Option<SocketAddr>,
     found: Option<bool>,
 }
 
-/// The peer of a host that is written as an address.
-pub(super) fn literal(host: &str, port: u16, connect_timeout: Duration) -> Option<HttpPeer> {
-    let address = host.parse().ok()?;
-    Some(peer(SocketAddr::new(address, port), connect_timeout))
+impl Dialling {
+    /// The worker of this URL, at this address. What it must prove is the URL's host, however that was found.
+    fn peer(&self, url: &WorkerUrl, address: SocketAddr) -> HttpPeer {
+        let tls = url.is_tls().then(|| (&self.trust, url.host()));
+        peer(address, self.connect_timeout, tls)
+    }
 }
 
 impl Names {
-    pub(super) fn new(connect_timeout: Duration) -> Self {
+    pub(super) fn new(dialling: Dialling) -> Self {
         Self {
             names: Vec::new(),
-            connect_timeout,
+            dialling,
         }
     }
 
+    /// The peer of a host that is written as an address; `None` when it is a name.
+    pub(super) fn literal(&self, url: &WorkerUrl) -> Option<HttpPeer> {
+        let address: IpAddr = url.host().parse().ok()?;
+        Some(self.dialling.peer(url, (address, url.port()).into()))
+    }
+
     /// One more to be looked up.
-    pub(super) fn add(&mut self, worker: &Arc<Worker>, host: &str, port: u16) {
+    pub(super) fn add(&mut self, worker: &Arc<Worker>, url: &WorkerUrl) {
         self.names.push(Name {
             worker: worker.clone(),
-            host: host.to_owned(),
-            port,
+            url: url.clone(),
             known: None,
             found: None,
         });
@@ -63,8 +78,9 @@ impl Names {
 
     /// Looks all of them up, as far as that is quick.
     pub(super) async fn begin(&mut self) {
-        let timeout = self.connect_timeout;
-        let all = self.names.iter_mut().map(|name| name.look(timeout, system));
+        let dialling = &self.dialling;
+        let names = self.names.iter_mut();
+        let all = names.map(|name| name.look(dialling, system));
         // What is cut off here is looked for again at once by `watch`.
         let _ = tokio::time::timeout(AT_START, join_all(all)).await;
         for name in self.names.iter_mut().filter(|name| name.found.is_none()) {
@@ -74,11 +90,9 @@ impl Names {
 
     /// Looks all of them up, again and again, each for itself.
     pub(super) async fn watch(&mut self) {
-        let timeout = self.connect_timeout;
-        let all = self
-            .names
-            .iter_mut()
-            .map(|name| name.watch(timeout, system));
+        let dialling = &self.dialling;
+        let names = self.names.iter_mut();
+        let all = names.map(|name| name.watch(dialling, system));
         join_all(all).await;
         // Without names there is nothing to do, for ever.
         std::future::pending().await
@@ -91,7 +105,7 @@ async fn system(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 impl Name {
-    async fn watch<F>(&mut self, timeout: Duration, mut lookup: impl FnMut(String, u16) -> F)
+    async fn watch<F>(&mut self, dialling: &Dialling, mut lookup: impl FnMut(String, u16) -> F)
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
@@ -100,20 +114,20 @@ impl Name {
             if self.known.is_some() {
                 tokio::time::sleep(AGAIN).await;
             }
-            self.look(timeout, &mut lookup).await;
+            self.look(dialling, &mut lookup).await;
             if self.known.is_none() {
                 tokio::time::sleep(AGAIN / 10).await;
             }
         }
     }
 
-    async fn look<F>(&mut self, timeout: Duration, mut lookup: impl FnMut(String, u16) -> F)
+    async fn look<F>(&mut self, dialling: &Dialling, mut lookup: impl FnMut(String, u16) -> F)
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
-        let found = lookup(self.host.clone(), self.port).await;
+        let found = lookup(self.url.host().to_owned(), self.url.port()).await;
         if let Some(address) = self.note(found) {
-            self.worker.moved(peer(address, timeout));
+            self.worker.moved(dialling.peer(&self.url, address));
         }
     }
 
@@ -157,9 +171,21 @@ mod tests {
     use std::collections::VecDeque;
 
     use http::HeaderValue;
+    use pingora_core::upstreams::peer::Peer;
 
     use super::*;
     use crate::fleet::{Role, WorkerId};
+
+    fn url(text: &str) -> WorkerUrl {
+        WorkerUrl::parse(text).unwrap()
+    }
+
+    fn dialling() -> Dialling {
+        Dialling {
+            connect_timeout: Duration::from_secs(1),
+            trust: Trust::new(&[], None),
+        }
+    }
 
     fn name() -> Name {
         let worker = Worker::new(
@@ -173,8 +199,7 @@ mod tests {
         );
         Name {
             worker: Arc::new(worker),
-            host: "decode".into(),
-            port: 1,
+            url: url("http://decode:1"),
             known: None,
             found: None,
         }
@@ -219,7 +244,8 @@ mod tests {
         ]);
         let (seen, mut looks) = tokio::sync::mpsc::unbounded_channel();
         let watched = worker.clone();
-        let watching = name.watch(Duration::from_secs(1), move |host, port| {
+        let dialling = dialling();
+        let watching = name.watch(&dialling, move |host, port| {
             assert_eq!((host.as_str(), port), ("decode", 1));
             // Where it is dialled when the next look begins.
             seen.send(watched.peer().map(|peer| peer._address.to_string()))
@@ -250,10 +276,20 @@ mod tests {
 
     #[test]
     fn an_address_needs_no_look() {
-        let timeout = Duration::from_secs(1);
-        for host in ["127.0.0.1", "::1"] {
-            assert!(literal(host, 1, timeout).is_some(), "{host}");
+        let names = Names::new(dialling());
+        for host in ["127.0.0.1", "[::1]"] {
+            let peer = names.literal(&url(&format!("http://{host}:1")));
+            assert!(peer.is_some(), "{host}");
         }
-        assert!(literal("localhost", 1, timeout).is_none());
+        assert!(names.literal(&url("http://localhost:1")).is_none());
+    }
+
+    #[test]
+    fn a_certificate_must_name_the_host_of_the_url_wherever_it_is_found() {
+        let (dialling, address) = (dialling(), address(1));
+        let peer = dialling.peer(&url("https://decode:1"), address);
+        assert!(peer.is_tls());
+        assert_eq!(peer.sni(), "decode");
+        assert!(!dialling.peer(&url("http://decode:1"), address).is_tls());
     }
 }

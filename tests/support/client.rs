@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::soon;
 
@@ -31,6 +31,15 @@ impl Client {
         Self { stream }
     }
 
+    /// From this address of the machine.
+    pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Self {
+            stream: socket.connect(address).await.unwrap(),
+        }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
@@ -54,6 +63,11 @@ impl Client {
             answers.push(answer);
         }
         answers
+    }
+
+    /// The next answer; `None` when the connection is closed before.
+    pub async fn try_answer(&mut self) -> Option<Answer> {
+        soon("an answer, or the close", Message::read(&mut self.stream)).await
     }
 
     /// The head of an answer only.

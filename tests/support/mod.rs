@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod process;
+pub mod tls;
 pub mod worker;
 
 use std::future::Future;
@@ -60,6 +61,12 @@ impl Balancer {
 
     pub async fn client(&self) -> Client {
         Client::connect(self.address).await
+    }
+
+    /// Who administers the workers through the listener for that.
+    pub async fn admin(&self) -> Client {
+        let address = self.handle.admin_address().await;
+        Client::connect(address.expect("a listener for administration")).await
     }
 
     /// Stops it and waits until it has ended.

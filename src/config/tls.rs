@@ -1,0 +1,135 @@
+//! Certificates and keys: PEM files become what the listener and the connections to workers need.
+//!
+//! Everything that rustls or Pingora would refuse, or panic on, is refused here, with the file's name. Nothing is
+//! sent and no certificate is judged: whether it is trusted, or out of date, is the other side's to say.
+//!
+//! Source: pingora-core 0.9.1, `utils/tls/rustls.rs` (panics on what x509-parser does not read),
+//! `connectors/tls/rustls/mod.rs` (panics on roots that cannot be loaded).
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::Fault;
+
+/// What is encrypted, and with what.
+#[derive(Debug, Default, Clone)]
+pub struct Tls {
+    /// What the listeners show to clients; `None` is plain HTTP.
+    pub listener: Option<Identity>,
+    /// What is shown to workers that ask for it.
+    pub client: Option<Identity>,
+    /// Who may vouch for workers, when it is not whom the system trusts. Parsed as roots.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// A certificate, those that lead from it towards a root, and the key of the first. They fit together.
+#[derive(Clone)]
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: Arc<PrivateKeyDer<'static>>,
+}
+
+impl Identity {
+    /// The certificates, the holder's first, in DER.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The key.
+    pub fn key(&self) -> &PrivateKeyDer<'static> {
+        &self.key
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("certificates", &self.chain.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which of the two files of an identity is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Half {
+    Certificate,
+    Key,
+}
+
+/// Reads a certificate with its chain, and its key.
+pub(super) fn read_identity(certificate: &Path, key: &Path) -> Result<Identity, (Half, Fault)> {
+    let chain = read_certificates(certificate).map_err(|fault| (Half::Certificate, fault))?;
+    let of_key = |fault| (Half::Key, fault);
+    let bytes = read(key).map_err(of_key)?;
+    let key_der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
+        let why = "no private key in PEM (one with a passphrase cannot be read)";
+        of_key(bad(key, why))
+    })?;
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain.clone(), key_der.clone_key(), &provider).map_err(|error| {
+        let why = match error {
+            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                format!("the key does not belong to {}", certificate.display())
+            }
+            error => error.to_string(),
+        };
+        of_key(bad(key, &why))
+    })?;
+    Ok(Identity {
+        chain,
+        key: Arc::new(key_der),
+    })
+}
+
+/// Reads the certificates of authorities.
+pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let roots = read_certificates(path)?;
+    for root in &roots {
+        RootCertStore::empty()
+            .add(root.clone())
+            .map_err(|error| bad(path, &error.to_string()))?;
+    }
+    Ok(roots)
+}
+
+/// At least one.
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let bytes = read(path)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad(path, &format!("not PEM: {error}")))?;
+    if certificates.is_empty() {
+        return Err(bad(path, "no certificate in PEM"));
+    }
+    match certificates
+        .iter()
+        .position(|certificate| X509Certificate::from_der(certificate).is_err())
+    {
+        None => Ok(certificates),
+        Some(index) => {
+            let why = format!("certificate {} is not X.509", index + 1);
+            Err(bad(path, &why))
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+    std::fs::read(path).map_err(|error| Fault::Unreadable {
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+fn bad(path: &Path, why: &str) -> Fault {
+    Fault::Tls {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    }
+}

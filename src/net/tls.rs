@@ -1,0 +1,123 @@
+//! Whom a connection to a worker over TLS trusts, and what it shows.
+//!
+//! The name in the certificate must be the host of the worker's URL, a name or an address, always: there is no way
+//! to switch that off. Reads no file but Pingora's own roots, which it would panic on.
+//!
+//! Source: pingora-core 0.9.1, `connectors/tls/rustls/mod.rs`, `upstreams/peer.rs` (`reuse_hash`).
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use pingora_core::protocols::tls::CaType;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A file without certificates, for a balancer that trusts nobody of the system's: Pingora reads the system's
+/// roots for each pool otherwise, also when nobody speaks TLS.
+const NO_ROOTS: &str = "/dev/null";
+
+/// What all connections of a balancer over TLS have in common.
+pub(crate) struct Trust {
+    /// `None` is whom the pool trusts.
+    roots: Option<Arc<CaType>>,
+    identity: Option<Arc<CertKey>>,
+    /// Differs with the two others. Pingora shares a connection between peers that differ only in their roots.
+    group: u64,
+}
+
+impl Trust {
+    /// These roots, or those of the pool when there are none; and what is shown to a worker that asks.
+    pub(crate) fn new(
+        roots: &[CertificateDer<'static>],
+        identity: Option<(&[CertificateDer<'static>], &PrivateKeyDer<'static>)>,
+    ) -> Self {
+        let mut group = DefaultHasher::new();
+        roots.hash(&mut group);
+        let identity = identity.map(|(chain, key)| {
+            chain.hash(&mut group);
+            let chain = chain.iter().map(|certificate| certificate.to_vec());
+            Arc::new(CertKey::new(chain.collect(), key.secret_der().to_vec()))
+        });
+        let wrapped = |root: &CertificateDer<'_>| WrappedX509::new(root.to_vec(), parse_x509);
+        Self {
+            roots: (!roots.is_empty()).then(|| roots.iter().map(wrapped).collect()),
+            identity,
+            group: group.finish(),
+        }
+    }
+
+    pub(super) fn apply(&self, peer: &mut HttpPeer) {
+        peer.options.ca = self.roots.clone();
+        peer.client_cert_key = self.identity.clone();
+        peer.group_key = self.group;
+    }
+}
+
+/// The file of roots that a pool gets, when the user named `ca_file` and when `needed` says that workers are judged
+/// by the pool's roots. `None` is the system's.
+///
+/// # Errors
+/// Why there are no roots where some are needed, or cannot be loaded.
+pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option<String>, String> {
+    let mut roots = RootCertStore::empty();
+    match &ca_file {
+        Some(file) => pingora_rustls::load_ca_file_into_store(file, &mut roots)
+            .map_err(|error| format!("cannot use {file}: {error}"))?,
+        None if needed => pingora_rustls::load_platform_certs_incl_env_into_store(&mut roots)
+            .map_err(|error| error.to_string())?,
+        None => return Ok(Some(NO_ROOTS.to_owned())),
+    }
+    if needed && roots.is_empty() {
+        return Err("there are none".to_owned());
+    }
+    Ok(ca_file)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use pingora_core::upstreams::peer::Peer;
+
+    use super::super::peer;
+    use super::*;
+
+    /// A certificate and its key.
+    fn identity() -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        (vec![made.cert.der().clone()], key)
+    }
+
+    #[test]
+    fn peers_that_differ_in_trust_certificate_or_name_share_no_connection() {
+        let ((one, one_key), (two, two_key)) = (identity(), identity());
+        let trusts = [
+            Trust::new(&[], None),
+            Trust::new(&one, None),
+            Trust::new(&two, None),
+            Trust::new(&one, Some((&one, &one_key))),
+            Trust::new(&one, Some((&two, &two_key))),
+        ];
+        let address = ([127, 0, 0, 1], 1).into();
+        let key = |tls| peer(address, Duration::from_secs(1), tls).reuse_hash();
+        let mut keys: HashSet<_> = trusts.iter().map(|trust| key(Some((trust, "a")))).collect();
+        keys.insert(key(Some((&trusts[0], "b"))));
+        keys.insert(key(None));
+        assert_eq!(keys.len(), trusts.len() + 2);
+        let again = Trust::new(&one, Some((&one, &one_key)));
+        assert!(keys.contains(&key(Some((&again, "a")))));
+    }
+
+    #[test]
+    fn the_systems_roots_are_read_only_where_workers_are_judged_by_them() {
+        assert_eq!(pool_roots(None, false).unwrap().unwrap(), NO_ROOTS);
+        let missing = pool_roots(Some("none.pem".into()), false).unwrap_err();
+        assert!(missing.starts_with("cannot use none.pem: "), "{missing}");
+        assert!(pool_roots(Some(NO_ROOTS.into()), true).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! What the configuration has of certificates becomes what the listeners and the connections to workers need.
+
+use std::sync::Arc;
+
+use pingora_core::listeners::tls::Acceptor;
+use pingora_core::server::configuration::ServerConf;
+use rustls::ServerConfig;
+
+use super::StartError;
+use crate::config::{Config, Identity};
+use crate::net::{Trust, pool_roots};
+
+/// What the listeners shake hands with.
+pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError> {
+    let failed = |error: rustls::Error| StartError::Tls(error.to_string());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain().to_vec(), identity.key().clone_key())
+        .map_err(failed)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(Acceptor::from_server_config(Arc::new(config))))
+}
+
+/// Whom connections to workers trust; and in Pingora's part, which roots its pools load.
+pub(super) fn trust(config: &Config, conf: &mut ServerConf) -> Result<Trust, StartError> {
+    let mut workers = config.prefill.iter().chain(&config.decode);
+    let by_pool = config.tls.roots.is_empty() && workers.any(|worker| worker.url.is_tls());
+    conf.ca_file = pool_roots(conf.ca_file.take(), by_pool).map_err(StartError::Roots)?;
+    let client = config.tls.client.as_ref();
+    let identity = client.map(|identity| (identity.chain(), identity.key()));
+    Ok(Trust::new(&config.tls.roots, identity))
+}
