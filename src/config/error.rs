@@ -4,7 +4,7 @@
 //! is read or decided here.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::worker::UrlFault;
 
@@ -212,8 +212,8 @@ impl fmt::Display for Fault {
             }
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys { text, file } => write!(f, "give either {text} or {file}, not both"),
-            Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
-            Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
+            Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", on_a_line(path)),
+            Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", on_a_line(path)),
             Fault::Half { missing } => write!(f, "{missing} is needed as well"),
             Fault::SameAddress => f.write_str("clients connect there already, choose another port"),
             Fault::Empty => f.write_str("must not be empty"),
@@ -225,6 +225,11 @@ impl fmt::Display for Fault {
             Fault::Server(why) => f.write_str(why),
         }
     }
+}
+
+/// A path may have line ends in its name, a problem is one line.
+fn on_a_line(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
 }
 
 fn write_suggestion(f: &mut fmt::Formatter<'_>, suggestion: &Option<String>) -> fmt::Result {
