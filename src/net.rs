@@ -260,6 +260,17 @@ pub(crate) fn peer(
     peer
 }
 
+/// Where a request goes, and what of its head is this worker's own.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    /// How the worker is dialled; `None` as long as nobody knows where it is.
+    pub(crate) peer: Option<&'a HttpPeer>,
+    /// The value of `Host`.
+    pub(crate) host: &'a HeaderValue,
+    /// What takes the place of the `Authorization` of the head, if it is there.
+    pub(crate) authorization: Option<&'a HeaderValue>,
+}
+
 /// The client side: a pool of connections to any number of workers.
 pub(crate) struct Client {
     lender: Arc<Lender>,
@@ -291,7 +302,7 @@ impl Client {
         (borrower, loan)
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer. `Host` and `Content-Length` are added here.
     ///
     /// A connection that the worker closed while it lay in the pool is replaced, as long as no byte of an
     /// answer has come: such a worker has not begun with the request.
@@ -300,12 +311,12 @@ impl Client {
     /// [`Failure`]: no connection, or no head of an answer that can be used. Without a peer there is none.
     pub(crate) async fn send(
         &self,
-        peer: Option<&HttpPeer>,
+        to: To<'_>,
         head: &RequestHeader,
         body: &Bytes,
     ) -> Result<Reply, Failure> {
         let nowhere = || Failure::Unreachable("its name has no address".into());
-        let peer = peer.ok_or_else(nowhere)?;
+        let peer = to.peer.ok_or_else(nowhere)?;
         let key = peer.reuse_hash();
         let mut attempt = 1;
         loop {
@@ -316,7 +327,7 @@ impl Client {
                 None => self.lender.dial(peer).await,
             };
             let mut wire = Wire::new(stream.map_err(|error| Failure::from_pingora(&error))?);
-            match exchange_heads(&mut wire, head, body).await {
+            match exchange_heads(&mut wire, to, head, body).await {
                 Ok(head) => {
                     let reply = Reply {
                         lender: self.lender.clone(),
@@ -339,12 +350,12 @@ impl Client {
     /// [`Failure`].
     pub(crate) async fn fetch(
         &self,
-        peer: Option<&HttpPeer>,
+        to: To<'_>,
         head: &RequestHeader,
         body: &Bytes,
         limit: usize,
     ) -> Result<WholeAnswer, Failure> {
-        let mut reply = self.send(peer, head, body).await?;
+        let mut reply = self.send(to, head, body).await?;
         let head = reply.head();
         let status = head.status;
         let nominated = nominated(&head.headers);
@@ -422,10 +433,11 @@ impl Reply {
 
 async fn exchange_heads(
     wire: &mut Wire,
+    to: To<'_>,
     head: &RequestHeader,
     body: &Bytes,
 ) -> Result<Head, Failure> {
-    let written = wire.send(head, body).await;
+    let written = wire.send(to, head, body).await;
     // A worker that refuses early answers and closes before it has read everything: the answer counts, not the
     // write that failed.
     let answered = wire.head(&head.method).await;

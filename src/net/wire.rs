@@ -13,12 +13,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Stream;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::To;
 
 /// The longest head of an answer, in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -85,8 +87,13 @@ impl Wire {
     ///
     /// # Errors
     /// `WriteError`.
-    pub(super) async fn send(&mut self, head: &RequestHeader, body: &[u8]) -> Result<()> {
-        let head = on_the_wire(head);
+    pub(super) async fn send(
+        &mut self,
+        to: To<'_>,
+        head: &RequestHeader,
+        body: &[u8],
+    ) -> Result<()> {
+        let head = on_the_wire(to, head, body.len());
         let mut request = Buf::chain(head.as_slice(), body);
         poll_fn(|cx| {
             while request.has_remaining() {
@@ -355,13 +362,30 @@ impl Wire {
     }
 }
 
-fn on_the_wire(head: &RequestHeader) -> Vec<u8> {
+fn on_the_wire(to: To<'_>, head: &RequestHeader, length: usize) -> Vec<u8> {
     let mut wire = Vec::with_capacity(512);
     wire.extend_from_slice(head.method.as_str().as_bytes());
     wire.push(b' ');
     wire.extend_from_slice(head.raw_path());
     wire.extend_from_slice(b" HTTP/1.1\r\n");
-    head.header_to_h1_wire(&mut wire);
+    let mut field = |name: &HeaderName, value: &[u8]| {
+        wire.extend_from_slice(name.as_str().as_bytes());
+        wire.extend_from_slice(b": ");
+        wire.extend_from_slice(value);
+        wire.extend_from_slice(b"\r\n");
+    };
+    field(&HOST, to.host.as_bytes());
+    for (name, value) in &head.headers {
+        if *name != AUTHORIZATION || to.authorization.is_none() {
+            field(name, value.as_bytes());
+        }
+    }
+    if let Some(key) = to.authorization {
+        field(&AUTHORIZATION, key.as_bytes());
+    }
+    if length > 0 || head.method == Method::POST || head.method == Method::PUT {
+        field(&CONTENT_LENGTH, length.to_string().as_bytes());
+    }
     wire.extend_from_slice(b"\r\n");
     wire
 }
@@ -396,4 +420,41 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
 
 fn bad_head<T>(why: impl std::fmt::Display) -> Result<T> {
     Error::e_explain(ErrorType::InvalidHTTPHeader, why.to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn request(method: Method, key: Option<&'static str>, length: usize) -> String {
+        let mut head = RequestHeader::build_no_case(method, b"/generate?x=1", None).unwrap();
+        head.insert_header("x-request-id", "a").unwrap();
+        head.insert_header(AUTHORIZATION, "Bearer client").unwrap();
+        let host = HeaderValue::from_static("worker:1");
+        let key = key.map(HeaderValue::from_static);
+        let to = To {
+            peer: None,
+            host: &host,
+            authorization: key.as_ref(),
+        };
+        String::from_utf8(on_the_wire(to, &head, length)).unwrap()
+    }
+
+    #[test]
+    fn a_request_has_the_workers_host_and_key_and_its_own_length() {
+        assert_eq!(
+            request(Method::POST, Some("Bearer worker"), 7),
+            "POST /generate?x=1 HTTP/1.1\r\nhost: worker:1\r\nx-request-id: a\r\n\
+             authorization: Bearer worker\r\ncontent-length: 7\r\n\r\n"
+        );
+        let clients = request(Method::POST, None, 7);
+        assert!(clients.contains("\r\nauthorization: Bearer client\r\n"));
+    }
+
+    #[test]
+    fn a_post_without_a_body_says_so_and_a_get_has_no_length() {
+        assert!(request(Method::POST, None, 0).ends_with("\r\ncontent-length: 0\r\n\r\n"));
+        assert!(!request(Method::GET, None, 0).contains("content-length"));
+    }
 }

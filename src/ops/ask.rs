@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH,
-    CONTENT_TYPE, HOST, ORIGIN,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE,
+    ORIGIN,
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
 use crate::fleet::Worker;
-use crate::net::{Client, Failure, REQUEST_ID, WholeAnswer, WholeRequest};
+use crate::net::{Client, Failure, REQUEST_ID, To, WholeAnswer, WholeRequest};
 
 /// The longest answer of a worker in bytes. The largest that are known: the tokens of a prompt (a million ids
 /// are 8 MB), and `/server_info` with 60 KB for each data parallel rank.
@@ -105,17 +105,14 @@ impl Question {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
-        let size = Some(GOES_ALONG.len() + 3);
-        let mut head = RequestHeader::build(request.method, target.as_bytes(), size)?;
+        let size = Some(GOES_ALONG.len() + 1);
+        let mut head = RequestHeader::build_no_case(request.method, target.as_bytes(), size)?;
         for name in &GOES_ALONG {
             for value in request.headers.get_all(name) {
                 head.append_header(name, value)?;
             }
         }
         head.insert_header(REQUEST_ID, request_id)?;
-        if !request.body.is_empty() || head.method == Method::POST {
-            head.insert_header(CONTENT_LENGTH, request.body.len())?;
-        }
         Ok(Self {
             head,
             body: request.body,
@@ -150,21 +147,16 @@ impl Question {
     }
 
     async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeAnswer, Failure> {
-        let unfit = |error: Box<pingora_core::Error>| Failure::NotHttp(error.to_string());
-        let mut head = self.head.clone();
-        head.insert_header(HOST, worker.host()).map_err(unfit)?;
-        let key = match self.administers {
-            true => worker.admin_authorization(),
-            false => worker.authorization(),
-        };
-        if let Some(authorization) = key {
-            head.insert_header(AUTHORIZATION, authorization)
-                .map_err(unfit)?;
-        }
         let peer = worker.peer();
-        client
-            .fetch(peer.as_deref(), &head, &self.body, ANSWER_LIMIT)
-            .await
+        let to = To {
+            peer: peer.as_deref(),
+            host: worker.host(),
+            authorization: match self.administers {
+                true => worker.admin_authorization(),
+                false => worker.authorization(),
+            },
+        };
+        client.fetch(to, &self.head, &self.body, ANSWER_LIMIT).await
     }
 }
 
@@ -233,7 +225,7 @@ fn excerpt(answer: &WholeAnswer) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use http::HeaderMap;
+    use http::{HeaderMap, Method};
     use pingora_core::server::configuration::ServerConf;
 
     use super::*;
@@ -284,26 +276,11 @@ mod tests {
                 "content-type",
                 "traceparent",
                 "tracestate",
-                "x-request-id",
-                "content-length"
+                "x-request-id"
             ]
         );
         assert_eq!(asked.head.headers.get_all("tracestate").iter().count(), 2);
         assert_eq!(asked.head.headers[REQUEST_ID], "id-1");
-        assert_eq!(asked.head.headers[CONTENT_LENGTH], "2");
-    }
-
-    #[test]
-    fn a_post_without_a_body_says_so_and_a_get_has_no_length() {
-        let length = |method| {
-            question(method, &[], "")
-                .head
-                .headers
-                .get(CONTENT_LENGTH)
-                .cloned()
-        };
-        assert_eq!(length(Method::POST).unwrap(), "0");
-        assert_eq!(length(Method::GET), None);
     }
 
     #[tokio::test]

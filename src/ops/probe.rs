@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Method;
-use http::header::{AUTHORIZATION, HOST};
 use pingora_http::RequestHeader;
 
 use crate::fleet::{Evidence, Fleet, Worker};
-use crate::net::{Client, Failure};
+use crate::net::{Client, Failure, To};
 
 /// A worker that is set aside is asked this often.
 const ASIDE: Duration = Duration::from_secs(1);
@@ -52,7 +51,7 @@ impl Probe {
 
     /// What one probe says.
     async fn ask(&self, worker: &Worker) -> Evidence {
-        let Ok(head) = self.head(worker) else {
+        let Ok(head) = RequestHeader::build_no_case(Method::GET, self.path.as_bytes(), None) else {
             return Evidence::Neutral;
         };
         let nothing = Bytes::new();
@@ -60,22 +59,16 @@ impl Probe {
         let Some(peer) = worker.peer() else {
             return Evidence::Neutral;
         };
-        let answer = self
-            .client
-            .fetch(Some(&peer), &head, &nothing, ANSWER_LIMIT);
+        let to = To {
+            peer: Some(&peer),
+            host: worker.host(),
+            authorization: worker.authorization(),
+        };
+        let answer = self.client.fetch(to, &head, &nothing, ANSWER_LIMIT);
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
             Ok(Err(_)) | Err(_) => Evidence::Neutral,
         }
-    }
-
-    fn head(&self, worker: &Worker) -> pingora_core::Result<RequestHeader> {
-        let mut head = RequestHeader::build(Method::GET, self.path.as_bytes(), Some(2))?;
-        head.insert_header(HOST, worker.host())?;
-        if let Some(key) = worker.authorization() {
-            head.insert_header(AUTHORIZATION, key)?;
-        }
-        Ok(head)
     }
 }

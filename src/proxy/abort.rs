@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::fleet::Worker;
-use crate::net::Client;
+use crate::net::{Client, To};
 use crate::pd::RequestId;
 
 /// How long one worker may take for one abort.
@@ -97,17 +97,15 @@ impl Aborter {
 
 async fn tell(client: &Client, worker: &Worker, key: Option<&HeaderValue>, id: &str) -> Result<()> {
     let body = Bytes::from(json!({ "rid": id }).to_string());
-    let mut head = RequestHeader::build(Method::POST, b"/abort_request", Some(4))?;
-    head.insert_header(HOST, worker.host())?;
+    let mut head = RequestHeader::build_no_case(Method::POST, b"/abort_request", Some(1))?;
     head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
-    head.insert_header(CONTENT_LENGTH, body.len())?;
-    if let Some(key) = key {
-        head.insert_header(AUTHORIZATION, key)?;
-    }
     let peer = worker.peer();
-    let answer = client
-        .fetch(peer.as_deref(), &head, &body, ANSWER_LIMIT)
-        .await;
+    let to = To {
+        peer: peer.as_deref(),
+        host: worker.host(),
+        authorization: key,
+    };
+    let answer = client.fetch(to, &head, &body, ANSWER_LIMIT).await;
     answer
         .map(|_| ())
         .map_err(|failure| Error::explain(ErrorType::ReadError, failure.to_string()))

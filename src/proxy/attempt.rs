@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header;
 use pingora_core::Result;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
@@ -23,7 +22,7 @@ const MAX_PROMPTS: usize = 1 << 16;
 
 /// What an attempt sends, and under which names.
 struct Parcel {
-    head: RequestHeader,
+    head: Arc<RequestHeader>,
     injected: Injected,
     rooms: Arc<Rooms>,
     ids: Ids,
@@ -60,7 +59,7 @@ impl Proxy {
         ctx.request = Some(Request {
             route,
             facts,
-            head,
+            head: Arc::new(head),
             body: Body::Read(body),
         });
         Ok(())
@@ -93,9 +92,9 @@ impl Proxy {
         else {
             return Err(ctx.refuse(ProxyError::Internal("a request that was not read".into())));
         };
-        let parcel = self.pack(route, &facts, &head, body, bootstrap)?;
+        let parcel = self.pack(route, &facts, &head, body, bootstrap);
         let injected = parcel.injected.clone();
-        let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease)?;
+        let (exchange, leg_failed) = self.dispatch(route, &facts, parcel, lease);
         ctx.exchange = Some(exchange);
         let deadlines = self.limits.deadlines(facts.stream, ctx.started());
         let whole = injected.body.clone();
@@ -120,10 +119,10 @@ impl Proxy {
         &self,
         route: Route,
         facts: &Facts,
-        head: &RequestHeader,
+        head: &Arc<RequestHeader>,
         body: Body,
         bootstrap: &Bootstrap,
-    ) -> Result<Parcel> {
+    ) -> Parcel {
         let rooms = Arc::new(self.rooms.take(facts.batch.prompts(), rand::random));
         let ids = ids(route, facts);
         let fields = Fields {
@@ -138,14 +137,12 @@ impl Proxy {
             Body::Read(body) => pd::inject(body, facts, &fields),
             Body::Sent(injected) => injected.again(&fields),
         };
-        let mut head = head.clone();
-        head.insert_header(header::CONTENT_LENGTH, injected.body.len())?;
-        Ok(Parcel {
-            head,
+        Parcel {
+            head: head.clone(),
             injected,
             rooms,
             ids,
-        })
+        }
     }
 
     /// DISPATCH: prefill's leg is on its way, and resolves the interrupt when it fails. Decode's is Pingora's.
@@ -155,17 +152,15 @@ impl Proxy {
         facts: &Facts,
         parcel: Parcel,
         lease: Lease,
-    ) -> Result<(Exchange, body::Interrupt)> {
-        let mut prefill_head = parcel.head.clone();
-        headers::address(&mut prefill_head, &lease.prefill)?;
+    ) -> (Exchange, body::Interrupt) {
         let prefill = lease.prefill.clone();
         let leg = PrefillLeg::fire(Order {
             client: self.client.clone(),
             worker: lease.prefill,
             rooms: parcel.rooms.clone(),
             route,
-            head: prefill_head,
-            body: parcel.injected.body,
+            head: parcel.head.clone(),
+            body: parcel.injected.body.clone(),
             keep: match facts.merge {
                 Merge::None => Keep::Nothing,
                 Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
@@ -179,12 +174,13 @@ impl Proxy {
             merge: facts.merge,
             batch: facts.batch,
             head: parcel.head,
+            body: parcel.injected.body,
             ids: Arc::new(parcel.ids),
             fleet: self.fleet.clone(),
             aborter: self.aborter.clone(),
         };
         let exchange = Exchange::new(plan, prefill, leg, lease.decode, parcel.rooms);
-        Ok((exchange, failed))
+        (exchange, failed)
     }
 }
 

@@ -36,7 +36,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use tokio::time::Sleep;
 
-use super::inflight::Departure;
+use super::inflight::{Departure, Over};
 
 /// The error with which an interrupt ends the decode leg.
 pub(super) const INTERRUPTED: ErrorType = ErrorType::new("PrefillFailed");
@@ -94,7 +94,7 @@ pub(super) fn install(
         body,
         taken: false,
         interrupt: Some(interrupt),
-        cut: Box::pin(departure.over()),
+        cut: departure.over(),
         departure,
         held: None,
         clock: Clock::new(deadlines),
@@ -122,7 +122,7 @@ struct ReplacedBody {
     taken: bool,
     interrupt: Option<Interrupt>,
     departure: Departure,
-    cut: Interrupt,
+    cut: Over,
     held: Option<Box<ResponseHeader>>,
     clock: Clock,
 }
@@ -309,7 +309,7 @@ impl CustomSession for ReplacedBody {
                 self.interrupt = None;
                 Error::e_explain(INTERRUPTED, "the prefill leg failed first")
             }
-            () = self.cut.as_mut() => Error::e_explain(CUT, "the process leaves"),
+            () = &mut self.cut => Error::e_explain(CUT, "the process leaves"),
             error = self.clock.rings() => Error::e_explain(error, "decode took too long"),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -70,7 +71,7 @@ pub(super) struct Request {
     pub(super) route: Route,
     pub(super) facts: Facts,
     /// The head of the legs, but for what each attempt and each worker adds.
-    pub(super) head: RequestHeader,
+    pub(super) head: Arc<RequestHeader>,
     pub(super) body: Body,
 }
 
@@ -179,7 +180,9 @@ impl Ctx {
 
     /// Notes who serves the attempt that begins now.
     pub(super) fn note_legs(&mut self, prefill: &str, decode: &str) {
-        self.legs = format!(" prefill={prefill} decode={decode}");
+        if is_logged() {
+            self.legs = format!(" prefill={prefill} decode={decode}");
+        }
     }
 
     /// Notes the status of decode's answer.
@@ -235,7 +238,7 @@ impl Ctx {
 
     /// One line for each finished request.
     pub(super) fn log_line(&self, session: &Session) {
-        if !log::log_enabled!(target: "mini_lb::access", log::Level::Info) {
+        if !is_logged() {
             return;
         }
         let head = session.req_header();
@@ -266,4 +269,9 @@ impl Ctx {
             session.body_bytes_sent(),
         );
     }
+}
+
+/// Whether requests have lines in the log.
+fn is_logged() -> bool {
+    log::log_enabled!(target: "mini_lb::access", log::Level::Info)
 }

@@ -14,7 +14,7 @@ use pingora_proxy::Session;
 use super::abort::{Aborter, Ids};
 use super::answer::{Answer, HELD_LIMIT, Spoiled};
 use super::error::{Fault, ProxyError};
-use super::headers::is_encoded;
+use super::headers::{self, is_encoded};
 use super::intake;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
@@ -27,8 +27,10 @@ pub(super) struct Plan {
     pub(super) stream: bool,
     pub(super) merge: Merge,
     pub(super) batch: Batch,
-    /// The head that both legs share.
-    pub(super) head: RequestHeader,
+    /// The head that both legs share, without what is each worker's own.
+    pub(super) head: Arc<RequestHeader>,
+    /// The body that both legs get.
+    pub(super) body: Bytes,
     /// Under which ids the workers know the request.
     pub(super) ids: Arc<Ids>,
     pub(super) fleet: Arc<Fleet>,
@@ -72,9 +74,14 @@ impl Exchange {
         }
     }
 
-    /// The head that both legs share.
-    pub(super) fn head(&self) -> &RequestHeader {
-        &self.plan.head
+    /// The head of decode's leg.
+    ///
+    /// # Errors
+    /// None in practice: see [`headers::address`].
+    pub(super) fn decode_head(&self) -> Result<RequestHeader, Box<Error>> {
+        let mut head = RequestHeader::clone(&self.plan.head);
+        headers::address(&mut head, &self.decode, &self.plan.body)?;
+        Ok(head)
     }
 
     /// Who computes the prompt.
@@ -108,11 +115,11 @@ impl Exchange {
     pub(super) fn prefill_fault(&self) -> Option<Fault> {
         match self.leg.as_ref()?.peek()? {
             Outcome::Served(_) => None,
-            Outcome::Rejected(rejection) => Some(Fault::Rejected(Role::Prefill, rejection)),
+            Outcome::Rejected(rejection) => Some(Fault::Rejected(Role::Prefill, rejection.clone())),
             Outcome::Failed(failure) => Some(Fault::Own(ProxyError::Leg(
                 Role::Prefill,
                 self.prefill.url().to_owned(),
-                failure,
+                failure.clone(),
             ))),
         }
     }
@@ -124,7 +131,7 @@ impl Exchange {
             return Ok(());
         };
         tokio::select! {
-            _ = leg.outcome() => Ok(()),
+            () = leg.ended() => Ok(()),
             left = intake::left(session) => Err(left),
         }
     }
@@ -151,7 +158,8 @@ impl Exchange {
             let leg = Role::Decode;
             return Err(ProxyError::Merge(MergeError::Encoded { leg }));
         }
-        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::peek) else {
+        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::peek).cloned()
+        else {
             return Err(ProxyError::Internal("nothing to merge".into()));
         };
         let (merge, batch) = (self.plan.merge, self.plan.batch);

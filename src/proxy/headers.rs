@@ -4,7 +4,10 @@
 //! everything that belongs to one hop or steers SGLang from outside stays behind.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, EXPECT, HOST};
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_core::Result;
 use pingora_http::RequestHeader;
@@ -36,7 +39,8 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// The head of a leg: the client's, without what stays behind. The length of the body is added later.
+/// The head of a leg: the client's, without what stays behind. What is the worker's own and the length of the body are
+/// added later.
 ///
 /// # Errors
 /// None in practice: every name and value comes from a parsed head or a constant.
@@ -45,11 +49,9 @@ pub(crate) fn for_legs(
     path: &str,
     request_id: &HeaderValue,
 ) -> Result<RequestHeader> {
-    let mut leg = RequestHeader::build(
-        client.method.clone(),
-        path.as_bytes(),
-        Some(client.headers.len() + 4),
-    )?;
+    // Host, Content-Length and the id come on top. Nobody looks at the case of a name.
+    let size = Some(client.headers.len() + 3);
+    let mut leg = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), size)?;
     let nominated = nominated(&client.headers);
     for (name, value) in &client.headers {
         if !stays_behind(name, &nominated) && name != REQUEST_ID {
@@ -60,15 +62,16 @@ pub(crate) fn for_legs(
     Ok(leg)
 }
 
-/// Turns the head of a leg into the one for this worker.
+/// Turns the head of the legs into decode's.
 ///
 /// # Errors
 /// None in practice, as above.
-pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker) -> Result<()> {
+pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker, body: &Bytes) -> Result<()> {
     leg.insert_header(HOST, worker.host())?;
     if let Some(authorization) = worker.authorization() {
         leg.insert_header(AUTHORIZATION, authorization)?;
     }
+    leg.insert_header(CONTENT_LENGTH, body.len())?;
     Ok(())
 }
 
@@ -162,7 +165,8 @@ mod tests {
             None,
             Some(HeaderValue::from_static("Bearer worker")),
         );
-        address(&mut leg, &worker).unwrap();
+        address(&mut leg, &worker, &Bytes::from_static(b"{}")).unwrap();
+        assert_eq!(leg.headers[CONTENT_LENGTH], "2");
         assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");
         assert_eq!(leg.headers.get_all(AUTHORIZATION).iter().count(), 1);
         assert_eq!(leg.headers[HOST], "w:1");

@@ -1,8 +1,10 @@
 //! How many requests (or connections) are live, the moment when none is, and how far the process is with leaving.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -37,13 +39,40 @@ impl Departure {
     }
 
     /// Resolves when live requests must end, and never otherwise.
-    pub(super) fn over(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
+    pub(super) fn over(&self) -> Over {
         let mut stage = self.0.clone();
-        async move {
+        let over = Box::pin(async move {
             if stage.wait_for(|stage| *stage == Stage::Over).await.is_err() {
                 std::future::pending::<()>().await;
             }
+        });
+        Over {
+            stage: self.0.clone(),
+            over,
+            waker: None,
         }
+    }
+}
+
+/// See [`Departure::over`]. Every piece of every answer asks: where nothing has changed it takes no lock.
+pub(super) struct Over {
+    stage: watch::Receiver<Stage>,
+    over: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// Who is told already.
+    waker: Option<Waker>,
+}
+
+impl Future for Over {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let is_told = |waker: &Waker| waker.will_wake(cx.waker());
+        if self.waker.as_ref().is_some_and(is_told) && matches!(self.stage.has_changed(), Ok(false))
+        {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
+        self.over.as_mut().poll(cx)
     }
 }
 

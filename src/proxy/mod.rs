@@ -216,10 +216,7 @@ impl ProxyHttp for Proxy {
         upstream_request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        let exchange = ctx.exchange()?;
-        let mut head = exchange.head().clone();
-        headers::address(&mut head, &exchange.decode)?;
-        *upstream_request = head;
+        *upstream_request = ctx.exchange()?.decode_head()?;
         Ok(())
     }
 

@@ -3,17 +3,20 @@
 //! The task is owned by the request: dropped with it, and then its connection is closed, which is what
 //! tells SGLang to abort. A request that ended well lets the leg finish on its own, for [`LINGER`] at most.
 
-use std::sync::Arc;
+use std::future::{Future, poll_fn};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora_http::RequestHeader;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
-use crate::net::{Client, Failure, Reply};
+use crate::net::{Client, Failure, Reply, To};
 use crate::pd::{self, Leg, Route, WorkerError};
 
 use super::answer::{FIRST_EVENT_LIMIT, Opening};
@@ -56,8 +59,18 @@ pub(super) enum Keep {
 
 /// A request's hold on its prefill leg.
 pub(super) struct PrefillLeg {
-    outcome: watch::Receiver<Option<Outcome>>,
-    task: JoinHandle<()>,
+    report: Arc<Report>,
+    task: AbortHandle,
+}
+
+/// Where the leg says how it ended, and the request when it does not wait for it any more.
+#[derive(Default)]
+struct Report {
+    outcome: OnceLock<Outcome>,
+    /// The request. Whatever of it waits for the leg does so in one task.
+    request: AtomicWaker,
+    let_go: AtomicBool,
+    leg: AtomicWaker,
 }
 
 /// What the leg sends, and to whom.
@@ -66,7 +79,7 @@ pub(super) struct Order {
     pub(super) worker: Load,
     pub(super) rooms: Arc<Rooms>,
     pub(super) route: Route,
-    pub(super) head: RequestHeader,
+    pub(super) head: Arc<RequestHeader>,
     pub(super) body: Bytes,
     pub(super) keep: Keep,
     pub(super) fleet: Arc<Fleet>,
@@ -75,60 +88,98 @@ pub(super) struct Order {
 impl PrefillLeg {
     /// Starts the leg.
     pub(super) fn fire(order: Order) -> Self {
-        let (report, outcome) = watch::channel(None);
+        let report = Arc::<Report>::default();
+        let end = End(report.clone());
         let task = tokio::spawn(async move {
-            let ended = order.run().await;
-            // Nobody may be left to hear it, when the request has ended meanwhile.
-            let _ = report.send(Some(ended));
+            let ended = tokio::select! {
+                biased;
+                ended = order.run() => ended,
+                () = end.0.overdue() => return,
+            };
+            end.reported(ended);
         });
-        Self { outcome, task }
+        let task = task.abort_handle();
+        Self { report, task }
     }
 
     /// How the leg ended, if it has.
-    pub(super) fn peek(&self) -> Option<Outcome> {
-        self.outcome.borrow().clone()
+    pub(super) fn peek(&self) -> Option<&Outcome> {
+        self.report.outcome.get()
     }
 
     /// Waits for the end of the leg.
-    pub(super) async fn outcome(&self) -> Outcome {
-        let mut outcome = self.outcome.clone();
-        match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(ended)) => ended.clone(),
-            // The task ends without a report only when it was aborted or has panicked.
-            _ => Outcome::Failed(Failure::Lost("the leg was given up".into())),
-        }
+    pub(super) async fn ended(&self) {
+        poll_fn(|cx| self.report.poll_ended(cx).map(drop)).await;
     }
 
     /// Resolves when the leg has ended badly, and never otherwise.
     pub(super) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let mut outcome = self.outcome.clone();
-        async move {
-            let ended_badly = |ended: &Option<Outcome>| {
-                ended
-                    .as_ref()
-                    .is_some_and(|ended| ended.state().is_failure())
-            };
-            if outcome.wait_for(ended_badly).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        let report = self.report.clone();
+        poll_fn(move |cx| match ready!(report.poll_ended(cx)).state() {
+            state if state.is_failure() => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
     }
 
-    /// Lets the leg come to its end without the request.
+    /// Lets the leg come to its end without the request, for [`LINGER`] at most.
     pub(super) fn let_finish(self) {
-        if self.task.is_finished() {
-            return;
-        }
-        // Bounded by LINGER; nobody waits for it.
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(LINGER, self.outcome()).await;
-        });
+        self.report.let_go.store(true, Ordering::Release);
+        self.report.leg.wake();
     }
 }
 
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
-        self.task.abort();
+        if !self.report.let_go.load(Ordering::Acquire) {
+            self.task.abort();
+        }
+    }
+}
+
+impl Report {
+    fn poll_ended(&self, cx: &Context<'_>) -> Poll<&Outcome> {
+        if self.outcome.get().is_none() {
+            self.request.register(cx.waker());
+        }
+        match self.outcome.get() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Resolves when the request has ended and the leg has not for too long.
+    async fn overdue(&self) {
+        poll_fn(|cx| {
+            self.leg.register(cx.waker());
+            match self.let_go.load(Ordering::Acquire) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        tokio::time::sleep(LINGER).await;
+    }
+}
+
+/// The leg's end of the report, which says something in any case: a task that is given up or panics is dropped.
+struct End(Arc<Report>);
+
+impl End {
+    fn reported(&self, outcome: Outcome) {
+        // The first word counts.
+        let _ = self.0.outcome.set(outcome);
+        self.0.request.wake();
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let unsaid = self.0.outcome.get().is_none();
+        if unsaid {
+            self.reported(Outcome::Failed(Failure::Lost(
+                "the leg was given up".into(),
+            )));
+        }
     }
 }
 
@@ -185,11 +236,12 @@ impl From<WorkerError> for Rejection {
 impl Order {
     async fn run(self) -> Outcome {
         let peer = self.worker.peer();
-        let ended = match self
-            .client
-            .send(peer.as_deref(), &self.head, &self.body)
-            .await
-        {
+        let to = To {
+            peer: peer.as_deref(),
+            host: self.worker.host(),
+            authorization: self.worker.authorization(),
+        };
+        let ended = match self.client.send(to, &self.head, &self.body).await {
             Ok(reply) => self.read(reply).await,
             Err(failure) => Err(failure),
         };
