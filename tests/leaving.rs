@@ -277,6 +277,82 @@ async fn a_stream_and_an_idle_client_survive_an_upgrade() {
     assert!(new.ended().await.success());
 }
 
+#[tokio::test]
+async fn a_successor_whose_address_is_busy_ends_at_once_and_its_predecessor_goes_on() {
+    let mut stage = Stage::set("").await;
+    let (mut client, mut decode) = stage.stream().await;
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = busy.local_addr().unwrap();
+    let workers = (stage.prefill.url(), stage.decode.url());
+    let more = format!("--upgrade --admin-listen {busy}");
+    let port = stage.address.port();
+    let mut new = stage.place.start(port, &workers.0, &workers.1, &more);
+    new.line("No incoming socket transfer").await;
+    stage.process.signal("QUIT").await;
+    let why = new.line("mini-lb: ").await;
+    let expected = format!("cannot listen on {busy}: another process does already");
+    assert!(why.contains(&expected), "{why}");
+    assert!(!new.ended().await.success());
+    stage.process.line("no successor for an upgrade").await;
+    let mut other = stage.client().await;
+    assert_eq!(stage.generate(&mut other).await.status(), 200);
+    decode.chunk("data: 2\n\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));
+}
+
+#[tokio::test]
+async fn a_successor_listens_where_its_predecessor_did_not() {
+    let mut stage = Stage::set("").await;
+    let workers = (stage.prefill.url(), stage.decode.url());
+    let workers = (
+        workers.0.as_str(),
+        format!("{} --admin-listen 127.0.0.1:0", workers.1),
+    );
+    let new = succeed(
+        &stage.place,
+        &mut stage.process,
+        stage.address,
+        (workers.0, &workers.1),
+    );
+    let mut new = new.await;
+    let admins = new.line("open for administration address=").await;
+    let admins = admins.rsplit_once('=').unwrap().1.parse().unwrap();
+    for address in [admins, stage.address] {
+        let mut client = Client::connect(address).await;
+        client.send(READY).await;
+        assert_eq!(client.answer().await.status(), 200);
+    }
+    assert!(stage.process.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_successor_without_a_predecessor_says_so_and_ends() {
+    let place = Place::new();
+    let mut alone = place.start(0, "http://127.0.0.1:1", "http://127.0.0.1:2", "--upgrade");
+    let why = alone.line("mini-lb: ").await;
+    assert!(why.contains("no predecessor gave its sockets"), "{why}");
+    assert!(!alone.ended().await.success());
+    let left: Vec<_> = fs::read_dir(place.0.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "only the configuration: {left:?}");
+}
+
+#[tokio::test]
+async fn an_upgrade_socket_that_cannot_be_made_is_one_clear_line() {
+    let place = Place::new();
+    let long = "a".repeat(200);
+    for file in ["missing/up.sock", &long] {
+        let path = place.0.path().join(file);
+        let conf = format!("upgrade_sock: {}\n", path.display());
+        fs::write(place.0.path().join("conf.yaml"), conf).unwrap();
+        let mut new = place.start(0, "http://127.0.0.1:1", "http://127.0.0.1:2", "--upgrade");
+        let why = new.line("mini-lb: ").await;
+        assert!(why.contains(file), "{why}");
+        assert!(!new.ended().await.success());
+        let more = new.lines();
+        assert!(more.is_empty(), "{more:?}");
+    }
+}
+
 /// Clients that ask for streams and whole answers in turn, one connection for as long as it is kept.
 struct Load {
     stop: Arc<AtomicBool>,
