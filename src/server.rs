@@ -404,6 +404,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         listener,
         tls: acceptor.clone(),
         head_timeout: gate.head_timeout,
+        idle_timeout: gate.client_idle_timeout,
         crowd: None,
         open: Arc::default(),
     };

@@ -149,6 +149,7 @@ impl Resolver<'_> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
         let client_stall_timeout = self.scalar(&settings::CLIENT_STALL_TIMEOUT_SECS, seconds);
+        let client_idle_timeout = self.scalar(&settings::CLIENT_IDLE_TIMEOUT_SECS, seconds);
         let max_connections = self.scalar(&settings::MAX_CONNECTIONS, limit);
         let max_connections_per_ip = self.scalar(&settings::MAX_CONNECTIONS_PER_IP, limit);
         let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, limit);
@@ -167,6 +168,7 @@ impl Resolver<'_> {
             head_timeout: head_timeout?,
             body_timeout: body_timeout?,
             client_stall_timeout: client_stall_timeout?,
+            client_idle_timeout: client_idle_timeout?,
         })
     }
 
