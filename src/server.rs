@@ -373,6 +373,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
             fleet.clone(),
             client.clone(),
             config.max_body_bytes,
+            !gate.api_keys.is_empty(),
             exit.unready(),
         )),
         fleet,
