@@ -5,6 +5,7 @@ mod stderr;
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use env_logger::Target;
@@ -39,15 +40,11 @@ fn run(serve: Serve) -> ExitCode {
     match serve.action {
         Action::Test => {
             for warning in &config.warnings {
-                eprintln!("warning: {warning}");
+                complain(format_args!("warning: {warning}"));
             }
-            println!("{}", config.summary());
-            ExitCode::SUCCESS
+            say(format_args!("{}\n", config.summary()))
         }
-        Action::PrintConfig => {
-            print!("{effective}");
-            ExitCode::SUCCESS
-        }
+        Action::PrintConfig => say(effective),
         Action::Run => {
             let forks = serve.opt.daemon || config.server.daemon;
             log_to_stderr(&config.log_filter, forks);
@@ -94,6 +91,23 @@ fn log_to_stderr(filter: &str, directly: bool) {
 }
 
 fn fail(error: impl Display) -> ExitCode {
-    eprintln!("mini-lb: {error}");
+    complain(format_args!("mini-lb: {error}"));
     ExitCode::FAILURE
+}
+
+/// On stderr, where the macro would panic when it is full or closed.
+fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr(), "{what}"); // there is nobody else to be told
+}
+
+/// What was asked for, on stdout. Whoever stops reading has read enough.
+fn say(what: impl Display) -> ExitCode {
+    let mut stdout = io::stdout();
+    let said = write!(stdout, "{what}").and_then(|()| stdout.flush());
+    match said {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(format_args!("cannot write to stdout: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

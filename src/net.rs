@@ -155,6 +155,8 @@ pub(crate) enum Failure {
     /// The worker refuses connections, its host cannot be reached, or the two do not agree on TLS. No byte of a
     /// request was sent.
     Unreachable(String),
+    /// This process, or this machine, has no socket left for a connection. The worker knows nothing of it.
+    NoSocket(String),
     /// The connection was not established in time.
     ConnectTimeout,
     /// The connection ended before the answer did.
@@ -171,6 +173,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Unreachable(why) => write!(f, "cannot be reached ({why})"),
+            Failure::NoSocket(why) => write!(f, "could not be asked, for want of a socket ({why})"),
             Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
             Failure::Lost(why) => {
                 write!(f, "closed the connection before its answer ended ({why})")
@@ -188,6 +191,9 @@ impl Failure {
     /// What a Pingora error on the way to or from a worker means.
     pub(crate) fn from_pingora(error: &Error) -> Self {
         let why = reason(error);
+        if is_for_want_of_a_socket(error) {
+            return Failure::NoSocket(why);
+        }
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
             ErrorType::ConnectRefused
@@ -204,6 +210,16 @@ impl Failure {
             _ => Failure::NotHttp(why),
         }
     }
+}
+
+/// Whether descriptors (of the process, of the machine) or ports are used up. Source: errno(3) of Linux: ENFILE,
+/// EMFILE, EADDRNOTAVAIL; pingora-core 0.9.1 `connectors/l4.rs`, to which it is an internal error.
+fn is_for_want_of_a_socket(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    matches!(
+        cause.and_then(std::io::Error::raw_os_error),
+        Some(23 | 24 | 99)
+    )
 }
 
 /// The system's word for it, or else Pingora's.
