@@ -71,16 +71,19 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
     }
 }
 
-/// Pingora's own lines are for its developers unless somebody asks for more; and a client over TLS that is gone
-/// before it can be told of the close is nobody's.
+/// Pingora's own lines are for its developers unless somebody asks for them by name: some repeat what clients
+/// have sent, keys included. And a client over TLS that is gone before it can be told of the close is nobody's.
 fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
-    if ["info", "warn"].contains(&filter) {
+    let level = filter.trim().to_ascii_lowercase();
+    if ["info", "warn"].contains(&level.as_str()) {
         logger.filter_module("pingora_core::protocols::tls", LevelFilter::Error);
     }
-    if filter == "info" {
-        logger.filter_module("pingora", LevelFilter::Warn);
-    }
+    match level.as_str() {
+        "info" => logger.filter_module("pingora", LevelFilter::Warn),
+        "debug" | "trace" => logger.filter_module("pingora", LevelFilter::Info),
+        _ => &mut logger,
+    };
     if !directly
         && stderr::may_block()
         && let Ok(lines) = stderr::Lines::start()

@@ -203,7 +203,7 @@ async fn a_process_whose_stderr_is_closed_serves_on_and_ends_well() {
 
 #[tokio::test]
 async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
-    let mut stage = Stage::set("--log-level trace").await;
+    let mut stage = Stage::set("--log-level trace,pingora=trace").await;
     stage.process.ignore();
     let mut client = stage.client().await;
     // Each of them writes some KiB; a pipe holds 64.

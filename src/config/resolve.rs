@@ -317,7 +317,8 @@ impl Resolver<'_> {
         // A lone word is a module to env_logger, so that `inof` would turn everything off but that.
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
         let lower = text.to_ascii_lowercase();
-        let suggestion = nearest(&lower, levels).filter(|level| *level != lower);
+        let is_word = !lower.contains([',', '=']);
+        let suggestion = nearest(&lower, levels).filter(|level| is_word && *level != lower);
         if suggestion.is_none()
             && env_filter::Builder::new().try_parse(text).is_ok()
             && !text.trim().is_empty()

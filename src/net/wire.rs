@@ -209,7 +209,7 @@ impl Wire {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
             Ok(httparse::Status::Complete(_)) => return bad_head("longer than 64 KiB"),
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return bad_head(error),
+            Err(error) => return Error::e_because(ErrorType::InvalidHTTPHeader, "", error),
         };
         let code = parsed.code.unwrap_or_default();
         let Ok(status) = StatusCode::from_u16(code) else {
@@ -412,8 +412,8 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()
 }
 
-fn bad_head<T>(why: impl std::fmt::Display) -> Result<T> {
-    Error::e_explain(ErrorType::InvalidHTTPHeader, why.to_string())
+fn bad_head<T>(why: &'static str) -> Result<T> {
+    Error::e_explain(ErrorType::InvalidHTTPHeader, why)
 }
 
 #[cfg(test)]
