@@ -9,12 +9,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mini_lb::sim::{SimOptions, Worker};
-use process::{Program, Signal, get, mini_lb, post_json};
-use support::{Client, Exchange, post};
+use process::{get, mini_lb, post_json};
+use support::{Client, Exchange, Process, Signal, post};
 
 /// A port that nobody listens on. The program does not say which one it got for port 0.
 /// A balancer from flags alone, as the line for `sglang_router.launch_router` has them.
-async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Program, SocketAddr) {
+async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Process, SocketAddr) {
     let mut line = vec!["--pd-disaggregation", "--mini-lb", "--host", "127.0.0.1"];
     // Workers of tests count the requests that they get: no probes.
     line.extend(["--port", "0", "--disable-health-check", "--prefill"]);
@@ -22,7 +22,7 @@ async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Program, Socke
     line.extend(["--decode", decode]);
     line.extend(more);
     let mut program = mini_lb(&line);
-    let address = program.address("listening").await;
+    let address = program.address().await;
     (program, address)
 }
 
@@ -44,9 +44,9 @@ fn pasted(url: &str, data: &str) -> (String, String) {
 #[tokio::test]
 async fn the_demo_answers_what_it_tells_to_paste_and_leaves_nothing_behind() {
     let mut demo = mini_lb(&["demo", "--port", "0", "--prefills", "1", "--decodes", "1"]);
-    let prefill = demo.address("prefill").await;
-    let decode = demo.address("decode").await;
-    let balancer = demo.address("mini-lb").await;
+    let prefill = demo.address_in("prefill").await;
+    let decode = demo.address_in("decode").await;
+    let balancer = demo.address_in("mini-lb").await;
     let mut answers = Vec::new();
     for _ in 0..3 {
         let (url, data) = (demo.line("curl").await, demo.line("-d").await);
@@ -177,19 +177,19 @@ async fn a_file_serves() {
     );
     std::fs::write(file.path(), yaml).unwrap();
     let mut balancer = mini_lb(&["-c", file.path().to_str().unwrap()]);
-    let address = balancer.address("listening").await;
+    let address = balancer.address().await;
     let answer = post_json(address, "/generate", r#"{"text":"Hello"}"#).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
 }
 
 /// The binary under a limit of the shell's `ulimit`.
-fn limited(limit: &str, stderr: &str, arguments: &[&str]) -> Program {
+fn limited(limit: &str, stderr: &str, arguments: &[&str]) -> Process {
     let mut command = std::process::Command::new("sh");
     // Without the trap a write beyond the limit would kill, where a full disk only refuses.
     let script = format!("trap '' XFSZ; ulimit {limit}; exec \"$@\" {stderr}");
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mini-lb")]);
     command.args(arguments);
-    Program::start(command)
+    Process::of(command)
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn a_process_without_a_free_descriptor_answers_what_it_can_and_recovers() 
     ];
     let workers = ["--prefill", &urls.0, "8998", "--decode", &urls.1];
     let mut balancer = limited("-n 96", "", &[&line[..], &workers].concat());
-    let address = balancer.address("listening").await;
+    let address = balancer.address().await;
     let mut first = Client::connect(address).await;
     let health = "GET /health HTTP/1.1\r\nhost: balancer\r\n\r\n";
     first.send(health).await;

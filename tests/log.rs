@@ -5,8 +5,8 @@
 mod process;
 mod support;
 
-use process::{Program, Signal, mini_lb};
-use support::{Client, Worker};
+use process::mini_lb;
+use support::{Client, Process, Signal, Worker};
 
 /// Words that are in nothing but what must stay out of the log.
 const SECRETS: [&str; 12] = [
@@ -26,7 +26,7 @@ const SECRETS: [&str; 12] = [
 
 /// A process whose log is as long as its own words can make it.
 struct Stage {
-    process: Program,
+    process: Process,
     prefill: Worker,
     decode: Worker,
     address: std::net::SocketAddr,
@@ -53,7 +53,7 @@ impl Stage {
             decode.url()
         );
         let mut process = mini_lb(&line.split_whitespace().collect::<Vec<_>>());
-        let address = process.address("listening").await;
+        let address = process.address().await;
         Self {
             process,
             prefill,
