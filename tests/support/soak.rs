@@ -123,6 +123,7 @@ struct Counts {
 /// What the process holds when nobody asks it for anything.
 struct Held {
     rss_kib: usize,
+    /// At rest without those of connections to workers.
     descriptors: usize,
 }
 
@@ -225,7 +226,10 @@ impl Soak {
             ));
         }
         say(format!("at rest: {}", self.report()));
-        self.held()
+        let mut held = self.held();
+        // Those have been judged: how many of them are kept is chance.
+        held.descriptors = held.descriptors.saturating_sub(connections);
+        held
     }
 
     async fn upgrades(&mut self, say: &(impl Fn(String) + Sync)) {
