@@ -1,6 +1,7 @@
 //! `mini-lb demo`: a cluster of simulated workers with a balancer in front, for the first minute.
 
 use std::error::Error;
+use std::io::Write;
 
 use mini_lb::sim::cli::{DemoArgs, demo_workers};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
@@ -34,16 +35,15 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
         // It ended without an address: it says why.
         return Ok(serving.await??);
     };
+    let mut stdout = std::io::stdout();
     for worker in &prefills {
-        println!("prefill  {}", worker.url());
+        writeln!(stdout, "prefill  {}", worker.url())?;
     }
     for worker in &decodes {
-        println!("decode   {}", worker.url());
+        writeln!(stdout, "decode   {}", worker.url())?;
     }
-    println!(
-        "mini-lb  http://{address}\n{}",
-        to_paste(&address.to_string(), &model)
-    );
+    let to_paste = to_paste(&address.to_string(), &model);
+    writeln!(stdout, "mini-lb  http://{address}\n{to_paste}")?;
     interrupt.recv().await;
     handle.stop();
     for worker in prefills.into_iter().chain(decodes) {

@@ -5,6 +5,7 @@ mod stderr;
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use env_logger::Target;
@@ -39,15 +40,11 @@ fn run(serve: Serve) -> ExitCode {
     match serve.action {
         Action::Test => {
             for warning in &config.warnings {
-                eprintln!("warning: {warning}");
+                complain(format_args!("warning: {warning}"));
             }
-            println!("{}", config.summary());
-            ExitCode::SUCCESS
+            say(format_args!("{}\n", config.summary()))
         }
-        Action::PrintConfig => {
-            print!("{effective}");
-            ExitCode::SUCCESS
-        }
+        Action::PrintConfig => say(effective),
         Action::Run => {
             let forks = serve.opt.daemon || config.server.daemon;
             log_to_stderr(&config.log_filter, forks);
@@ -74,16 +71,19 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
     }
 }
 
-/// Pingora's own lines are for its developers unless somebody asks for more; and a client over TLS that is gone
-/// before it can be told of the close is nobody's.
+/// Pingora's own lines are for its developers unless somebody asks for them by name: some repeat what clients
+/// have sent, keys included. And a client over TLS that is gone before it can be told of the close is nobody's.
 fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
-    if ["info", "warn"].contains(&filter) {
+    let level = filter.trim().to_ascii_lowercase();
+    if ["info", "warn"].contains(&level.as_str()) {
         logger.filter_module("pingora_core::protocols::tls", LevelFilter::Error);
     }
-    if filter == "info" {
-        logger.filter_module("pingora", LevelFilter::Warn);
-    }
+    match level.as_str() {
+        "info" => logger.filter_module("pingora", LevelFilter::Warn),
+        "debug" | "trace" => logger.filter_module("pingora", LevelFilter::Info),
+        _ => &mut logger,
+    };
     if !directly
         && stderr::may_block()
         && let Ok(lines) = stderr::Lines::start()
@@ -94,6 +94,23 @@ fn log_to_stderr(filter: &str, directly: bool) {
 }
 
 fn fail(error: impl Display) -> ExitCode {
-    eprintln!("mini-lb: {error}");
+    complain(format_args!("mini-lb: {error}"));
     ExitCode::FAILURE
+}
+
+/// On stderr, where the macro would panic when it is full or closed.
+fn complain(what: impl Display) {
+    let _ = writeln!(io::stderr(), "{what}"); // there is nobody else to be told
+}
+
+/// What was asked for, on stdout. Whoever stops reading has read enough.
+fn say(what: impl Display) -> ExitCode {
+    let mut stdout = io::stdout();
+    let said = write!(stdout, "{what}").and_then(|()| stdout.flush());
+    match said {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(format_args!("cannot write to stdout: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -20,7 +20,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, U
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
-use pingora_core::{Error, ErrorType};
+use pingora_core::{Error, ErrorType, ImmutStr};
 use pingora_http::RequestHeader;
 
 use lender::Lender;
@@ -155,6 +155,8 @@ pub(crate) enum Failure {
     /// The worker refuses connections, its host cannot be reached, or the two do not agree on TLS. No byte of a
     /// request was sent.
     Unreachable(String),
+    /// This process, or this machine, has no socket left for a connection. The worker knows nothing of it.
+    NoSocket(String),
     /// The connection was not established in time.
     ConnectTimeout,
     /// The connection ended before the answer did.
@@ -171,6 +173,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Unreachable(why) => write!(f, "cannot be reached ({why})"),
+            Failure::NoSocket(why) => write!(f, "could not be asked, for want of a socket ({why})"),
             Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
             Failure::Lost(why) => {
                 write!(f, "closed the connection before its answer ended ({why})")
@@ -188,6 +191,9 @@ impl Failure {
     /// What a Pingora error on the way to or from a worker means.
     pub(crate) fn from_pingora(error: &Error) -> Self {
         let why = reason(error);
+        if is_for_want_of_a_socket(error) {
+            return Failure::NoSocket(why);
+        }
         match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
             ErrorType::ConnectRefused
@@ -201,9 +207,19 @@ impl Failure {
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
                 Failure::Lost(why)
             }
-            _ => Failure::NotHttp(why),
+            _ => Failure::NotHttp(flaw(error)),
         }
     }
+}
+
+/// Whether descriptors (of the process, of the machine) or ports are used up. Source: errno(3) of Linux: ENFILE,
+/// EMFILE, EADDRNOTAVAIL; pingora-core 0.9.1 `connectors/l4.rs`, to which it is an internal error.
+fn is_for_want_of_a_socket(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    matches!(
+        cause.and_then(std::io::Error::raw_os_error),
+        Some(23 | 24 | 99)
+    )
 }
 
 /// The system's word for it, or else Pingora's.
@@ -219,6 +235,22 @@ fn reason(error: &Error) -> String {
             }
             None => error.etype().as_str().to_owned(),
         },
+    }
+}
+
+/// What is wrong with the form of an answer. Not a byte of it: Pingora's words may repeat what the worker sent, and
+/// this goes to the log and to the client. What it puts together is owned, what it knows by heart is not.
+fn flaw(error: &Error) -> String {
+    let cause = error.root_cause();
+    if let Some(cause) = cause.downcast_ref::<httparse::Error>() {
+        return cause.to_string();
+    }
+    if let Some(cause) = cause.downcast_ref::<std::io::Error>() {
+        return cause.to_string();
+    }
+    match &error.context {
+        Some(ImmutStr::Static(words)) => (*words).to_owned(),
+        Some(ImmutStr::Owned(_)) | None => error.etype().as_str().to_owned(),
     }
 }
 
@@ -469,6 +501,41 @@ mod tests {
             let name = HeaderName::from_static(name);
             assert_eq!(is_hop_by_hop(&name, &nominated), hops, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_answer_is_said_without_its_bytes() {
+        let header = ErrorType::InvalidHTTPHeader;
+        let parser = Error::because(
+            header.clone(),
+            "buf: sk-1".to_owned(),
+            httparse::Error::HeaderName,
+        );
+        let chunk = Error::explain(
+            ErrorType::InvalidHTTPHeader,
+            format!("Invalid chunk: {}", "sk-1"),
+        );
+        let ours = Error::explain(header, "two Content-Lengths");
+        for (error, why) in [
+            (parser, "invalid header name"),
+            (chunk, "InvalidHTTPHeader"),
+            (ours, "two Content-Lengths"),
+        ] {
+            assert_eq!(
+                Failure::from_pingora(&error),
+                Failure::NotHttp(why.to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn a_want_of_descriptors_is_not_the_workers_fault() {
+        let cause = std::io::Error::from_raw_os_error(24);
+        let error = Error::because(ErrorType::InternalError, "dialling", cause);
+        assert!(matches!(
+            Failure::from_pingora(&error),
+            Failure::NoSocket(_)
+        ));
     }
 
     #[test]

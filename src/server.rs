@@ -6,12 +6,13 @@
 
 mod leaving;
 mod names;
+mod succession;
 mod tls;
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ use crate::proxy::{
 };
 use leaving::{Exit, Opening, Signals};
 use names::{Dialling, Names};
+use succession::Predecessor;
 
 /// Why the balancer did not start.
 #[derive(Debug)]
@@ -67,6 +69,13 @@ pub enum StartError {
     Tls(String),
     /// A signal handler could not be installed.
     Signals(io::Error),
+    /// The sockets of a predecessor did not come.
+    Upgrade {
+        /// Where they were awaited.
+        upgrade_sock: String,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl fmt::Display for StartError {
@@ -94,6 +103,10 @@ impl fmt::Display for StartError {
             ),
             StartError::Tls(why) => write!(f, "the certificate of the listeners is refused: {why}"),
             StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
+            StartError::Upgrade { upgrade_sock, why } => write!(
+                f,
+                "no predecessor gave its sockets at upgrade_sock {upgrade_sock}: {why}"
+            ),
         }
     }
 }
@@ -105,7 +118,8 @@ impl std::error::Error for StartError {
             StartError::NotAHeader { .. }
             | StartError::ConfInUse
             | StartError::Roots(_)
-            | StartError::Tls(_) => None,
+            | StartError::Tls(_)
+            | StartError::Upgrade { .. } => None,
         }
     }
 }
@@ -116,8 +130,22 @@ impl std::error::Error for StartError {
 /// # Errors
 /// [`StartError`]: nothing was started then.
 pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
-    let bound = Bound::of(&config, options.upgrade)?;
+    let listen = Listening::of(&config);
+    // What is busy is said before anything else is looked at, what a predecessor has to give is taken last: it
+    // goes on with its work when this process does not come to its own.
+    let bound = (!options.upgrade)
+        .then(|| Bound::new(&listen, None))
+        .transpose()?;
     let assembled = assemble(config)?;
+    let bound = match bound {
+        Some(bound) => bound,
+        None => {
+            let mut predecessor = Predecessor::await_sockets(&assembled.conf.upgrade_sock)?;
+            let bound = Bound::new(&listen, Some(&mut predecessor))?;
+            predecessor.release();
+            bound
+        }
+    };
     let (signals, opening) =
         Signals::new(assembled.exit.clone(), assembled.conf.upgrade_sock.clone());
     let server_conf = Arc::try_unwrap(assembled.conf).map_err(|_| StartError::ConfInUse)?;
@@ -130,6 +158,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     let mut server = Server::new_with_opt_and_conf(
         Opt {
             conf: None,
+            upgrade: false, // the sockets are there already
             ..options
         },
         server_conf,
@@ -236,7 +265,7 @@ impl MiniLoadBalancer {
     /// # Errors
     /// [`StartError`]: nothing is listened on then.
     pub async fn start(self) -> Result<(), StartError> {
-        let bound = Bound::of(&self.config, false)?;
+        let bound = Bound::new(&Listening::of(&self.config), None)?;
         let addresses = bound.addresses();
         let assembled = assemble(self.config)?;
         // Pingora's part, which closes the idle connections of a listener that has ended.
@@ -345,6 +374,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
             fleet.clone(),
             client.clone(),
             config.max_body_bytes,
+            !gate.api_keys.is_empty(),
             exit.unready(),
         )),
         fleet,
@@ -376,6 +406,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         listener,
         tls: acceptor.clone(),
         head_timeout: gate.head_timeout,
+        idle_timeout: gate.client_idle_timeout,
         crowd: None,
         open: Arc::default(),
     };
@@ -499,34 +530,66 @@ const CLIENT_BUFFERS: L4BufferSettings = L4BufferSettings {
     write: Some(4 << 10),
 };
 
-/// The addresses of the listeners, and their sockets unless a predecessor hands them over.
+/// Where is listened.
+struct Listening {
+    clients: Listen,
+    admins: Option<Listen>,
+}
+
+impl Listening {
+    fn of(config: &Config) -> Self {
+        Self {
+            clients: config.listen.clone(),
+            admins: config.admin_listen.clone(),
+        }
+    }
+}
+
+/// A listening socket.
+enum Socket {
+    Own(TcpListener),
+    /// The predecessor's, which this process has as well.
+    Inherited(RawFd),
+}
+
+/// The addresses of the listeners, and their sockets.
 struct Bound {
-    clients: (String, Option<TcpListener>),
-    admins: Option<(String, Option<TcpListener>)>,
+    clients: (String, Socket),
+    admins: Option<(String, Socket)>,
 }
 
 impl Bound {
-    fn of(config: &Config, upgrade: bool) -> Result<Self, StartError> {
-        let bound = |listen: &Listen| {
-            if upgrade {
-                return Ok((listen.to_string(), None));
+    /// Sockets of its own where the predecessor has none, if there is one.
+    fn new(
+        listen: &Listening,
+        mut predecessor: Option<&mut Predecessor>,
+    ) -> Result<Self, StartError> {
+        let mut bound = |listen: &Listen| {
+            let address = listen.to_string();
+            if let Some(predecessor) = &mut predecessor
+                && let Some(socket) = predecessor.give(&address)
+            {
+                return Ok((address, Socket::Inherited(socket)));
             }
             let socket = bind(listen)?;
             let address = match listen.port {
                 0 => local_address(&socket, listen)?.to_string(),
-                _ => listen.to_string(),
+                _ => address,
             };
-            Ok((address, Some(socket)))
+            Ok((address, Socket::Own(socket)))
         };
         Ok(Self {
-            clients: bound(&config.listen)?,
-            admins: config.admin_listen.as_ref().map(bound).transpose()?,
+            clients: bound(&listen.clients)?,
+            admins: listen.admins.as_ref().map(bound).transpose()?,
         })
     }
 
-    /// `None` when there is no socket yet.
+    /// `None` when they are a predecessor's.
     fn addresses(&self) -> Option<Addresses> {
-        let local = |socket: &Option<TcpListener>| socket.as_ref()?.local_addr().ok();
+        let local = |socket: &Socket| match socket {
+            Socket::Own(socket) => socket.local_addr().ok(),
+            Socket::Inherited(_) => None,
+        };
         Some(Addresses {
             clients: local(&self.clients.1)?,
             admins: self.admins.as_ref().and_then(|(_, socket)| local(socket)),
@@ -534,7 +597,7 @@ impl Bound {
     }
 
     fn gates(self, clients: Connections, admins: Option<Connections>, exit: &Exit) -> Vec<Gate> {
-        let gate = |app: Connections, (address, socket): (String, Option<TcpListener>)| {
+        let gate = |app: Connections, (address, socket): (String, Socket)| {
             let listener = app.listener;
             let mut service = Service::new("mini-lb".to_owned(), app);
             service.add_listener(ListenerConfig::tcp(&address).l4_buffer(CLIENT_BUFFERS));
@@ -542,7 +605,7 @@ impl Bound {
                 listener,
                 service,
                 address,
-                socket,
+                socket: Some(socket),
                 closed: Some(Box::pin(exit.closed(listener))),
             }
         };
@@ -558,7 +621,8 @@ struct Gate {
     listener: Listener,
     service: Service<Connections>,
     address: String,
-    socket: Option<TcpListener>,
+    /// Taken at the start.
+    socket: Option<Socket>,
     /// Resolves when nobody is let in any more. Taken at the start.
     closed: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
@@ -599,9 +663,12 @@ impl PingoraService for Entrance {
     ) {
         let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
         for gate in &mut self.gates {
-            if let Some(socket) = gate.socket.take() {
-                fds.lock().add(gate.address.clone(), socket.into_raw_fd());
-            }
+            let socket = match gate.socket.take() {
+                Some(Socket::Own(socket)) => socket.into_raw_fd(),
+                Some(Socket::Inherited(socket)) => socket,
+                None => continue,
+            };
+            fds.lock().add(gate.address.clone(), socket);
         }
         if let Some(opening) = self.opening.take() {
             opening.open(fds.clone()).await;

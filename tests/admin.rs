@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 
 use mini_lb::MiniLbConfig;
-use support::{Balancer, Client, Process, Worker, config, post, soon};
+use support::{Balancer, Client, Process, Signal, Worker, config, post, soon};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -261,7 +261,7 @@ async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_
     idle.send(get("/ready")).await;
     assert_eq!(idle.answer().await.status(), 200);
 
-    running.process.signal("TERM").await;
+    running.process.signal(Signal::Terminate).await;
     soon("new clients are refused", async {
         while TcpStream::connect(running.clients).await.is_ok() {}
     })
@@ -288,7 +288,7 @@ async fn an_upgrade_hands_both_listeners_over() {
     let mut new = Running::start(&running.place, workers, port, &admins, "--upgrade");
     // Pingora's line when it waits at the upgrade socket.
     new.line("No incoming socket transfer").await;
-    running.process.signal("QUIT").await;
+    running.process.signal(Signal::Quit).await;
     running.process.line("successor listens").await;
     new.line("open for administration").await;
     assert!(running.process.ended().await.success());
@@ -297,6 +297,6 @@ async fn an_upgrade_hands_both_listeners_over() {
         client.send(get("/ready")).await;
         assert_eq!(client.answer().await.status(), 200, "{address}");
     }
-    new.signal("TERM").await;
+    new.signal(Signal::Terminate).await;
     assert!(new.ended().await.success());
 }

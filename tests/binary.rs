@@ -6,14 +6,15 @@ mod process;
 mod support;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mini_lb::sim::{SimOptions, Worker};
-use process::{Program, Signal, get, mini_lb, post_json};
-use support::{Client, Exchange, post};
+use process::{get, mini_lb, post_json};
+use support::{Client, Exchange, Process, Signal, post};
 
 /// A port that nobody listens on. The program does not say which one it got for port 0.
 /// A balancer from flags alone, as the line for `sglang_router.launch_router` has them.
-async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Program, SocketAddr) {
+async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Process, SocketAddr) {
     let mut line = vec!["--pd-disaggregation", "--mini-lb", "--host", "127.0.0.1"];
     // Workers of tests count the requests that they get: no probes.
     line.extend(["--port", "0", "--disable-health-check", "--prefill"]);
@@ -21,7 +22,7 @@ async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Program, Socke
     line.extend(["--decode", decode]);
     line.extend(more);
     let mut program = mini_lb(&line);
-    let address = program.address("listening").await;
+    let address = program.address().await;
     (program, address)
 }
 
@@ -43,9 +44,9 @@ fn pasted(url: &str, data: &str) -> (String, String) {
 #[tokio::test]
 async fn the_demo_answers_what_it_tells_to_paste_and_leaves_nothing_behind() {
     let mut demo = mini_lb(&["demo", "--port", "0", "--prefills", "1", "--decodes", "1"]);
-    let prefill = demo.address("prefill").await;
-    let decode = demo.address("decode").await;
-    let balancer = demo.address("mini-lb").await;
+    let prefill = demo.address_in("prefill").await;
+    let decode = demo.address_in("decode").await;
+    let balancer = demo.address_in("mini-lb").await;
     let mut answers = Vec::new();
     for _ in 0..3 {
         let (url, data) = (demo.line("curl").await, demo.line("-d").await);
@@ -176,9 +177,144 @@ async fn a_file_serves() {
     );
     std::fs::write(file.path(), yaml).unwrap();
     let mut balancer = mini_lb(&["-c", file.path().to_str().unwrap()]);
-    let address = balancer.address("listening").await;
+    let address = balancer.address().await;
     let answer = post_json(address, "/generate", r#"{"text":"Hello"}"#).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
+}
+
+/// The binary under a limit of the shell's `ulimit`.
+fn limited(limit: &str, stderr: &str, arguments: &[&str]) -> Process {
+    let mut command = std::process::Command::new("sh");
+    // Without the trap a write beyond the limit would kill, where a full disk only refuses.
+    let script = format!("trap '' XFSZ; ulimit {limit}; exec \"$@\" {stderr}");
+    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mini-lb")]);
+    command.args(arguments);
+    Process::of(command)
+}
+
+#[tokio::test]
+async fn a_process_without_a_free_descriptor_answers_what_it_can_and_recovers() {
+    let prefill = support::Worker::listen().await;
+    let decode = support::Worker::listen().await;
+    let urls = (prefill.url(), decode.url());
+    let (of_prefill, of_decode) = (prefill.serve("200 OK", "{}"), decode.serve("200 OK", "{}"));
+    let line = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--disable-health-check",
+    ];
+    let workers = ["--prefill", &urls.0, "8998", "--decode", &urls.1];
+    let mut balancer = limited("-n 96", "", &[&line[..], &workers].concat());
+    let address = balancer.address().await;
+    let mut first = Client::connect(address).await;
+    let health = "GET /health HTTP/1.1\r\nhost: balancer\r\n\r\n";
+    first.send(health).await;
+    assert_eq!(first.answer().await.status(), 200);
+    // More than it has descriptors. The system takes those that the process does not.
+    let mut crowd = Vec::new();
+    for _ in 0..150 {
+        crowd.push(Client::connect(address).await);
+    }
+    balancer.line("Too many open files").await;
+    // Who is in is answered, with legs as far as there are connections to workers.
+    first.send(health).await;
+    assert_eq!(first.answer().await.status(), 200);
+    let generate = post("/generate", r#"{"text":"a"}"#);
+    let mut second = crowd.swap_remove(0);
+    second.send(&generate).await;
+    let answer = second.answer().await;
+    assert_eq!(answer.status(), 503, "{}", answer.text());
+    assert_eq!(answer.header("x-mini-lb-error"), Some("overloaded"));
+    drop((second, crowd));
+    let mut after = Client::connect(address).await;
+    for client in [&mut after, &mut first] {
+        client.send(&generate).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    let served = |legs: &AtomicUsize| legs.load(Ordering::SeqCst) >= 2;
+    support::soon("both legs of both requests", async {
+        while !served(&of_prefill) || !served(&of_decode) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop((first, after));
+    balancer.signal(Signal::Terminate).await;
+    assert_eq!(balancer.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_process_whose_log_is_on_a_full_disk_serves_on_and_ends_well() {
+    const FULL: u64 = 4 << 10;
+    let prefill = Worker::start_prefill(SimOptions::default()).await.unwrap();
+    let decode = Worker::start_decode(SimOptions::default()).await.unwrap();
+    let (url, port) = (prefill.url(), prefill.bootstrap_port().unwrap().to_string());
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let decodes = decode.url();
+    let line = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--prefill",
+        &url,
+        &port,
+        "--decode",
+        &decodes,
+    ];
+    // In blocks of 512 bytes.
+    let to = format!("2>'{}'", log.path().display());
+    let balancer = limited(&format!("-f {}", FULL / 512), &to, &line);
+    let address = support::soon("the line that it listens", async {
+        loop {
+            let lines = std::fs::read_to_string(log.path()).unwrap();
+            let mut found = lines
+                .lines()
+                .filter_map(|line| line.rsplit_once("listening address="));
+            if let Some(address) = found.next().and_then(|(_, address)| address.parse().ok()) {
+                return address;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Each leaves a line of more than 200 bytes.
+    let few = r#"{"text":"Hello","sampling_params":{"max_new_tokens":1}}"#;
+    for _ in 0..30 {
+        let answer = post_json(address, "/generate", few).await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+    assert_eq!(std::fs::metadata(log.path()).unwrap().len(), FULL);
+    balancer.signal(Signal::Terminate).await;
+    assert_eq!(balancer.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_no_panic() {
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = busy.local_addr().unwrap().port().to_string();
+    let workers = [
+        "--prefill",
+        "http://a:1",
+        "--decode",
+        "http://b:1",
+        "--host",
+        "127.0.0.1",
+    ];
+    for (more, to, code) in [
+        (["--print-config"].as_slice(), ">/dev/full", 1),
+        (&["-t"], ">/dev/full", 1),
+        (&["--port", &port], "2>/dev/full", 1),
+    ] {
+        let ended = limited("-n 96", to, &[&workers[..], more].concat())
+            .end()
+            .await;
+        assert_eq!(ended.code, Some(code), "{more:?} {ended:?}");
+        assert!(!ended.text().contains("panicked"), "{ended:?}");
+    }
 }
 
 /// One request in the middle of its stream: the legs, and the client that has read the first event.

@@ -12,8 +12,8 @@ use std::process::Command;
 
 use mini_lb::sim::{SimOptions, Worker};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
-use process::{Ended, Program, example, get, post_json};
-use support::{Balancer, config};
+use process::{example, get, post_json};
+use support::{Balancer, Ended, Process, config};
 
 /// A balancer in front of two simulated workers.
 struct Cluster {
@@ -55,7 +55,7 @@ async fn generates(address: SocketAddr) {
 #[tokio::test]
 async fn the_basic_example_needs_no_arguments_and_no_workers() {
     let mut basic = example("mini_lb_basic", &["--port", "0"]);
-    generates(basic.address("mini-lb").await).await;
+    generates(basic.address_in("mini-lb").await).await;
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn the_basic_example_serves_the_workers_that_it_is_given() {
         "mini_lb_basic",
         &[&prefill, &bootstrap_port, &decode, "--port", "0"],
     );
-    let address = basic.address("mini-lb").await;
+    let address = basic.address_in("mini-lb").await;
     generates(address).await;
     let info = get(address, "/server_info").await.json();
     let port = info["prefill"][0]["port"].as_u64().unwrap();
@@ -153,7 +153,7 @@ async fn the_python_client_does_the_same() {
         let mut command = Command::new("python3");
         command.args(["examples/mini_lb_python_example.py", url]);
         command.env("no_proxy", "*"); // the test's machine may have a proxy
-        Program::start(command)
+        Process::of(command)
     };
     let cluster = Cluster::start().await;
     has_shown_everything(&python(&cluster.url()).end().await);

@@ -485,6 +485,42 @@ async fn half_a_head_on_a_used_connection_has_the_same_deadline() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_is_closed_between_two_requests_and_not_within_one() {
+    let mut stage = Stage::with(|config| config.client_idle_timeout(SHORT)).await;
+    let request = post("/generate", JSON);
+    let mut idle = stage.accepts("the first", request.as_bytes(), 1).await;
+    // Asks for less than the whole time, once more, and then nothing.
+    idle.send(&request).await;
+    assert_eq!(idle.answer().await.status(), 200);
+    stage.accepted += 1;
+    assert!(idle.rest().await.is_empty());
+    // In pieces that take longer than that all together: the connection of a request is not idle.
+    let mut slow = stage.accepts("the first", request.as_bytes(), 1).await;
+    let (last, pieces) = request.as_bytes().split_last().unwrap();
+    for piece in pieces.chunks(pieces.len() / 30) {
+        slow.send(piece).await;
+        assert_eq!(slow.rest_within(SHORT / 20).await, None);
+    }
+    slow.send([*last]).await;
+    assert_eq!(slow.answer().await.status(), 200);
+    stage.accepted += 1;
+    stage.settle().await;
+}
+
+#[tokio::test]
+async fn half_a_head_behind_a_chunked_body_stays_no_longer_than_an_idle_connection() {
+    let mut stage = Stage::with(|config| config.client_idle_timeout(SHORT)).await;
+    let half = &post("/generate", JSON)[..30];
+    let request = format!(
+        "POST /generate HTTP/1.1\r\nhost: balancer\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{JSON}\r\n0\r\n\r\n{half}",
+        JSON.len()
+    );
+    let mut client = stage.accepts("chunked", request.as_bytes(), 1).await;
+    assert!(client.rest().await.is_empty());
+    stage.settle().await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_outlives_the_deadline_of_a_head() {
     let mut stage = Stage::with(|config| config.head_timeout(SHORT)).await;
     let request = post("/generate", JSON);

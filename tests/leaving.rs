@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mini_lb::sim;
-use support::{Client, Exchange, Process, Worker, post, soon};
+use support::{Client, Exchange, Process, Signal, Worker, post, soon};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -103,7 +103,7 @@ impl Stage {
 #[tokio::test]
 async fn sigterm_ends_an_idle_process_at_once_and_well() {
     let mut stage = Stage::set("--shutdown-grace-period-secs 3600").await;
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     assert!(stage.process.ended().await.success());
 }
 
@@ -113,7 +113,7 @@ async fn sigterm_lets_a_stream_finish_and_accepts_nobody_else() {
     let mut idle = stage.client().await;
     assert_eq!(stage.generate(&mut idle).await.status(), 200);
     let (mut client, mut decode) = stage.stream().await;
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     stage.process.line("leaving").await;
     soon("new clients are refused", async {
         while !stage.is_refused().await {}
@@ -141,7 +141,7 @@ async fn while_it_settles_it_serves_everybody_and_says_that_it_is_not_ready() {
         (ready.status(), ready.header("connection")),
         (200, Some("keep-alive"))
     );
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     stage.process.line("leaving").await;
     client.send(READY).await;
     let not_ready = client.answer().await;
@@ -154,7 +154,7 @@ async fn while_it_settles_it_serves_everybody_and_says_that_it_is_not_ready() {
         (answer.status(), answer.header("connection")),
         (200, Some("close"))
     );
-    stage.process.signal("INT").await;
+    stage.process.signal(Signal::Interrupt).await;
     assert!(stage.process.ended().await.success());
 }
 
@@ -165,7 +165,7 @@ async fn at_the_grace_limit_a_stream_ends_in_an_error_event_and_a_whole_answer_i
     let mut waiting = stage.client().await;
     waiting.send(post("/generate", "{\"text\":\"a\"}")).await;
     let whole = (stage.prefill.request().await, stage.decode.request().await);
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     let event = client.chunk().await.unwrap();
     assert!(event.starts_with("data: {\"error\""), "{event}");
     assert!(event.contains("shutting down"), "{event}");
@@ -181,9 +181,9 @@ async fn at_the_grace_limit_a_stream_ends_in_an_error_event_and_a_whole_answer_i
 async fn sigint_does_not_wait_for_a_stream_that_sigterm_waits_for() {
     let mut stage = Stage::set("").await;
     let (mut client, _decode) = stage.stream().await;
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     stage.process.line("leaving").await;
-    stage.process.signal("INT").await;
+    stage.process.signal(Signal::Interrupt).await;
     assert!(stage.process.ended().await.success());
     assert_eq!(client.chunk().await, None);
 }
@@ -197,13 +197,13 @@ async fn a_process_whose_stderr_is_closed_serves_on_and_ends_well() {
         assert_eq!(stage.generate(&mut client).await.status(), 200);
     }
     drop(client);
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     assert!(stage.process.ended().await.success());
 }
 
 #[tokio::test]
 async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
-    let mut stage = Stage::set("--log-level trace").await;
+    let mut stage = Stage::set("--log-level trace,pingora=trace").await;
     stage.process.ignore();
     let mut client = stage.client().await;
     // Each of them writes some KiB; a pipe holds 64.
@@ -211,7 +211,7 @@ async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
         assert_eq!(stage.generate(&mut client).await.status(), 200);
     }
     drop(client);
-    stage.process.signal("TERM").await;
+    stage.process.signal(Signal::Terminate).await;
     assert!(stage.process.ended().await.success());
 }
 
@@ -219,7 +219,7 @@ async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
 async fn sigquit_without_a_successor_changes_nothing() {
     let mut stage = Stage::set("").await;
     let (mut client, mut decode) = stage.stream().await;
-    stage.process.signal("QUIT").await;
+    stage.process.signal(Signal::Quit).await;
     stage.process.line("no successor for an upgrade").await;
     let mut other = stage.client().await;
     assert_eq!(stage.generate(&mut other).await.status(), 200);
@@ -239,7 +239,7 @@ async fn succeed(
     let mut new = place.start(address.port(), workers.0, workers.1, "--upgrade");
     // Pingora's line when it waits at the upgrade socket.
     new.line("No incoming socket transfer").await;
-    old.signal("QUIT").await;
+    old.signal(Signal::Quit).await;
     old.line("successor listens").await;
     assert_eq!(new.address().await, address);
     new
@@ -273,8 +273,84 @@ async fn a_stream_and_an_idle_client_survive_an_upgrade() {
     decode.chunk("").await;
     assert_eq!(client.chunk().await, None);
     assert!(stage.process.ended().await.success());
-    new.signal("TERM").await;
+    new.signal(Signal::Terminate).await;
     assert!(new.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_successor_whose_address_is_busy_ends_at_once_and_its_predecessor_goes_on() {
+    let mut stage = Stage::set("").await;
+    let (mut client, mut decode) = stage.stream().await;
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = busy.local_addr().unwrap();
+    let workers = (stage.prefill.url(), stage.decode.url());
+    let more = format!("--upgrade --admin-listen {busy}");
+    let port = stage.address.port();
+    let mut new = stage.place.start(port, &workers.0, &workers.1, &more);
+    new.line("No incoming socket transfer").await;
+    stage.process.signal(Signal::Quit).await;
+    let why = new.line("mini-lb: ").await;
+    let expected = format!("cannot listen on {busy}: another process does already");
+    assert!(why.contains(&expected), "{why}");
+    assert!(!new.ended().await.success());
+    stage.process.line("no successor for an upgrade").await;
+    let mut other = stage.client().await;
+    assert_eq!(stage.generate(&mut other).await.status(), 200);
+    decode.chunk("data: 2\n\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));
+}
+
+#[tokio::test]
+async fn a_successor_listens_where_its_predecessor_did_not() {
+    let mut stage = Stage::set("").await;
+    let workers = (stage.prefill.url(), stage.decode.url());
+    let workers = (
+        workers.0.as_str(),
+        format!("{} --admin-listen 127.0.0.1:0", workers.1),
+    );
+    let new = succeed(
+        &stage.place,
+        &mut stage.process,
+        stage.address,
+        (workers.0, &workers.1),
+    );
+    let mut new = new.await;
+    let admins = new.line("open for administration address=").await;
+    let admins = admins.rsplit_once('=').unwrap().1.parse().unwrap();
+    for address in [admins, stage.address] {
+        let mut client = Client::connect(address).await;
+        client.send(READY).await;
+        assert_eq!(client.answer().await.status(), 200);
+    }
+    assert!(stage.process.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_successor_without_a_predecessor_says_so_and_ends() {
+    let place = Place::new();
+    let mut alone = place.start(0, "http://127.0.0.1:1", "http://127.0.0.1:2", "--upgrade");
+    let why = alone.line("mini-lb: ").await;
+    assert!(why.contains("no predecessor gave its sockets"), "{why}");
+    assert!(!alone.ended().await.success());
+    let left: Vec<_> = fs::read_dir(place.0.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "only the configuration: {left:?}");
+}
+
+#[tokio::test]
+async fn an_upgrade_socket_that_cannot_be_made_is_one_clear_line() {
+    let place = Place::new();
+    let long = "a".repeat(200);
+    for file in ["missing/up.sock", &long] {
+        let path = place.0.path().join(file);
+        let conf = format!("upgrade_sock: {}\n", path.display());
+        fs::write(place.0.path().join("conf.yaml"), conf).unwrap();
+        let mut new = place.start(0, "http://127.0.0.1:1", "http://127.0.0.1:2", "--upgrade");
+        let why = new.line("mini-lb: ").await;
+        assert!(why.contains(file), "{why}");
+        assert!(!new.ended().await.success());
+        let more = new.lines();
+        assert!(more.is_empty(), "{more:?}");
+    }
 }
 
 /// Clients that ask for streams and whole answers in turn, one connection for as long as it is kept.
@@ -369,7 +445,7 @@ async fn upgrades_under_load_lose_no_request_and_cut_no_stream() {
     }
     load.goes_on(20).await;
     load.end().await;
-    process.signal("TERM").await;
+    process.signal(Signal::Terminate).await;
     assert!(process.ended().await.success());
     assert_eq!(
         (

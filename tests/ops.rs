@@ -117,6 +117,47 @@ fn request(method: &str, target: &str, body: impl Into<Bytes>) -> Request<Full<B
         .unwrap()
 }
 
+#[tokio::test]
+async fn a_worker_that_refuses_its_own_key_is_not_the_clients_fault() {
+    for status in [401, 403] {
+        let refusing = MockWorker::always(status, JSON, "{\"error\":\"Unauthorized\"}").await;
+        let other = named("\"d\"").await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "sk-c").unwrap();
+        let own = |config: MiniLbConfig| config.worker_api_key("sk-w");
+        let clients = |config: MiniLbConfig| config.api_key_file(file.path().to_str().unwrap());
+        let decode = MockWorker::always(status, JSON, "{\"error\":\"Unauthorized\"}").await;
+        let worker_has_a_key = balancer_with(&[&refusing.url], &[&decode.url], own).await;
+        let clients_have_one = balancer_with(&[&refusing.url], &[&decode.url], clients).await;
+        for balancer in [&worker_has_a_key, &clients_have_one] {
+            for path in ["/v1/models", "/server_info", "/v1/loads"] {
+                let mut request = request("GET", path, "");
+                let key = "Bearer sk-c".parse().unwrap();
+                request.headers_mut().insert("authorization", key);
+                let answer = balancer.send(request).await;
+                assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{path}");
+                assert_eq!(answer.header("x-mini-lb-error"), "worker_auth", "{path}");
+                assert_eq!(answer.json()["workers"].as_array().unwrap().len(), 2);
+                let text = String::from_utf8_lossy(&answer.body).into_owned();
+                assert!(text.contains(&format!("({status})")), "{text}");
+                assert!(!text.contains("sk-"), "{text}");
+            }
+        }
+        // Who administers the workers is told what they say, as without mini-lb.
+        let flushed = worker_has_a_key.post("/flush_cache", "").await;
+        assert_eq!(flushed.status, status);
+        assert_eq!(flushed.header("x-mini-lb-error"), "worker_refused");
+        // One that takes the key answers for the other.
+        let one_refuses = balancer_with(&[&refusing.url], &[&other.url], own).await;
+        assert_eq!(one_refuses.get("/v1/models").await.body, "\"d\"");
+        // Where the client's own key reaches the worker, the refusal is the client's.
+        let nobody_has_one = balancer(&[&refusing.url], &[&decode.url]).await;
+        let answer = nobody_has_one.get("/v1/models").await;
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.json()["error"], "Unauthorized");
+    }
+}
+
 /// A worker that names itself in whatever it answers.
 async fn named(name: &'static str) -> MockWorker {
     MockWorker::always(200, JSON, name).await

@@ -10,7 +10,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
-use process::Program;
 use support::client::Message;
 use support::tls::{Authority, Terminator};
 use support::{Balancer, Client, Process, Worker, config, post, soon};
@@ -380,10 +379,10 @@ async fn without_an_authority_of_ones_own_the_systems_vouch_for_workers() {
         command
             .env("SSL_CERT_FILE", roots)
             .env_remove("SSL_CERT_DIR");
-        Program::start(command)
+        Process::of(command)
     };
     let mut program = start(&authority.path());
-    let address = program.address("listening").await;
+    let address = program.address().await;
     let answer = process::post_json(address, "/generate", JSON).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
 

@@ -90,6 +90,75 @@ async fn what_the_client_says_about_the_rendezvous_is_replaced_in_every_spelling
 }
 
 #[tokio::test]
+async fn what_says_where_a_client_comes_from_passes_as_it_is() {
+    let mut stage = Stage::set().await;
+    let said = [
+        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "api.example"),
+        ("forwarded", "for=203.0.113.7;proto=https"),
+        ("x-real-ip", "203.0.113.7"),
+    ];
+    let lines: String = said
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .concat();
+    let with = post("/generate", BODY).replacen("\r\n\r\n", &format!("\r\n{lines}\r\n"), 1);
+    for (request, is_said) in [(with, true), (post("/generate", BODY), false)] {
+        stage.client.send(request).await;
+        for leg in [stage.prefill.request().await, stage.decode.request().await] {
+            for (name, value) in said {
+                assert_eq!(leg.request.header(name), is_said.then_some(value));
+            }
+            leg.answer("200 OK", "{}").await;
+        }
+        assert_eq!(stage.client.answer().await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_the_close() {
+    let mut stage = Stage::set().await;
+    for (asks, dies) in [
+        ("", false),
+        ("connection: keep-alive\r\n", false),
+        ("", true),
+    ] {
+        let mut client = stage.balancer.client().await;
+        let request = post(CHAT, STREAM).replacen("1.1\r\n", &format!("1.0\r\n{asks}"), 1);
+        client.send(request).await;
+        let (prefill, mut decode) = (stage.prefill.request().await, stage.decode.request().await);
+        prefill.answer("200 OK", "{}").await;
+        decode.begin_stream().await;
+        decode.chunk("data: 1\n\n").await;
+        let head = client.head().await.to_ascii_lowercase();
+        assert!(head.contains(" 200 "), "{head}");
+        for framing in [
+            "transfer-encoding",
+            "content-length",
+            "connection: keep-alive",
+        ] {
+            assert!(!head.contains(framing), "{head}");
+        }
+        if dies {
+            drop(decode);
+        } else {
+            decode.chunk("data: [DONE]\n\n").await;
+            decode.chunk("").await;
+        }
+        let events = String::from_utf8(client.rest().await).unwrap();
+        if dies {
+            assert!(
+                events.starts_with("data: 1\n\ndata: {\"error\""),
+                "{events}"
+            );
+            assert!(events.ends_with("\n\n"), "{events}");
+        } else {
+            assert_eq!(events, "data: 1\n\ndata: [DONE]\n\n");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_batch_gets_one_room_for_each_prompt() {
     let mut stage = Stage::set().await;
     for (path, body, prompts) in [

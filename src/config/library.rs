@@ -83,6 +83,11 @@ impl MiniLbConfig {
         self.duration(&settings::CLIENT_STALL_TIMEOUT_SECS, timeout)
     }
 
+    /// The longest that a client's connection is kept between two requests.
+    pub fn client_idle_timeout(self, timeout: Duration) -> MiniLbConfig {
+        self.duration(&settings::CLIENT_IDLE_TIMEOUT_SECS, timeout)
+    }
+
     /// Requests at once; 0 is what the descriptors of the process allow.
     pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
         self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());

@@ -163,6 +163,8 @@ pub struct Gate {
     pub body_timeout: Duration,
     /// The longest that a client may take nothing of its answer.
     pub client_stall_timeout: Duration,
+    /// The longest that a connection is kept between two requests.
+    pub client_idle_timeout: Duration,
     /// Requests at once; `None` is what the descriptors of the process allow. Never zero.
     pub max_inflight_requests: Option<usize>,
     /// Connections of clients at once; `None` is what the requests leave of the descriptors. Never zero.

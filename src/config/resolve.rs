@@ -149,6 +149,7 @@ impl Resolver<'_> {
         let head_timeout = self.scalar(&settings::HEAD_TIMEOUT_SECS, seconds);
         let body_timeout = self.scalar(&settings::BODY_TIMEOUT_SECS, seconds);
         let client_stall_timeout = self.scalar(&settings::CLIENT_STALL_TIMEOUT_SECS, seconds);
+        let client_idle_timeout = self.scalar(&settings::CLIENT_IDLE_TIMEOUT_SECS, seconds);
         let max_connections = self.scalar(&settings::MAX_CONNECTIONS, limit);
         let max_connections_per_ip = self.scalar(&settings::MAX_CONNECTIONS_PER_IP, limit);
         let max_inflight_requests = self.scalar(&settings::MAX_INFLIGHT_REQUESTS, limit);
@@ -167,6 +168,7 @@ impl Resolver<'_> {
             head_timeout: head_timeout?,
             body_timeout: body_timeout?,
             client_stall_timeout: client_stall_timeout?,
+            client_idle_timeout: client_idle_timeout?,
         })
     }
 
@@ -315,7 +317,8 @@ impl Resolver<'_> {
         // A lone word is a module to env_logger, so that `inof` would turn everything off but that.
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
         let lower = text.to_ascii_lowercase();
-        let suggestion = nearest(&lower, levels).filter(|level| *level != lower);
+        let is_word = !lower.contains([',', '=']);
+        let suggestion = nearest(&lower, levels).filter(|level| is_word && *level != lower);
         if suggestion.is_none()
             && env_filter::Builder::new().try_parse(text).is_ok()
             && !text.trim().is_empty()

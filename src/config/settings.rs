@@ -160,6 +160,16 @@ pub(crate) const BODY_TIMEOUT_SECS: Setting = Setting {
     help: "Longest time until the whole body of a request has arrived; each MiB of it gets a second more",
 };
 
+pub(crate) const CLIENT_IDLE_TIMEOUT_SECS: Setting = Setting {
+    key: "client_idle_timeout_secs",
+    kind: Kind::Number,
+    default: Some("75"),
+    expects: "a number of seconds above 0 and at most a year",
+    heading: "Clients",
+    value_names: &["SECONDS"],
+    help: "How long a client's connection is kept between two requests",
+};
+
 pub(crate) const CLIENT_STALL_TIMEOUT_SECS: Setting = Setting {
     key: "client_stall_timeout_secs",
     kind: Kind::Number,
@@ -542,7 +552,7 @@ pub(crate) const DISABLE_ABORT_REQUESTS: Setting = Setting {
 };
 
 /// All of them, in the order of `--help` and `--print-config`.
-pub(crate) const SETTINGS: [&Setting; 48] = [
+pub(crate) const SETTINGS: [&Setting; 49] = [
     &HOST,
     &PORT,
     &TLS_CERT_PATH,
@@ -555,6 +565,7 @@ pub(crate) const SETTINGS: [&Setting; 48] = [
     &HEAD_TIMEOUT_SECS,
     &BODY_TIMEOUT_SECS,
     &CLIENT_STALL_TIMEOUT_SECS,
+    &CLIENT_IDLE_TIMEOUT_SECS,
     &MAX_INFLIGHT_REQUESTS,
     &MAX_BUFFERED_BODY_BYTES,
     &API_KEY,

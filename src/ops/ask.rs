@@ -42,8 +42,18 @@ pub(super) struct Question {
     head: RequestHeader,
     body: Bytes,
     wait: Duration,
-    /// Whether it changes the worker, which may have another key for that.
-    administers: bool,
+    key: Key,
+}
+
+/// Whose key a worker that has none configured here is shown, and what its refusal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    /// The client's: a refusal is for the client.
+    Clients,
+    /// None, clients' keys end at this proxy: a refusal is for who configured it.
+    Nobodys,
+    /// That of who administers the worker, who is told what the worker says.
+    Admins,
 }
 
 /// What came of a question to one worker.
@@ -63,6 +73,8 @@ pub(super) enum Unanswered {
     Failed(Failure),
     /// It was not over after this long.
     Overdue(Duration),
+    /// It refuses the key that this proxy has for it, or asks for one and gets none.
+    KeyRefused(StatusCode),
 }
 
 impl fmt::Display for Unanswered {
@@ -72,6 +84,11 @@ impl fmt::Display for Unanswered {
             Unanswered::Overdue(wait) => {
                 write!(f, "did not answer within {} s", wait.as_secs_f64())
             }
+            Unanswered::KeyRefused(status) => write!(
+                f,
+                "refuses the load balancer ({}): see its api_key and worker_api_key_file",
+                status.as_u16()
+            ),
         }
     }
 }
@@ -83,14 +100,13 @@ impl Unanswered {
             Unanswered::Overdue(_) | Unanswered::Failed(Failure::ConnectTimeout) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Unanswered::Failed(_) => StatusCode::BAD_GATEWAY,
+            Unanswered::Failed(_) | Unanswered::KeyRefused(_) => StatusCode::BAD_GATEWAY,
         }
     }
 }
 
 impl Question {
-    /// The client's request on `path`, for as long as `wait` per worker, with the worker's key for administration
-    /// if it `administers`.
+    /// The client's request on `path`, for as long as `wait` per worker.
     ///
     /// # Errors
     /// The path or the query cannot be sent.
@@ -99,7 +115,7 @@ impl Question {
         path: &str,
         request_id: &HeaderValue,
         wait: Duration,
-        administers: bool,
+        key: Key,
     ) -> pingora_core::Result<Self> {
         let target = match &request.query {
             Some(query) => format!("{path}?{query}"),
@@ -117,7 +133,7 @@ impl Question {
             head,
             body: request.body,
             wait,
-            administers,
+            key,
         })
     }
 
@@ -126,6 +142,9 @@ impl Question {
         let begun = Instant::now();
         let exchange = self.exchange(client, worker);
         let outcome = match tokio::time::timeout(self.wait, exchange).await {
+            Ok(Ok(answer)) if self.is_wrong_key(worker, answer.status) => {
+                Err(Unanswered::KeyRefused(answer.status))
+            }
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(failure)) => Err(Unanswered::Failed(failure)),
             Err(_) => Err(Unanswered::Overdue(self.wait)),
@@ -146,14 +165,25 @@ impl Question {
         }
     }
 
+    /// Whether this status is about a key, and not about the client's.
+    fn is_wrong_key(&self, worker: &Worker, status: StatusCode) -> bool {
+        let about_a_key = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let not_the_clients = match self.key {
+            Key::Clients => worker.authorization().is_some(),
+            Key::Nobodys => true,
+            Key::Admins => false,
+        };
+        about_a_key && not_the_clients
+    }
+
     async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeAnswer, Failure> {
         let peer = worker.peer();
         let to = To {
             peer: peer.as_deref(),
             host: worker.host(),
-            authorization: match self.administers {
-                true => worker.admin_authorization(),
-                false => worker.authorization(),
+            authorization: match self.key {
+                Key::Admins => worker.admin_authorization(),
+                Key::Clients | Key::Nobodys => worker.authorization(),
             },
         };
         client.fetch(to, &self.head, &self.body, ANSWER_LIMIT).await
@@ -248,7 +278,14 @@ mod tests {
             body: Bytes::from_static(body.as_bytes()),
         };
         let id = HeaderValue::from_static("id-1");
-        Question::new(request, "/flush_cache", &id, Duration::from_secs(1), true).unwrap()
+        Question::new(
+            request,
+            "/flush_cache",
+            &id,
+            Duration::from_secs(1),
+            Key::Admins,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -308,6 +345,7 @@ mod tests {
             (Unanswered::Failed(Failure::Lost(String::new())), 502),
             (Unanswered::Failed(Failure::NotHttp(String::new())), 502),
             (Unanswered::Failed(Failure::TooLong(1)), 502),
+            (Unanswered::KeyRefused(StatusCode::FORBIDDEN), 502),
         ] {
             assert_eq!(why.status(), status, "{why:?}");
         }

@@ -28,6 +28,8 @@ pub(super) enum Code {
     WorkerUnreachable,
     /// A worker took longer than it gets.
     WorkerTimeout,
+    /// A worker refuses the proxy's key.
+    WorkerAuth,
     /// A worker answered, with an error.
     WorkerRefused,
 }
@@ -43,6 +45,7 @@ impl Code {
             Code::NoWorker => "no_worker",
             Code::WorkerUnreachable => "worker_unreachable",
             Code::WorkerTimeout => "worker_timeout",
+            Code::WorkerAuth => "worker_auth",
             Code::WorkerRefused => "worker_refused",
         }
     }

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ask::{Asked, Question};
+use super::ask::{Asked, Question, Unanswered};
 use super::error::{Code, error, error_of_workers};
 use crate::fleet::{Fleet, Role};
 use crate::net::{Client, WholeAnswer};
@@ -53,10 +53,14 @@ pub(super) fn failed(path: &str, asked: &[Asked]) -> WholeAnswer {
     if asked.is_empty() {
         return error(path, status, Code::NoWorker, "there is no worker");
     }
-    let code = match failures().any(|one| one.outcome.is_err()) {
-        true if status == StatusCode::GATEWAY_TIMEOUT => Code::WorkerTimeout,
-        true => Code::WorkerUnreachable,
-        false => Code::WorkerRefused,
+    let unanswered = failures().filter_map(|one| one.outcome.as_ref().err());
+    let unanswered: Vec<_> = unanswered.collect();
+    let of_key = |why: &&Unanswered| matches!(why, Unanswered::KeyRefused(_));
+    let code = match unanswered.len() {
+        0 => Code::WorkerRefused,
+        _ if status == StatusCode::GATEWAY_TIMEOUT => Code::WorkerTimeout,
+        _ if unanswered.iter().all(of_key) => Code::WorkerAuth,
+        _ => Code::WorkerUnreachable,
     };
     let message = format!(
         "{} of {} workers failed: {}",
@@ -98,7 +102,6 @@ pub(super) mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::super::ask::Unanswered;
     use super::*;
     use crate::fleet::Worker;
     use crate::net::Failure;
@@ -171,6 +174,9 @@ pub(super) mod tests {
         assert_eq!(dead["workers"][1]["error"], "cannot be reached (refused)");
         assert_eq!(dead["workers"][1]["status"], Value::Null);
         check(Err(late()), 504, "worker_timeout");
+        let wrong_key = || Err(Unanswered::KeyRefused(StatusCode::FORBIDDEN));
+        let refused = check(wrong_key(), 502, "worker_auth");
+        assert!(refused["error"]["message"].to_string().contains("(403)"));
         check(Ok((503, "")), 503, "worker_refused");
         check(Ok((307, "")), 502, "worker_refused");
     }

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use crate::fleet::Fleet;
 use crate::net::{Access, Client, Door, WholeAnswer, WholeRequest};
-use ask::{Asked, Question};
+use ask::{Asked, Key, Question};
 use error::Code;
 use table::{Kind, Row};
 
@@ -41,22 +41,25 @@ pub(crate) struct Ops {
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     max_body_bytes: usize,
+    keys_stay: bool,
     leaving: watch::Receiver<bool>,
 }
 
 impl Ops {
-    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`; nothing is ready
-    /// any more when `leaving` is true.
+    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`; clients' keys end at
+    /// this proxy when `keys_stay`; nothing is ready any more when `leaving` is true.
     pub(crate) fn new(
         fleet: Arc<Fleet>,
         client: Arc<Client>,
         max_body_bytes: usize,
+        keys_stay: bool,
         leaving: watch::Receiver<bool>,
     ) -> Self {
         Self {
             fleet,
             client,
             max_body_bytes,
+            keys_stay,
             leaving,
         }
     }
@@ -147,9 +150,13 @@ impl Ops {
             );
         }
         let (at, wait) = errand(row, &request);
-        let administers = row.access() == Access::Admins;
+        let key = match row.access() {
+            Access::Admins => Key::Admins,
+            Access::Open | Access::Clients if self.keys_stay => Key::Nobodys,
+            Access::Open | Access::Clients => Key::Clients,
+        };
         let target = at.unwrap_or(&path);
-        let question = match Question::new(request, target, request_id, wait, administers) {
+        let question = match Question::new(request, target, request_id, wait, key) {
             Ok(question) => question,
             Err(why) => {
                 let message = format!("the target cannot be sent to a worker: {why}");

@@ -1,12 +1,12 @@
 //! Questions that one worker answers for all: what both roles know equally well.
 //!
 //! The workers are asked in the order of the fleet, prefill first, until one answers. Its answer is the
-//! client's, whatever its status: a 404 for a model is an answer.
+//! client's, whatever its status: a 404 for a model is an answer. That a worker refuses the proxy's key is none.
 
 use http::StatusCode;
 use serde_json::Value;
 
-use super::ask::{Asked, Question};
+use super::ask::{Asked, Question, Unanswered};
 use super::error::{Code, error, error_of_workers};
 use crate::fleet::Fleet;
 use crate::net::{Client, WholeAnswer};
@@ -35,8 +35,9 @@ fn no_answer(path: &str, silent: &[Asked]) -> WholeAnswer {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         return error(path, status, Code::NoWorker, "there is no worker");
     };
-    let code = match first.status() {
-        StatusCode::GATEWAY_TIMEOUT => Code::WorkerTimeout,
+    let code = match &first.outcome {
+        Err(Unanswered::KeyRefused(_)) => Code::WorkerAuth,
+        _ if first.status() == StatusCode::GATEWAY_TIMEOUT => Code::WorkerTimeout,
         _ => Code::WorkerUnreachable,
     };
     let message = format!("no worker answered: {}", first.complaint());

@@ -86,7 +86,7 @@ impl Aborter {
                 let told =
                     tokio::time::timeout(PATIENCE, tell(&client, &worker, key.as_ref(), &id)).await;
                 if !matches!(told, Ok(Ok(()))) {
-                    log::debug!("abort not delivered worker={} rid={id}", worker.url());
+                    log::debug!("abort not delivered worker={} rid={id:?}", worker.url());
                     break;
                 }
             }

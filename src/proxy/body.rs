@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
-use http::HeaderMap;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::custom::CustomMessageWrite;
 use pingora_core::protocols::http::custom::server::Session as CustomSession;
@@ -204,7 +204,12 @@ impl ReplacedBody {
                 HttpTask::Failed(error) if self.held.is_some() => return (out, Some(error)),
                 task => {
                     if let Some(head) = self.held.take() {
-                        out.push(HttpTask::Header(framed(head, &task), false));
+                        let old = self.client().req_header().version == Version::HTTP_10;
+                        let head = framed(head, &task, old);
+                        if old && !head.headers.contains_key(CONTENT_LENGTH) {
+                            self.client_mut().set_keepalive(None);
+                        }
+                        out.push(HttpTask::Header(head, false));
                     }
                     out.push(task);
                 }
@@ -214,13 +219,18 @@ impl ReplacedBody {
     }
 }
 
-/// A head without framing gets the one that fits what comes next.
-fn framed(mut head: Box<ResponseHeader>, next: &HttpTask) -> Box<ResponseHeader> {
+/// A head without framing gets the one that fits what comes next. HTTP/1.0 has no chunks, there the close ends
+/// what has no length.
+fn framed(mut head: Box<ResponseHeader>, next: &HttpTask, old: bool) -> Box<ResponseHeader> {
+    if old {
+        head.remove_header(&TRANSFER_ENCODING);
+    }
     if !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING) {
         let framing = match next {
             HttpTask::Body(piece, true) => {
                 head.insert_header(CONTENT_LENGTH, piece.as_ref().map_or(0, Bytes::len))
             }
+            _ if old => Ok(()),
             _ => head.insert_header(TRANSFER_ENCODING, "chunked"),
         };
         debug_assert!(framing.is_ok(), "a number and a token are header values");

@@ -29,7 +29,7 @@ use pingora_proxy::{HttpProxy, Session};
 
 use super::crowd::{Crowd, Place};
 use super::listened::{Heard, Listened};
-use super::{CLIENT_IDLE_SECS, Inflight, Proxy};
+use super::{Inflight, Proxy, WITHOUT_TIMER};
 
 /// Whose connections a listener takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub(crate) struct Connections {
     /// From the opening of a connection to the end of its first head, and from the first byte of each further
     /// head to its end.
     pub(crate) head_timeout: Duration,
+    /// From the end of a request to the first byte of the next.
+    pub(crate) idle_timeout: Duration,
     /// `None` lets in everybody.
     pub(crate) crowd: Option<Arc<Crowd>>,
     /// Who is connected. Pingora closes idle connections as soon as it stops listening; here they stay for a
@@ -76,7 +78,7 @@ impl Connections {
             biased;
             next = self.proxy.process_new_http(session, shutdown) => next,
             () = patience.ends(heard) => {
-                log::debug!("connection closed, the head of a request did not arrive in time");
+                log::debug!("connection closed, no request arrived in time");
                 None
             }
         }
@@ -196,7 +198,7 @@ impl ServerApp for Connections {
         let heard = Arc::<Heard>::default();
         let mut session = ServerSession::new_http1(Box::new(Listened::new(stream, heard.clone())));
         let open = !*shutdown.borrow() && !spare;
-        session.set_keepalive(open.then_some(CLIENT_IDLE_SECS));
+        session.set_keepalive(open.then_some(WITHOUT_TIMER));
         // The first head is awaited from the opening on.
         let mut patience = Patience {
             idle: self.head_timeout,
@@ -213,8 +215,7 @@ impl ServerApp for Connections {
                 settings.apply_to_session(&mut session);
             }
             patience = Patience {
-                // Pingora ends the idle time by itself when nothing comes at all.
-                idle: Duration::from_secs(CLIENT_IDLE_SECS) + self.head_timeout,
+                idle: self.idle_timeout,
                 head: self.head_timeout,
                 begun: heard.next(),
             };

@@ -111,6 +111,7 @@ impl ProxyError {
             ProxyError::NoWorker(_)
             | ProxyError::Overloaded(_)
             | ProxyError::QueueTimeout(_)
+            | ProxyError::Leg(_, _, Failure::NoSocket(_))
             | ProxyError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ProxyError::FirstTokenLate(_)
             | ProxyError::Stalled(_)
@@ -136,14 +137,14 @@ impl ProxyError {
 
     /// Stable, of few values: for headers, labels and log fields.
     pub(super) fn code(&self) -> &'static str {
-        use Failure::{ConnectTimeout, Lost, NotHttp, TooLong, Unreachable, Unusable};
+        use Failure::{ConnectTimeout, Lost, NoSocket, NotHttp, TooLong, Unreachable, Unusable};
         use Role::{Decode, Prefill};
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => "request_head_too_large",
             ProxyError::BadHead(_) => "bad_request_head",
             ProxyError::Unauthorized => "unauthorized",
             ProxyError::AdminsOnly => "admin_listener_only",
-            ProxyError::Overloaded(_) => "overloaded",
+            ProxyError::Overloaded(_) | ProxyError::Leg(_, _, NoSocket(_)) => "overloaded",
             ProxyError::BodyTooLarge(_) => "body_too_large",
             ProxyError::Encoded => "unsupported_encoding",
             ProxyError::BadFraming(_) => "bad_framing",

@@ -36,7 +36,8 @@ pub(super) struct Heard {
 
 impl Heard {
     /// A request begins. Whether a part of it has come along with the one before, as far as that can be known:
-    /// Pingora keeps it to itself.
+    /// Pingora keeps it to itself, and of a chunked body how long it was. Such a part may then stay alone for
+    /// as long as a connection may be idle.
     pub(super) fn next(&self) -> bool {
         self.answered.store(false, Ordering::Relaxed);
         let received = self.received();

@@ -64,8 +64,8 @@ pub(crate) use inflight::{Departure, Inflight, Stage};
 pub(crate) use intake::Buffered;
 pub(crate) use keys::Keys;
 
-/// A client connection without a request is closed after this long.
-const CLIENT_IDLE_SECS: u64 = 75;
+/// Pingora keeps a connection between two requests for as long as its task does, which has a timer of its own.
+const WITHOUT_TIMER: u64 = 0;
 
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
@@ -153,7 +153,7 @@ impl ProxyHttp for Proxy {
         let keeps = session.get_keepalive().is_some();
         let upgrades = session.is_upgrade_req();
         // What comes after an upgrade that nobody makes may be no HTTP any more.
-        session.set_keepalive((keeps && !upgrades && !ctx.spare).then_some(CLIENT_IDLE_SECS));
+        session.set_keepalive((keeps && !upgrades && !ctx.spare).then_some(WITHOUT_TIMER));
         self.ask_to_move(session);
         session.set_write_timeout(Some(self.limits.stall));
         // Bytes behind a request are the next one; without this they would end a running answer. The price:

@@ -198,6 +198,8 @@ impl Outcome {
 pub(super) fn failed(failure: &Failure) -> Leg {
     match failure {
         Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
+        // As if the worker were full: it says nothing about the worker, and is over soon.
+        Failure::NoSocket(_) => Leg::Rejected(503),
         Failure::Lost(_) => Leg::Lost,
         Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,
     }

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::StartError;
+use super::succession::mark;
 use crate::config::Leaving;
 use crate::proxy::{Inflight, Listener, Stage};
 
@@ -235,14 +236,20 @@ impl Signals {
         false
     }
 
-    /// Whether the successor removes its file, which it does when it has the sockets.
+    /// Whether the successor removes its files, which it does when it listens at all of its addresses.
     async fn are_taken(&self) -> bool {
+        let mark = mark(&self.upgrade_sock);
         let taken = async {
-            while Path::new(&self.upgrade_sock).exists() {
+            while Path::new(&self.upgrade_sock).exists() || mark.exists() {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        tokio::time::timeout(TAKING, taken).await.is_ok()
+        let taken = tokio::time::timeout(TAKING, taken).await.is_ok();
+        if !taken {
+            // That it is there is what counted, and another successor makes another.
+            let _ = std::fs::remove_file(mark);
+        }
+        taken
     }
 }
 

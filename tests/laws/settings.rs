@@ -115,6 +115,7 @@ fn promises_are_kept(config: &Config) {
         config.leaving.grace,
         gate.head_timeout,
         gate.body_timeout,
+        gate.client_idle_timeout,
         faults.request_timeout,
         faults.first_token_timeout,
         faults.stream_idle_timeout,

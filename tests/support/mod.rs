@@ -19,7 +19,7 @@ use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use tokio::task::JoinHandle;
 
 pub use client::{Answer, Client};
-pub use process::Process;
+pub use process::{Ended, Process, Signal};
 pub use worker::{Exchange, Worker};
 
 /// After this long a test that waits has failed. No claim is about time: it only ends what hangs.

@@ -22,7 +22,7 @@ use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::process::Process;
+use crate::process::{Process, Signal};
 use crate::soak_client::{Case, Client, Outcome};
 
 /// The longest that a request may take before it counts as hung: many times the longest answer.
@@ -123,6 +123,7 @@ struct Counts {
 /// What the process holds when nobody asks it for anything.
 struct Held {
     rss_kib: usize,
+    /// At rest without those of connections to workers.
     descriptors: usize,
 }
 
@@ -226,7 +227,7 @@ impl Soak {
         }
         say(format!("at rest: {}", self.report()));
         let mut held = self.held();
-        // Kept connections to workers have been judged, and there are a few more or less at any moment.
+        // Those have been judged: how many of them are kept is chance.
         held.descriptors = held.descriptors.saturating_sub(connections);
         held
     }
@@ -239,7 +240,7 @@ impl Soak {
             let arguments = self.fleet.arguments(conf, self.address.port(), "--upgrade");
             let mut successor = Process::start(&self.plan.binary, &arguments);
             successor.line("No incoming socket transfer").await;
-            self.process.signal("QUIT").await;
+            self.process.signal(Signal::Quit).await;
             successor.address().await;
             if !self.process.ended().await.success() {
                 self.panics.push("an upgraded process failed".to_owned());
@@ -256,7 +257,7 @@ impl Soak {
     }
 
     async fn end(mut self, verdict: &mut Verdict) {
-        self.process.signal("TERM").await;
+        self.process.signal(Signal::Terminate).await;
         if !self.process.ended().await.success() {
             verdict.broken.push("it did not leave well".to_owned());
         }
