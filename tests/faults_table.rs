@@ -49,19 +49,15 @@ async fn each_kind_of_fault_is_reached_and_its_ends_are_seen() {
 }
 
 #[tokio::test]
-async fn what_only_prefill_knows_is_found_in_the_answer_and_missed_where_it_is_not() {
-    let (said, _) = few_rounds(&["--scenarios", "logprobs of the prompt"])
+async fn logprobs_of_the_prompt_are_found_only_where_they_are() {
+    let (_, read) = few_rounds(&["--scenarios", "logprobs,a batch"])
         .await
         .unwrap();
-    let row = "logprobs of the prompt: are there";
-    let found = said.lines().find(|line| line.starts_with(row)).unwrap();
-    assert!(found.ends_with(" there"), "{said}");
-    // Ordinary requests to decode alone: nobody tells it of a room, so it answers without prefill.
-    let alone = "alone={mini-lb} --port {port} --prefill {decode1} none --decode {decode1}";
-    let (said, _) = few_rounds(&["--scenarios", "logprobs of the prompt", "--target", alone])
-        .await
-        .unwrap();
-    assert!(said.contains("alone serves nothing"), "{said}");
+    for reading in read["readings"].as_array().unwrap() {
+        let is_there = reading["scenario"] != "a batch";
+        let found = &reading["rounds"][0]["has_prompt_logprobs"];
+        assert_eq!(found, is_there, "{reading}");
+    }
 }
 
 #[tokio::test]

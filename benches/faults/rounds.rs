@@ -141,8 +141,10 @@ impl Course<'_> {
         }
         let asked_at = Instant::now();
         let mut client = Client::ask(self.address, scenario.path, &self.recorded.request);
-        let reached = timeout(CAP, self.moment(scenario.moment, &mut client)).await;
-        let is_reached = reached.unwrap_or(false);
+        let is_reached = scenario.moment == Moment::Asked
+            || timeout(CAP, self.moment(scenario, &mut client))
+                .await
+                .unwrap_or(false);
         let mut since = asked_at;
         let mut heard = None;
         if is_reached && scenario.leaves {
@@ -182,32 +184,31 @@ impl Course<'_> {
     }
 
     /// Waits for the moment of the fault; false when the request is over before.
-    async fn moment(&self, moment: Moment, client: &mut Client) -> bool {
-        let is_over = |heard: &Heard| heard.known_at().is_some();
-        match moment {
-            Moment::Asked => true,
-            Moment::BothLegs => {
-                let both = self.stage.until(|play| {
-                    let has = |is_prefill| {
-                        play.legs
-                            .iter()
-                            .any(|leg| leg.place.is_prefill() == is_prefill)
-                    };
-                    has(true) && has(false)
-                });
-                tokio::select! {
-                    biased;
-                    () = both => true,
-                    _ = client.heard.wait_for(is_over) => false,
-                }
+    async fn moment(&self, scenario: &Scenario, client: &mut Client) -> bool {
+        let waits_for_prefill =
+            scenario.moment == Moment::FirstEvent && scenario.has_prefill_served();
+        let both = self.stage.until(|play| {
+            let has = |is_prefill: bool| {
+                let mut legs = play.legs.iter();
+                legs.any(|leg| {
+                    let is_ready = !is_prefill || !waits_for_prefill || leg.end.is_some();
+                    leg.place.is_prefill() == is_prefill && is_ready
+                })
+            };
+            has(true) && has(false)
+        });
+        let mut heard = client.heard.clone();
+        let reached = async {
+            both.await;
+            if scenario.moment == Moment::FirstEvent {
+                // The client's task tells it before it ends.
+                let _ = heard.wait_for(Heard::has_begun).await;
             }
-            Moment::FirstEvent => {
-                let heard = client
-                    .heard
-                    .wait_for(|heard| heard.has_begun() || is_over(heard))
-                    .await;
-                heard.is_ok_and(|heard| heard.has_begun() && !is_over(&heard))
-            }
+        };
+        tokio::select! {
+            biased;
+            _ = client.heard.wait_for(|heard| heard.known_at().is_some()) => false,
+            () = reached => true,
         }
     }
 

@@ -28,7 +28,7 @@ pub enum Moment {
     Asked,
     /// When both workers have their leg.
     BothLegs,
-    /// When the client has the first bytes of the answer.
+    /// When they have, the client has the first bytes of the answer, and prefill is done where it ever is.
     FirstEvent,
 }
 
@@ -86,6 +86,11 @@ impl Scenario {
             leaves: false,
             ..self.clone()
         }
+    }
+
+    /// Whether prefill answers before anything goes wrong.
+    pub fn has_prefill_served(&self) -> bool {
+        self.prefill.contains(&SERVE)
     }
 
     /// Who refuses connections all the time.
