@@ -38,7 +38,12 @@ pub fn table(scenarios: &[Scenario], targets: &[String], all: &[Rounds], wanted:
                 Some(Rounds {
                     rounds: Ok(rounds), ..
                 }) => cell(*reading, rounds),
-                Some(Rounds { rounds: Err(_), .. }) => "failed".to_owned(),
+                Some(Rounds {
+                    rounds: Err(error), ..
+                }) => match error.rsplit_once("serves nothing of it: ") {
+                    Some((_, got)) => format!("not served: {got}"),
+                    None => "failed".to_owned(),
+                },
                 None => "-".to_owned(),
             }));
             rows.push(row);

@@ -99,13 +99,14 @@ async fn on_stage(
     course
         .warm_up(&scenario.without_fault())
         .await
-        .map_err(|got| format!("{} serves nothing: {got}", target.name))?;
+        .map_err(|got| format!("{} serves nothing of it: {got}", target.name))?;
     stage.end(scenario.down()).await;
     let (mut rounds, mut hung, begun) = (Vec::new(), 0, Instant::now());
     while rounds.len() < count && hung < HUNG_ROUNDS && begun.elapsed() < LONGEST {
         let round = course.round(scenario).await;
         hung += usize::from(round.is_reached && round.has_hung(scenario.leaves));
         rounds.push(round);
+        tokio::time::sleep(scenario.pause).await;
     }
     Ok(rounds)
 }

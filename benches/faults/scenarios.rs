@@ -1,5 +1,7 @@
 //! What goes wrong, when, and what is read of it: one row of the table for each reading.
 
+use std::time::Duration;
+
 use super::stage::{Act, First, Place, Then};
 
 /// One fault.
@@ -16,6 +18,8 @@ pub struct Scenario {
     /// Prefill workers that refuse connections all the time.
     pub refusing: Vec<usize>,
     pub moment: Moment,
+    /// Time between two requests of the client.
+    pub pause: Duration,
     /// Whether it is the client that fails, by leaving.
     pub leaves: bool,
     pub readings: &'static [Reading],
@@ -83,6 +87,7 @@ impl Scenario {
             decode: vec![SERVE; self.decode.len()],
             refusing: Vec::new(),
             moment: Moment::Asked,
+            pause: Duration::ZERO,
             leaves: false,
             ..self.clone()
         }
@@ -175,7 +180,7 @@ fn client_leaves() -> Vec<Scenario> {
         leaves(Scenario {
             prefill: vec![HOLD],
             decode: vec![HOLD],
-            ..whole("client leaves, no stream", "both legs at work")
+            ..whole("client leaves no stream", "both legs at work")
         }),
         Scenario {
             readings: &[Reading::DecodeEnds],
@@ -240,23 +245,30 @@ fn outages() -> Vec<Scenario> {
     };
     let refuse = "connections, all the time";
     let full = act(First::Nothing, Then::Status(503));
+    let of_two_full = Scenario {
+        readings: &[
+            Reading::Served,
+            Reading::Client,
+            Reading::PrefillRequests,
+            Reading::Retry,
+        ],
+        ..of_two(
+            "one prefill of two is full",
+            "503, the other serves",
+            vec![full, SERVE],
+        )
+    };
     vec![
         Scenario {
             refusing: vec![0],
             ..of_two("one prefill of two refuses", refuse, vec![SERVE, SERVE])
         },
+        of_two_full.clone(),
         Scenario {
-            readings: &[
-                Reading::Served,
-                Reading::Client,
-                Reading::PrefillRequests,
-                Reading::Retry,
-            ],
-            ..of_two(
-                "one prefill of two is full",
-                "503, the other serves",
-                vec![full, SERVE],
-            )
+            name: "one prefill is full at 5/s",
+            about: "the same with five requests a second",
+            pause: Duration::from_millis(200),
+            ..of_two_full
         },
         Scenario {
             refusing: vec![0, 1],
@@ -282,7 +294,7 @@ fn answers() -> Vec<Scenario> {
         served(Scenario {
             readings: LOGPROBS,
             recorded: "gen_logprob",
-            ..logprobs("logprobs, no stream", "of the prompt, /generate")
+            ..logprobs("logprobs and no stream", "of the prompt, /generate")
         }),
         served(Scenario {
             readings: &[Reading::Client, Reading::Rooms],
@@ -302,6 +314,7 @@ fn streamed(name: &'static str, about: &'static str) -> Scenario {
         decode: Vec::new(),
         refusing: Vec::new(),
         moment: Moment::BothLegs,
+        pause: Duration::ZERO,
         leaves: false,
         readings: &[],
     }
