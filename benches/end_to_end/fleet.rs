@@ -1,7 +1,6 @@
 //! The simulated workers behind the targets: without think time, each role in a process of its own.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,8 @@ use http_body_util::Full;
 use mini_lb::bench::fetch;
 use serde_json::Value;
 
+use super::support::balancer::{Worker, Workers};
+
 /// Which workers there are and how fast they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -18,20 +19,6 @@ pub struct Plan {
     pub of_each: usize,
     /// Time between two output tokens.
     pub gap: Duration,
-}
-
-/// A worker that serves.
-#[derive(Debug, Clone)]
-pub struct Worker {
-    pub address: SocketAddr,
-    /// Of a prefill worker.
-    pub bootstrap_port: Option<u16>,
-}
-
-impl Worker {
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
 }
 
 /// The workers of one workload.
@@ -78,6 +65,15 @@ impl Fleet {
             single: of("single")?,
             _processes: processes,
         })
+    }
+
+    /// The workers that a balancer is started with.
+    pub fn of_roles(&self) -> Workers<'_> {
+        Workers {
+            prefill: &self.prefill,
+            decode: &self.decode,
+            single: &self.single,
+        }
     }
 
     /// Asks every worker for its counters. To ask opens a connection to each one, which is not counted.

@@ -15,17 +15,18 @@
 //! | `workloads` | what is asked |
 //! | `targets` | who is asked, and its configuration |
 //! | `fleet` | the simulated workers, and what they counted |
-//! | `process` | CPU time and memory of a tree of processes |
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
 //! | `report` | tables, JSON, charts |
+//! | `support` | what it shares with the other benchmarks: programs, and what they use |
 
 #![allow(unreachable_pub)] // its parts are public to each other
 
 mod fleet;
 mod measure;
-mod process;
 mod report;
+#[path = "../support/mod.rs"]
+mod support;
 mod syscalls;
 mod targets;
 mod workloads;
@@ -36,11 +37,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
-
 use fleet::Fleet;
 use measure::{Effort, Reading, Run};
 use report::Start;
+use support::balancer::TARGET_HELP;
+use support::machine::text;
+use support::{named_command, run_to_its_end, write};
 use targets::{BUILT_IN, Kind, Running, Target};
 use workloads::{Group, Span, Workload};
 
@@ -49,10 +51,7 @@ use workloads::{Group, Span, Workload};
 #[command(
     name = "end_to_end",
     about = "CPU time, latency and memory of mini-lb beside plain proxies and other balancers",
-    after_help = "--target NAME=COMMAND measures another balancer. COMMAND is run by sh with these in it: {port}, {workers} \
-    (--prefill URL PORT .. --decode URL .., as sglang_router takes them), {prefill1}, {bootstrap1}, {decode1}, {single1} \
-    and so on, {mini-lb} (the binary). It serves when /health answers 200. For example:\n\
-    --target 'sglang-router=python -m sglang_router.launch_router --pd-disaggregation --port {port} {workers}'"
+    after_help = TARGET_HELP
 )]
 pub struct Arguments {
     /// A few requests in one round: shows that everything works, and measures nothing.
@@ -99,32 +98,8 @@ pub struct Arguments {
 
 #[allow(dead_code, reason = "a test includes this file")]
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            let ended = async {
-                let mut terminate = signal(SignalKind::terminate()).ok()?;
-                let mut interrupt = signal(SignalKind::interrupt()).ok()?;
-                tokio::select! { end = terminate.recv() => end, end = interrupt.recv() => end }
-            };
-            tokio::select! {
-                // What was started ends with it.
-                result = run(arguments, |text| println!("{text}")) => result,
-                _ = ended => Err("interrupted".to_owned()),
-            }
-        }),
-        Err(error) => Err(error.to_string()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("end_to_end: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let measured = run(Arguments::parse(), |text| println!("{text}"));
+    run_to_its_end("end_to_end", measured)
 }
 
 /// Measures, and says each table when it is there.
@@ -133,10 +108,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     let targets = chosen_targets(&arguments, &mut say)?;
     let names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
     let machine = report::machine();
-    say(machine
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\n"))
-        .collect());
+    say(text(&machine));
     let (mut readings, mut starts) = (Vec::new(), Vec::new());
     for workload in &workloads {
         let mut course = Course {
@@ -155,7 +127,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
         // After each one: who ends it early keeps what there is.
         if let Some(path) = &arguments.json {
             let json = report::as_json(&workloads, &names, &readings, &starts);
-            write(path.clone(), format!("{json:#}\n"))?;
+            write(path, &format!("{json:#}\n"))?;
         }
     }
     if !arguments.syscalls {
@@ -164,7 +136,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     say(report::starts(&names, &starts));
     for (name, chart) in report::charts(&names, &readings) {
         if let Some(directory) = &arguments.svg {
-            write(directory.join(name), chart.svg_file())?;
+            write(&directory.join(name), &chart.svg_file())?;
         }
     }
     Ok(())
@@ -366,13 +338,4 @@ fn chosen_targets(
         kind: Kind::Command(command.clone()),
     }));
     Ok(targets)
-}
-
-fn named_command(text: &str) -> Result<(String, String), String> {
-    let (name, command) = text.split_once('=').ok_or("NAME=COMMAND is needed")?;
-    Ok((name.to_owned(), command.to_owned()))
-}
-
-fn write(path: PathBuf, text: String) -> Result<(), String> {
-    fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -167,7 +167,7 @@ impl Run<'_> {
     fn reading(
         &self,
         measured: Measured,
-        memory: Option<super::process::Memory>,
+        memory: Option<super::support::process::Memory>,
         before: Counts,
         after: Counts,
     ) -> Reading {
@@ -221,7 +221,7 @@ struct Measured {
     tally: Tally,
 }
 
-struct Stopwatch(Option<super::process::Cpu>);
+struct Stopwatch(Option<super::support::process::Cpu>);
 
 impl Stopwatch {
     fn start(running: &Running) -> Stopwatch {

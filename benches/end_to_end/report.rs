@@ -1,8 +1,6 @@
 //! Readings as tables, JSON and charts.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::process::Command;
 
 use mini_lb::bench::Summary;
 use mini_lb::bench::plot::{Chart, Scale, Series};
@@ -11,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Reading;
+use super::support::machine;
 use super::workloads::{Unit, Workload};
 
 /// The target that all others are compared with.
@@ -225,35 +224,7 @@ pub fn as_json(
 
 /// What the numbers were measured on and with.
 pub fn machine() -> BTreeMap<&'static str, String> {
-    let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpus = file("/proc/cpuinfo");
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let version = |program: &str| {
-        let output = Command::new(program).arg("-v").output();
-        let said = output
-            .map(|output| [output.stdout, output.stderr].concat())
-            .unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        said.lines().next().unwrap_or("not installed").to_owned()
-    };
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    BTreeMap::from([
-        (
-            "cpu",
-            model.map_or(String::new(), |(_, model)| model.to_owned()),
-        ),
-        ("cores", cores.to_string()),
-        (
-            "kernel",
-            file("/proc/sys/kernel/osrelease").trim().to_owned(),
-        ),
-        ("load", file("/proc/loadavg").trim().to_owned()),
-        ("mini-lb", env!("CARGO_PKG_VERSION").to_owned()),
-        ("nginx", version("nginx")),
-        ("haproxy", version("haproxy")),
-    ])
+    machine::machine(&["nginx", "haproxy"])
 }
 
 /// Cost against concurrency and against the size of the body, where these were measured.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mini_lb::bench::table::{columns, number};
 
 use super::measure::{Effort, Run};
-use super::process::threads;
+use super::support::process::threads;
 use super::targets::Running;
 use super::workloads::Unit;
 

@@ -2,23 +2,17 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderValue, Request};
-use http_body_util::Full;
-use mini_lb::bench::fetch;
-
-use super::fleet::{Fleet, Worker};
-use super::process::Program;
+use super::fleet::Fleet;
+use super::support::balancer::{MINI_LB, Worker, free_port, serving};
+use super::support::process::Program;
 
 /// Connections to a worker that nginx keeps open.
 const NGINX_KEEPALIVE: usize = 512;
-/// A target that serves nothing by then does not start.
-const START: Duration = Duration::from_secs(120);
 
 /// Who is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,19 +115,11 @@ impl Target {
         }
         let port = free_port()?;
         let mut command = self.command(mini_lb, fleet, port, files.path())?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         let log = files.path().join("log");
         let begun = Instant::now();
-        let mut program = Program::start(&mut command, &log)?;
-        while !is_ready(address).await {
-            if program.has_ended() || begun.elapsed() > START {
-                let said = fs::read_to_string(&log).unwrap_or_default();
-                return Err(format!("{} did not start: {}", self.name, said.trim()));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let program = serving(&self.name, &mut command, port, &log).await?;
         Ok(Running {
-            addresses: vec![address],
+            addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
             program: Some(program),
             legs,
             started_in: begun.elapsed(),
@@ -170,64 +156,17 @@ impl Target {
                     .args(["-db", "-f"])
                     .arg(written(files, "haproxy.cfg", &text)?);
             }
-            Kind::MiniLb | Kind::MiniLbQuiet => {
-                command = Command::new(mini_lb);
-                command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-                command.args(worker_args(fleet).split_whitespace());
-                if self.kind == Kind::MiniLbQuiet {
-                    command.args(["--log-level", "warn"]);
-                }
-                // Somebody's settings are not the default.
-                for (name, _) in std::env::vars_os() {
-                    if name.to_string_lossy().starts_with("MINI_LB_") {
-                        command.env_remove(name);
-                    }
-                }
+            Kind::MiniLb => command = fleet.of_roles().command(MINI_LB, mini_lb, port),
+            Kind::MiniLbQuiet => {
+                let quiet = format!("{MINI_LB} --log-level warn");
+                command = fleet.of_roles().command(&quiet, mini_lb, port);
             }
             Kind::Command(template) => {
-                command = Command::new("sh");
-                // In place of the shell, so that the shell is not measured.
-                let line = format!("exec {}", filled(template, mini_lb, fleet, port));
-                command.arg("-c").arg(line);
+                command = fleet.of_roles().command(template, mini_lb, port);
             }
         }
         Ok(command)
     }
-}
-
-/// The command line of a foreign target: ports and URLs in the places of their names.
-fn filled(template: &str, mini_lb: &str, fleet: &Fleet, port: u16) -> String {
-    let mut line = template
-        .replace("{port}", &port.to_string())
-        .replace("{mini-lb}", mini_lb)
-        .replace("{workers}", &worker_args(fleet));
-    for (role, workers) in [
-        ("prefill", &fleet.prefill),
-        ("decode", &fleet.decode),
-        ("single", &fleet.single),
-    ] {
-        for (index, worker) in workers.iter().enumerate() {
-            line = line.replace(&format!("{{{role}{}}}", index + 1), &worker.url());
-            if let Some(bootstrap_port) = worker.bootstrap_port {
-                let name = format!("{{bootstrap{}}}", index + 1);
-                line = line.replace(&name, &bootstrap_port.to_string());
-            }
-        }
-    }
-    line
-}
-
-/// The flags that mini-lb and sglang_router share.
-fn worker_args(fleet: &Fleet) -> String {
-    let mut flags = String::new();
-    for worker in &fleet.prefill {
-        let port = worker.bootstrap_port.unwrap_or_default();
-        let _ = write!(flags, "--prefill {} {port} ", worker.url());
-    }
-    for worker in &fleet.decode {
-        let _ = write!(flags, "--decode {} ", worker.url());
-    }
-    flags
 }
 
 /// The cheapest way to pass HTTP on with nginx: connections kept, nothing buffered, nothing logged.
@@ -284,21 +223,4 @@ fn written(files: &Path, name: &str, text: &str) -> Result<PathBuf, String> {
     let path = files.join(name);
     fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path)
-}
-
-/// Nobody listens there now; it is taken at once.
-fn free_port() -> Result<u16, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    Ok(address.port())
-}
-
-async fn is_ready(address: SocketAddr) -> bool {
-    let mut request = Request::new(Full::<Bytes>::default());
-    *request.uri_mut() = http::Uri::from_static("/health");
-    request
-        .headers_mut()
-        .insert(http::header::HOST, HeaderValue::from_static("target"));
-    let asked = tokio::time::timeout(Duration::from_secs(1), fetch(address, request)).await;
-    matches!(asked, Ok(Ok(answer)) if answer.status() == 200)
 }

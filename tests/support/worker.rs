@@ -44,6 +44,8 @@ impl Worker {
             loop {
                 let stream = tokio::select! {
                     Ok((stream, _)) = listener.accept() => {
+                        // What is sent is there, also when it is the second piece of something.
+                        let _ = stream.set_nodelay(true);
                         count.fetch_add(1, Ordering::SeqCst);
                         stream
                     }
@@ -197,12 +199,14 @@ impl Exchange {
 
     /// Waits until the other side has closed the connection.
     pub async fn closed(mut self) {
+        soon("the leg is closed", self.until_closed()).await;
+    }
+
+    /// Likewise, however long it takes, and something may still be sent meanwhile.
+    pub async fn until_closed(&mut self) {
         let mut rest = [0; 1024];
         // A reset is a close too.
-        soon("the leg is closed", async {
-            while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
-        })
-        .await;
+        while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
     }
 
     /// Closes the connection so that the other side sees a reset.

@@ -1,0 +1,115 @@
+//! Answers of real workers, to be said again: whole, as their opening, event by event, or half.
+//!
+//! Source: SGLang 0.5.23, `tests/fixtures/sglang-0.5.23`.
+
+use std::fs;
+
+use memchr::memmem;
+use serde_json::Value;
+
+/// One request with the answers of both workers.
+#[derive(Debug, Clone, Default)]
+pub struct Recorded {
+    /// The client's body.
+    pub request: String,
+    pub prefill: Reply,
+    pub decode: Reply,
+}
+
+/// An answer as it was on the wire.
+#[derive(Debug, Clone, Default)]
+pub struct Reply {
+    bytes: Vec<u8>,
+    /// Where the head ends.
+    head: usize,
+    /// Where each chunk ends; of an answer with a length, nothing.
+    chunks: Vec<usize>,
+}
+
+impl Recorded {
+    /// By the name of its directory.
+    pub fn read(name: &str) -> Result<Recorded, String> {
+        Ok(Recorded {
+            request: String::from_utf8(file(name, "request.json")?)
+                .map_err(|error| format!("{name}: {error}"))?,
+            prefill: Reply::of(file(name, "prefill.http")?),
+            decode: Reply::of(file(name, "decode.http")?),
+        })
+    }
+
+    /// Whether the answer is a stream of events.
+    pub fn is_stream(&self) -> bool {
+        !self.decode.chunks.is_empty()
+    }
+}
+
+impl Reply {
+    fn of(bytes: Vec<u8>) -> Reply {
+        let head = memmem::find(&bytes, b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+        let mut chunks = Vec::new();
+        let (mut at, is_chunked) = (
+            head,
+            memmem::find(&bytes[..head], b"Transfer-Encoding: chunked").is_some(),
+        );
+        while is_chunked && let Some(line) = memmem::find(&bytes[at..], b"\r\n") {
+            let size = std::str::from_utf8(&bytes[at..at + line]).unwrap_or_default();
+            let Ok(size @ 1..) = usize::from_str_radix(size, 16) else {
+                break;
+            };
+            at += line + 2 + size + 2;
+            chunks.push(at);
+        }
+        Reply {
+            bytes,
+            head,
+            chunks,
+        }
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The head and the first event.
+    pub fn opening(&self) -> &[u8] {
+        &self.bytes[..self.chunks.first().copied().unwrap_or(self.head)]
+    }
+
+    /// An event from the middle.
+    pub fn event(&self) -> &[u8] {
+        match self.chunks[..] {
+            [_, before, end, ..] | [before, end] => &self.bytes[before..end],
+            _ => &[],
+        }
+    }
+
+    /// The head and half of the body.
+    pub fn half(&self) -> &[u8] {
+        &self.bytes[..usize::midpoint(self.head, self.bytes.len())]
+    }
+}
+
+/// What a worker answers to a question that is no request for tokens.
+pub fn about_the_worker(path: &str, is_prefill: bool) -> Option<Value> {
+    let name = match path {
+        "/server_info" | "/get_server_info" => "d_get_P_server_info",
+        "/model_info" | "/get_model_info" => "d_get_P_model_info",
+        "/v1/models" => "d_get_P_v1_models",
+        "/v1/loads" => "d_get_P_v1_loads",
+        "/health" | "/health_generate" | "/abort_request" => return Some(Value::Null),
+        _ => return None,
+    };
+    let reply = Reply::of(file(name, "prefill.http").ok()?);
+    let mut said: Value = serde_json::from_slice(&reply.bytes[reply.head..]).ok()?;
+    if let Some(mode) = said.get_mut("disaggregation_mode") {
+        *mode = if is_prefill { "prefill" } else { "decode" }.into();
+    }
+    Some(said)
+}
+
+fn file(name: &str, part: &str) -> Result<Vec<u8>, String> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let path = format!("{root}/tests/fixtures/sglang-0.5.23/{name}/{part}");
+    fs::read(&path).map_err(|error| format!("{path}: {error}"))
+}

@@ -1,0 +1,340 @@
+//! What goes wrong, when, and what is read of it: one row of the table for each reading.
+
+use std::time::Duration;
+
+use super::stage::{Act, First, Place, Then};
+
+/// One fault.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// The request, and what the workers answer when they do: a directory of recorded answers.
+    pub recorded: &'static str,
+    pub path: &'static str,
+    /// What each worker does; as many as there are.
+    pub prefill: Vec<Act>,
+    pub decode: Vec<Act>,
+    /// Prefill workers that refuse connections all the time.
+    pub refusing: Vec<usize>,
+    pub moment: Moment,
+    /// Time between two requests of the client.
+    pub pause: Duration,
+    /// Whether it is the client that fails, by leaving.
+    pub leaves: bool,
+    pub readings: &'static [Reading],
+}
+
+/// When it goes wrong: from then on time is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// From the start, when the request is sent.
+    Asked,
+    /// When both workers have their leg.
+    BothLegs,
+    /// When they have, the client has the first bytes of the answer, and prefill is done where it ever is.
+    FirstEvent,
+}
+
+/// What is read of each round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Time until the client knows what it has got, and what that is.
+    Client,
+    /// Time until all legs at prefill have ended.
+    PrefillEnds,
+    /// Time until all legs at decode have ended.
+    DecodeEnds,
+    /// Share of the requests that were served.
+    Served,
+    /// Requests that the prefill workers saw for one of the client.
+    PrefillRequests,
+    /// Requests that the decode workers saw for one of the client.
+    DecodeRequests,
+    /// Whether other legs came after one had failed, and in which room.
+    Retry,
+    /// Whether the client has the logprobs of the prompt, which only prefill knows.
+    PromptLogprobs,
+    /// How many rooms a leg has.
+    Rooms,
+}
+
+const SERVE: Act = act(First::Nothing, Then::Serve);
+const HOLD: Act = act(First::Nothing, Then::Hold);
+const OPEN: Act = act(First::Opening, Then::Hold);
+
+const CLIENT_AND_DECODE: &[Reading] = &[Reading::Client, Reading::DecodeEnds];
+const CLIENT_AND_PREFILL: &[Reading] = &[Reading::Client, Reading::PrefillEnds];
+const BOTH_END: &[Reading] = &[Reading::PrefillEnds, Reading::DecodeEnds];
+const ALL_THREE: &[Reading] = &[Reading::Client, Reading::PrefillEnds, Reading::DecodeEnds];
+
+/// Every fault, in the order of the table.
+pub fn all() -> Vec<Scenario> {
+    let mut all = prefill_fails();
+    all.extend(decode_fails());
+    all.extend(client_leaves());
+    all.extend(silence());
+    all.extend(outages());
+    all.extend(answers());
+    all
+}
+
+impl Scenario {
+    /// The same with workers that do what they should: what is asked until the balancer serves.
+    pub fn without_fault(&self) -> Scenario {
+        Scenario {
+            prefill: vec![SERVE; self.prefill.len()],
+            decode: vec![SERVE; self.decode.len()],
+            refusing: Vec::new(),
+            moment: Moment::Asked,
+            pause: Duration::ZERO,
+            leaves: false,
+            ..self.clone()
+        }
+    }
+
+    /// Whether prefill answers before anything goes wrong.
+    pub fn has_prefill_served(&self) -> bool {
+        self.prefill.contains(&SERVE)
+    }
+
+    /// Who refuses connections all the time.
+    pub fn down(&self) -> impl Iterator<Item = Place> {
+        self.refusing.iter().copied().map(Place::Prefill)
+    }
+}
+
+fn prefill_fails() -> Vec<Scenario> {
+    let fails = |name, about, then| Scenario {
+        prefill: vec![act(First::Nothing, then)],
+        decode: vec![HOLD],
+        readings: CLIENT_AND_DECODE,
+        ..streamed(name, about)
+    };
+    vec![
+        fails("prefill answers 500", "decode waits", Then::Status(500)),
+        fails("prefill closes", "decode waits", Then::Close),
+        fails(
+            "prefill dies",
+            "reset, then refused; decode waits",
+            Then::Die,
+        ),
+    ]
+}
+
+fn decode_fails() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            prefill: vec![HOLD],
+            decode: vec![act(First::Nothing, Then::Status(500))],
+            readings: CLIENT_AND_PREFILL,
+            ..streamed("decode answers 500", "prefill is busy")
+        },
+        Scenario {
+            prefill: vec![HOLD],
+            decode: vec![act(First::Nothing, Then::Close)],
+            readings: CLIENT_AND_PREFILL,
+            ..streamed("decode closes", "before its first byte, prefill is busy")
+        },
+        Scenario {
+            prefill: vec![SERVE],
+            decode: vec![act(First::Opening, Then::Close)],
+            moment: Moment::FirstEvent,
+            readings: &[Reading::Client],
+            ..streamed("decode cuts a stream", "prefill has answered")
+        },
+        Scenario {
+            prefill: vec![OPEN],
+            decode: vec![act(First::Opening, Then::Close)],
+            moment: Moment::FirstEvent,
+            readings: CLIENT_AND_PREFILL,
+            ..streamed(
+                "decode cuts a stream early",
+                "prefill's answer has begun, not ended",
+            )
+        },
+        Scenario {
+            prefill: vec![SERVE],
+            decode: vec![act(First::Half, Then::Close)],
+            readings: &[Reading::Client],
+            ..whole(
+                "decode cuts an answer",
+                "that is no stream, half of it sent",
+            )
+        },
+    ]
+}
+
+fn client_leaves() -> Vec<Scenario> {
+    let leaves = |scenario: Scenario| Scenario {
+        leaves: true,
+        readings: BOTH_END,
+        ..scenario
+    };
+    vec![
+        leaves(Scenario {
+            prefill: vec![HOLD],
+            decode: vec![HOLD],
+            ..streamed("client leaves early", "before the first byte of a stream")
+        }),
+        leaves(Scenario {
+            prefill: vec![HOLD],
+            decode: vec![HOLD],
+            ..whole("client leaves no stream", "both legs at work")
+        }),
+        Scenario {
+            readings: &[Reading::DecodeEnds],
+            ..leaves(Scenario {
+                prefill: vec![SERVE],
+                decode: vec![OPEN],
+                moment: Moment::FirstEvent,
+                ..streamed("client leaves a stream", "prefill has answered")
+            })
+        },
+        leaves(Scenario {
+            prefill: vec![OPEN],
+            decode: vec![OPEN],
+            moment: Moment::FirstEvent,
+            ..streamed(
+                "client leaves a young stream",
+                "prefill's answer has begun, not ended",
+            )
+        }),
+        leaves(Scenario {
+            prefill: vec![HOLD],
+            decode: vec![OPEN],
+            ..logprobs(
+                "client leaves a merge",
+                "decode streams, prefill is waited for",
+            )
+        }),
+    ]
+}
+
+fn silence() -> Vec<Scenario> {
+    let silent = |name, about, prefill, readings| Scenario {
+        prefill: vec![prefill],
+        decode: vec![HOLD],
+        readings,
+        ..streamed(name, about)
+    };
+    vec![
+        silent("prefill never answers", "nor does decode", HOLD, ALL_THREE),
+        silent(
+            "decode never answers",
+            "prefill has",
+            SERVE,
+            CLIENT_AND_DECODE,
+        ),
+    ]
+}
+
+fn outages() -> Vec<Scenario> {
+    const READINGS: &[Reading] = &[
+        Reading::Served,
+        Reading::Client,
+        Reading::PrefillRequests,
+        Reading::DecodeRequests,
+    ];
+    let of_two = |name, about, prefill| Scenario {
+        prefill,
+        decode: vec![SERVE],
+        moment: Moment::Asked,
+        readings: READINGS,
+        ..whole(name, about)
+    };
+    let refuse = "connections, all the time";
+    let full = act(First::Nothing, Then::Status(503));
+    let of_two_full = Scenario {
+        readings: &[
+            Reading::Served,
+            Reading::Client,
+            Reading::PrefillRequests,
+            Reading::Retry,
+        ],
+        ..of_two(
+            "one prefill of two is full",
+            "503, the other serves",
+            vec![full, SERVE],
+        )
+    };
+    vec![
+        Scenario {
+            refusing: vec![0],
+            ..of_two("one prefill of two refuses", refuse, vec![SERVE, SERVE])
+        },
+        of_two_full.clone(),
+        Scenario {
+            name: "one prefill is full at 5/s",
+            about: "the same with five requests a second",
+            pause: Duration::from_millis(200),
+            ..of_two_full
+        },
+        Scenario {
+            refusing: vec![0, 1],
+            ..of_two("all prefills refuse", refuse, vec![SERVE, SERVE])
+        },
+        of_two("all prefills are full", "503", vec![full, full]),
+    ]
+}
+
+fn answers() -> Vec<Scenario> {
+    let served = |scenario: Scenario| Scenario {
+        prefill: vec![SERVE],
+        decode: vec![SERVE],
+        moment: Moment::Asked,
+        ..scenario
+    };
+    const LOGPROBS: &[Reading] = &[Reading::Client, Reading::PromptLogprobs];
+    vec![
+        served(Scenario {
+            readings: LOGPROBS,
+            ..logprobs("logprobs of the prompt", "in a stream of /generate")
+        }),
+        served(Scenario {
+            readings: LOGPROBS,
+            recorded: "gen_logprob",
+            ..logprobs("logprobs and no stream", "of the prompt, /generate")
+        }),
+        served(Scenario {
+            readings: &[Reading::Client, Reading::Rooms],
+            recorded: "gen_batch",
+            ..logprobs("a batch", "of two prompts, /generate")
+        }),
+    ]
+}
+
+fn streamed(name: &'static str, about: &'static str) -> Scenario {
+    Scenario {
+        name,
+        about,
+        recorded: "chat_stream",
+        path: "/v1/chat/completions",
+        prefill: Vec::new(),
+        decode: Vec::new(),
+        refusing: Vec::new(),
+        moment: Moment::BothLegs,
+        pause: Duration::ZERO,
+        leaves: false,
+        readings: &[],
+    }
+}
+
+fn whole(name: &'static str, about: &'static str) -> Scenario {
+    Scenario {
+        recorded: "chat_nonstream",
+        ..streamed(name, about)
+    }
+}
+
+fn logprobs(name: &'static str, about: &'static str) -> Scenario {
+    Scenario {
+        recorded: "gen_logprob_stream",
+        path: "/generate",
+        ..streamed(name, about)
+    }
+}
+
+const fn act(first: First, then: Then) -> Act {
+    Act { first, then }
+}

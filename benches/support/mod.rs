@@ -1,0 +1,60 @@
+//! What the benchmarks share: balancers as programs, what they use, and what they run on.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `balancer` | a balancer in front of workers: its command line, its start |
+//! | `process` | CPU time and memory of a tree of processes |
+//! | `machine` | the machine, and the versions of programs |
+
+#![allow(dead_code, reason = "each benchmark uses its own part")]
+
+pub mod balancer;
+pub mod machine;
+pub mod process;
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs a benchmark on one thread. A signal ends it, and what it has started.
+pub fn run_to_its_end(name: &str, benchmark: impl Future<Output = Result<(), String>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            let ended = async {
+                let mut terminate = signal(SignalKind::terminate()).ok()?;
+                let mut interrupt = signal(SignalKind::interrupt()).ok()?;
+                tokio::select! { end = terminate.recv() => end, end = interrupt.recv() => end }
+            };
+            tokio::select! {
+                // What was started ends with it.
+                result = benchmark => result,
+                _ = ended => Err("interrupted".to_owned()),
+            }
+        }),
+        Err(error) => Err(error.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--target NAME=COMMAND`.
+pub fn named_command(text: &str) -> Result<(String, String), String> {
+    let (name, command) = text.split_once('=').ok_or("NAME=COMMAND is needed")?;
+    Ok((name.to_owned(), command.to_owned()))
+}
+
+/// Writes a file of results.
+pub fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
