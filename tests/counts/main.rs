@@ -86,10 +86,20 @@ async fn allocations(of: &str, unit: Unit) -> Counts {
     let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
     let watched = Allocated::start(&prefill, &decode).await;
     let address = watched.address;
-    let mut scene = Scene::new(watched, prefill, decode, address, 1).await;
+    let mut scene = Scene::new(watched, Some(prefill), decode, address, 1).await;
     let counts = per_unit(&mut scene, &unit).await;
     baseline::check(&format!("allocations, {of}"), &counts);
     counts
+}
+
+/// The same of a plain proxy, for comparison.
+async fn allocations_of_pingora(of: &str, unit: Unit) {
+    let worker = Worker::listen().await;
+    let watched = Allocated::plain(&worker);
+    let address = watched.address;
+    let mut scene = Scene::new(watched, None, worker, address, 1).await;
+    let counts = per_unit(&mut scene, &unit).await;
+    baseline::check(&format!("allocations, {of}, Pingora alone"), &counts);
 }
 
 async fn system_calls(of: &str, unit: Unit, clients: usize) {
@@ -100,7 +110,7 @@ async fn system_calls(of: &str, unit: Unit, clients: usize) {
         return;
     };
     let address = watched.address;
-    let mut scene = Scene::new(watched, prefill, decode, address, clients).await;
+    let mut scene = Scene::new(watched, Some(prefill), decode, address, clients).await;
     let counts = per_unit(&mut scene, &unit).await;
     baseline::check(&format!("system calls, {of}"), &counts);
 }
@@ -134,6 +144,14 @@ async fn a_long_prompt_allocates_no_more_than_recorded() {
     let counts = allocations("prompt of 1 MiB", Unit::long_prompt()).await;
     // Whatever is recorded: a body is there once, and once more for what the socket hands over.
     assert!(counts["bytes"] < 3.0 * f64::from(1 << 20), "{counts:?}");
+}
+
+/// Not ours, but what ours is compared with: it changes when Pingora does.
+#[tokio::test]
+async fn pingora_alone_allocates_as_recorded() {
+    allocations_of_pingora("small chat", Unit::small_chat()).await;
+    allocations_of_pingora("event of a streamed chat", Unit::passing_events()).await;
+    allocations_of_pingora("prompt of 1 MiB", Unit::long_prompt()).await;
 }
 
 #[tokio::test]
