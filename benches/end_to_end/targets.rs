@@ -13,6 +13,7 @@ use http_body_util::Full;
 use mini_lb::bench::fetch;
 
 use super::fleet::{Fleet, Worker};
+use super::instructions::under_callgrind;
 use super::process::Program;
 
 /// Connections to a worker that nginx keeps open.
@@ -46,6 +47,8 @@ pub enum Kind {
 pub struct Target {
     pub name: String,
     pub kind: Kind,
+    /// Whether its instructions are counted, which makes it slow.
+    pub under_callgrind: bool,
 }
 
 /// The targets that have names of their own.
@@ -78,7 +81,8 @@ pub struct Running {
     pub legs: Legs,
     /// From its start to its first 200.
     pub started_in: Duration,
-    _files: tempfile::TempDir,
+    /// What it was given to read, and writes.
+    pub files: tempfile::TempDir,
 }
 
 impl Target {
@@ -116,11 +120,14 @@ impl Target {
                 program: None,
                 legs,
                 started_in: Duration::ZERO,
-                _files: files,
+                files,
             });
         }
         let port = free_port()?;
         let mut command = self.command(mini_lb, fleet, port, files.path())?;
+        if self.under_callgrind {
+            command = under_callgrind(&command, files.path());
+        }
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let log = files.path().join("log");
         let begun = Instant::now();
@@ -137,7 +144,7 @@ impl Target {
             program: Some(program),
             legs,
             started_in: begun.elapsed(),
-            _files: files,
+            files,
         })
     }
 
