@@ -35,12 +35,12 @@ pub(crate) fn check(unit: &str, counts: &Counts) {
             let recorded = recorded.get(name).copied();
             let slack = slack(unit, name, recorded.unwrap_or_default());
             let far = distance(counts[name], recorded, slack)?;
-            Some(format!("{name} {far}"))
+            Some(format!("{name}: {far}"))
         })
         .collect();
     assert!(
         far.is_empty(),
-        "{unit}: {}.\n{}Where that is right: {RECORD}=1 cargo test --test counts, and commit {FILE}",
+        "{unit}; {}.\n{}Where that is right: {RECORD}=1 cargo test --test counts, and commit {FILE}",
         far.join(", "),
         table(&recorded, counts)
     );
@@ -62,14 +62,14 @@ fn slack(unit: &str, name: &str, recorded: f64) -> f64 {
 /// In words, when a count is too far from the recorded one.
 fn distance(count: f64, recorded: Option<f64>, slack: f64) -> Option<String> {
     let Some(recorded) = recorded else {
-        return Some("is not recorded".to_owned());
+        return Some("not recorded".to_owned());
     };
     if count > recorded + slack {
-        return Some("is more than recorded".to_owned());
+        return Some("more than recorded".to_owned());
     }
     // What was won is not to be lost again unnoticed. An optimized build may always need less.
     let is_won = count < recorded - slack && cfg!(debug_assertions);
-    is_won.then(|| "is less than recorded, well done".to_owned())
+    is_won.then(|| "less than recorded, well done".to_owned())
 }
 
 fn table(recorded: &Counts, counts: &Counts) -> String {
