@@ -4,6 +4,7 @@
 //! cargo bench --bench end_to_end -- --short
 //! cargo bench --bench end_to_end -- --workloads all --json cost.json --svg .
 //! cargo bench --bench end_to_end -- --syscalls --workloads chat-1,chat-64,stream-256
+//! cargo bench --bench end_to_end -- --instructions --targets nginx,mini-lb
 //! ```
 //!
 //! One process sends the load and reads the others' CPU time from /proc; workers are simulated and do not think. For
@@ -17,12 +18,14 @@
 //! | `fleet` | the simulated workers, and what they counted |
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
+//! | `instructions` | the same under callgrind |
 //! | `report` | tables, JSON, charts |
 //! | `support` | what it shares with the other benchmarks: programs, and what they use |
 
 #![allow(unreachable_pub)] // its parts are public to each other
 
 mod fleet;
+mod instructions;
 mod measure;
 mod report;
 #[path = "../support/mod.rs"]
@@ -82,6 +85,12 @@ pub struct Arguments {
     /// Requests under strace.
     #[arg(long, default_value_t = 2000)]
     pub syscall_requests: u64,
+    /// Count instructions with valgrind's callgrind instead.
+    #[arg(long, conflicts_with = "syscalls")]
+    pub instructions: bool,
+    /// Requests under callgrind.
+    #[arg(long, default_value_t = 500)]
+    pub instruction_requests: u64,
     /// Another binary of mini-lb than the one that was built with this.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_mini-lb"))]
     pub mini_lb: String,
@@ -122,6 +131,10 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
             say(course.trace(&targets).await?);
             continue;
         }
+        if arguments.instructions {
+            say(course.instructions(&targets).await?);
+            continue;
+        }
         readings.extend(course.rounds(&targets, &mut say).await);
         say(report::table(workload, &names, &readings));
         // After each one: who ends it early keeps what there is.
@@ -129,6 +142,10 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
             let json = report::as_json(&workloads, &names, &readings, &starts);
             write(path, &format!("{json:#}\n"))?;
         }
+    }
+    if arguments.instructions {
+        // Times of start say nothing under callgrind.
+        return Ok(());
     }
     if !arguments.syscalls {
         say(report::ratios(&workloads, &names, &readings));
@@ -250,6 +267,32 @@ impl Course<'_> {
 
     /// System calls of every target.
     async fn trace(&mut self, targets: &[Target]) -> Result<String, String> {
+        let requests = self.arguments.syscall_requests;
+        let count = async |run: Run<'_>, running: &Running, asked: &mut u64| {
+            run.system_calls(running, requests, asked).await
+        };
+        let (counts, notes) = self.counted(targets, count).await?;
+        let table = syscalls::table(&self.workload.name, self.workload.unit, &counts);
+        Ok(notes + &table)
+    }
+
+    /// Instructions of every target.
+    async fn instructions(&mut self, targets: &[Target]) -> Result<String, String> {
+        let requests = self.arguments.instruction_requests;
+        let count = async |run: Run<'_>, running: &Running, asked: &mut u64| {
+            run.instructions(running, requests, asked).await
+        };
+        let (counts, notes) = self.counted(targets, count).await?;
+        let table = instructions::table(&self.workload.name, self.workload.unit, &counts);
+        Ok(notes + &table)
+    }
+
+    /// What is counted of each target, with its name, and what is to be said of those that do not start.
+    async fn counted<T>(
+        &mut self,
+        targets: &[Target],
+        count: impl AsyncFn(Run<'_>, &Running, &mut u64) -> Result<Option<T>, String>,
+    ) -> Result<(Vec<(String, T)>, String), String> {
         let (mut counts, mut notes) = (Vec::new(), String::new());
         for target in targets {
             let running = match self.enter(target).await {
@@ -260,14 +303,12 @@ impl Course<'_> {
                     continue;
                 }
             };
-            let (requests, mut asked) = (self.arguments.syscall_requests, self.asked);
-            let run = self.run_of(target, 0);
-            let traced = run.system_calls(&running, requests, &mut asked).await?;
+            let mut asked = self.asked;
+            let counted = count(self.run_of(target, 0), &running, &mut asked).await?;
             self.asked = asked;
-            counts.extend(traced.map(|traced| (target.name.clone(), traced)));
+            counts.extend(counted.map(|counted| (target.name.clone(), counted)));
         }
-        let table = syscalls::table(&self.workload.name, self.workload.unit, &counts);
-        Ok(notes + &table)
+        Ok((counts, notes))
     }
 
     async fn start(&mut self, target: &Target) -> Result<Running, String> {
@@ -327,6 +368,7 @@ fn chosen_targets(
         let target = Target {
             name: name.to_owned(),
             kind,
+            under_callgrind: arguments.instructions,
         };
         match target.is_there() {
             true => targets.push(target),
@@ -336,6 +378,7 @@ fn chosen_targets(
     targets.extend(arguments.target.iter().map(|(name, command)| Target {
         name: name.clone(),
         kind: Kind::Command(command.clone()),
+        under_callgrind: arguments.instructions,
     }));
     Ok(targets)
 }

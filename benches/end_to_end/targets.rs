@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
+use super::instructions::under_callgrind;
 use super::support::balancer::{MINI_LB, Worker, free_port, serving};
 use super::support::process::Program;
 
@@ -40,6 +41,8 @@ pub enum Kind {
 pub struct Target {
     pub name: String,
     pub kind: Kind,
+    /// Whether its instructions are counted, which makes it slow.
+    pub under_callgrind: bool,
 }
 
 /// The targets that have names of their own.
@@ -72,7 +75,8 @@ pub struct Running {
     pub legs: Legs,
     /// From its start to its first 200.
     pub started_in: Duration,
-    _files: tempfile::TempDir,
+    /// What it was given to read, and writes.
+    pub files: tempfile::TempDir,
 }
 
 impl Target {
@@ -110,11 +114,14 @@ impl Target {
                 program: None,
                 legs,
                 started_in: Duration::ZERO,
-                _files: files,
+                files,
             });
         }
         let port = free_port()?;
         let mut command = self.command(mini_lb, fleet, port, files.path())?;
+        if self.under_callgrind {
+            command = under_callgrind(&command, files.path());
+        }
         let log = files.path().join("log");
         let begun = Instant::now();
         let program = serving(&self.name, &mut command, port, &log).await?;
@@ -123,7 +130,7 @@ impl Target {
             program: Some(program),
             legs,
             started_in: begun.elapsed(),
-            _files: files,
+            files,
         })
     }
 
