@@ -196,11 +196,15 @@ impl ReplacedBody {
 
     /// The tasks that may go to the client now: a head waits for the first byte of its body.
     fn release(&mut self, tasks: Vec<HttpTask>) -> (Vec<HttpTask>, Option<Box<Error>>) {
+        // Every event of a stream comes by here.
+        if self.held.is_none() && !tasks.iter().any(is_held) {
+            return (tasks, None);
+        }
         let mut out = Vec::with_capacity(tasks.len() + 1);
         for task in tasks {
             match task {
                 HttpTask::Header(head, false) => self.held = Some(head),
-                HttpTask::Body(Some(piece), false) if piece.is_empty() => {}
+                empty if is_held(&empty) => {}
                 HttpTask::Failed(error) if self.held.is_some() => return (out, Some(error)),
                 task => {
                     if let Some(head) = self.held.take() {
@@ -216,6 +220,15 @@ impl ReplacedBody {
             }
         }
         (out, None)
+    }
+}
+
+/// A head waits for the first byte, and a piece without one is none.
+fn is_held(task: &HttpTask) -> bool {
+    match task {
+        HttpTask::Header(_, end) => !end,
+        HttpTask::Body(Some(piece), false) => piece.is_empty(),
+        _ => false,
     }
 }
 
