@@ -216,7 +216,7 @@ impl Course<'_> {
     fn read(&self, play: &Play, heard: Option<&Heard>, is_reached: bool, since: Instant) -> Round {
         let ms =
             |since: Instant, at: Instant| at.saturating_duration_since(since).as_secs_f64() * 1e3;
-        // The longest time that a leg lived on; the second of a retry has its own other leg.
+        // The longest time that a leg lived on: after the failure of its own other leg, or since it came, if that was later.
         let ends = |is_prefill| {
             let legs = || {
                 let of_role = |leg: &&Leg| leg.place.is_prefill() == is_prefill;
@@ -226,7 +226,9 @@ impl Course<'_> {
                 .map(|leg| {
                     let other = |other: &&Leg| other.rooms == leg.rooms;
                     let mut others = play.legs.iter().filter(other);
-                    let since = others.find_map(Leg::failed_at).unwrap_or(since);
+                    let since = others
+                        .find_map(Leg::failed_at)
+                        .unwrap_or(since.max(leg.came));
                     leg.end.map(|(at, _)| ms(since, at))
                 })
                 .collect();

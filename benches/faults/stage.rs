@@ -71,6 +71,7 @@ pub enum Then {
 pub struct Leg {
     pub place: Place,
     pub rooms: Vec<u64>,
+    pub came: Instant,
     /// When it ended, and how.
     pub end: Option<(Instant, How)>,
 }
@@ -259,6 +260,7 @@ async fn serve(place: Place, exchange: Exchange, play: watch::Sender<Play>) {
         play.legs.push(Leg {
             place,
             rooms: rooms.clone(),
+            came: Instant::now(),
             end: None,
         });
         play.running += 1;
