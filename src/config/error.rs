@@ -3,8 +3,8 @@
 //! A problem is data: a place, a fault and a suggestion; this file alone turns them into lines. Nothing
 //! is read or decided here.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 
 use super::worker::UrlFault;
 
@@ -40,7 +40,25 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.fault)
+        // One line, whatever line ends there are in names, keys and values.
+        write!(OnALine(f), "{}: {}", self.place, self.fault)
+    }
+}
+
+/// Writes control characters as their escapes.
+struct OnALine<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for OnALine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for piece in text.split_inclusive(char::is_control) {
+            let control = piece.chars().next_back().filter(|last| last.is_control());
+            let plain = piece.len() - control.map_or(0, char::len_utf8);
+            self.0.write_str(&piece[..plain])?;
+            if let Some(control) = control {
+                write!(self.0, "{}", control.escape_debug())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,8 +230,8 @@ impl fmt::Display for Fault {
             }
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys { text, file } => write!(f, "give either {text} or {file}, not both"),
-            Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", on_a_line(path)),
-            Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", on_a_line(path)),
+            Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
+            Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
             Fault::Half { missing } => write!(f, "{missing} is needed as well"),
             Fault::SameAddress => f.write_str("clients connect there already, choose another port"),
             Fault::Empty => f.write_str("must not be empty"),
@@ -225,11 +243,6 @@ impl fmt::Display for Fault {
             Fault::Server(why) => f.write_str(why),
         }
     }
-}
-
-/// A path may have line ends in its name, a problem is one line.
-fn on_a_line(path: &Path) -> String {
-    path.display().to_string().escape_debug().to_string()
 }
 
 fn write_suggestion(f: &mut fmt::Formatter<'_>, suggestion: &Option<String>) -> fmt::Result {
