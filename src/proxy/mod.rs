@@ -333,8 +333,9 @@ impl ProxyHttp for Proxy {
         };
         if begun {
             if let Some(event) = ctx.error_event(&fault) {
-                // Best effort: the client may be gone as well.
-                let _ = session.write_response_body(Some(event), true).await;
+                // Best effort: the client may be gone as well. The body is left without its end, because the connection
+                // goes: who took it for whole would send the next request there.
+                let _ = session.write_response_body(Some(event), false).await;
             }
             return gone();
         }
