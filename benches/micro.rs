@@ -20,6 +20,10 @@ use mini_lb::pd::{
 };
 use serde_json::{Value, json};
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// One without an end would otherwise take the longest of all.
 const LONGEST: Duration = Duration::from_secs(2);
 
