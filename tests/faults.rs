@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mini_lb::MiniLbConfig;
-use support::{Balancer, Client, Exchange, Worker, config, post, soon};
+use support::{Balancer, Client, Exchange, Worker, config, leg, post, soon};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -44,21 +44,6 @@ impl Stage {
     /// Both legs of the next attempt, with the places of their workers.
     async fn legs(&mut self) -> ((usize, Exchange), (usize, Exchange)) {
         (leg(&mut self.prefills).await, leg(&mut self.decodes).await)
-    }
-}
-
-/// The next request at whichever worker that is not an abort.
-async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
-    loop {
-        let [one, two] = workers;
-        let (place, exchange) = tokio::select! {
-            exchange = one.request() => (0, exchange),
-            exchange = two.request() => (1, exchange),
-        };
-        if !exchange.request.head.contains("/abort_request") {
-            return (place, exchange);
-        }
-        exchange.answer("200 OK", "").await;
     }
 }
 

@@ -17,12 +17,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use support::client::Message;
-use support::{Balancer, Worker, config};
+use support::{LAST, Witnessed};
 
 /// Files of `invalid/` that are served when they are aimed at a worker.
 const ACCEPTED: &[(&str, &str)] = &[
@@ -102,37 +100,17 @@ const REFUSED: &[(&str, &str)] = &[
 /// An endpoint that passes a body to one worker as it is.
 const AIM: &[u8] = b"/tokenize";
 
-/// What nobody serves, and the end of the connection.
-const LAST: &[u8] = b"GET /nope HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-
 /// One file: its name and the bytes that it stands for.
 struct Case {
     name: String,
     bytes: Vec<u8>,
 }
 
-struct Stage {
-    balancer: Balancer,
-    seen: [Arc<Mutex<Vec<Message>>>; 2],
-}
-
-impl Stage {
-    async fn set() -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        // Some files stop in the middle.
-        let patience = Duration::from_millis(300);
-        let config = config(&[prefill.url()], &[decode.url()])
-            .head_timeout(patience)
-            .body_timeout(patience);
-        let balancer = Balancer::start(config).await;
-        let seen = [prefill, decode].map(|worker| worker.serve_and_keep("200 OK", "{}"));
-        Self { balancer, seen }
-    }
-
+impl Witnessed {
     /// How many requests were answered with 200, and how many the workers have seen.
     async fn counts(&self, name: &str, bytes: &[u8]) -> (usize, usize) {
         let client = self.balancer.client().await;
-        let answers = client.answers(&[bytes, LAST].concat()).await;
+        let answers = client.answers(&[bytes, LAST.as_bytes()].concat()).await;
         let statuses: Vec<u16> = answers.iter().map(Message::status).collect();
         let refusals = |status: &&u16| (400..500).contains(*status) || **status == 501;
         let served = statuses.iter().filter(|status| **status == 200).count();
@@ -169,7 +147,7 @@ impl Stage {
 
 #[tokio::test]
 async fn gunicorns_corpus_smuggles_nothing_and_is_decided_file_by_file() {
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let Some(package) = package() else {
         eprintln!("gunicorn's package is not to be had: a few cases of our own instead");
         for (text, served) in OWN {

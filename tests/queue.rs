@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mini_lb::MiniLbConfig;
-use support::{Answer, Balancer, Client, Exchange, Worker, config, post, soon};
+use support::{Answer, Balancer, Client, Exchange, Worker, config, leg, post, soon};
 
 const CHAT: &str = "/v1/chat/completions";
 const READY: &str = "GET /readiness HTTP/1.1\r\nhost: balancer\r\n\r\n";
@@ -311,21 +311,6 @@ async fn a_client_that_leaves_while_it_waits_gives_its_place_up_at_once() {
         }
     })
     .await;
-}
-
-/// The next request at whichever worker.
-async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
-    loop {
-        let [one, two] = workers;
-        let (place, exchange) = tokio::select! {
-            exchange = one.request() => (0, exchange),
-            exchange = two.request() => (1, exchange),
-        };
-        if !exchange.request.head.contains("/abort_request") {
-            return (place, exchange);
-        }
-        exchange.answer("200 OK", "").await;
-    }
 }
 
 async fn two_of_each(limit: usize) -> ([Worker; 2], [Worker; 2], Balancer) {

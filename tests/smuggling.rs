@@ -11,36 +11,12 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
 use support::client::Message;
-use support::{Balancer, Worker, config, post};
+use support::{LAST, Witnessed, post};
 
 const JSON: &str = r#"{"text":"a"}"#;
 
-/// What nobody serves, and the end of the connection.
-const LAST: &str = "GET /nope HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-
-/// A balancer before two workers that keep what they see.
-struct Stage {
-    balancer: Balancer,
-    seen: [Arc<Mutex<Vec<Message>>>; 2],
-}
-
-impl Stage {
-    async fn set() -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        // Some vectors leave a body without its end.
-        let patience = Duration::from_millis(300);
-        let config = config(&[prefill.url()], &[decode.url()])
-            .head_timeout(patience)
-            .body_timeout(patience);
-        let balancer = Balancer::start(config).await;
-        let seen = [prefill, decode].map(|worker| worker.serve_and_keep("200 OK", "{}"));
-        Self { balancer, seen }
-    }
-
+impl Witnessed {
     /// So many of the requests in these bytes are served, each with [`JSON`] for a body.
     async fn serves(&self, requests: usize, bytes: &[u8]) {
         let client = self.balancer.client().await;
@@ -157,7 +133,7 @@ async fn no_spelling_of_a_coding_hides_a_request() {
         (b"", false),
     ];
     let is_name = |name: &[u8]| name.eq_ignore_ascii_case(b"transfer-encoding");
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let hidden = post("/generate", JSON);
     let chunked = format!("c\r\n{JSON}\r\n0\r\n\r\n");
     for (line, means) in spellings(names, SEPARATORS, values, is_name) {
@@ -211,7 +187,7 @@ async fn no_spelling_of_a_length_hides_a_request() {
         (b"", false),
     ];
     let is_name = |name: &[u8]| name.eq_ignore_ascii_case(b"content-length");
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let hidden = post("/generate", JSON);
     for (line, means) in spellings(names, SEPARATORS, values, is_name) {
         stage.serves(usize::from(means), &vector(&line, JSON)).await;
@@ -278,7 +254,7 @@ async fn no_spelling_of_a_chunk_hides_a_request() {
         ("00000000000000000000\r\n\r\n", false),
     ];
     let behind = ["\r\n", "\n", "\r", ""];
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let coding = b"transfer-encoding: chunked\r\n";
     for (size, is_size) in sizes {
         for line_end in ["\r\n", "\n", "\r"] {
@@ -302,7 +278,7 @@ async fn no_spelling_of_a_chunk_hides_a_request() {
 
 #[tokio::test]
 async fn a_host_is_named_once_or_nothing_is_served() {
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let length = format!("content-length: {}\r\n", JSON.len());
     for (separator, parts) in SEPARATORS {
         for name in ["host", "Host", "HOST"] {
@@ -324,7 +300,7 @@ async fn a_host_is_named_once_or_nothing_is_served() {
 
 #[tokio::test]
 async fn a_body_that_nobody_wants_is_not_a_request() {
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let hidden = post("/generate", JSON);
     let length = format!("content-length: {}\r\n", hidden.len());
     let chunks = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
@@ -361,7 +337,7 @@ async fn a_body_that_nobody_wants_is_not_a_request() {
 }
 
 /// The proxy's own answers are no worker's.
-async fn served_besides_health(stage: &Stage, bytes: &[u8]) {
+async fn served_besides_health(stage: &Witnessed, bytes: &[u8]) {
     stage.balancer.client().await.answers(bytes).await;
     for worker in &stage.seen {
         let seen = std::mem::take(&mut *worker.lock().unwrap());
@@ -376,7 +352,7 @@ async fn served_besides_health(stage: &Stage, bytes: &[u8]) {
 
 #[tokio::test]
 async fn what_is_no_request_hides_none() {
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let hidden = post("/generate", JSON);
     for begin in [
         "GET /generate\r\n",
@@ -405,7 +381,7 @@ async fn what_is_no_request_hides_none() {
 
 #[tokio::test]
 async fn a_client_that_expects_a_sign_gets_one_answer_for_each_request() {
-    let stage = Stage::set().await;
+    let stage = Witnessed::set().await;
     let length = format!("content-length: {}\r\n", JSON.len());
     for (line, requests) in [
         ("expect: 100-continue\r\n", 2),

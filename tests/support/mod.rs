@@ -13,11 +13,13 @@ pub mod worker;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use tokio::task::JoinHandle;
 
+use client::Message;
 pub use client::{Answer, Client};
 pub use process::{Ended, Process, Signal};
 pub use worker::{Exchange, Worker};
@@ -104,4 +106,42 @@ pub fn post(path: &str, body: &str) -> String {
         "POST {path} HTTP/1.1\r\nhost: balancer\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// The next request at whichever worker that is not an abort.
+pub async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
+    loop {
+        let [one, two] = workers;
+        let (place, exchange) = tokio::select! {
+            exchange = one.request() => (0, exchange),
+            exchange = two.request() => (1, exchange),
+        };
+        if !exchange.request.head.contains("/abort_request") {
+            return (place, exchange);
+        }
+        exchange.answer("200 OK", "").await;
+    }
+}
+
+/// What nobody serves, and the end of the connection.
+pub const LAST: &str = "GET /nope HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+/// A balancer before two workers that keep what they see.
+pub struct Witnessed {
+    pub balancer: Balancer,
+    pub seen: [Arc<Mutex<Vec<Message>>>; 2],
+}
+
+impl Witnessed {
+    pub async fn set() -> Self {
+        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+        // Some of what is sent stops in the middle.
+        let patience = Duration::from_millis(300);
+        let config = config(&[prefill.url()], &[decode.url()])
+            .head_timeout(patience)
+            .body_timeout(patience);
+        let balancer = Balancer::start(config).await;
+        let seen = [prefill, decode].map(|worker| worker.serve_and_keep("200 OK", "{}"));
+        Self { balancer, seen }
+    }
 }
