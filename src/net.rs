@@ -42,8 +42,10 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// The pool watches its connections, so that more than one or two at once is already unusual.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
 
-/// The longest head of an answer, in bytes of names and values, and the most fields. SGLang sends 200 bytes in 5.
-const MAX_ANSWER_HEAD: (usize, usize) = (64 << 10, 128);
+/// The longest head of an answer, in bytes. SGLang sends 200 bytes in 5.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// The most fields of one.
+const MAX_HEAD_FIELDS: usize = 128;
 
 /// Names the request in logs of the client, the proxy and the workers.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -262,14 +264,13 @@ pub(crate) fn unusable(status: StatusCode, headers: &HeaderMap) -> Option<Failur
     if status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
         return Some(Failure::Unusable(status));
     }
-    let (max_bytes, max_fields) = MAX_ANSWER_HEAD;
     let bytes: usize = headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    (bytes > max_bytes || headers.len() > max_fields).then(|| {
+    (bytes > MAX_HEAD_BYTES || headers.len() > MAX_HEAD_FIELDS).then(|| {
         Failure::NotHttp(format!(
-            "a head of more than {max_bytes} bytes or {max_fields} fields"
+            "a head of more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_FIELDS} fields"
         ))
     })
 }

@@ -20,12 +20,8 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::To;
+use super::{MAX_HEAD_BYTES, MAX_HEAD_FIELDS, To};
 
-/// The longest head of an answer, in bytes.
-const MAX_HEAD_BYTES: usize = 64 << 10;
-/// The most headers of an answer.
-const MAX_HEADERS: usize = 128;
 /// The longest line that a chunk begins with, in bytes; the trailers are bounded by it as well.
 const MAX_CHUNK_LINE_BYTES: usize = 4 << 10;
 /// What is read at once at least, and what a connection holds while its answers are small, in bytes.
@@ -210,7 +206,7 @@ impl Wire {
         if self.buf.is_empty() {
             return Ok(None);
         }
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut fields = [httparse::EMPTY_HEADER; MAX_HEAD_FIELDS];
         let mut parsed = httparse::Response::new(&mut fields);
         let length = match parsed.parse(&self.buf) {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,

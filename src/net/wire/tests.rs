@@ -331,10 +331,10 @@ async fn a_head_that_is_too_long_is_refused_even_when_it_comes_in_one_piece() {
         format!("HTTP/1.1 200 OK\r\n{fields}content-length: 0\r\n\r\n")
     };
     assert_eq!(
-        refusal(fields(MAX_HEADERS)).await,
+        refusal(fields(MAX_HEAD_FIELDS)).await,
         ErrorType::InvalidHTTPHeader
     );
-    understood(Method::POST, fields(MAX_HEADERS - 1), Then::Stays)
+    understood(Method::POST, fields(MAX_HEAD_FIELDS - 1), Then::Stays)
         .await
         .unwrap();
 }
