@@ -11,7 +11,8 @@
 //! * it holds the head of the answer back until the first byte of the body, so that a failure in between is
 //!   still a status, and head and first byte leave in one write;
 //! * it asks the client for another connection next time, when the process is about to leave;
-//! * it gives an answer that arrives whole a Content-Length where a filter has removed the framing.
+//! * it gives an answer that arrives whole a Content-Length where a filter has removed the framing, and no chunks
+//!   to a client of HTTP/1.0.
 //!
 //! This is the only file that touches Pingora's hidden trait; the version is pinned for its sake.
 //! Source: pingora-core 0.9.1 `protocols/http/custom/server.rs`, pingora-proxy 0.9.1 `proxy_h1.rs`.
