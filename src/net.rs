@@ -4,6 +4,7 @@
 //! connection goes back to the pool or is closed. Dropping a [`Reply`] before its end closes the
 //! connection, which is how a leg is cancelled.
 
+mod chunks;
 mod lender;
 mod lent;
 mod tls;

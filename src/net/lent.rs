@@ -5,7 +5,8 @@
 //! exchange has a connection of its own, so that its pool stays empty.
 //!
 //! The head of a request waits for the body, and both leave in one write: Pingora flushes in between, which
-//! costs a system call and a segment here, and a second wake-up of the worker.
+//! costs a system call and a segment here, and a second wake-up of the worker. The chunks of an answer that come
+//! with one read are one chunk to Pingora: see [`super::chunks`].
 //!
 //! Source: pingora-core 0.9.1 `protocols/l4/virt.rs`, `connectors/l4.rs`, `connectors/mod.rs`
 //! (`test_reusable_stream`), `protocols/http/v1/client.rs` (`write_request_header`).
@@ -28,6 +29,7 @@ use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSo
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::chunks::Joiner;
 use super::lender::{Lender, is_quiet};
 use super::peer;
 
@@ -97,6 +99,7 @@ impl L4Connect for Dial {
             lender: self.lender.clone(),
             loan: self.loan.clone(),
             head: Head::Awaited,
+            joiner: Joiner::default(),
             fit: false,
         };
         Ok(L4Stream::from(VirtualSocketStream::new(Box::new(lent))))
@@ -110,6 +113,7 @@ struct Lent {
     lender: Arc<Lender>,
     loan: Loan,
     head: Head,
+    joiner: Joiner,
     /// Found quiet after the end of the answer.
     fit: bool,
 }
@@ -177,7 +181,11 @@ impl AsyncRead for Lent {
             self.fit = self.stream.as_mut().is_some_and(is_quiet);
             return Poll::Ready(Ok(()));
         }
-        self.stream()?.poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(self.stream()?.poll_read(cx, buf))?;
+        let left = self.joiner.join(&mut buf.filled_mut()[before..]);
+        buf.set_filled(before + left);
+        Poll::Ready(Ok(()))
     }
 }
 

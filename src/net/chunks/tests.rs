@@ -1,0 +1,160 @@
+//! What the joined chunks mean, compared with what came.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// What a strict reader makes of a chunked body: its chunks, and whether it has seen the end, or nonsense.
+fn read(mut body: &[u8]) -> (Vec<Vec<u8>>, &'static str) {
+    let mut chunks = Vec::new();
+    loop {
+        let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(body) else {
+            let bad = httparse::parse_chunk_size(body).is_err();
+            return (chunks, if bad { "bad" } else { "cut" });
+        };
+        if size == 0 {
+            let ended = body[line..].windows(2).any(|two| two == LINE_END);
+            return (chunks, if ended { "ended" } else { "cut" });
+        }
+        let size = usize::try_from(size).unwrap();
+        let data = &body[line..];
+        chunks.push(data[..size.min(data.len())].to_vec());
+        match data.get(size..).unwrap_or_default() {
+            [b'\r', b'\n', ..] => body = &data[size + 2..],
+            [] | [b'\r'] => return (chunks, "cut"),
+            _ => return (chunks, "bad"),
+        }
+    }
+}
+
+/// What goes on when the bytes come in reads that end there.
+fn joined(bytes: &[u8], ends: &[usize]) -> Vec<Vec<u8>> {
+    let mut joiner = Joiner::default();
+    let mut reads = Vec::new();
+    let mut from = 0;
+    for end in ends.iter().copied().chain([bytes.len()]) {
+        let mut read = bytes[from..end].to_vec();
+        let left = joiner.join(&mut read);
+        assert!(left <= read.len() && (left > 0 || read.is_empty()));
+        read.truncate(left);
+        reads.push(read);
+        from = end;
+    }
+    reads
+}
+
+fn whole(sizes: &[usize]) -> Vec<u8> {
+    let mut bytes = HEAD.to_vec();
+    for (index, size) in sizes.iter().enumerate() {
+        bytes.extend_from_slice(format!("{size:x}\r\n").as_bytes());
+        bytes.extend((0..*size).map(|at| b'!' + ((at + 7 * index) % 90) as u8));
+        bytes.extend_from_slice(LINE_END);
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+#[test]
+fn chunks_of_one_read_are_one_chunk() {
+    let bytes = whole(&[3, 300, 1, 70_000, 15]);
+    let out = joined(&bytes, &[]).concat();
+    let (chunks, end) = read(&out[HEAD.len()..]);
+    assert_eq!((chunks.len(), end), (1, "ended"));
+    assert_eq!(chunks, [read(&bytes[HEAD.len()..]).0.concat()]);
+}
+
+#[test]
+fn what_a_read_brings_of_the_last_one_belongs_to_it() {
+    let bytes = whole(&[4, 400, 9]);
+    let out = joined(&bytes, &[HEAD.len() + 100]);
+    let (chunks, end) = read(&out[0][HEAD.len()..]);
+    assert_eq!((chunks.len(), end), (1, "cut"));
+    assert_eq!(chunks[0].len(), 100 - b"4\r\n\r\n190\r\n".len());
+}
+
+#[test]
+fn a_chunk_that_comes_alone_is_not_touched() {
+    let bytes = whole(&[200]);
+    for cut in [HEAD.len(), bytes.len() - 5] {
+        assert_eq!(joined(&bytes, &[cut]).concat(), bytes);
+    }
+}
+
+#[test]
+fn what_has_no_chunks_is_not_touched() {
+    let chunks = &whole(&[4, 5])[HEAD.len()..];
+    for head in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nx: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\n",
+        "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 204 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 304 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 100 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\n\r\n",
+    ] {
+        let bytes = [head.as_bytes(), chunks].concat();
+        assert_eq!(joined(&bytes, &[]).concat(), bytes, "{head:?}");
+        // A head that does not come at once is not looked at.
+        let bytes = [HEAD, chunks].concat();
+        assert_eq!(joined(&bytes, &[9]).concat(), bytes);
+    }
+}
+
+#[test]
+fn what_is_not_plain_goes_through_as_it_came() {
+    for odd in [
+        "5;x=y\r\nhello\r\n0\r\n\r\n",
+        "5 \r\nhello\r\n0\r\n\r\n",
+        "\r\nhello\r\n",
+        "00000000005\r\nhello\r\n0\r\n\r\n",
+        "0\r\nx-trailer: y\r\n\r\n",
+        "5\nhello\r\n",
+    ] {
+        let bytes = [HEAD, b"2\r\nab\r\n2\r\ncd\r\n", odd.as_bytes()].concat();
+        let out = [HEAD, b"4\r\nabcd\r\n", odd.as_bytes()].concat();
+        assert_eq!(joined(&bytes, &[]).concat(), out, "{odd:?}");
+    }
+    // A chunk that is longer than it says: its line end is wrong, and stays so.
+    let bytes = [HEAD, b"2\r\nab\r\n2\r\ncdx\r\n2\r\nef\r\n"].concat();
+    let out = [HEAD, b"4\r\nabcdx\r\n2\r\nef\r\n"].concat();
+    assert_eq!(joined(&bytes, &[]).concat(), out);
+}
+
+proptest! {
+    #[test]
+    fn the_same_data_come_to_the_same_end(
+        sizes in prop::collection::vec(1usize..600, 0..20),
+        ends in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+        // A byte of the body becomes another.
+        flaw in prop::option::of((any::<prop::sample::Index>(), prop::sample::select(&b"\r\n0f;x"[..]))),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = whole(&sizes);
+        let body = bytes.len() - HEAD.len();
+        if let Some((at, byte)) = flaw {
+            bytes[HEAD.len() + at.index(body)] = byte;
+        }
+        if let Some(at) = cut {
+            bytes.truncate(HEAD.len() + at.index(body));
+        }
+        let mut ends: Vec<_> = ends.iter().map(|end| {
+            HEAD.len() + end.index(bytes.len() - HEAD.len() + 1)
+        }).collect();
+        ends.sort_unstable();
+        let out = joined(&bytes, &ends).concat();
+        let (before, was) = read(&bytes[HEAD.len()..]);
+        let (after, is) = read(&out[HEAD.len()..]);
+        prop_assert_eq!(before.concat(), after.concat());
+        prop_assert_eq!(was, is);
+        prop_assert!(after.len() <= before.len());
+    }
+}
