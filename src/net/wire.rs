@@ -9,6 +9,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -24,7 +25,7 @@ use super::{MAX_HEAD_BYTES, MAX_HEAD_FIELDS, To};
 
 /// The longest line that a chunk begins with, in bytes; the trailers are bounded by it as well.
 const MAX_CHUNK_LINE_BYTES: usize = 4 << 10;
-/// What is read at once at least, and what a connection holds while its answers are small, in bytes.
+/// What is read at once at least, in bytes.
 const MIN_READ: usize = 8 << 10;
 /// What is read at once from an answer that is known to be long, in bytes.
 const MAX_READ: usize = 64 << 10;
@@ -181,24 +182,34 @@ impl Wire {
 
     /// Whether an answer has begun while the request is still on its way. Then the rest of it is not wanted.
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        let mut early = [0; 1024];
-        let mut early = ReadBuf::new(&mut early);
-        match Pin::new(&mut self.stream).poll_read(cx, &mut early) {
+        match self.poll_little(cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(read) => {
                 read?;
                 self.keeps = false;
-                self.buf.extend_from_slice(early.filled());
                 Ok(true)
             }
         }
     }
 
+    /// Reads through the stack: a connection that waits holds no buffer.
+    fn poll_little(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut little = [const { MaybeUninit::uninit() }; MIN_READ];
+        let mut little = ReadBuf::uninit(&mut little);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut little))?;
+        self.buf.extend_from_slice(little.filled());
+        Poll::Ready(Ok(little.filled().len()))
+    }
+
     async fn read(&mut self, at_least: usize) -> Result<usize> {
-        if self.buf.capacity() - self.buf.len() < at_least / 2 {
-            self.buf.reserve(at_least);
-        }
-        let read = self.stream.read_buf(&mut self.buf).await;
+        let read = if at_least > MIN_READ {
+            if self.buf.capacity() - self.buf.len() < at_least / 2 {
+                self.buf.reserve(at_least);
+            }
+            self.stream.read_buf(&mut self.buf).await
+        } else {
+            poll_fn(|cx| self.poll_little(cx)).await
+        };
         read.or_err(ErrorType::ReadError, "while reading an answer")
     }
 

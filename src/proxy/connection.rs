@@ -90,7 +90,9 @@ impl Connections {
             return Some(stream);
         };
         let socket = stream.into_any().downcast::<Socket>().ok()?;
-        match tokio::time::timeout(self.head_timeout, tls.tls_handshake(*socket)).await {
+        // Boxed, because it is large: a plain connection would carry its room as long as it lives.
+        let handshake = Box::pin(tls.tls_handshake(*socket));
+        match tokio::time::timeout(self.head_timeout, handshake).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 log::debug!("connection closed, no TLS handshake error={error}");

@@ -128,16 +128,17 @@ impl Limits {
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    type CTX = Ctx;
+    /// Boxed, because Pingora keeps it in each of its layers' futures, and moves it from one to the other.
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.inflight.enter())
+    fn new_ctx(&self) -> Box<Ctx> {
+        Box::new(Ctx::new(self.inflight.enter()))
     }
 
     fn on_connection_reuse(
         &self,
         session: &mut Session,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         context: Box<dyn Any + Send + Sync>,
     ) {
         if let Some((listener, spare)) = connection::note_head(session, context) {
@@ -149,7 +150,7 @@ impl ProxyHttp for Proxy {
     /// No modules: answers are neither compressed nor changed.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
         let keeps = session.get_keepalive().is_some();
         let upgrades = session.is_upgrade_req();
         // What comes after an upgrade that nobody makes may be no HTTP any more.
@@ -190,14 +191,18 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
         match ctx.route {
             Some(route) => self.understand(session, ctx, route).await.map(|()| false),
             None => self.side_door(session, ctx).await.map(|()| true),
         }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Box<Ctx>,
+    ) -> Result<Box<HttpPeer>> {
         // The exchange is still there when Pingora only replaces a stale connection to decode.
         if ctx.exchange.is_none() {
             self.attempt(session, ctx).await?;
@@ -214,7 +219,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         upstream_request: &mut RequestHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         *upstream_request = ctx.exchange()?.decode_head()?;
         Ok(())
@@ -224,7 +229,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         head: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         if let Some(failure) =
             unusable(head.status, &head.headers).or_else(|| no_document(head.status))
@@ -272,7 +277,7 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         let piece = body.take().unwrap_or_default();
         let begun = ctx.course.is_committed();
@@ -298,7 +303,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         error: Box<Error>,
     ) -> Box<Error> {
         let failure = Failure::from_pingora(&error);
@@ -310,7 +315,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         client_reused: bool,
     ) -> Box<Error> {
         self.ended_early(session, ctx, error, client_reused)
@@ -320,7 +325,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         error: &Error,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> FailToProxy {
         let begun = has_begun(session);
         ctx.restore(session);
@@ -358,7 +363,7 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
         ctx.restore(session);
         if error.is_none()
             && ctx.status < 300
@@ -370,14 +375,14 @@ impl ProxyHttp for Proxy {
     }
 
     /// [`Ctx::log_line`] says it, once.
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &Ctx,
+        _ctx: &Box<Ctx>,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
