@@ -46,7 +46,13 @@ mod rendezvous {
 
     /// A prompt as text, with a line end and a quote every so often.
     fn text(size: usize) -> String {
-        let content = "words of a prompt, some of them \"quoted\"; then the line ends\n";
+        chat(
+            "words of a prompt, some of them \"quoted\"; then the line ends\n",
+            size,
+        )
+    }
+
+    fn chat(content: &str, size: usize) -> String {
         let content = content.repeat(size.div_ceil(content.len()));
         json!({
             "model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 128,
@@ -107,6 +113,12 @@ mod rendezvous {
     #[divan::bench(args = SIZES)]
     fn read_text(bencher: Bencher<'_, '_>, size: usize) {
         bench_read(bencher, Route::ChatCompletions, &text(size));
+    }
+
+    #[divan::bench(args = SIZES)]
+    fn read_chinese(bencher: Bencher<'_, '_>, size: usize) {
+        let body = chat("预填充和解码分离的负载均衡器，", size);
+        bench_read(bencher, Route::ChatCompletions, &body);
     }
 
     #[divan::bench(args = SIZES)]

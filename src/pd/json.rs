@@ -11,11 +11,19 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use memchr::memchr2;
+use memchr::{memchr2, memrchr};
+use simdutf8::basic::from_utf8;
 
 /// How many arrays and objects may be open at once. Chat bodies with tool schemas nest about ten deep;
 /// 128 is also where serde_json stops. The open containers are kept in the bits of one `u128`.
 pub const MAX_DEPTH: usize = 128;
+
+/// How much of a string is looked at in one go, in bytes: less than the smallest cache holds.
+const PIECE: usize = 16 << 10;
+
+/// How much of an array of integers is looked at in one go, in bytes: first, because most arrays are short or not of
+/// integers, and then.
+const INTEGERS: [usize; 2] = [32, 512];
 
 /// Why a text is not taken as JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +98,9 @@ impl<'a> Scanner<'a> {
     /// # Errors
     /// When the bytes are not UTF-8 or begin with a byte order mark.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Error> {
-        let text = std::str::from_utf8(bytes).map_err(|e| Error::Syntax {
+        // The quick check says only that something is wrong, the slow one where.
+        let text = from_utf8(bytes).or_else(|_| std::str::from_utf8(bytes));
+        let text = text.map_err(|e| Error::Syntax {
             offset: e.valid_up_to(),
             what: "bytes that are not UTF-8",
         })?;
@@ -132,6 +142,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Whether this is an array that begins with a number.
+    pub fn is_array_of_numbers(&mut self) -> bool {
+        self.space();
+        let inside = self.bytes[self.at..].strip_prefix(b"[");
+        let first = inside.and_then(|inside| inside.trim_ascii_start().first());
+        first.is_some_and(|first| *first == b'-' || first.is_ascii_digit())
+    }
+
     /// Takes one value of any kind and gives its span.
     ///
     /// # Errors
@@ -152,6 +170,8 @@ impl<'a> Scanner<'a> {
                 } else {
                     if kind == Kind::Object {
                         self.key()?;
+                    } else {
+                        self.at += plain_integers(&self.bytes[self.at..]);
                     }
                     continue;
                 }
@@ -365,20 +385,23 @@ impl<'a> Scanner<'a> {
         let mut from = self.at + 1;
         let mut escaped = false;
         loop {
-            let rest = &self.bytes[from..];
-            let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+            // Piece by piece, so that the second look finds it in the cache.
+            let piece = &self.bytes[from..self.bytes.len().min(from + PIECE)];
+            let plain = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
             // Without an early exit, so that it compiles to vector instructions.
-            if rest[..plain]
+            if piece[..plain]
                 .iter()
                 .fold(false, |found, &byte| found | (byte < 0x20))
             {
-                let control = rest
-                    .iter()
-                    .position(|&byte| byte < 0x20)
-                    .unwrap_or_default();
-                return Err(syntax(from + control, "a control character in a string"));
+                let control = piece.iter().position(|&byte| byte < 0x20);
+                let at = from + control.unwrap_or_default();
+                return Err(syntax(at, "a control character in a string"));
             }
             let stop = from + plain;
+            if plain == PIECE {
+                from = stop;
+                continue;
+            }
             match self.bytes.get(stop) {
                 None => return Err(syntax(stop, "a string without an end")),
                 Some(b'"') => {
@@ -457,6 +480,38 @@ impl Cuts {
     pub fn leaves_nothing(&self) -> bool {
         !self.kept
     }
+}
+
+/// How many bytes of an array, from where an element begins, are certainly elements with their commas: integers
+/// without a sign, separated by a comma and at most one space. Token ids are that, and a prompt has many of them.
+fn plain_integers(bytes: &[u8]) -> usize {
+    let (mut passed, [mut wanted, more]) = (0, INTEGERS);
+    while let Some(piece) = bytes.get(passed..passed + wanted) {
+        if !digit(piece[0]) || piece[0] == b'0' && digit(piece[1]) {
+            break;
+        }
+        // Without an early exit, as for strings.
+        let around = piece.iter().zip(&piece[1..]).zip(&piece[2..]);
+        let plain = around.fold(true, |plain, ((&before, &here), &after)| {
+            let is_digit = digit(here) & ((here != b'0') | digit(before) | !digit(after));
+            let is_comma = (here == b',') & digit(before);
+            let is_space = (here == b' ') & (before == b',');
+            plain & (is_digit | is_comma | is_space)
+        });
+        if !plain {
+            break;
+        }
+        let Some(comma) = memrchr(b',', &piece[..wanted - 1]) else {
+            break;
+        };
+        passed += comma + 1 + usize::from(piece[comma + 1] == b' ');
+        wanted = more;
+    }
+    passed
+}
+
+fn digit(byte: u8) -> bool {
+    byte.wrapping_sub(b'0') < 10
 }
 
 fn syntax(offset: usize, what: &'static str) -> Error {
@@ -612,6 +667,41 @@ mod tests {
             }
             assert_eq!(left, rest, "{text}");
             assert_eq!(cuts.leaves_nothing(), !text.contains(['a', 'b']), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn long_arrays_of_integers_are_judged_like_short_ones(
+            ids in proptest::collection::vec(0u32..200_000, 1..700),
+            separator in proptest::sample::select(&[",", ", ", ",  ", " ,", "\n,"][..]),
+            flaw in proptest::option::of((
+                proptest::prelude::any::<proptest::sample::Index>(),
+                proptest::sample::select(&b"0123456789, -.e[]\"x"[..]),
+            )),
+        ) {
+            let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
+            let mut text = format!("[{}]", ids.join(separator)).into_bytes();
+            if let Some((at, byte)) = flaw {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+            let judged = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
+            proptest::prop_assert_eq!(scan(&text).is_ok(), judged);
+        }
+    }
+
+    #[test]
+    fn a_flaw_is_found_in_every_piece_of_a_long_string() {
+        for at in [1, PIECE, PIECE + 1, PIECE + 2, 2 * PIECE, 3 * PIECE - 1] {
+            let mut text = vec![b'a'; 3 * PIECE + 2];
+            (text[0], text[3 * PIECE + 1]) = (b'"', b'"');
+            assert_eq!(scan(&text), Ok(0..text.len()));
+            text[at] = b'\n';
+            let what = "a control character in a string";
+            assert_eq!(scan(&text), Err(Error::Syntax { offset: at, what }));
+            text[at..at + 2].copy_from_slice(b"\\\"");
+            assert_eq!(scan(&text), Ok(0..text.len()));
         }
     }
 }

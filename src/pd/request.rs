@@ -294,6 +294,8 @@ where
 {
     match s.kind()? {
         Kind::Null => s.skip().map(|_| Prompt::Absent),
+        // Token ids: one prompt, whatever else is in the list.
+        Kind::Array if s.is_array_of_numbers() => s.skip().map(|_| Prompt::One),
         Kind::Array => {
             let (mut prompts, mut all) = (0, true);
             s.array(|s, _| {
