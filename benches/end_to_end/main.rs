@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `workloads` | what is asked |
 //! | `targets` | who is asked, and its configuration |
+//! | `plain` | Pingora alone, as one of them |
 //! | `fleet` | the simulated workers, and what they counted |
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
@@ -27,6 +28,7 @@
 mod fleet;
 mod instructions;
 mod measure;
+mod plain;
 mod report;
 #[path = "../support/mod.rs"]
 mod support;
@@ -35,6 +37,7 @@ mod targets;
 mod workloads;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -48,6 +51,10 @@ use support::machine::text;
 use support::{named_command, run_to_its_end, write};
 use targets::{BUILT_IN, Kind, Running, Target};
 use workloads::{Group, Span, Workload};
+
+/// As in mini-lb, so that Pingora alone is compared with the same.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What is measured, and how long.
 #[derive(Debug, Clone, Parser)]
@@ -63,11 +70,12 @@ pub struct Arguments {
     /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all`.
     #[arg(long, value_delimiter = ',', default_value = "core")]
     pub workloads: Vec<String>,
-    /// Targets by name: direct, direct-legs, nginx, haproxy, nginx-mirror, mini-lb, mini-lb-quiet.
+    /// Targets by name: direct, direct-legs, nginx, haproxy, pingora, nginx-mirror, mini-lb,
+    /// mini-lb-quiet.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "direct,direct-legs,nginx,haproxy,nginx-mirror,mini-lb"
+        default_value = "direct,direct-legs,nginx,haproxy,pingora,nginx-mirror,mini-lb"
     )]
     pub targets: Vec<String>,
     /// One more target.
@@ -100,6 +108,9 @@ pub struct Arguments {
     /// Write charts of how cost grows into this directory.
     #[arg(long, value_name = "DIRECTORY")]
     pub svg: Option<PathBuf>,
+    /// Be the target `pingora`: where it listens, and its workers.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub serve_plainly: Vec<SocketAddr>,
     /// What cargo says to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
@@ -107,7 +118,11 @@ pub struct Arguments {
 
 #[allow(dead_code, reason = "a test includes this file")]
 fn main() -> ExitCode {
-    let measured = run(Arguments::parse(), |text| println!("{text}"));
+    let arguments = Arguments::parse();
+    if let [listen, workers @ ..] = arguments.serve_plainly.as_slice() {
+        plain::serve(*listen, workers.to_vec());
+    }
+    let measured = run(arguments, |text| println!("{text}"));
     run_to_its_end("end_to_end", measured)
 }
 
@@ -227,9 +242,16 @@ impl Course<'_> {
             return Ok(None);
         }
         let running = self.start(target).await?;
-        let requests = 2 * self.workload.concurrency as u64;
-        self.run_of(target, 0).warm_up(&running, requests).await?;
+        self.warm_up(target, &running).await?;
         Ok(Some(running))
+    }
+
+    /// So much that every worker has been asked, by every thread.
+    async fn warm_up(&self, target: &Target, running: &Running) -> Result<(), String> {
+        let requests = self.workload.concurrency + 16 * self.workload.plan.of_each;
+        self.run_of(target, 0)
+            .warm_up(running, requests as u64)
+            .await
     }
 
     async fn turn(
@@ -241,7 +263,11 @@ impl Course<'_> {
     ) -> Result<Reading, String> {
         let started;
         let running = match running {
-            Some(running) => running,
+            Some(running) => {
+                // While the others had their turns its idle connections have ended.
+                self.warm_up(target, running).await?;
+                running
+            }
             None => {
                 started = self.start(target).await?;
                 &started

@@ -318,5 +318,5 @@ fn is_direct(target: &str) -> bool {
 }
 
 fn one_leg(target: &str) -> bool {
-    ["direct", "nginx", "haproxy"].contains(&target)
+    ["direct", "nginx", "haproxy", "pingora"].contains(&target)
 }

@@ -28,6 +28,8 @@ pub enum Kind {
     NginxMirror,
     /// HAProxy before ordinary workers.
     Haproxy,
+    /// Pingora before ordinary workers.
+    Pingora,
     /// mini-lb as it is by default.
     MiniLb,
     /// mini-lb without a line for each request.
@@ -46,11 +48,12 @@ pub struct Target {
 }
 
 /// The targets that have names of their own.
-pub const BUILT_IN: [(&str, Kind); 7] = [
+pub const BUILT_IN: [(&str, Kind); 8] = [
     ("direct", Kind::Direct),
     ("direct-legs", Kind::DirectLegs),
     ("nginx", Kind::Nginx),
     ("haproxy", Kind::Haproxy),
+    ("pingora", Kind::Pingora),
     ("nginx-mirror", Kind::NginxMirror),
     ("mini-lb", Kind::MiniLb),
     ("mini-lb-quiet", Kind::MiniLbQuiet),
@@ -126,7 +129,7 @@ impl Target {
         let begun = Instant::now();
         let program = serving(&self.name, &mut command, port, &log).await?;
         Ok(Running {
-            addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
+            addresses: vec![local(port)],
             program: Some(program),
             legs,
             started_in: begun.elapsed(),
@@ -163,6 +166,17 @@ impl Target {
                     .args(["-db", "-f"])
                     .arg(written(files, "haproxy.cfg", &text)?);
             }
+            Kind::Pingora => {
+                let workers = fleet.single.iter().map(|worker| worker.address);
+                let addresses: Vec<String> = [local(port)]
+                    .into_iter()
+                    .chain(workers)
+                    .map(|address| address.to_string())
+                    .collect();
+                let this = std::env::current_exe().map_err(|error| error.to_string())?;
+                command = Command::new(this);
+                command.arg("--serve-plainly").arg(addresses.join(","));
+            }
             Kind::MiniLb => command = fleet.of_roles().command(MINI_LB, mini_lb, port),
             Kind::MiniLbQuiet => {
                 let quiet = format!("{MINI_LB} --log-level warn");
@@ -174,6 +188,10 @@ impl Target {
         }
         Ok(command)
     }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// The cheapest way to pass HTTP on with nginx: connections kept, nothing buffered, nothing logged.

@@ -109,10 +109,8 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Its children first: they would be nobody's afterwards.
-        let mut pids = self.pids();
-        pids.reverse();
-        for pid in pids {
+        // Parents first: nginx's would put another child in the place of one that is gone.
+        for pid in self.pids() {
             let _ = Command::new("kill")
                 .args(["-KILL", &pid.to_string()])
                 .stderr(Stdio::null())
