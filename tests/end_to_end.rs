@@ -2,12 +2,23 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "counts/baseline.rs"]
+mod baseline;
 #[path = "../benches/end_to_end/main.rs"]
 mod end_to_end;
+
+use std::collections::BTreeMap;
+use std::io::{Write, stderr};
 
 use clap::Parser;
 use end_to_end::{Arguments, run};
 use serde_json::Value;
+
+/// Numbers by name.
+type Counts = BTreeMap<String, f64>;
+
+/// Says that valgrind is there, and the compiler the one of the baseline: with another one the counts are others.
+const COUNTS: &str = "MINI_LB_COUNT_INSTRUCTIONS";
 
 async fn short_run(options: &[&str]) -> Result<String, String> {
     let line = ["end_to_end", "--short"].iter().chain(options);
@@ -90,4 +101,34 @@ async fn a_target_that_fails_is_said_with_what_it_said_and_the_others_go_on() {
         said.lines().any(|line| line.starts_with("direct ")),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_request_takes_no_more_instructions_than_recorded() {
+    if std::env::var_os(COUNTS).is_none() {
+        // Past the harness, which keeps what a test that passes has printed.
+        let _ = writeln!(stderr(), "instructions are counted with {COUNTS}=1");
+        return;
+    }
+    for (workload, of) in [
+        ("chat-1", "small chat"),
+        ("logprobs", "/generate with 2,000 logprobs"),
+    ] {
+        let said = short_run(&[
+            "--instructions",
+            "--workloads",
+            workload,
+            "--targets",
+            "mini-lb",
+            "--instruction-requests",
+            "100",
+        ])
+        .await
+        .unwrap();
+        let row = said.lines().find_map(|line| line.strip_prefix("mini-lb "));
+        let count = row.unwrap_or_else(|| panic!("not counted: {said}"));
+        let count = count.split_whitespace().next().unwrap().replace(',', "");
+        let counts = Counts::from([("instructions".to_owned(), count.parse().unwrap())]);
+        baseline::check(&format!("instructions, {of}"), &counts);
+    }
 }
