@@ -24,6 +24,7 @@ use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType, ImmutStr};
 use pingora_http::RequestHeader;
 
+pub(crate) use chunks::Chunks;
 use lender::Lender;
 use lent::Dial;
 pub(crate) use lent::Loan;
@@ -320,7 +321,7 @@ impl Client {
 
     /// The peer for an exchange that Pingora makes. Where the worker takes plain connections it is one of this
     /// client's, else one of Pingora's own pool.
-    pub(crate) fn lend(&self, peer: &HttpPeer) -> (HttpPeer, Loan) {
+    pub(crate) fn lend(&self, peer: &HttpPeer, chunks: Chunks) -> (HttpPeer, Loan) {
         let (mut borrower, loan) = (peer.clone(), Loan::default());
         if !peer.is_tls() {
             let options = &mut borrower.options;
@@ -329,6 +330,7 @@ impl Client {
             options.custom_l4 = Some(Arc::new(Dial {
                 lender: self.lender.clone(),
                 loan: loan.clone(),
+                chunks,
                 key: peer.reuse_hash(),
                 patience: patience.unwrap_or(CONNECT_PATIENCE),
             }));

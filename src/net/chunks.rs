@@ -17,15 +17,23 @@ const LINE_END: &[u8] = b"\r\n";
 /// The most fields of a head that is looked at.
 const MAX_FIELDS: usize = 32;
 
+/// What becomes of the chunks of an answer that come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chunks {
+    /// One chunk.
+    Joined,
+    /// What they were: for who makes much more of each, and would have to hold it all at once.
+    Apart,
+}
+
 /// Joins the chunks of one answer, read by read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Joiner(Place);
 
 /// Where the next byte belongs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Place {
     /// To the head.
-    #[default]
     Head,
     /// To a line that says how long a chunk is, of which this much has come.
     Size(Vec<u8>),
@@ -61,6 +69,14 @@ struct Run {
 }
 
 impl Joiner {
+    /// At the beginning of an answer.
+    pub(super) fn new(chunks: Chunks) -> Self {
+        Self(match chunks {
+            Chunks::Joined => Place::Head,
+            Chunks::Apart => Place::AsIs,
+        })
+    }
+
     /// Joins the chunks in what one read brought; they are now the first so many bytes. Never more than there were.
     pub(super) fn join(&mut self, read: &mut [u8]) -> usize {
         let at = self.finish(read);

@@ -29,7 +29,7 @@ use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSo
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::chunks::Joiner;
+use super::chunks::{Chunks, Joiner};
 use super::lender::{Lender, is_quiet};
 use super::peer;
 
@@ -63,6 +63,7 @@ impl Loan {
 pub(super) struct Dial {
     pub(super) lender: Arc<Lender>,
     pub(super) loan: Loan,
+    pub(super) chunks: Chunks,
     /// Of the connections that will do.
     pub(super) key: u64,
     /// With a new one.
@@ -99,7 +100,7 @@ impl L4Connect for Dial {
             lender: self.lender.clone(),
             loan: self.loan.clone(),
             head: Head::Awaited,
-            joiner: Joiner::default(),
+            joiner: Joiner::new(self.chunks),
             fit: false,
         };
         Ok(L4Stream::from(VirtualSocketStream::new(Box::new(lent))))

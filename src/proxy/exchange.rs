@@ -18,7 +18,7 @@ use super::headers::{self, is_encoded};
 use super::intake;
 use super::prefill::{Outcome, PrefillLeg, is_event_stream};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
-use crate::net::Loan;
+use crate::net::{Chunks, Loan};
 use crate::pd::{self, Batch, Leg, Merge, MergeError, PromptSide, Route};
 
 /// What an attempt is made of.
@@ -95,6 +95,14 @@ impl Exchange {
             &self.prefill
         } else {
             &self.decode
+        }
+    }
+
+    /// How decode's chunks are wanted: a merge adds all logprobs of the prompt to each event.
+    pub(super) fn chunks(&self) -> Chunks {
+        match self.plan.merge {
+            Merge::None => Chunks::Joined,
+            Merge::InputLogprobs | Merge::Echo => Chunks::Apart,
         }
     }
 

@@ -33,7 +33,7 @@ fn read(mut body: &[u8]) -> (Vec<Vec<u8>>, &'static str) {
 
 /// What goes on when the bytes come in reads that end there.
 fn joined(bytes: &[u8], ends: &[usize]) -> Vec<Vec<u8>> {
-    let mut joiner = Joiner::default();
+    let mut joiner = Joiner::new(Chunks::Joined);
     let mut reads = Vec::new();
     let mut from = 0;
     for end in ends.iter().copied().chain([bytes.len()]) {
@@ -74,6 +74,14 @@ fn what_a_read_brings_of_the_last_one_belongs_to_it() {
     let (chunks, end) = read(&out[0][HEAD.len()..]);
     assert_eq!((chunks.len(), end), (1, "cut"));
     assert_eq!(chunks[0].len(), 100 - b"4\r\n\r\n190\r\n".len());
+}
+
+#[test]
+fn who_wants_them_apart_gets_them_as_they_came() {
+    let bytes = whole(&[4, 400, 9]);
+    let mut read = bytes.clone();
+    let left = Joiner::new(Chunks::Apart).join(&mut read);
+    assert_eq!((left, &read), (bytes.len(), &bytes));
 }
 
 #[test]
