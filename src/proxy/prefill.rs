@@ -1,6 +1,6 @@
 //! The prefill leg: a side task that sends the request, reads the answer to its end and says how it went.
 //!
-//! The task is owned by the request: dropped with it, and then its connection is closed, which is what
+//! The task belongs to the request: given up with it, and then its connection is closed, which is what
 //! tells SGLang to abort. A request that ended well lets the leg finish on its own, for [`LINGER`] at most.
 
 use std::future::{Future, poll_fn};
@@ -13,7 +13,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pingora_http::RequestHeader;
-use tokio::task::AbortHandle;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply, To};
@@ -58,10 +57,9 @@ pub(super) enum Keep {
 }
 
 /// A request's hold on its prefill leg.
-pub(super) struct PrefillLeg {
-    report: Arc<Report>,
-    task: AbortHandle,
-}
+///
+/// Nothing of the task itself: a handle would keep 1.5 KB of it for as long as the answer streams.
+pub(super) struct PrefillLeg(Arc<Report>);
 
 /// Where the leg says how it ended, and the request when it does not wait for it any more.
 #[derive(Default)]
@@ -70,6 +68,7 @@ struct Report {
     /// The request. Whatever of it waits for the leg does so in one task.
     request: AtomicWaker,
     let_go: AtomicBool,
+    given_up: AtomicBool,
     leg: AtomicWaker,
 }
 
@@ -90,31 +89,30 @@ impl PrefillLeg {
     pub(super) fn fire(order: Order) -> Self {
         let report = Arc::<Report>::default();
         let end = End(report.clone());
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             let ended = tokio::select! {
                 biased;
                 ended = order.run() => ended,
-                () = end.0.overdue() => return,
+                () = end.0.unwanted() => return,
             };
             end.reported(ended);
         });
-        let task = task.abort_handle();
-        Self { report, task }
+        Self(report)
     }
 
     /// How the leg ended, if it has.
     pub(super) fn peek(&self) -> Option<&Outcome> {
-        self.report.outcome.get()
+        self.0.outcome.get()
     }
 
     /// Waits for the end of the leg.
     pub(super) async fn ended(&self) {
-        poll_fn(|cx| self.report.poll_ended(cx).map(drop)).await;
+        poll_fn(|cx| self.0.poll_ended(cx).map(drop)).await;
     }
 
     /// Resolves when the leg has ended badly, and never otherwise.
     pub(super) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
-        let report = self.report.clone();
+        let report = self.0.clone();
         poll_fn(move |cx| match ready!(report.poll_ended(cx)).state() {
             state if state.is_failure() => Poll::Ready(()),
             _ => Poll::Pending,
@@ -123,15 +121,16 @@ impl PrefillLeg {
 
     /// Lets the leg come to its end without the request, for [`LINGER`] at most.
     pub(super) fn let_finish(self) {
-        self.report.let_go.store(true, Ordering::Release);
-        self.report.leg.wake();
+        self.0.let_go.store(true, Ordering::Release);
+        self.0.leg.wake();
     }
 }
 
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
-        if !self.report.let_go.load(Ordering::Acquire) {
-            self.task.abort();
+        if !self.0.let_go.load(Ordering::Acquire) {
+            self.0.given_up.store(true, Ordering::Release);
+            self.0.leg.wake();
         }
     }
 }
@@ -147,17 +146,18 @@ impl Report {
         }
     }
 
-    /// Resolves when the request has ended and the leg has not for too long.
-    async fn overdue(&self) {
-        poll_fn(|cx| {
+    /// Resolves when nobody wants the leg any more: it was given up, or let go for too long.
+    async fn unwanted(&self) {
+        let given_up = poll_fn(|cx| {
             self.leg.register(cx.waker());
-            match self.let_go.load(Ordering::Acquire) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
+            match self.given_up.load(Ordering::Acquire) {
+                false if !self.let_go.load(Ordering::Acquire) => Poll::Pending,
+                given_up => Poll::Ready(given_up),
             }
-        })
-        .await;
-        tokio::time::sleep(LINGER).await;
+        });
+        if !given_up.await {
+            tokio::time::sleep(LINGER).await;
+        }
     }
 }
 
