@@ -246,9 +246,10 @@ impl Course<'_> {
         Ok(Some(running))
     }
 
-    /// So much that every worker has been asked, by every thread.
+    /// So much that every worker has been asked, by every thread. Not in the largest fleets, whose simulated workers
+    /// would then have more connections among each other than a process may have.
     async fn warm_up(&self, target: &Target, running: &Running) -> Result<(), String> {
-        let requests = self.workload.concurrency + 16 * self.workload.plan.of_each;
+        let requests = self.workload.concurrency + (16 * self.workload.plan.of_each).min(2000);
         self.run_of(target, 0)
             .warm_up(running, requests as u64)
             .await

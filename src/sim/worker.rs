@@ -20,6 +20,9 @@ use super::rendezvous::serve_rank;
 use super::routes::Door;
 use super::{Role, SimOptions};
 
+/// Before the next try to accept a connection. Who is out of descriptors would try without a pause.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// A simulated worker that serves, on tasks of the runtime that started it. Dropped, it stops.
 pub struct Worker {
     engine: Arc<Engine>,
@@ -157,8 +160,8 @@ async fn serve_api(door: Arc<Door>, mut listener: TcpListener) {
             }
             accepted = listener.accept() => accepted,
         };
-        // Out of file descriptors, or the client is gone already: the next one may do better.
         let Ok((stream, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
             continue;
         };
         let connection = door.engine.journal.connection_opened(|| peer.to_string());
@@ -236,7 +239,10 @@ async fn serve_registry(engine: Arc<Engine>, listener: TcpListener, registry: Ar
             () = &mut stopped => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         let (registry, asked) = (registry.clone(), engine.clone());
         let service = service_fn(move |request| {
             let (registry, alive) = (registry.clone(), asked.phase() == Phase::Serving);
@@ -261,7 +267,10 @@ async fn serve_ranks(engine: Arc<Engine>, listener: TcpListener) {
             () = &mut stopped => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         let _ = stream.set_nodelay(true); // only latency
         connection += 1;
         let (rooms, owner) = (engine.rooms.clone(), engine.clone());
