@@ -117,10 +117,10 @@ impl Joiner {
                 return read.len();
             }
             at += usize::try_from(missing).unwrap_or_default();
-            self.0 = if read[..at].ends_with(LINE_END) || missing < 2 && read[at - 1] == b'\n' {
-                Place::Size(Vec::new())
-            } else {
-                Place::AsIs
+            // What is before the line feed may have come earlier.
+            self.0 = match read[at - 1] {
+                b'\n' => Place::Size(Vec::new()),
+                _ => Place::AsIs,
             };
         }
         at
