@@ -195,7 +195,13 @@ impl Run<'_> {
     fn load(&self, effort: Effort) -> Load {
         Load {
             concurrency: self.workload.concurrency,
-            arrivals: Arrivals::WhenFree,
+            arrivals: match self.workload.rate {
+                None => Arrivals::WhenFree,
+                Some(per_second) => Arrivals::AtRate {
+                    per_second,
+                    spacing: Spacing::Constant,
+                },
+            },
             requests: effort.requests,
             time: effort.time,
             request_timeout: REQUEST_TIMEOUT,

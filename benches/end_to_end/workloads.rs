@@ -17,6 +17,10 @@ const FIRST_ID: u32 = 1_000;
 /// what changes is the number of streams, not the load.
 const EVENTS_PER_SECOND: u64 = 8_000;
 
+/// Requests per second before fleets of every size. Each pair of simulated workers that meets for the first time opens a
+/// connection, so that large fleets answer later; who waits would then have fewer requests at once, which cost more.
+const FLEET_RATE: f64 = 2_000.0;
+
 /// One row of the result.
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -28,6 +32,8 @@ pub struct Workload {
     pub path: &'static str,
     pub body: Value,
     pub concurrency: usize,
+    /// Requests per second; `None` is the next one as soon as one has ended.
+    pub rate: Option<f64>,
     pub unit: Unit,
     pub span: Span,
 }
@@ -110,8 +116,11 @@ pub fn all() -> Vec<Workload> {
     for workers in [2, 20, 200, 2_000] {
         all.push(Workload {
             name: format!("workers-{workers}"),
-            about: format!("chat as chat-64, {workers} workers in the fleet"),
+            about: format!(
+                "chat as chat-64 at {FLEET_RATE} a second, {workers} workers in the fleet"
+            ),
             plan: plan(workers / 2, Duration::ZERO),
+            rate: Some(FLEET_RATE),
             ..chat(64, Group::Scale)
         });
     }
@@ -174,6 +183,7 @@ fn chat(concurrency: usize, group: Group) -> Workload {
         path: "/v1/chat/completions",
         body: chat_body(900, 2, false),
         concurrency,
+        rate: None,
         unit: Unit::Request,
         span: Span::Whole,
     }
