@@ -775,3 +775,19 @@ async fn several_balancers_live_in_one_process_and_stop_on_their_own() {
     decode.request().await.answer("200 OK", "{}").await;
     assert_eq!(client.answer().await.status(), 200);
 }
+
+#[tokio::test]
+async fn an_error_of_decode_that_comes_in_pieces_ends_prefill_and_stays_the_answer() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let balancer = Balancer::of(&prefill, &decode).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", r#"{"text":"a"}"#)).await;
+    let (prefill, mut decode) = (prefill.request().await, decode.request().await);
+    decode
+        .send("HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 12\r\n\r\n")
+        .await;
+    prefill.closed().await;
+    decode.send(r#"{"error":""}"#).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status(), answer.text()), (400, r#"{"error":""}"#));
+}

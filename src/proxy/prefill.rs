@@ -110,11 +110,12 @@ impl PrefillLeg {
         poll_fn(|cx| self.0.poll_ended(cx).map(drop)).await;
     }
 
-    /// Resolves when the leg has ended badly, and never otherwise.
+    /// Resolves when the leg has ended badly, and never otherwise. One that was given up has not: decode's answer had
+    /// made it useless.
     pub(super) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let report = self.0.clone();
         poll_fn(move |cx| match ready!(report.poll_ended(cx)).state() {
-            state if state.is_failure() => Poll::Ready(()),
+            state if state.is_failure() && !report.is_given_up() => Poll::Ready(()),
             _ => Poll::Pending,
         })
     }
@@ -146,11 +147,15 @@ impl Report {
         }
     }
 
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
     /// Resolves when nobody wants the leg any more: it was given up, or let go for too long.
     async fn unwanted(&self) {
         let given_up = poll_fn(|cx| {
             self.leg.register(cx.waker());
-            match self.given_up.load(Ordering::Acquire) {
+            match self.is_given_up() {
                 false if !self.let_go.load(Ordering::Acquire) => Poll::Pending,
                 given_up => Poll::Ready(given_up),
             }
