@@ -11,9 +11,17 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
-struct Plain {
+/// Asks its workers in turn.
+pub struct Plain {
     workers: Vec<SocketAddr>,
     next: AtomicUsize,
+}
+
+impl Plain {
+    pub fn new(workers: Vec<SocketAddr>) -> Self {
+        let next = AtomicUsize::new(0);
+        Self { workers, next }
+    }
 }
 
 #[async_trait]
@@ -30,6 +38,7 @@ impl ProxyHttp for Plain {
 }
 
 /// Serves until it is killed, with threads and connections as mini-lb has them by default.
+#[allow(dead_code, reason = "a test includes this file")]
 pub fn serve(listen: SocketAddr, workers: Vec<SocketAddr>) -> ! {
     let conf = ServerConf {
         threads: available_parallelism().map_or(1, usize::from),
@@ -39,8 +48,7 @@ pub fn serve(listen: SocketAddr, workers: Vec<SocketAddr>) -> ! {
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let next = AtomicUsize::new(0);
-    let mut proxy = http_proxy_service(&server.configuration, Plain { workers, next });
+    let mut proxy = http_proxy_service(&server.configuration, Plain::new(workers));
     proxy.add_tcp(&listen.to_string());
     server.add_service(proxy);
     server.run_forever()

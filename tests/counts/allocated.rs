@@ -4,6 +4,10 @@
 //!
 //! Beside it a plain proxy of Pingora, with one leg and nothing of ours: the floor.
 
+#[allow(unreachable_pub)] // it is public to the parts of the benchmark
+#[path = "../../benches/end_to_end/plain.rs"]
+mod plain;
+
 use std::future::Future;
 use std::io::sink;
 use std::net::{SocketAddr, TcpListener};
@@ -12,14 +16,13 @@ use std::sync::{Arc, Once};
 use std::thread;
 
 use allocation_counter::{AllocationInfo, measure};
-use async_trait::async_trait;
 use env_logger::Target;
 use mini_lb::MiniLoadBalancer;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
+use pingora_proxy::http_proxy_service;
+use plain::Plain;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::yield_now;
@@ -64,7 +67,7 @@ impl Allocated {
         let address = socket.local_addr().unwrap();
         Allocated {
             address,
-            questions: on_its_thread(serve_plainly(socket, Plain(worker.address))),
+            questions: on_its_thread(serve_plainly(socket, Plain::new(vec![worker.address]))),
         }
     }
 
@@ -93,24 +96,6 @@ impl Watched for Allocated {
         ]
         .map(|(name, count)| (name.to_owned(), count as f64))
         .into()
-    }
-}
-
-/// A proxy whose every request goes to one worker.
-struct Plain(SocketAddr);
-
-#[async_trait]
-impl ProxyHttp for Plain {
-    type CTX = ();
-
-    fn new_ctx(&self) {}
-
-    async fn upstream_peer(
-        &self,
-        _: &mut Session,
-        (): &mut (),
-    ) -> pingora_core::Result<Box<HttpPeer>> {
-        Ok(Box::new(HttpPeer::new(self.0, false, String::new())))
     }
 }
 
