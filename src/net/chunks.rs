@@ -11,6 +11,8 @@
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 
+use super::wire::chunk_size;
+
 /// The longest size that is understood, in hexadecimal digits: chunks below 4 GiB.
 const MAX_DIGITS: usize = 8;
 const LINE_END: &[u8] = b"\r\n";
@@ -201,17 +203,14 @@ fn begin(bytes: &[u8]) -> Begin {
     match &bytes[digits..] {
         [] => Begin::Incomplete,
         [b'\r'] if digits > 0 => Begin::Incomplete,
-        [b'\r', b'\n', ..] => {
-            let size = std::str::from_utf8(&bytes[..digits]).ok();
-            // Without digits it is no size, and a size of nothing is the last chunk.
-            match size.and_then(|size| u64::from_str_radix(size, 16).ok()) {
-                Some(size @ 1..) => Begin::Chunk {
-                    size,
-                    line: digits + LINE_END.len(),
-                },
-                _ => Begin::Other,
-            }
-        }
+        [b'\r', b'\n', ..] => match chunk_size(&bytes[..=digits]) {
+            // A size of nothing is the last chunk.
+            Some(size @ 1..) => Begin::Chunk {
+                size,
+                line: digits + LINE_END.len(),
+            },
+            _ => Begin::Other,
+        },
         _ => Begin::Other,
     }
 }

@@ -432,7 +432,7 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
 
 /// The size in the line, up to its line feed, that a chunk begins with. httparse would take a line without
 /// digits for the last chunk, and a line feed for a part of an extension.
-fn chunk_size(line: &[u8]) -> Option<u64> {
+pub(super) fn chunk_size(line: &[u8]) -> Option<u64> {
     let line = line.strip_suffix(b"\r")?;
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit());
     let (size, extension) = line.split_at(digits.count());
