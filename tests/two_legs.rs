@@ -234,6 +234,25 @@ async fn each_piece_of_a_stream_goes_out_when_it_comes_in() {
 }
 
 #[tokio::test]
+async fn events_that_come_together_go_out_as_one_piece() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let balancer = Balancer::of(&prefill, &decode).await;
+    let mut client = balancer.client().await;
+    client
+        .send(post("/generate", r#"{"text":"a","stream":true}"#))
+        .await;
+    let (_prefill, mut decode) = (prefill.request().await, decode.request().await);
+    decode.begin_stream().await;
+    decode.chunk("data: 0\n\n").await;
+    client.head().await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: 0\n\n"));
+    // More than Pingora would take at once.
+    decode.send("9\r\ndata: 1\n\n\r\n".repeat(40)).await;
+    let piece = client.chunk().await;
+    assert_eq!(piece, Some("data: 1\n\n".repeat(40)));
+}
+
+#[tokio::test]
 async fn an_error_of_prefill_ends_decode_and_reaches_the_client_unchanged() {
     for status in [
         "400 Bad Request",
