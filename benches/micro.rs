@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use divan::Divan;
 use mini_lb::pd::{
-    self, Batch, Bootstrap, Facts, Fields, Injected, Merge, PromptSide, Room, Route,
+    self, Batch, Bootstrap, Facts, Fields, Injected, Merge, PrefillData, Room, Route,
 };
 use serde_json::{Value, json};
 
@@ -296,7 +296,7 @@ mod merging {
     }
 
     fn merged(merge: Merge, [prefill, decode]: &[Bytes; 2]) -> Bytes {
-        let side = PromptSide::from_body(merge, Batch::Single, prefill.clone()).unwrap();
+        let side = PrefillData::from_body(merge, Batch::Single, prefill.clone()).unwrap();
         merge::body(&side, decode.clone()).unwrap()
     }
 
@@ -323,7 +323,7 @@ mod merging {
     /// One event, when prefill's answer has been read.
     fn bench_event(bencher: Bencher<'_, '_>, merge: Merge) {
         let [prefill, decode] = answers(merge);
-        let side = PromptSide::from_body(merge, Batch::Single, prefill).unwrap();
+        let side = PrefillData::from_body(merge, Batch::Single, prefill).unwrap();
         let event = [b"data: ", &decode[..], b"\n\n"].concat();
         let merged = |mut merger: StreamMerger| {
             let mut out = BytesMut::new();
@@ -468,7 +468,7 @@ mod admission {
     fn gate(bencher: Bencher<'_, '_>) {
         bencher
             .counter(BytesCount::of_str(HEAD))
-            .bench(|| mini_lb::inside::admit(divan::black_box(HEAD.as_bytes())).unwrap());
+            .bench(|| mini_lb::inside::check(divan::black_box(HEAD.as_bytes())).unwrap());
     }
 
     /// What it comes on top of: the parse that follows.

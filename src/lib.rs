@@ -9,15 +9,20 @@
 //! | room | what lives there | may name |
 //! |---|---|---|
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
-//! | `net` | one HTTP exchange with one worker | nothing |
-//! | [`fleet`] | the workers, their load, who serves the next request, live rooms | `pd` |
-//! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `fleet`, `net`, `pd` |
-//! | `ops` | the endpoints without legs | `fleet`, `net`, `pd` |
-//! | [`config`] | what the user wrote, and what the program needs | `pd` |
+//! | `endpoint` | whole requests and responses, access, header rules | nothing |
+//! | `net` | one HTTP exchange with one worker | `endpoint` |
+//! | [`fleet`] | the workers, their load, the choice of a pair, live rooms | `pd` |
+//! | `client` | the client's connection, head, key and body | `endpoint` |
+//! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
+//! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
+//! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd` |
+//! | `discovery` | what makes and watches the workers: names and probes | `config`, `fleet`, `net` |
+//! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
+//! | [`config`] | the user's settings, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli` and `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error` and `sim` |
 //!
 //! `tests/rooms.rs` walks the sources and fails when a room names one that it must not know.
 
@@ -28,6 +33,11 @@ pub mod fleet;
 pub mod pd;
 pub mod sim;
 
+mod client;
+mod discovery;
+mod endpoint;
+mod error;
+mod legs;
 mod net;
 mod ops;
 mod proxy;
@@ -36,8 +46,8 @@ mod server;
 /// What the tests and the fuzz targets judge besides the public rooms. No part of the API.
 #[doc(hidden)]
 pub mod inside {
+    pub use crate::client::check;
     pub use crate::ops::is_served;
-    pub use crate::proxy::admit;
 }
 
 pub use config::MiniLbConfig;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use mini_lb::pd::{self, Batch, Merge, PromptSide, Route, Splitter, StreamMerger, sse};
+use mini_lb::pd::{self, Batch, Merge, PrefillData, Route, Splitter, StreamMerger, sse};
 use serde_json::Value;
 
 fn file(scenario: &str, name: &str) -> Option<Bytes> {
@@ -85,7 +85,7 @@ fn a_merged_body_is_the_ordinary_servers_body() {
             (merge, batch),
             "{scenario}"
         );
-        let side = PromptSide::from_body(merge, batch, captured.prefill.clone()).unwrap();
+        let side = PrefillData::from_body(merge, batch, captured.prefill.clone()).unwrap();
         let merged = value(&pd::merge::body(&side, captured.decode.clone()).unwrap());
         assert_eq!(
             merged,
@@ -101,8 +101,8 @@ fn a_merged_body_is_the_ordinary_servers_body() {
 #[test]
 fn a_body_without_anything_to_merge_passes_as_it_is() {
     let captured = captured("cmpl_logprobs", "json");
-    let side =
-        PromptSide::from_body(Merge::None, Batch::Single, Bytes::from_static(b"anything")).unwrap();
+    let side = PrefillData::from_body(Merge::None, Batch::Single, Bytes::from_static(b"anything"))
+        .unwrap();
     let merged = pd::merge::body(&side, captured.decode.clone()).unwrap();
     assert_eq!(merged.as_ptr(), captured.decode.as_ptr());
 }
@@ -260,7 +260,7 @@ fn an_ordinary_first_event_is_no_failure() {
 
 fn merged_stream(captured: &Captured) -> Bytes {
     let side =
-        PromptSide::from_stream(captured.merge, captured.batch, captured.prefill.clone()).unwrap();
+        PrefillData::from_stream(captured.merge, captured.batch, captured.prefill.clone()).unwrap();
     let mut merger = StreamMerger::new(side);
     let mut splitter = Splitter::new(1 << 20);
     splitter.push(captured.decode.clone());

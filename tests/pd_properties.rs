@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use bytes::{Bytes, BytesMut};
 use laws::{rewriter, splitter};
 use mini_lb::pd::json::MAX_DEPTH;
-use mini_lb::pd::{self, Batch, Merge, PromptSide, Route, StreamMerger};
+use mini_lb::pd::{self, Batch, Merge, PrefillData, Route, StreamMerger};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -84,7 +84,7 @@ fn any_split_of_a_captured_stream_merges_to_the_same_bytes() {
             .join("tests/fixtures/sglang-0.5.23")
             .join(scenario);
         let answer = |leg: &str| Bytes::from(fs::read(folder.join(leg)).unwrap());
-        let side = PromptSide::from_stream(merge, batch, answer("prefill.sse")).unwrap();
+        let side = PrefillData::from_stream(merge, batch, answer("prefill.sse")).unwrap();
         let decode = answer("decode.sse");
         let whole = merged(&side, std::slice::from_ref(&decode));
         assert_ne!(whole, decode, "{scenario}");
@@ -120,8 +120,8 @@ proptest! {
         }
         for merge in [Merge::InputLogprobs, Merge::Echo] {
             let bytes = Bytes::from(bytes.clone());
-            prop_assert!(PromptSide::from_body(merge, Batch::Single, bytes).is_err());
-            prop_assert!(PromptSide::from_stream(merge, Batch::Single, Bytes::from(event.clone())).is_err());
+            prop_assert!(PrefillData::from_body(merge, Batch::Single, bytes).is_err());
+            prop_assert!(PrefillData::from_stream(merge, Batch::Single, Bytes::from(event.clone())).is_err());
         }
     }
 }
@@ -142,7 +142,7 @@ const PIECES: &[&str] = &[
     "a",
 ];
 
-fn merged(side: &PromptSide, chunks: &[Bytes]) -> Bytes {
+fn merged(side: &PrefillData, chunks: &[Bytes]) -> Bytes {
     let mut merger = StreamMerger::new(side.clone());
     let mut out = BytesMut::new();
     for event in splitter::events(chunks) {

@@ -4,7 +4,7 @@
 
 mod support;
 
-use mini_lb::pd::{Batch, Merge, PromptSide, merge};
+use mini_lb::pd::{Batch, Merge, PrefillData, merge};
 use support::{Balancer, Client, Worker};
 
 /// Every answer said `Connection: keep-alive`, and a client of HTTP/1.0 waited for a close that did not come.
@@ -39,7 +39,7 @@ async fn a_client_that_asks_for_close_gets_it() {
 
 /// A prefill answer of `/generate` and one of decode, merged.
 fn merged(prefill: &str, decode: &str) -> Result<String, String> {
-    let side = PromptSide::from_body(
+    let side = PrefillData::from_body(
         Merge::InputLogprobs,
         Batch::Single,
         prefill.to_owned().into(),

@@ -7,17 +7,41 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with the rooms that it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 10] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("pd", &[]),
-    ("net", &[]),
+    ("endpoint", &[]),
+    ("net", &["endpoint"]),
     ("fleet", &["pd"]),
-    ("proxy", &["fleet", "net", "pd"]),
-    ("ops", &["fleet", "net", "pd"]),
+    ("client", &["endpoint"]),
+    ("legs", &["endpoint", "fleet", "net", "pd"]),
+    (
+        "error",
+        &["client", "endpoint", "fleet", "legs", "net", "pd"],
+    ),
+    (
+        "proxy",
+        &["client", "endpoint", "error", "fleet", "legs", "net", "pd"],
+    ),
+    ("discovery", &["config", "fleet", "net"]),
+    ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
     ("config", &["pd"]),
     ("sim", &["pd"]),
     ("bench", &["pd"]),
     ("cli", &["bench", "config", "sim"]),
-    ("server", &["config", "fleet", "net", "ops", "pd", "proxy"]),
+    (
+        "server",
+        &[
+            "client",
+            "config",
+            "discovery",
+            "fleet",
+            "legs",
+            "net",
+            "ops",
+            "pd",
+            "proxy",
+        ],
+    ),
 ];
 
 fn sources(under: &Path) -> Vec<PathBuf> {

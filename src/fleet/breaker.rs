@@ -43,7 +43,7 @@ pub struct Limits {
     pub successes: u32,
     /// How long a failing worker is set aside.
     pub pause: Duration,
-    /// How long a worker that is back takes less than its share of the picks. Zero: not at all.
+    /// How long a worker that is back accepts_share less than its share of the picks. Zero: not at all.
     pub slow_start: Duration,
 }
 
@@ -61,7 +61,7 @@ impl Default for Limits {
     }
 }
 
-/// Of its share a worker takes this part when it has just come back, and more and more of it until slow start
+/// Of its share a worker accepts_share this part when it has just come back, and more and more of it until slow start
 /// is over.
 const FIRST_PART: f64 = 0.1;
 
@@ -162,7 +162,7 @@ impl Breaker {
         }
     }
 
-    /// Which part of its share the worker takes now, from [`FIRST_PART`] to 1.
+    /// Which part of its share the worker accepts_share now, from [`FIRST_PART`] to 1.
     pub(super) fn part(&self, now: Instant, slow_start: Duration) -> f64 {
         let age = self.back.map(|back| now.saturating_duration_since(back));
         match age.filter(|age| *age < slow_start) {
@@ -172,7 +172,7 @@ impl Breaker {
     }
 
     /// Whether it remembers anything against the worker.
-    pub(super) fn is_troubled(&self) -> bool {
+    pub(super) fn is_unhealthy(&self) -> bool {
         self.back.is_some() || !matches!(self.state, State::Closed { failures: 0, .. })
     }
 
@@ -373,10 +373,13 @@ mod tests {
             assert_eq!(worker.after(5000).part(), 55);
             worker.note(Evidence::Good);
             assert_eq!(worker.after(4000).part(), 91);
-            assert!(worker.breaker.is_troubled());
+            assert!(worker.breaker.is_unhealthy());
             assert_eq!(worker.after(1000).part(), 100);
             worker.note(Evidence::Neutral);
-            assert!(!worker.breaker.is_troubled(), "it takes no lock any more");
+            assert!(
+                !worker.breaker.is_unhealthy(),
+                "it accepts_share no lock any more"
+            );
         }
     }
 
@@ -398,7 +401,7 @@ mod tests {
         let mut breaker = Breaker::default();
         breaker.note(Evidence::Absent, worker.now, &off);
         breaker.note(Evidence::Present, worker.now, &off);
-        assert!(!breaker.is_troubled());
+        assert!(!breaker.is_unhealthy());
         assert_eq!(breaker.part(worker.now, off.slow_start), 1.0);
     }
 

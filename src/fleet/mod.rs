@@ -1,6 +1,6 @@
 //! Who exists and who serves the next request: workers, their load, the policy, and the live rooms.
 //!
-//! Nothing here opens a socket or reads a clock. Randomness is an argument: [`Fleet::select`] takes the
+//! Nothing here opens a socket or reads a clock. Randomness is an argument: [`Fleet::select`] accepts_share the
 //! draws, so that a test decides them. Load is an RAII value ([`Load`]): it is counted up when a pair is
 //! leased and down when the leg that carries it ends, on whatever path. Where workers have a limit, requests
 //! that find them full wait in the [`Queue`].
@@ -211,14 +211,14 @@ impl Fleet {
         let candidates = self.of(role);
         for _ in 0..REDRAWS {
             let worker = self.choose(candidates, draw).ok_or(NoWorker(role))?;
-            if fit(worker) && has_room(worker) && self.takes(worker, draw, now) {
+            if fit(worker) && has_room(worker) && self.accepts_share(worker, draw, now) {
                 return Ok(Some(worker.clone()));
             }
         }
         let last_resorts: [&dyn Fn(&Worker) -> bool; 3] =
             [&fit, &|worker| !avoid.contains(&worker.id()), &|_| true];
         for fit in last_resorts {
-            let placed = candidates.iter().filter(|worker| worker.is_placed());
+            let placed = candidates.iter().filter(|worker| worker.has_address());
             let mut fitting = placed.filter(|worker| fit(worker)).peekable();
             if fitting.peek().is_some() {
                 let roomy: Vec<_> = fitting.filter(|worker| has_room(worker)).cloned().collect();
@@ -237,7 +237,7 @@ impl Fleet {
     ) -> Option<&'a Arc<Worker>> {
         for _ in 0..REDRAWS {
             let worker = self.choose(candidates, draw)?;
-            if self.takes(worker, draw, now) {
+            if self.accepts_share(worker, draw, now) {
                 return Some(worker);
             }
         }
@@ -252,8 +252,8 @@ impl Fleet {
         candidates.get(self.policy.pick(candidates, draw())?)
     }
 
-    fn takes(&self, worker: &Worker, draw: &mut impl FnMut() -> u64, now: Instant) -> bool {
-        worker.takes(draw, now, self.limits.slow_start)
+    fn accepts_share(&self, worker: &Worker, draw: &mut impl FnMut() -> u64, now: Instant) -> bool {
+        worker.accepts_share(draw, now, self.limits.slow_start)
     }
 }
 
@@ -362,7 +362,7 @@ mod tests {
             assert_eq!(refused, Some(NoWorker(Role::Prefill)));
         }
         let peer = Worker::for_tests(Role::Prefill, 2).peer().unwrap();
-        unplaced.moved((*peer).clone());
+        unplaced.set_address((*peer).clone());
         assert!(fleet.has_pair(now) && fleet.select(draws(), now, &[]).is_ok());
     }
 

@@ -21,7 +21,7 @@ type Pair = (WorkerId, WorkerId);
 /// What is known of pairs in trouble.
 #[derive(Default)]
 pub(super) struct Pairs {
-    /// How many records there are, so that a healthy fleet takes no lock.
+    /// How many records there are, so that a healthy fleet accepts_share no lock.
     known: AtomicUsize,
     records: Mutex<HashMap<Pair, Record>>,
 }

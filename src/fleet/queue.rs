@@ -80,7 +80,7 @@ struct Waiter {
 }
 
 impl Queue {
-    /// Nobody waits. Each worker takes `per_worker` requests at once, and `size` requests may wait. `now` and
+    /// Nobody waits. Each worker accepts_share `per_worker` requests at once, and `size` requests may wait. `now` and
     /// `draw` give the time and uniformly distributed 64-bit values.
     pub fn new(
         per_worker: NonZeroUsize,
@@ -200,12 +200,12 @@ impl Fleet {
     }
 
     /// A leg of this worker has ended.
-    pub(super) fn relieve(self: &Arc<Self>, worker: &Worker) {
+    pub(super) fn release(self: &Arc<Self>, worker: &Worker) {
         let Some(queue) = &self.queue else {
-            return worker.relieve();
+            return worker.release();
         };
         let mut line = queue.line();
-        worker.relieve();
+        worker.release();
         self.serve(queue, &mut line);
     }
 

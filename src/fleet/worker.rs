@@ -28,11 +28,11 @@ pub struct Worker {
     authorization: Option<HeaderValue>,
     admin_authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
-    /// Whether the breaker has anything to say, or there is no address: a worker without trouble takes no lock.
-    troubled: AtomicBool,
+    /// Whether the breaker has anything to say, or there is no address: a worker without trouble accepts_share no lock.
+    unhealthy: AtomicBool,
     breaker: Mutex<Breaker>,
     /// Whether the last question without legs had no answer.
-    silent: AtomicBool,
+    unanswered: AtomicBool,
 }
 
 impl Worker {
@@ -50,7 +50,7 @@ impl Worker {
         bootstrap: Option<Bootstrap>,
         authorization: Option<HeaderValue>,
     ) -> Self {
-        let troubled = AtomicBool::new(peer.is_none());
+        let unhealthy = AtomicBool::new(peer.is_none());
         Self {
             id,
             role,
@@ -61,9 +61,9 @@ impl Worker {
             authorization,
             admin_authorization: None,
             in_flight: AtomicUsize::new(0),
-            troubled,
+            unhealthy,
             breaker: Mutex::default(),
-            silent: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
         }
     }
 
@@ -82,22 +82,23 @@ impl Worker {
 
     /// Whether it may be picked now.
     pub fn admits(&self, now: Instant) -> bool {
-        !self.troubled.load(Ordering::Relaxed) || (self.is_placed() && self.breaker().admits(now))
+        !self.unhealthy.load(Ordering::Relaxed)
+            || (self.has_address() && self.breaker().admits(now))
     }
 
     /// Whether it has an address.
-    pub fn is_placed(&self) -> bool {
+    pub fn has_address(&self) -> bool {
         self.peer().is_some()
     }
 
-    /// Whether it takes a pick that has fallen on it: always, but for a while after it came back.
-    pub(super) fn takes(
+    /// Whether it accepts_share a pick that has fallen on it: always, but for a while after it came back.
+    pub(super) fn accepts_share(
         &self,
         draw: impl FnOnce() -> u64,
         now: Instant,
         slow_start: Duration,
     ) -> bool {
-        if !self.troubled.load(Ordering::Relaxed) {
+        if !self.unhealthy.load(Ordering::Relaxed) {
             return true;
         }
         let part = self.breaker().part(now, slow_start);
@@ -106,26 +107,26 @@ impl Worker {
 
     /// What a leg or a probe says about it, and what that changes.
     pub(super) fn note(&self, evidence: Evidence, now: Instant, limits: &Limits) -> Option<Change> {
-        let troubled = self.troubled.load(Ordering::Relaxed);
-        if !troubled && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
+        let unhealthy = self.unhealthy.load(Ordering::Relaxed);
+        if !unhealthy && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
             return None;
         }
         let mut breaker = self.breaker();
         let changed = breaker.note(evidence, now, limits);
-        let troubled = breaker.is_troubled() || !self.is_placed();
-        self.troubled.store(troubled, Ordering::Relaxed);
+        let unhealthy = breaker.is_unhealthy() || !self.has_address();
+        self.unhealthy.store(unhealthy, Ordering::Relaxed);
         changed
     }
 
     /// Notes whether a question without legs was answered. True when that is news: who polls a dead worker fills
     /// no log.
     pub fn note_answered(&self, answered: bool) -> bool {
-        self.silent.swap(!answered, Ordering::Relaxed) == answered
+        self.unanswered.swap(!answered, Ordering::Relaxed) == answered
     }
 
     /// Marks a pick of a worker that is being tried again.
     pub(super) fn picked(&self, now: Instant) {
-        if self.troubled.load(Ordering::Relaxed) {
+        if self.unhealthy.load(Ordering::Relaxed) {
             self.breaker().picked(now);
         }
     }
@@ -157,12 +158,12 @@ impl Worker {
     }
 
     /// It is dialled like this from now on.
-    pub fn moved(&self, peer: HttpPeer) {
+    pub fn set_address(&self, peer: HttpPeer) {
         // In this order, so that a note that comes between does not find the old state.
         let breaker = self.breaker();
         *self.peer.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(peer));
-        self.troubled
-            .store(breaker.is_troubled(), Ordering::Relaxed);
+        self.unhealthy
+            .store(breaker.is_unhealthy(), Ordering::Relaxed);
     }
 
     /// Where decode finds this prefill worker's registry; `None` for a decode worker.
@@ -202,7 +203,7 @@ impl Worker {
     }
 
     /// Takes one request off.
-    pub(super) fn relieve(&self) {
+    pub(super) fn release(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -239,8 +240,8 @@ impl Deref for Load {
 impl Drop for Load {
     fn drop(&mut self) {
         match self.told.take() {
-            None => self.worker.relieve(),
-            Some(fleet) => fleet.relieve(&self.worker),
+            None => self.worker.release(),
+            Some(fleet) => fleet.release(&self.worker),
         }
     }
 }

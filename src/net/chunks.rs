@@ -11,7 +11,7 @@
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 
-use super::wire::chunk_size;
+use super::http1::chunk_size;
 
 /// The longest size that is understood, in hexadecimal digits: chunks below 4 GiB.
 const MAX_DIGITS: usize = 8;

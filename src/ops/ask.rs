@@ -16,8 +16,9 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
+use crate::endpoint::{REQUEST_ID, WholeRequest, WholeResponse};
 use crate::fleet::Worker;
-use crate::net::{Client, Failure, REQUEST_ID, To, WholeAnswer, WholeRequest};
+use crate::net::{Client, Failure, Target};
 
 /// The longest answer of a worker in bytes. The largest that are known: the tokens of a prompt (a million ids
 /// are 8 MB), and `/server_info` with 60 KB for each data parallel rank.
@@ -63,7 +64,7 @@ pub(super) struct Asked {
     /// How long it took.
     pub(super) took: Duration,
     /// The worker's answer with the headers that concern the client, or why there is none.
-    pub(super) outcome: Result<WholeAnswer, Unanswered>,
+    pub(super) outcome: Result<WholeResponse, Unanswered>,
 }
 
 /// Why a worker gave no answer.
@@ -176,9 +177,9 @@ impl Question {
         about_a_key && not_the_clients
     }
 
-    async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeAnswer, Failure> {
+    async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeResponse, Failure> {
         let peer = worker.peer();
-        let to = To {
+        let to = Target {
             peer: peer.as_deref(),
             host: worker.host(),
             authorization: match self.key {
@@ -244,7 +245,7 @@ impl Asked {
     }
 }
 
-fn excerpt(answer: &WholeAnswer) -> String {
+fn excerpt(answer: &WholeResponse) -> String {
     let text = String::from_utf8_lossy(&answer.body);
     match text.trim() {
         "" => format!("answered {}", answer.status),

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::Value;
 
 use super::table::Row;
-use crate::net::{ERROR_CODE, WholeAnswer};
+use crate::endpoint::{ERROR_CODE, WholeResponse};
 use crate::pd::{ErrorShape, Route};
 
 /// Asks clients made with the SDKs of OpenAI and Anthropic (not) to repeat a request.
@@ -52,9 +52,9 @@ impl Code {
 }
 
 /// An error answer in the shape that clients of `path` read.
-pub(super) fn error(path: &str, status: StatusCode, code: Code, message: &str) -> WholeAnswer {
+pub(super) fn error(path: &str, status: StatusCode, code: Code, message: &str) -> WholeResponse {
     let body = shape(path).body(status.as_u16(), message);
-    let mut answer = WholeAnswer::new(status, "application/json", body);
+    let mut answer = WholeResponse::new(status, "application/json", body);
     let code = HeaderValue::from_static(code.name());
     answer.headers.insert(ERROR_CODE, code);
     if status == StatusCode::NOT_IMPLEMENTED {
@@ -72,7 +72,7 @@ pub(super) fn error_of_workers(
     code: Code,
     message: &str,
     workers: Value,
-) -> WholeAnswer {
+) -> WholeResponse {
     let mut answer = error(path, status, code, message);
     // The shapes are objects; another one would stay as it is.
     if let Ok(Value::Object(mut body)) = serde_json::from_slice(&answer.body) {
@@ -83,7 +83,7 @@ pub(super) fn error_of_workers(
 }
 
 /// The path is served, but not with this method.
-pub(super) fn method_not_allowed(path: &str, row: &Row) -> WholeAnswer {
+pub(super) fn method_not_allowed(path: &str, row: &Row) -> WholeResponse {
     let allow = row.allow();
     let message = format!("{path} takes {allow}");
     let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -109,7 +109,7 @@ mod tests {
     use super::super::table;
     use super::*;
 
-    fn parsed(answer: &WholeAnswer) -> Value {
+    fn parsed(answer: &WholeResponse) -> Value {
         serde_json::from_slice(&answer.body).unwrap()
     }
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::ask::{Asked, Question, Unanswered};
 use super::error::{Code, error, error_of_workers};
+use crate::endpoint::WholeResponse;
 use crate::fleet::{Fleet, Role};
-use crate::net::{Client, WholeAnswer};
+use crate::net::Client;
 
 /// Asks every worker. The answers have the order of the fleet: prefill first.
 pub(super) async fn ask_all(client: &Client, fleet: &Fleet, question: &Question) -> Vec<Asked> {
@@ -18,7 +19,7 @@ pub(super) async fn ask_all(client: &Client, fleet: &Fleet, question: &Question)
 
 /// The answer to an action that every worker must do: a worker's own answer when all did it, otherwise the
 /// status of the worst and what each of them did.
-pub(super) fn all_or_report(path: &str, asked: Vec<Asked>) -> WholeAnswer {
+pub(super) fn all_or_report(path: &str, asked: Vec<Asked>) -> WholeResponse {
     if asked.iter().all(Asked::passed)
         && let Some(Ok(answer)) = asked.first().map(|first| first.outcome.clone())
     {
@@ -28,7 +29,7 @@ pub(super) fn all_or_report(path: &str, asked: Vec<Asked>) -> WholeAnswer {
 }
 
 /// 200 when at least one worker of each role passed, and how each of them did.
-pub(super) fn one_of_each(path: &str, asked: &[Asked]) -> WholeAnswer {
+pub(super) fn one_of_each(path: &str, asked: &[Asked]) -> WholeResponse {
     let workers = reports(asked);
     let missing = [Role::Prefill, Role::Decode].into_iter().find(|role| {
         !asked
@@ -47,7 +48,7 @@ pub(super) fn one_of_each(path: &str, asked: &[Asked]) -> WholeAnswer {
 }
 
 /// The answer when nobody, or not everybody, did what was asked.
-pub(super) fn failed(path: &str, asked: &[Asked]) -> WholeAnswer {
+pub(super) fn failed(path: &str, asked: &[Asked]) -> WholeResponse {
     let failures = || asked.iter().filter(|one| !one.passed());
     let status = worst(failures().map(Asked::status));
     if asked.is_empty() {
@@ -72,8 +73,8 @@ pub(super) fn failed(path: &str, asked: &[Asked]) -> WholeAnswer {
 }
 
 /// 200 with this JSON.
-pub(super) fn json_answer(value: &Value) -> WholeAnswer {
-    WholeAnswer::new(StatusCode::OK, "application/json", value.to_string())
+pub(super) fn json_answer(value: &Value) -> WholeResponse {
+    WholeResponse::new(StatusCode::OK, "application/json", value.to_string())
 }
 
 /// The status of several failures: a worker that could not be asked weighs more than one that refused, and a
@@ -116,7 +117,7 @@ pub(super) mod tests {
             worker: Arc::new(Worker::for_tests(role, port)),
             took: Duration::from_millis(7),
             outcome: outcome.map(|(status, body)| {
-                WholeAnswer::new(StatusCode::from_u16(status).unwrap(), "text/plain", body)
+                WholeResponse::new(StatusCode::from_u16(status).unwrap(), "text/plain", body)
             }),
         }
     }
@@ -129,7 +130,7 @@ pub(super) mod tests {
         Unanswered::Overdue(Duration::from_secs(3))
     }
 
-    fn parsed(answer: &WholeAnswer) -> Value {
+    fn parsed(answer: &WholeResponse) -> Value {
         serde_json::from_slice(&answer.body).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! The endpoints without legs: probes, what the workers say about themselves, and what all of them must do.
 //!
-//! They have a door of their own ([`Door`]): a whole request in, a whole answer out. [`table`] says who answers
+//! They have a door of their own ([`Endpoints`]): a whole request in, a whole answer out. [`table`] says who answers
 //! a path; here it is only carried out. No header, body or status of a worker is made up: what the proxy adds
 //! stands beside it.
 //!
@@ -10,7 +10,6 @@ mod ask;
 mod error;
 mod fanout;
 mod loads;
-mod probe;
 mod redact;
 mod server_info;
 mod single;
@@ -25,16 +24,15 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderValue, Method, StatusCode};
 use tokio::sync::watch;
 
+use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::fleet::Fleet;
-use crate::net::{Access, Client, Door, WholeAnswer, WholeRequest};
+use crate::net::Client;
 use ask::{Asked, Key, Question};
 use error::Code;
 use table::{Kind, Row};
 
 const NO_TEXT: &str = "the load balancer has no Prometheus text for several workers; leave format=prometheus away for \
      JSON, or ask each worker";
-
-pub(crate) use probe::Probe;
 
 /// The room's door.
 pub(crate) struct Ops {
@@ -66,7 +64,7 @@ impl Ops {
 }
 
 #[async_trait]
-impl Door for Ops {
+impl Endpoints for Ops {
     fn body_limit(&self, method: &Method, path: &str) -> usize {
         match table::find(path) {
             Some(row) if row.reads_body(method) => self.max_body_bytes,
@@ -78,7 +76,7 @@ impl Door for Ops {
         table::find(path).map_or(Access::Clients, Row::access)
     }
 
-    async fn answer(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeAnswer {
+    async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse {
         let path = request.path.clone();
         let Some(row) = table::find(&path) else {
             let message = format!("there is no {path}");
@@ -112,7 +110,7 @@ pub fn is_served(path: &str) -> bool {
 
 impl Ops {
     /// 200 while a pair can be made of workers that are not set aside, and the process stays.
-    fn readiness(&self, path: &str) -> WholeAnswer {
+    fn readiness(&self, path: &str) -> WholeResponse {
         if *self.leaving.borrow() {
             let message = "the load balancer is shutting down";
             return error::error(
@@ -139,7 +137,7 @@ impl Ops {
         request: WholeRequest,
         row: &Row,
         request_id: &HeaderValue,
-    ) -> WholeAnswer {
+    ) -> WholeResponse {
         let path = request.path.clone();
         if row.kind == Kind::Loads && loads::wants_text(request.query.as_deref()) {
             return error::error(
@@ -200,6 +198,6 @@ fn is_preflight(request: &WholeRequest) -> bool {
 }
 
 /// SGLang's probes answer without a body.
-fn nothing() -> WholeAnswer {
-    WholeAnswer::new(StatusCode::OK, "", "")
+fn nothing() -> WholeResponse {
+    WholeResponse::new(StatusCode::OK, "", "")
 }

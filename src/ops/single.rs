@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::ask::{Asked, Question, Unanswered};
 use super::error::{Code, error, error_of_workers};
+use crate::endpoint::WholeResponse;
 use crate::fleet::Fleet;
-use crate::net::{Client, WholeAnswer};
+use crate::net::Client;
 
 /// The first answer of a worker, unchanged.
 pub(super) async fn ask_one(
@@ -17,7 +18,7 @@ pub(super) async fn ask_one(
     fleet: &Fleet,
     question: &Question,
     path: &str,
-) -> WholeAnswer {
+) -> WholeResponse {
     let mut silent = Vec::new();
     for worker in fleet.workers() {
         let asked = question.ask(client, worker).await;
@@ -30,7 +31,7 @@ pub(super) async fn ask_one(
 }
 
 /// The status is the first worker's: it is the one that should have answered.
-fn no_answer(path: &str, silent: &[Asked]) -> WholeAnswer {
+fn no_answer(path: &str, silent: &[Asked]) -> WholeResponse {
     let Some(first) = silent.first() else {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         return error(path, status, Code::NoWorker, "there is no worker");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::net::Access;
+use crate::endpoint::Access;
 
 /// One path.
 #[derive(Debug)]

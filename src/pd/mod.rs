@@ -9,26 +9,18 @@
 //! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
-mod answer;
-pub mod bootstrap;
-pub mod error_body;
 pub mod json;
-pub mod merge;
-pub mod outcome;
-mod prompts;
-pub mod request;
+pub mod sglang;
 pub mod sse;
 pub mod verdict;
 
-pub use answer::MergeError;
-pub use bootstrap::{Bootstrap, Fields, Injected, RequestId, Room, inject, tail_reserve};
-pub use error_body::ErrorShape;
-pub use merge::StreamMerger;
-pub use outcome::{WorkerError, document_error, stream_error};
-pub use prompts::PromptSide;
-pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
+pub use sglang::{
+    Batch, Bootstrap, ErrorShape, Facts, Fields, Injected, Invalid, Merge, MergeError, PrefillData,
+    RequestId, Rid, Room, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,
+    parse, request, stream_error, tail_reserve,
+};
 pub use sse::{Boundary, EventTooLong, Splitter};
-pub use verdict::{Allowance, Course, Leg, Verdict};
+pub use verdict::{Leg, RequestState, RetryRules, Verdict};
 
 use std::fmt;
 

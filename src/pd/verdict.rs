@@ -1,8 +1,8 @@
 //! The state of the two legs of one request, and what follows from it: go on, try another pair, or tell the
 //! client who failed.
 //!
-//! A value without sockets and clocks: the corridor reports what it sees ([`Course::prefill`],
-//! [`Course::decode`], [`Course::commit`]) and asks [`Course::verdict`]. Legs are numbered by attempts; a new
+//! A value without sockets and clocks: the corridor reports what it sees ([`RequestState::prefill`],
+//! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]. Legs are numbered by attempts; a new
 //! attempt starts both anew, with new rooms, because a room that one worker may have seen must never be used
 //! again.
 //! Source: sgl-project/sglang issue 40125 (a room used twice crashes both schedulers).
@@ -28,7 +28,7 @@ pub enum Leg {
 
 /// What is allowed besides what the legs have done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowance {
+pub struct RetryRules {
     /// How many attempts one request may have in all.
     pub attempts: u32,
     /// Whether the budget of retries has room.
@@ -53,7 +53,7 @@ pub enum Verdict {
 
 /// The course of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Course {
+pub struct RequestState {
     prefill: Leg,
     decode: Leg,
     attempt: u32,
@@ -87,7 +87,7 @@ impl Leg {
     }
 }
 
-impl Default for Course {
+impl Default for RequestState {
     fn default() -> Self {
         Self {
             prefill: Leg::Running,
@@ -99,7 +99,7 @@ impl Default for Course {
     }
 }
 
-impl Course {
+impl RequestState {
     /// Prefill's leg has come to this.
     pub fn prefill(&mut self, leg: Leg) {
         self.prefill = leg;
@@ -126,7 +126,7 @@ impl Course {
     }
 
     /// What follows from what is known.
-    pub fn verdict(&self, allowed: Allowance) -> Verdict {
+    pub fn verdict(&self, allowed: RetryRules) -> Verdict {
         if self.committed {
             // Decode speaks, so it has the KV cache: what becomes of prefill now changes nothing.
             return if self.decode.is_failure() {
@@ -169,7 +169,7 @@ impl Course {
         }
     }
 
-    fn may_go_again(&self, allowed: Allowance) -> bool {
+    fn may_go_again(&self, allowed: RetryRules) -> bool {
         let seen =
             self.seen || self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
         self.attempt < allowed.attempts && allowed.budget && !(allowed.own_rid && seen)
@@ -180,14 +180,14 @@ impl Course {
 mod tests {
     use super::*;
 
-    const FREE: Allowance = Allowance {
+    const FREE: RetryRules = RetryRules {
         attempts: 2,
         budget: true,
         own_rid: false,
     };
 
-    fn course(prefill: Leg, decode: Leg) -> Course {
-        let mut course = Course::default();
+    fn course(prefill: Leg, decode: Leg) -> RequestState {
+        let mut course = RequestState::default();
         course.prefill(prefill);
         course.decode(decode);
         course
@@ -236,15 +236,15 @@ mod tests {
     fn nothing_is_tried_again_without_allowance() {
         let refused = course(Leg::Unsent, Leg::Running);
         for denied in [
-            Allowance {
+            RetryRules {
                 attempts: 1,
                 ..FREE
             },
-            Allowance {
+            RetryRules {
                 budget: false,
                 ..FREE
             },
-            Allowance {
+            RetryRules {
                 own_rid: true,
                 ..FREE
             },
@@ -256,7 +256,7 @@ mod tests {
             );
         }
         let nobody_saw_it = course(Leg::Unsent, Leg::Unsent);
-        let own_rid = Allowance {
+        let own_rid = RetryRules {
             own_rid: true,
             ..FREE
         };

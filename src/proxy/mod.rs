@@ -16,24 +16,11 @@
 //!
 //! Every other path goes to the side door: the endpoints without legs.
 
-mod abort;
-mod answer;
-mod attempt;
-mod body;
-mod connection;
-mod crowd;
-mod ctx;
-mod error;
-mod exchange;
-mod gate;
-mod headers;
-mod inflight;
-mod intake;
-mod judge;
-mod keys;
-mod listened;
-mod prefill;
-mod queue;
+mod decide;
+mod dispatch;
+mod request;
+mod session;
+mod wait;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -48,39 +35,30 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::client::{self, BodyMemory, Inflight, Keys, Listener, ShutdownWatcher, WITHOUT_TIMER};
+use crate::endpoint::{Access, Endpoints, REQUEST_ID, WholeRequest};
+use crate::error::{Exhausted, ProxyError};
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::net::{Access, Client, Door, Failure, REQUEST_ID, WholeRequest, unusable};
+use crate::legs::{self, Aborter, evidence, no_document};
+use crate::net::{Client, Failure, reject_head};
 use crate::pd::{Leg, Route, Verdict};
-use body::Deadlines;
-use ctx::Ctx;
-use error::{Exhausted, ProxyError};
-use prefill::{evidence, no_document};
-
-pub(crate) use abort::Aborter;
-pub(crate) use connection::{Connections, Listener};
-pub(crate) use crowd::Crowd;
-pub use gate::admit;
-pub(crate) use inflight::{Departure, Inflight, Stage};
-pub(crate) use intake::Buffered;
-pub(crate) use keys::Keys;
-
-/// Pingora keeps a connection between two requests for as long as its task does, which has a timer of its own.
-const WITHOUT_TIMER: u64 = 0;
+use request::RequestContext;
+use session::Deadlines;
 
 /// The values that the corridor needs, and the rooms that it calls.
 pub(crate) struct Proxy {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) rooms: Arc<LiveRooms>,
     pub(crate) client: Arc<Client>,
-    pub(crate) side_door: Arc<dyn Door>,
+    pub(crate) side_door: Arc<dyn Endpoints>,
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
-    pub(crate) buffered: Arc<Buffered>,
+    pub(crate) buffered: Arc<BodyMemory>,
     pub(crate) keys: Keys,
     /// Whether workers are administered through another listener than the clients'.
     pub(crate) admins_apart: bool,
-    pub(crate) departure: Departure,
+    pub(crate) departure: ShutdownWatcher,
     pub(crate) limits: Limits,
 }
 
@@ -129,19 +107,19 @@ impl Limits {
 #[async_trait]
 impl ProxyHttp for Proxy {
     /// Boxed, because Pingora keeps it in each of its layers' futures, and moves it from one to the other.
-    type CTX = Box<Ctx>;
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> Box<Ctx> {
-        Box::new(Ctx::new(self.inflight.enter()))
+    fn new_ctx(&self) -> Box<RequestContext> {
+        Box::new(RequestContext::new(self.inflight.enter()))
     }
 
     fn on_connection_reuse(
         &self,
         session: &mut Session,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
         context: Box<dyn Any + Send + Sync>,
     ) {
-        if let Some((listener, spare)) = connection::note_head(session, context) {
+        if let Some((listener, spare)) = client::note_head(session, context) {
             ctx.listener = listener;
             ctx.spare = spare;
         }
@@ -150,7 +128,11 @@ impl ProxyHttp for Proxy {
     /// No modules: answers are neither compressed nor changed.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<()> {
         let keeps = session.get_keepalive().is_some();
         let upgrades = session.is_upgrade_req();
         // What comes after an upgrade that nobody makes may be no HTTP any more.
@@ -161,10 +143,10 @@ impl ProxyHttp for Proxy {
         // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
         session.downstream_session.set_pipelining_enabled(true);
         let head = session.req_header();
-        ctx.request_id = headers::request_id(&head.headers, rand::random);
+        ctx.request_id = legs::request_id(&head.headers, rand::random);
         ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
         let raw = session.downstream_session.as_http1();
-        if let Some(Err(why)) = raw.map(|session| gate::admit(&session.get_headers_raw_bytes())) {
+        if let Some(Err(why)) = raw.map(|session| client::check(&session.get_headers_raw_bytes())) {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let access = self.side_door.access(head.uri.path());
@@ -191,7 +173,11 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<bool> {
         match ctx.route {
             Some(route) => self.understand(session, ctx, route).await.map(|()| false),
             None => self.side_door(session, ctx).await.map(|()| true),
@@ -201,7 +187,7 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(
         &self,
         session: &mut Session,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
     ) -> Result<Box<HttpPeer>> {
         // The exchange is still there when Pingora only replaces a stale connection to decode.
         if ctx.exchange.is_none() {
@@ -219,7 +205,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         upstream_request: &mut RequestHeader,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
         *upstream_request = ctx.exchange()?.decode_head()?;
         Ok(())
@@ -229,10 +215,10 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         head: &mut ResponseHeader,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
         if let Some(failure) =
-            unusable(head.status, &head.headers).or_else(|| no_document(head.status))
+            reject_head(head.status, &head.headers).or_else(|| no_document(head.status))
         {
             let no_legs = || Error::explain(ErrorType::InternalError, "an answer without legs");
             return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
@@ -243,7 +229,7 @@ impl ProxyHttp for Proxy {
         head.insert_header(REQUEST_ID, &ctx.request_id)?;
         let accepted = head.status.is_success();
         let leg = if accepted {
-            ctx.exchange()?.join(session).await?;
+            ctx.exchange()?.join(client::left(session)).await?;
             Leg::Served
         } else {
             Leg::Rejected(head.status.as_u16())
@@ -264,7 +250,7 @@ impl ProxyHttp for Proxy {
             Verdict::Respond | Verdict::Wait => {
                 let max_event_bytes = self.limits.max_body_bytes;
                 if let Err(error) = ctx.exchange()?.accepted(head, max_event_bytes) {
-                    return Err(ctx.refuse(error));
+                    return Err(ctx.fail(error.into()));
                 }
             }
         }
@@ -277,7 +263,7 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
         let piece = body.take().unwrap_or_default();
         let begun = ctx.course.is_committed();
@@ -303,7 +289,7 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
         error: Box<Error>,
     ) -> Box<Error> {
         let failure = Failure::from_pingora(&error);
@@ -315,7 +301,7 @@ impl ProxyHttp for Proxy {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
         client_reused: bool,
     ) -> Box<Error> {
         self.ended_early(session, ctx, error, client_reused)
@@ -325,7 +311,7 @@ impl ProxyHttp for Proxy {
         &self,
         session: &mut Session,
         error: &Error,
-        ctx: &mut Box<Ctx>,
+        ctx: &mut Box<RequestContext>,
     ) -> FailToProxy {
         let begun = has_begun(session);
         ctx.restore(session);
@@ -363,7 +349,12 @@ impl ProxyHttp for Proxy {
         }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        ctx: &mut Box<RequestContext>,
+    ) {
         ctx.restore(session);
         if error.is_none()
             && ctx.status < 300
@@ -374,15 +365,20 @@ impl ProxyHttp for Proxy {
         ctx.log_line(session);
     }
 
-    /// [`Ctx::log_line`] says it, once.
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {
+    /// [`RequestContext::log_line`] says it, once.
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _ctx: &Box<RequestContext>,
+        _error: &Error,
+    ) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &Box<Ctx>,
+        _ctx: &Box<RequestContext>,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
@@ -399,7 +395,7 @@ impl Proxy {
     }
 
     /// The endpoints without legs: a whole request in, a whole answer out.
-    async fn side_door(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    async fn side_door(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
         let head = session.req_header();
         let limit = self
             .side_door
@@ -416,19 +412,19 @@ impl Proxy {
         let (body, at_end) = match limit {
             0 => (
                 Bytes::new(),
-                intake::drain(session, self.limits.body).await?,
+                client::drain(session, self.limits.body).await?,
             ),
-            limit => match intake::read(session, limit, self.limits.body, share).await? {
+            limit => match client::read(session, limit, self.limits.body, 0, share).await? {
                 Ok(body) => (body.freeze(), true),
-                Err(error) => return Err(ctx.refuse(error)),
+                Err(error) => return Err(ctx.refuse(error.into())),
             },
         };
         let answer = self
             .side_door
-            .answer(WholeRequest { body, ..request }, &ctx.request_id);
+            .respond(WholeRequest { body, ..request }, &ctx.request_id);
         let answer = tokio::select! {
             answer = answer => answer,
-            left = intake::left(session), if at_end => return Err(left),
+            left = client::left(session), if at_end => return Err(left),
         };
         ctx.note_side_answer(&answer);
         self.ask_to_move(session);

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use mini_lb::pd::{Allowance, Course, Leg, Role, Verdict};
+use mini_lb::pd::{Leg, RequestState, RetryRules, Role, Verdict};
 
 use super::choices::Choices;
 
@@ -25,7 +25,7 @@ pub struct Outcome {
 
 pub fn check(bytes: &[u8]) -> Outcome {
     let mut choices = Choices::new(bytes);
-    let allowed = Allowance {
+    let allowed = RetryRules {
         attempts: 1 + choices.below(4) as u32,
         budget: choices.yes(),
         own_rid: choices.yes(),
@@ -46,8 +46,8 @@ pub fn check(bytes: &[u8]) -> Outcome {
 
 /// A corridor without sockets: it counts what it starts and what it ends.
 struct Corridor {
-    course: Course,
-    allowed: Allowance,
+    course: RequestState,
+    allowed: RetryRules,
     rooms: HashSet<u32>,
     next_room: u32,
     legs_started: u32,
@@ -60,9 +60,9 @@ struct Corridor {
 }
 
 impl Corridor {
-    fn new(allowed: Allowance) -> Self {
+    fn new(allowed: RetryRules) -> Self {
         let mut corridor = Self {
-            course: Course::default(),
+            course: RequestState::default(),
             allowed,
             rooms: HashSet::new(),
             next_room: 1,

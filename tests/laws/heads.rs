@@ -7,7 +7,7 @@
 //! Source: RFC 9112; httparse 1.10.1 (`parse_chunk_size`) for what Pingora takes beyond it.
 
 use bytes::{Bytes, BytesMut};
-use mini_lb::inside::{admit, is_served};
+use mini_lb::inside::{check as check_head, is_served};
 use pingora_core::protocols::http::v1::server::HttpSession;
 use tokio::io::AsyncWriteExt;
 
@@ -56,7 +56,7 @@ async fn read(server: tokio::io::DuplexStream, mut bytes: &[u8]) -> Outcome {
             return outcome;
         };
         session.set_pipelining_enabled(true);
-        if admit(&session.get_headers_raw_bytes()).is_err() {
+        if check_head(&session.get_headers_raw_bytes()).is_err() {
             outcome.refused = true;
             return outcome;
         }

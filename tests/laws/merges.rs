@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
-use mini_lb::pd::{Batch, Merge, PromptSide, StreamMerger, merge, sse};
+use mini_lb::pd::{Batch, Merge, PrefillData, StreamMerger, merge, sse};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -52,7 +52,7 @@ pub fn check(bytes: &[u8]) -> Outcome {
 }
 
 fn document(merge: Merge, batch: Batch, prefill: &Bytes, decode: &Bytes) -> Outcome {
-    let Ok(side) = PromptSide::from_body(merge, batch, prefill.clone()) else {
+    let Ok(side) = PrefillData::from_body(merge, batch, prefill.clone()) else {
         return Outcome::PrefillRefused;
     };
     let Ok(merged) = merge::body(&side, decode.clone()) else {
@@ -74,7 +74,7 @@ fn document(merge: Merge, batch: Batch, prefill: &Bytes, decode: &Bytes) -> Outc
 
 /// Any chunking of decode's stream gives the same events ([`super::splitter`]), so one is enough.
 fn stream(merge: Merge, batch: Batch, prefill: &Bytes, decode: &Bytes) -> Outcome {
-    let Ok(side) = PromptSide::from_stream(merge, batch, prefill.clone()) else {
+    let Ok(side) = PrefillData::from_stream(merge, batch, prefill.clone()) else {
         return Outcome::PrefillRefused;
     };
     let mut sides = (merge != Merge::None).then(|| Sides::new(merge, batch));

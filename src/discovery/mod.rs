@@ -1,0 +1,7 @@
+//! What makes and watches the members of the fleet: names and probes.
+
+mod dns;
+mod probe;
+
+pub(crate) use dns::{Dialling, Names};
+pub(crate) use probe::Probe;

@@ -1,0 +1,135 @@
+//! Endpoints that are answered without legs, as the proxy sees them: a whole request in, a whole response out, and
+//! the access that each path needs. Also the header rules that hold for every response, whoever makes it.
+//!
+//! The proxy calls [`Endpoints`]; `ops` implements it, so that neither knows the other.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+/// Identifies a request in the logs of the client, the proxy and the workers.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Carries the stable code of an error that the proxy itself made.
+pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
+
+/// Fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    TE,
+    TRAILER,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// The fields that `Connection` adds to the hop-by-hop ones of this message.
+pub(crate) fn connection_headers(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect()
+}
+
+/// Whether a field is dropped when its message is forwarded. `listed` comes from [`connection_headers`].
+pub(crate) fn is_hop_by_hop(name: &HeaderName, listed: &[HeaderName]) -> bool {
+    HOP_BY_HOP.contains(name) || listed.contains(name) || name.as_str().starts_with("proxy-")
+}
+
+/// A request that has been read to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct WholeRequest {
+    pub(crate) method: Method,
+    /// Without the query.
+    pub(crate) path: String,
+    /// Without the question mark.
+    pub(crate) query: Option<String>,
+    /// As the client sent them.
+    pub(crate) headers: HeaderMap,
+    /// Empty when the request has none.
+    pub(crate) body: Bytes,
+}
+
+/// A response in memory.
+#[derive(Debug, Clone)]
+pub(crate) struct WholeResponse {
+    pub(crate) status: StatusCode,
+    /// Without the framing fields: the connection that sends the response adds them.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl WholeResponse {
+    /// A response with this body; no `Content-Type` when `content_type` is empty.
+    pub(crate) fn new(
+        status: StatusCode,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+    ) -> Self {
+        let mut headers = HeaderMap::new();
+        if !content_type.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        Self {
+            status,
+            headers,
+            body: body.into(),
+        }
+    }
+}
+
+/// The credentials that a path needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// None, and at any load: liveness must be visible when everything else is refused.
+    Open,
+    /// A client's key.
+    Clients,
+    /// The key for administration, since the path changes the state of workers.
+    Admins,
+}
+
+/// Answers whole requests.
+#[async_trait]
+pub(crate) trait Endpoints: Send + Sync {
+    /// The longest body that this method takes on this path, in bytes; 0 where no body is read.
+    fn body_limit(&self, method: &Method, path: &str) -> usize;
+
+    /// The credentials that this path needs.
+    fn access(&self, path: &str) -> Access;
+
+    /// The response to one request. Workers that are asked get `request_id`.
+    async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hop_by_hop_fields_are_told_from_end_to_end_fields() {
+        let mut headers = HeaderMap::new();
+        headers.append(CONNECTION, HeaderValue::from_static("keep-alive, X-Hop"));
+        let listed = connection_headers(&headers);
+        for (name, hops) in [
+            ("connection", true),
+            ("x-hop", true),
+            ("keep-alive", true),
+            ("content-length", true),
+            ("transfer-encoding", true),
+            ("proxy-connection", true),
+            ("content-type", false),
+            ("vary", false),
+        ] {
+            let name = HeaderName::from_static(name);
+            assert_eq!(is_hop_by_hop(&name, &listed), hops, "{name}");
+        }
+    }
+}

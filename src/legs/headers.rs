@@ -1,0 +1,185 @@
+//! Which headers of the client reach the workers, and which of the proxy's reach the client.
+//!
+//! Both legs get the same list. `Host` and `Authorization` are the worker's own, the framing is the proxy's,
+//! everything that belongs to one hop or steers SGLang from outside stays behind.
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+
+use crate::endpoint::{REQUEST_ID, connection_headers, is_hop_by_hop};
+use crate::fleet::Worker;
+
+/// What ends here besides what belongs to one hop.
+const OURS: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING];
+
+/// With these SGLang takes the request id and the rendezvous from headers instead of the body.
+const OVERRIDE_PREFIX: &str = "x-override-";
+
+/// The client's request id, or a new one when it sent none that is fit for a log line.
+pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> HeaderValue {
+    headers
+        .get(REQUEST_ID)
+        .filter(|value| is_token(value.as_bytes()))
+        .cloned()
+        .unwrap_or_else(|| {
+            HeaderValue::try_from(format!("{:032x}", random()))
+                .unwrap_or_else(|_| unreachable!("hexadecimal digits are a header value"))
+        })
+}
+
+/// Whether a body is in another form than its bytes: compressed. Nobody has asked for that.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// The head of a leg: the client's, without what stays behind. What is the worker's own and the length of the body are
+/// added later.
+///
+/// # Errors
+/// None in practice: every name and value comes from a parsed head or a constant.
+pub(crate) fn for_legs(
+    client: &RequestHeader,
+    path: &str,
+    request_id: &HeaderValue,
+) -> Result<RequestHeader> {
+    // Host, Content-Length and the id come on top. Nobody looks at the case of a name.
+    let size = Some(client.headers.len() + 3);
+    let mut leg = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), size)?;
+    let connection_headers = connection_headers(&client.headers);
+    for (name, value) in &client.headers {
+        if !stays_behind(name, &connection_headers) && name != REQUEST_ID {
+            leg.append_header(name, value)?;
+        }
+    }
+    leg.insert_header(REQUEST_ID, request_id)?;
+    Ok(leg)
+}
+
+/// Turns the head of the legs into decode's.
+///
+/// # Errors
+/// None in practice, as above.
+pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker, body: &Bytes) -> Result<()> {
+    leg.insert_header(HOST, worker.host())?;
+    if let Some(authorization) = worker.authorization() {
+        leg.insert_header(AUTHORIZATION, authorization)?;
+    }
+    leg.insert_header(CONTENT_LENGTH, body.len())?;
+    Ok(())
+}
+
+fn is_token(value: &[u8]) -> bool {
+    (1..=128).contains(&value.len())
+        && value
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+fn stays_behind(name: &HeaderName, connection_headers: &[HeaderName]) -> bool {
+    is_hop_by_hop(name, connection_headers)
+        || OURS.contains(name)
+        || name.as_str().starts_with(OVERRIDE_PREFIX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Role, WorkerId};
+
+    fn client(headers: &[(&'static str, &'static str)]) -> RequestHeader {
+        let mut head = RequestHeader::build("POST", b"/generate?x=1", None).unwrap();
+        for (name, value) in headers {
+            head.append_header(*name, *value).unwrap();
+        }
+        head
+    }
+
+    fn leg(headers: &[(&'static str, &'static str)]) -> RequestHeader {
+        for_legs(
+            &client(headers),
+            "/generate",
+            &HeaderValue::from_static("id"),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn what_belongs_to_one_hop_or_steers_the_engine_stays_behind() {
+        let leg = leg(&[
+            ("host", "proxy"),
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("accept-encoding", "gzip"),
+            ("upgrade", "h2c"),
+            ("te", "trailers"),
+            ("proxy-connection", "keep-alive"),
+            ("x-override-bootstrap-host", "10.0.0.1"),
+            ("X-Override-Rid", "a"),
+        ]);
+        let names: Vec<_> = leg.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-request-id"]);
+        assert_eq!(leg.uri.path(), "/generate");
+    }
+
+    #[test]
+    fn what_the_engine_or_a_trace_reads_goes_along() {
+        let sent = [
+            ("authorization", "Bearer a"),
+            ("traceparent", "00-1-2-01"),
+            ("tracestate", "k=v"),
+            ("x-smg-routing-key", "s"),
+            ("x-correlation-id", "c"),
+            ("content-type", "application/json"),
+            ("x-custom", "1"),
+            ("x-custom", "2"),
+        ];
+        let leg = leg(&sent);
+        for (name, value) in sent {
+            assert!(
+                leg.headers.get_all(name).iter().any(|v| v == value),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_workers_own_key_replaces_the_clients() {
+        let mut leg = leg(&[("authorization", "Bearer client")]);
+        let worker = Worker::new(
+            WorkerId(0),
+            Role::Prefill,
+            String::new(),
+            HeaderValue::from_static("w:1"),
+            None,
+            None,
+            Some(HeaderValue::from_static("Bearer worker")),
+        );
+        address(&mut leg, &worker, &Bytes::from_static(b"{}")).unwrap();
+        assert_eq!(leg.headers[CONTENT_LENGTH], "2");
+        assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");
+        assert_eq!(leg.headers.get_all(AUTHORIZATION).iter().count(), 1);
+        assert_eq!(leg.headers[HOST], "w:1");
+    }
+
+    #[test]
+    fn a_request_id_fit_for_a_log_line_is_kept_and_another_replaced() {
+        let id =
+            |value: &'static str| request_id(&client(&[("x-request-id", value)]).headers, || 5);
+        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
+        for unfit in ["", "a b", "a\"b", "ä"] {
+            assert_eq!(id(unfit), format!("{:032x}", 5), "{unfit}");
+        }
+        assert_eq!(request_id(&HeaderMap::new(), || 10), format!("{:032x}", 10));
+    }
+}

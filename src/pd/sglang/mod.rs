@@ -1,0 +1,21 @@
+//! SGLang's prefill/decode protocol: what a request asks for, the bootstrap fields, the merge of prompt data, and
+//! how a worker reports a failure.
+//!
+//! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
+//! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
+
+pub mod bootstrap;
+pub mod error_body;
+pub mod merge;
+pub mod outcome;
+mod prefill_data;
+pub mod request;
+mod worker_response;
+
+pub use bootstrap::{Bootstrap, Fields, Injected, RequestId, Room, inject, tail_reserve};
+pub use error_body::ErrorShape;
+pub use merge::StreamMerger;
+pub use outcome::{WorkerError, document_error, stream_error};
+pub use prefill_data::PrefillData;
+pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
+pub use worker_response::MergeError;
