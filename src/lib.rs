@@ -15,14 +15,15 @@
 //! | `client` | the client's connection, head, key and body | `endpoint` |
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
-//! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd` |
+//! | `telemetry` | the record of a request, and the sinks that report it | `fleet`, `pd` |
+//! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd`, `telemetry` |
 //! | `discovery` | what makes and watches the workers: names and probes | `config`, `fleet`, `net` |
 //! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
 //! | [`config`] | the user's settings, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error` and `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error`, `sim` and `telemetry` |
 //!
 //! `tests/rooms.rs` walks the sources and fails when a room names one that it must not know.
 
@@ -42,11 +43,13 @@ mod net;
 mod ops;
 mod proxy;
 mod server;
+mod telemetry;
 
 /// What the tests and the fuzz targets judge besides the public rooms. No part of the API.
 #[doc(hidden)]
 pub mod inside {
     pub use crate::client::check;
+    pub use crate::error::{Code, Retry, Row, Side};
     pub use crate::ops::is_served;
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with the rooms that it may name besides itself.
-const MAY_NAME: [(&str, &[&str]); 15] = [
+const MAY_NAME: [(&str, &[&str]); 16] = [
     ("pd", &[]),
     ("endpoint", &[]),
     ("net", &["endpoint"]),
@@ -20,8 +20,18 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ),
     (
         "proxy",
-        &["client", "endpoint", "error", "fleet", "legs", "net", "pd"],
+        &[
+            "client",
+            "endpoint",
+            "error",
+            "fleet",
+            "legs",
+            "net",
+            "pd",
+            "telemetry",
+        ],
     ),
+    ("telemetry", &["fleet", "pd"]),
     ("discovery", &["config", "fleet", "net"]),
     ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
     ("config", &["pd"]),

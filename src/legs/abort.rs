@@ -1,7 +1,7 @@
 //! `POST /abort_request` to a worker whose leg was cancelled.
 //!
-//! SGLang notices a closed connection only after seconds; by its id it ends a request at once. Best effort: a
-//! few at a time, a second each, and never in a client's way.
+//! SGLang notices a closed connection after seconds, but aborts a request at once when it is told the id. Best effort:
+//! some workers at a time, one second for each id, and no client waits for it.
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (disconnects are polled every 4 s).
 
 use std::sync::Arc;
@@ -19,43 +19,43 @@ use crate::fleet::Worker;
 use crate::net::{Client, Target};
 use crate::pd::RequestId;
 
-/// How long one worker may take for one abort.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Deadline of one abort.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Workers that are told at the same time. Beyond that an abort is left out: the connection is closed anyway.
-const AT_ONCE: usize = 64;
+/// Workers that are told at the same time. Further aborts are left out: the closed connection does the same, later.
+const MAX_CONCURRENT: usize = 64;
 
-/// Ids of one request that are aborted one by one; a larger batch is left to the closed connection.
-const IDS: usize = 64;
+/// Ids of one request that are aborted; the rest of a larger batch is left to the closed connection.
+const MAX_IDS: usize = 64;
 
-/// An answer to an abort is empty.
-const ANSWER_LIMIT: usize = 64 << 10;
+/// The longest response to an abort, in bytes. SGLang's is empty.
+const RESPONSE_LIMIT: usize = 64 << 10;
 
-/// Under which ids the workers know a request.
+/// The ids under which the workers know a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ids {
-    /// The proxy's, one for each prompt.
-    Ours(Vec<RequestId>),
-    /// The client's.
-    Clients(Vec<String>),
-    /// None that is known here.
+    /// Made by the proxy, one for each prompt.
+    Proxy(Vec<RequestId>),
+    /// Chosen by the client.
+    Client(Vec<String>),
+    /// Chosen by the worker, or a list of which the proxy keeps the length alone.
     Unknown,
 }
 
 impl Ids {
     fn texts(&self) -> Vec<String> {
         match self {
-            Ids::Ours(ids) => ids.iter().take(IDS).map(RequestId::to_string).collect(),
-            Ids::Clients(ids) => ids.iter().take(IDS).cloned().collect(),
+            Ids::Proxy(ids) => ids.iter().take(MAX_IDS).map(RequestId::to_string).collect(),
+            Ids::Client(ids) => ids.iter().take(MAX_IDS).cloned().collect(),
             Ids::Unknown => Vec::new(),
         }
     }
 }
 
-/// Tells workers that a request is over.
+/// Aborts requests on workers.
 pub(crate) struct Aborter {
     client: Arc<Client>,
-    /// `None` when it is switched off.
+    /// `None` when aborts are switched off.
     permits: Option<Arc<Semaphore>>,
 }
 
@@ -63,28 +63,28 @@ impl Aborter {
     pub(crate) fn new(client: Arc<Client>, enabled: bool) -> Self {
         Self {
             client,
-            permits: enabled.then(|| Arc::new(Semaphore::new(AT_ONCE))),
+            permits: enabled.then(|| Arc::new(Semaphore::new(MAX_CONCURRENT))),
         }
     }
 
-    /// Tells the worker, some time soon, with its own key for administration or else the client's.
+    /// Tells the worker in a task of its own, with the worker's key for administration, or else the client's.
     pub(crate) fn send(
         &self,
         worker: &Arc<Worker>,
         ids: &Arc<Ids>,
-        clients_key: Option<&HeaderValue>,
+        client_key: Option<&HeaderValue>,
     ) {
         let permit = self.permits.clone().map(Semaphore::try_acquire_owned);
         let (Some(Ok(permit)), false) = (permit, **ids == Ids::Unknown) else {
             return;
         };
-        let key = worker.admin_authorization().or(clients_key).cloned();
+        let key = worker.admin_authorization().or(client_key).cloned();
         let (client, worker, ids) = (self.client.clone(), worker.clone(), ids.clone());
-        // Bounded by the permits and by PATIENCE for each id; nobody waits for it.
+        // Bounded by the permits and by TIMEOUT for each id; nothing waits for this task.
         tokio::spawn(async move {
             for id in ids.texts() {
                 let told =
-                    tokio::time::timeout(PATIENCE, tell(&client, &worker, key.as_ref(), &id)).await;
+                    tokio::time::timeout(TIMEOUT, tell(&client, &worker, key.as_ref(), &id)).await;
                 if !matches!(told, Ok(Ok(()))) {
                     log::debug!("abort not delivered worker={} rid={id:?}", worker.url());
                     break;
@@ -105,8 +105,8 @@ async fn tell(client: &Client, worker: &Worker, key: Option<&HeaderValue>, id: &
         host: worker.host(),
         authorization: key,
     };
-    let answer = client.fetch(to, &head, &body, ANSWER_LIMIT).await;
-    answer
+    let response = client.fetch(to, &head, &body, RESPONSE_LIMIT).await;
+    response
         .map(|_| ())
         .map_err(|failure| Error::explain(ErrorType::ReadError, failure.to_string()))
 }

@@ -1,22 +1,24 @@
-//! One attempt: a prefill leg and a decode leg with their rooms, and what becomes of decode's answer.
+//! One attempt: a prefill leg and a decode leg, their rooms, and the response that the client gets from them.
 //!
-//! Dropping it cancels whatever still runs: the connections close, and the workers are told by id.
+//! Dropping an attempt cancels each leg that still runs: its connection closes, and the worker is told to abort the
+//! request by id.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use pingora_core::Error;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::abort::{Aborter, Ids};
 use super::first_event::Rejection;
 use super::headers::{self, is_encoded};
-use super::prefill::{Outcome, PrefillLeg, is_event_stream};
+use super::prefill::{Outcome, PrefillLeg, ResponseTimes, is_event_stream};
 use super::response::{HELD_LIMIT, Response, ResponseError};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
-use crate::net::{Chunks, Failure, PooledHandle};
+use crate::net::{Chunks, Client, Failure, PooledHandle};
 use crate::pd::{self, Batch, Leg, Merge, MergeError, PrefillData, Route};
 
 /// Why an attempt gives no response.
@@ -32,17 +34,17 @@ pub(crate) enum LegError {
     Internal(&'static str),
 }
 
-/// What an attempt is made of.
+/// The parts of a request that both legs of an attempt share.
 pub(crate) struct Plan {
     pub(crate) route: Route,
     pub(crate) stream: bool,
     pub(crate) merge: Merge,
     pub(crate) batch: Batch,
-    /// The head that both legs share, without what is each worker's own.
+    /// The head of both legs, without the fields that differ between workers.
     pub(crate) head: Arc<RequestHeader>,
-    /// The body that both legs get.
-    pub(crate) body: Bytes,
-    /// Under which ids the workers know the request.
+    /// Length of the body of both legs, in bytes.
+    pub(crate) body_len: usize,
+    /// The ids under which the workers know the request.
     pub(crate) ids: Arc<Ids>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) aborter: Arc<Aborter>,
@@ -52,19 +54,21 @@ pub(crate) struct Plan {
 pub(crate) struct Attempt {
     plan: Plan,
     prefill: Arc<Worker>,
-    /// `None` once the leg has been cancelled or let go.
+    /// `None` once the leg was cancelled, or may finish without the request.
     leg: Option<PrefillLeg>,
-    pub(crate) decode: Load,
-    /// Decode's connection, which is Pingora's until the answer has ended.
-    pub(crate) loan: PooledHandle,
+    decode: Load,
+    /// Decode's connection, which Pingora holds until the response has ended.
+    connection: PooledHandle,
+    /// Whether the end of decode's leg was reported to the fleet, or its response has ended.
     decode_ended: bool,
-    answer: Response,
+    response: Response,
     streams: bool,
-    /// Taken until both legs have ended: the prefill leg holds the other reference.
+    /// In use until both legs have ended: the prefill leg holds the other reference.
     _rooms: Arc<Rooms>,
 }
 
 impl Attempt {
+    /// An attempt whose prefill leg is on its way. Pingora sends decode's, to the peer that [`Self::connect`] gives.
     pub(crate) fn new(
         plan: Plan,
         prefill: Arc<Worker>,
@@ -77,12 +81,30 @@ impl Attempt {
             prefill,
             leg: Some(leg),
             decode,
-            loan: PooledHandle::default(),
+            connection: PooledHandle::default(),
             decode_ended: false,
-            answer: Response::Passed,
+            response: Response::Passed,
             streams: false,
             _rooms: rooms,
         }
+    }
+
+    /// The peer of decode's leg, for Pingora.
+    ///
+    /// # Errors
+    /// The worker has no address, although only workers with one are leased: a defect.
+    pub(crate) fn connect(&mut self, client: &Client) -> Result<HttpPeer, Box<Error>> {
+        let peer = self.decode.peer().ok_or_else(|| {
+            Error::explain(ErrorType::InternalError, "a lease without an address")
+        })?;
+        // A merge adds the logprobs of the prompt to each event, so that joined chunks would become much longer.
+        let chunks = match self.plan.merge {
+            Merge::None => Chunks::Joined,
+            Merge::InputLogprobs | Merge::Echo => Chunks::Apart,
+        };
+        let (peer, connection) = client.lend(&peer, chunks);
+        self.connection = connection;
+        Ok(peer)
     }
 
     /// The head of decode's leg.
@@ -91,48 +113,54 @@ impl Attempt {
     /// None in practice: see [`headers::address`].
     pub(crate) fn decode_head(&self) -> Result<RequestHeader, Box<Error>> {
         let mut head = RequestHeader::clone(&self.plan.head);
-        headers::address(&mut head, &self.decode, &self.plan.body)?;
+        headers::address(&mut head, &self.decode, self.plan.body_len)?;
         Ok(head)
     }
 
-    /// Who computes the prompt.
-    pub(crate) fn prefill(&self) -> &Worker {
+    /// The prefill worker.
+    pub(crate) fn prefill(&self) -> &Arc<Worker> {
         &self.prefill
     }
 
-    /// The worker whose leg has failed; where prefill's has, decode's is a symptom.
-    pub(crate) fn blamed(&self) -> &Arc<Worker> {
-        if self.prefill_state().is_failure() {
-            &self.prefill
-        } else {
-            &self.decode
+    /// The decode worker.
+    pub(crate) fn decode(&self) -> &Arc<Worker> {
+        &self.decode
+    }
+
+    /// The worker of this role.
+    pub(crate) fn worker(&self, role: Role) -> &Arc<Worker> {
+        match role {
+            Role::Prefill => &self.prefill,
+            Role::Decode => &self.decode,
         }
     }
 
-    /// How decode's chunks are wanted: a merge adds all logprobs of the prompt to each event.
-    pub(crate) fn chunks(&self) -> Chunks {
-        match self.plan.merge {
-            Merge::None => Chunks::Joined,
-            Merge::InputLogprobs | Merge::Echo => Chunks::Apart,
-        }
+    /// Whether decode's connection had served a request before, so that the worker may have closed it meanwhile.
+    pub(crate) fn is_on_reused_connection(&self) -> bool {
+        self.connection.is_reused()
     }
 
-    /// Whether decode's answer is a stream of events.
+    /// Whether decode's response is a stream of events.
     pub(crate) fn streams(&self) -> bool {
         self.streams
     }
 
-    /// What prefill's leg has come to.
+    /// The progress of prefill's leg.
     pub(crate) fn prefill_state(&self) -> Leg {
-        match self.leg.as_ref().and_then(PrefillLeg::peek) {
+        match self.leg.as_ref().and_then(PrefillLeg::outcome) {
             None => Leg::Running,
             Some(outcome) => outcome.state(),
         }
     }
 
+    /// When prefill's response arrived.
+    pub(crate) fn prefill_times(&self) -> ResponseTimes {
+        self.leg.as_ref().map(PrefillLeg::times).unwrap_or_default()
+    }
+
     /// The error of a prefill leg that has failed.
     pub(crate) fn prefill_error(&self) -> Option<LegError> {
-        match self.leg.as_ref()?.peek()? {
+        match self.leg.as_ref()?.outcome()? {
             Outcome::Served(_) => None,
             Outcome::Rejected(rejection) => {
                 Some(LegError::Rejected(Role::Prefill, rejection.clone()))
@@ -145,109 +173,116 @@ impl Attempt {
         }
     }
 
-    /// JOIN, where the answer needs what prefill knows: waits until its leg has ended, well or badly. The client
-    /// is watched meanwhile.
+    /// JOIN: waits until prefill's leg has ended where the response needs prefill's data, or until the client has
+    /// left.
+    ///
+    /// # Errors
+    /// The client has left.
     pub(crate) async fn join(
         &self,
-        left: impl Future<Output = Box<Error>>,
+        client_left: impl Future<Output = Box<Error>>,
     ) -> Result<(), Box<Error>> {
         let Some(leg) = self.leg.as_ref().filter(|_| self.plan.merge != Merge::None) else {
             return Ok(());
         };
         tokio::select! {
             () = leg.ended() => Ok(()),
-            left = left => Err(left),
+            left = client_left => Err(left),
         }
     }
 
-    /// Decode has taken the request: prepares what becomes of its body. [`Self::join`] came before.
-    pub(crate) fn accepted(
+    /// Decode has accepted the request: chooses how its body becomes the client's, after [`Self::join`]. The framing
+    /// fields of a merged response are dropped from `head`, because its length changes.
+    ///
+    /// # Errors
+    /// The responses cannot be merged.
+    pub(crate) fn begin_response(
         &mut self,
         head: &mut ResponseHeader,
         max_event_bytes: usize,
     ) -> Result<(), LegError> {
         self.streams = is_event_stream(&head.headers);
-        let encoded = is_encoded(&head.headers);
         let length = length(head);
         if self.plan.merge == Merge::None {
-            self.answer = match (self.streams, length) {
-                (true, _) if encoded => Response::Passed,
+            self.response = match (self.streams, length) {
+                (true, _) if is_encoded(&head.headers) => Response::Passed,
                 (true, _) => Response::first_event(self.plan.route),
                 (false, Some(HELD_LIMIT..)) => Response::Passed,
                 (false, _) => Response::whole(),
             };
             return Ok(());
         }
-        if encoded {
+        if is_encoded(&head.headers) {
             let leg = Role::Decode;
             return Err(LegError::Merge(MergeError::Encoded { leg }));
         }
-        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::peek).cloned()
-        else {
-            return Err(LegError::Internal("nothing to merge"));
-        };
-        let (merge, batch) = (self.plan.merge, self.plan.batch);
-        let side = if self.plan.stream {
-            PrefillData::from_stream(merge, batch, body)
-        } else {
-            PrefillData::from_body(merge, batch, body)
-        };
-        let side = side.map_err(LegError::Merge)?;
+        let data = self.prefill_data()?;
         if length == Some(0) {
-            // No piece of a body will come that could be merged.
-            let error = pd::merge::body(&side, Bytes::new()).err();
+            // No chunk will come that could be merged.
+            let error = pd::merge::body(&data, Bytes::new()).err();
             return error.map_or(Ok(()), |error| Err(LegError::Merge(error)));
         }
-        self.answer = if self.streams {
-            Response::events(self.plan.route, side, max_event_bytes)
+        self.response = if self.streams {
+            Response::merged_stream(self.plan.route, data, max_event_bytes)
         } else {
-            Response::Document(side, BytesMut::new())
+            Response::merged_document(data)
         };
-        // The length changes: the session frames the answer anew.
         head.remove_header(&CONTENT_LENGTH);
         head.remove_header(&TRANSFER_ENCODING);
         Ok(())
     }
 
-    /// The client's bytes for a piece of decode's body.
-    pub(crate) fn pass(
-        &mut self,
-        piece: Bytes,
-        end: bool,
-        begun: bool,
-    ) -> Result<Bytes, ResponseError> {
-        let out = self.answer.pass(piece, end, begun)?;
+    fn prefill_data(&self) -> Result<PrefillData, LegError> {
+        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::outcome).cloned()
+        else {
+            return Err(LegError::Internal("no response of prefill to merge"));
+        };
+        let (merge, batch) = (self.plan.merge, self.plan.batch);
+        let data = if self.plan.stream {
+            PrefillData::from_stream(merge, batch, body)
+        } else {
+            PrefillData::from_body(merge, batch, body)
+        };
+        data.map_err(LegError::Merge)
+    }
+
+    /// The client's bytes for a chunk of decode's body. `end` says that no chunk follows.
+    ///
+    /// # Errors
+    /// The chunk cannot be passed on.
+    pub(crate) fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
+        let out = self.response.pass(chunk, end)?;
         if end {
             self.decode_ended = true;
-            self.loan.end();
+            self.connection.end();
         }
         Ok(out)
     }
 
-    /// Decode's answer is an error that goes to the client: prefill has nothing to wait for.
-    pub(crate) fn end_prefill(&mut self) {
+    /// Cancels prefill's leg, because decode's response is an error that goes to the client.
+    pub(crate) fn cancel_prefill(&mut self) {
         if let Some(leg) = self.leg.take() {
-            self.cancel_prefill(&leg);
+            self.abort_prefill(&leg);
         }
     }
 
-    /// What decode's leg says about its worker, once.
-    pub(crate) fn decode_ended(&mut self, evidence: Evidence) {
+    /// Reports the end of decode's leg to the fleet.
+    pub(crate) fn report_decode(&mut self, evidence: Evidence) {
         self.decode_ended = true;
         self.plan.fleet.note(&self.decode, evidence, Instant::now());
     }
 
-    /// Both legs have done what they should.
-    pub(crate) fn ended_well(&mut self) {
-        self.decode_ended(Evidence::Good);
+    /// Reports to the fleet that both legs have succeeded.
+    pub(crate) fn report_success(&mut self) {
+        self.report_decode(Evidence::Good);
         self.plan.fleet.note_pair_good(&self.prefill, &self.decode);
         if let Some(leg) = self.leg.take() {
             leg.let_finish();
         }
     }
 
-    /// Each worker is there, and together they have failed.
-    pub(crate) fn ended_together_badly(&self) {
+    /// Reports to the fleet that both workers were there and failed together.
+    pub(crate) fn report_pair_failure(&self) {
         self.plan
             .fleet
             .note_pair_bad(&self.prefill, &self.decode, Instant::now());
@@ -260,8 +295,8 @@ impl Attempt {
             .send(worker, &self.plan.ids, authorization);
     }
 
-    fn cancel_prefill(&self, leg: &PrefillLeg) {
-        if leg.peek().is_none() {
+    fn abort_prefill(&self, leg: &PrefillLeg) {
+        if leg.outcome().is_none() {
             self.plan
                 .fleet
                 .note(&self.prefill, Evidence::Neutral, Instant::now());
@@ -270,20 +305,10 @@ impl Attempt {
     }
 }
 
-/// How long the body will be, where that is known.
-fn length(head: &ResponseHeader) -> Option<usize> {
-    head.headers
-        .get(CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
-}
-
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(leg) = self.leg.take() {
-            self.cancel_prefill(&leg);
+            self.abort_prefill(&leg);
         }
         if !self.decode_ended {
             self.plan
@@ -292,4 +317,14 @@ impl Drop for Attempt {
             self.abort(&self.decode);
         }
     }
+}
+
+/// The length that the head announces for the body, in bytes.
+fn length(head: &ResponseHeader) -> Option<usize> {
+    head.headers
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }

@@ -1,10 +1,9 @@
-//! Which headers of the client reach the workers, and which of the proxy's reach the client.
+//! The heads of the legs: which of the client's fields reach the workers, and which are replaced.
 //!
-//! Both legs get the same list. `Host` and `Authorization` are the worker's own, the framing is the proxy's,
-//! everything that belongs to one hop or steers SGLang from outside stays behind.
+//! Both legs get the same list. `Host` and `Authorization` are the worker's own and the framing is the proxy's.
+//! Hop-by-hop fields are dropped, and so are those that would override the request id or the bootstrap fields.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
-use bytes::Bytes;
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
 };
@@ -15,13 +14,15 @@ use pingora_http::RequestHeader;
 use crate::endpoint::{REQUEST_ID, connection_headers, is_hop_by_hop};
 use crate::fleet::Worker;
 
-/// What ends here besides what belongs to one hop.
-const OURS: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING];
+/// Fields that are dropped besides the hop-by-hop ones: they concern the client's connection to the proxy, or the
+/// encoding of a body that the proxy reads.
+const DROPPED: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING];
 
-/// With these SGLang takes the request id and the rendezvous from headers instead of the body.
+/// Fields with this prefix make SGLang take the request id and the bootstrap fields from the head instead of the body.
 const OVERRIDE_PREFIX: &str = "x-override-";
 
-/// The client's request id, or a new one when it sent none that is fit for a log line.
+/// The client's request id, or a new one when the client's is missing or not fit for a log line: 1 to 128 letters, digits
+/// and `._-`.
 pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> HeaderValue {
     headers
         .get(REQUEST_ID)
@@ -33,14 +34,14 @@ pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> 
         })
 }
 
-/// Whether a body is in another form than its bytes: compressed. Nobody has asked for that.
+/// Whether the body of this message is compressed.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// The head of a leg: the client's, without what stays behind. What is the worker's own and the length of the body are
-/// added later.
+/// The head that both legs share: the client's end-to-end fields and the request id. [`address`] adds the fields of one
+/// worker.
 ///
 /// # Errors
 /// None in practice: every name and value comes from a parsed head or a constant.
@@ -49,12 +50,13 @@ pub(crate) fn for_legs(
     path: &str,
     request_id: &HeaderValue,
 ) -> Result<RequestHeader> {
-    // Host, Content-Length and the id come on top. Nobody looks at the case of a name.
+    // Host, Content-Length and the id are added. Without a map of the names' case the head is smaller, and HTTP does
+    // not distinguish cases.
     let size = Some(client.headers.len() + 3);
     let mut leg = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), size)?;
-    let connection_headers = connection_headers(&client.headers);
+    let listed = connection_headers(&client.headers);
     for (name, value) in &client.headers {
-        if !stays_behind(name, &connection_headers) && name != REQUEST_ID {
+        if !is_dropped(name, &listed) && name != REQUEST_ID {
             leg.append_header(name, value)?;
         }
     }
@@ -62,16 +64,16 @@ pub(crate) fn for_legs(
     Ok(leg)
 }
 
-/// Turns the head of the legs into decode's.
+/// Adds the fields of one worker and the length of the body, in bytes, to the head of the legs.
 ///
 /// # Errors
-/// None in practice, as above.
-pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker, body: &Bytes) -> Result<()> {
+/// None in practice, as in [`for_legs`].
+pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker, body_len: usize) -> Result<()> {
     leg.insert_header(HOST, worker.host())?;
     if let Some(authorization) = worker.authorization() {
         leg.insert_header(AUTHORIZATION, authorization)?;
     }
-    leg.insert_header(CONTENT_LENGTH, body.len())?;
+    leg.insert_header(CONTENT_LENGTH, body_len)?;
     Ok(())
 }
 
@@ -82,9 +84,9 @@ fn is_token(value: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-fn stays_behind(name: &HeaderName, connection_headers: &[HeaderName]) -> bool {
-    is_hop_by_hop(name, connection_headers)
-        || OURS.contains(name)
+fn is_dropped(name: &HeaderName, listed: &[HeaderName]) -> bool {
+    is_hop_by_hop(name, listed)
+        || DROPPED.contains(name)
         || name.as_str().starts_with(OVERRIDE_PREFIX)
 }
 
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_one_hop_or_steers_the_engine_stays_behind() {
+    fn hop_by_hop_fields_and_overrides_of_the_engine_are_dropped() {
         let leg = leg(&[
             ("host", "proxy"),
             ("connection", "keep-alive, X-Hop"),
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_or_a_trace_reads_goes_along() {
+    fn end_to_end_fields_are_forwarded() {
         let sent = [
             ("authorization", "Bearer a"),
             ("traceparent", "00-1-2-01"),
@@ -165,7 +167,7 @@ mod tests {
             None,
             Some(HeaderValue::from_static("Bearer worker")),
         );
-        address(&mut leg, &worker, &Bytes::from_static(b"{}")).unwrap();
+        address(&mut leg, &worker, 2).unwrap();
         assert_eq!(leg.headers[CONTENT_LENGTH], "2");
         assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");
         assert_eq!(leg.headers.get_all(AUTHORIZATION).iter().count(), 1);

@@ -16,5 +16,7 @@ pub(crate) use abort::{Aborter, Ids};
 pub(crate) use attempt::{Attempt, LegError, Plan};
 pub(crate) use first_event::Rejection;
 pub(crate) use headers::{for_legs, is_encoded, request_id};
-pub(crate) use prefill::{Keep, PrefillLeg, PrefillRequest, evidence, failed, no_document};
+pub(crate) use prefill::{
+    Keep, PrefillLeg, PrefillRequest, evidence, failed, is_event_stream, no_document,
+};
 pub(crate) use response::ResponseError;

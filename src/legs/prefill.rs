@@ -1,7 +1,8 @@
-//! The prefill leg: a side task that sends the request, reads the answer to its end and says how it went.
+//! The prefill leg: a side task that sends the request, reads the response to its end and reports the outcome.
 //!
-//! The task belongs to the request: given up with it, and then its connection is closed, which is what
-//! tells SGLang to abort. A request that ended well lets the leg finish on its own, for [`LINGER`] at most.
+//! The task belongs to the request. When the request drops its [`PrefillLeg`], the task ends and its connection closes,
+//! from which SGLang learns that the request is aborted. A request that has succeeded lets the leg finish without it,
+//! for [`LINGER`] at most.
 
 use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,51 +21,62 @@ use crate::pd::{self, Leg, Route};
 
 use super::first_event::{FIRST_EVENT_LIMIT, FirstEvent, Rejection};
 
-/// How long prefill may still talk after decode's answer has ended. Its answer is due before decode's first
-/// token, so this only bounds what is already wrong.
+/// How long the leg may run after decode's response has ended. Prefill responds before decode's first token, so that
+/// only a worker that misbehaves reaches this limit.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How much of a rejection is kept to be passed on, in bytes. SGLang's are a few hundred.
+/// The longest error response that is passed on, in bytes. SGLang's have a few hundred.
 const REJECTION_LIMIT: usize = 1 << 20;
 
-/// How the prefill leg ended.
+/// The outcome of a prefill leg.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// With the answer of a prompt that was computed and handed over. The body where it was asked for, else
-    /// empty.
+    /// The prompt was computed. The body of the response where [`Keep::Body`] asks for it, else empty.
     Served(Bytes),
-    /// With an answer that the client should see instead of decode's.
+    /// An error response, which the client gets instead of decode's response.
     Rejected(Rejection),
-    /// With no answer.
+    /// No response.
     Failed(Failure),
 }
 
-/// What the request needs from prefill's answer.
+/// The part of prefill's response that the request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
     /// The whole body, for the merge: at most this many bytes.
     Body(usize),
-    /// Nothing but the knowledge that it went well.
+    /// The outcome alone.
     Nothing,
 }
 
-/// A request's hold on its prefill leg.
+/// A request's handle of its prefill leg. Dropping it cancels the leg.
 ///
-/// Nothing of the task itself: a handle would keep 1.5 KB of it for as long as the answer streams.
+/// It shares the [`Report`] alone: a `JoinHandle` would keep 1.5 KB of the ended task for as long as the response streams.
 pub(crate) struct PrefillLeg(Arc<Report>);
 
-/// Where the leg says how it ended, and the request when it does not wait for it any more.
+/// The state that the request and the task of its leg share.
 #[derive(Default)]
 struct Report {
-    outcome: OnceLock<Outcome>,
-    /// The request. Whatever of it waits for the leg does so in one task.
+    head_arrived: OnceLock<Instant>,
+    ended: OnceLock<(Outcome, Instant)>,
+    /// Wakes the request. All of its waits for the leg are in one task, so that one waker is enough.
     request: AtomicWaker,
-    let_go: AtomicBool,
-    given_up: AtomicBool,
+    /// The request has succeeded: the leg may finish, for [`LINGER`] at most.
+    may_finish: AtomicBool,
+    cancelled: AtomicBool,
+    /// Wakes the task of the leg.
     leg: AtomicWaker,
 }
 
-/// What the leg sends, and to whom.
+/// When a worker's response arrived.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ResponseTimes {
+    /// Its head.
+    pub(crate) head: Option<Instant>,
+    /// Its end, or the failure of the leg.
+    pub(crate) end: Option<Instant>,
+}
+
+/// The request of a prefill leg.
 pub(crate) struct PrefillRequest {
     pub(crate) client: Arc<Client>,
     pub(crate) worker: Load,
@@ -77,24 +89,32 @@ pub(crate) struct PrefillRequest {
 }
 
 impl PrefillLeg {
-    /// Starts the leg.
-    pub(crate) fn spawn(order: PrefillRequest) -> Self {
+    /// Sends the request in a task of its own.
+    pub(crate) fn spawn(request: PrefillRequest) -> Self {
         let report = Arc::<Report>::default();
-        let end = ReportOnDrop(report.clone());
+        let on_drop = ReportOnDrop(report.clone());
         tokio::spawn(async move {
-            let ended = tokio::select! {
+            let outcome = tokio::select! {
                 biased;
-                ended = order.run() => ended,
-                () = end.0.unwanted() => return,
+                outcome = request.run(&on_drop.0.head_arrived) => outcome,
+                () = on_drop.0.cancelled() => return,
             };
-            end.reported(ended);
+            on_drop.report(outcome);
         });
         Self(report)
     }
 
-    /// How the leg ended, if it has.
-    pub(crate) fn peek(&self) -> Option<&Outcome> {
-        self.0.outcome.get()
+    /// The outcome of the leg; `None` while it runs.
+    pub(crate) fn outcome(&self) -> Option<&Outcome> {
+        self.0.ended.get().map(|(outcome, _)| outcome)
+    }
+
+    /// When prefill's response arrived.
+    pub(crate) fn times(&self) -> ResponseTimes {
+        ResponseTimes {
+            head: self.0.head_arrived.get().copied(),
+            end: self.0.ended.get().map(|(_, at)| *at),
+        }
     }
 
     /// Waits for the end of the leg.
@@ -102,27 +122,26 @@ impl PrefillLeg {
         poll_fn(|cx| self.0.poll_ended(cx).map(drop)).await;
     }
 
-    /// Resolves when the leg has ended badly, and never otherwise. One that was given up has not: decode's answer had
-    /// made it useless.
+    /// Resolves when the leg has failed, and never otherwise. A cancelled leg has not failed.
     pub(crate) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let report = self.0.clone();
         poll_fn(move |cx| match ready!(report.poll_ended(cx)).state() {
-            state if state.is_failure() && !report.is_given_up() => Poll::Ready(()),
+            state if state.is_failure() && !report.is_cancelled() => Poll::Ready(()),
             _ => Poll::Pending,
         })
     }
 
-    /// Lets the leg come to its end without the request, for [`LINGER`] at most.
+    /// Lets the leg finish without the request, for [`LINGER`] at most.
     pub(crate) fn let_finish(self) {
-        self.0.let_go.store(true, Ordering::Release);
+        self.0.may_finish.store(true, Ordering::Release);
         self.0.leg.wake();
     }
 }
 
 impl Drop for PrefillLeg {
     fn drop(&mut self) {
-        if !self.0.let_go.load(Ordering::Acquire) {
-            self.0.given_up.store(true, Ordering::Release);
+        if !self.0.may_finish.load(Ordering::Acquire) {
+            self.0.cancelled.store(true, Ordering::Release);
             self.0.leg.wake();
         }
     }
@@ -130,58 +149,58 @@ impl Drop for PrefillLeg {
 
 impl Report {
     fn poll_ended(&self, cx: &Context<'_>) -> Poll<&Outcome> {
-        if self.outcome.get().is_none() {
+        // Registered before the second look: an outcome that is set in between wakes this task again.
+        if self.ended.get().is_none() {
             self.request.register(cx.waker());
         }
-        match self.outcome.get() {
-            Some(outcome) => Poll::Ready(outcome),
+        match self.ended.get() {
+            Some((outcome, _)) => Poll::Ready(outcome),
             None => Poll::Pending,
         }
     }
 
-    fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Acquire)
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Resolves when nobody wants the leg any more: it was given up, or let go for too long.
-    async fn unwanted(&self) {
-        let given_up = poll_fn(|cx| {
+    /// Resolves when the leg is cancelled, or [`LINGER`] after it was allowed to finish.
+    async fn cancelled(&self) {
+        let cancelled = poll_fn(|cx| {
             self.leg.register(cx.waker());
-            match self.is_given_up() {
-                false if !self.let_go.load(Ordering::Acquire) => Poll::Pending,
-                given_up => Poll::Ready(given_up),
+            match self.is_cancelled() {
+                false if !self.may_finish.load(Ordering::Acquire) => Poll::Pending,
+                cancelled => Poll::Ready(cancelled),
             }
         });
-        if !given_up.await {
+        if !cancelled.await {
             tokio::time::sleep(LINGER).await;
         }
     }
 }
 
-/// The leg's end of the report, which says something in any case: a task that is given up or panics is dropped.
+/// Reports an outcome in any case: a task that is cancelled or panics is dropped, and the request must not wait for it.
 struct ReportOnDrop(Arc<Report>);
 
 impl ReportOnDrop {
-    fn reported(&self, outcome: Outcome) {
-        // The first word counts.
-        let _ = self.0.outcome.set(outcome);
+    fn report(&self, outcome: Outcome) {
+        // The first outcome counts.
+        let _ = self.0.ended.set((outcome, Instant::now()));
         self.0.request.wake();
     }
 }
 
 impl Drop for ReportOnDrop {
     fn drop(&mut self) {
-        let unsaid = self.0.outcome.get().is_none();
-        if unsaid {
-            self.reported(Outcome::Failed(Failure::Lost(
-                "the leg was given up".into(),
+        if self.0.ended.get().is_none() {
+            self.report(Outcome::Failed(Failure::Lost(
+                "the leg was cancelled".into(),
             )));
         }
     }
 }
 
 impl Outcome {
-    /// What the leg has come to.
+    /// The leg's state for the verdict.
     pub(crate) fn state(&self) -> Leg {
         match self {
             Outcome::Served(_) => Leg::Served,
@@ -191,18 +210,18 @@ impl Outcome {
     }
 }
 
-/// What a leg has come to that ended without an answer.
+/// The state of a leg that ended without a response.
 pub(crate) fn failed(failure: &Failure) -> Leg {
     match failure {
         Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
-        // As if the worker were full: it says nothing about the worker, and is over soon.
+        // As if the worker were full: a want of sockets is the proxy's own, and short.
         Failure::NoSocket(_) => Leg::Rejected(503),
         Failure::Lost(_) => Leg::Lost,
         Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,
     }
 }
 
-/// A success without a document answers no request for tokens.
+/// The failure of a success without a document, which is no response to a request for tokens.
 pub(crate) fn no_document(status: StatusCode) -> Option<Failure> {
     matches!(
         status,
@@ -211,35 +230,38 @@ pub(crate) fn no_document(status: StatusCode) -> Option<Failure> {
     .then_some(Failure::Unusable(status))
 }
 
-/// What the end of a leg says about its worker.
+/// The evidence that the end of a leg gives about its worker.
 pub(crate) fn evidence(leg: Leg) -> Evidence {
     match leg {
         Leg::Served => Evidence::Good,
         Leg::Unsent => Evidence::Absent,
-        // The request or the load, not the worker.
+        // These tell of the request or of the load, not of the worker.
         Leg::Running | Leg::Rejected(..=499 | 503) => Evidence::Neutral,
         Leg::Rejected(_) | Leg::Lost | Leg::Failed => Evidence::Bad,
     }
 }
 
 impl PrefillRequest {
-    async fn run(self) -> Outcome {
+    async fn run(self, head_arrived: &OnceLock<Instant>) -> Outcome {
         let peer = self.worker.peer();
         let to = Target {
             peer: peer.as_deref(),
             host: self.worker.host(),
             authorization: self.worker.authorization(),
         };
-        let ended = match self.client.send(to, &self.head, &self.body).await {
-            Ok(reply) => self.read(reply).await,
+        let read = match self.client.send(to, &self.head, &self.body).await {
+            Ok(reply) => {
+                let _ = head_arrived.set(Instant::now());
+                self.read(reply).await
+            }
             Err(failure) => Err(failure),
         };
-        let ended = ended.unwrap_or_else(Outcome::Failed);
-        let evidence = evidence(ended.state());
+        let outcome = read.unwrap_or_else(Outcome::Failed);
+        let evidence = evidence(outcome.state());
         self.fleet.note(&self.worker, evidence, Instant::now());
-        // The rooms stay taken for as long as a worker may still know them.
+        // The rooms stay in use for as long as a worker may still know them.
         drop(self.rooms);
-        ended
+        outcome
     }
 
     async fn read(&self, mut reply: Reply) -> Result<Outcome, Failure> {
@@ -276,7 +298,7 @@ impl PrefillRequest {
     }
 }
 
-/// Reads to the end, keeping the beginning: it may tell of an error. Most answers are one piece, which is not
+/// Reads a body to its end and keeps the beginning, which may be an error. Most bodies are one chunk, which is not
 /// copied.
 async fn drain(reply: &mut Reply) -> Result<Bytes, Failure> {
     let Some(first) = reply.chunk().await? else {
@@ -298,7 +320,7 @@ async fn drain(reply: &mut Reply) -> Result<Bytes, Failure> {
     })
 }
 
-/// Whether this answer is a stream of server-sent events.
+/// Whether this is the head of a stream of server-sent events.
 pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)

@@ -1,9 +1,8 @@
-//! What happens to decode's answer on its way to the client.
+//! The transformation of decode's response body on its way to the client.
 //!
-//! A stream that needs no merge passes piece by piece, unparsed and unbuffered, except for its first event:
-//! SGLang reports an early failure as an event in a 200, and before anything was sent it can still be the status
-//! that it is. A document is held until it is whole, up to [`HELD_LIMIT`]: as long as nothing was sent, a worker
-//! that dies in the middle of it is still a status, or another pair.
+//! A stream without a merge passes chunk by chunk, unparsed and unbuffered, except for its first event: see
+//! [`super::first_event`]. A document is held until it is whole, up to [`HELD_LIMIT`]: as long as nothing was sent, a
+//! worker that dies in the middle of it is still a status, or a retry.
 
 use bytes::{Bytes, BytesMut};
 
@@ -12,32 +11,37 @@ use crate::pd::{
     self, EventTooLong, MergeError, PrefillData, Route, Splitter, StreamMerger, WorkerError,
 };
 
-/// The longest document that is held until it is whole, in bytes. Most have a few KiB, and arrive in one piece.
-pub(crate) const HELD_LIMIT: usize = 1 << 20;
+/// The longest document that is held until it is whole, in bytes. Most have a few KiB and arrive in one chunk.
+pub(super) const HELD_LIMIT: usize = 1 << 20;
 
-/// How the pieces of decode's body become the client's.
-pub(crate) enum Response {
-    /// Unchanged.
+/// A transformation of decode's body, and its state.
+pub(super) enum Response {
+    /// Every chunk passes unchanged.
     Passed,
-    /// A document that waits for its end.
+    /// A document that is held until its end.
     Whole(BytesMut),
-    /// A stream of events whose first one has not been seen whole.
+    /// A stream whose first event is not complete yet.
     FirstEvent(Route, BytesMut),
-    /// A document that waits for its end, to be merged.
-    Document(PrefillData, BytesMut),
-    /// A stream of events that are merged one by one.
-    Events {
-        route: Route,
-        splitter: Box<Splitter>,
-        merger: Box<StreamMerger>,
-    },
+    /// A document that is held until its end, and then merged.
+    MergedDocument(PrefillData, BytesMut),
+    /// A stream whose events are merged one by one. Boxed, because most requests merge nothing.
+    MergedStream(Box<MergedStream>),
 }
 
-/// Why a piece did not become an answer.
+/// The state of a stream that is merged.
+pub(super) struct MergedStream {
+    route: Route,
+    splitter: Splitter,
+    merger: StreamMerger,
+    /// Whether the first event has passed. Only that one can become a status.
+    begun: bool,
+}
+
+/// Why a chunk of decode's body cannot be passed on.
 pub(crate) enum ResponseError {
     /// The first event is an error.
     Rejected(Rejection),
-    /// The two answers do not fit together.
+    /// The two responses do not fit together.
     Merge(MergeError),
     /// An event that is to be merged is too long.
     TooLong(EventTooLong),
@@ -62,96 +66,109 @@ impl From<WorkerError> for ResponseError {
 }
 
 impl Response {
-    /// A document that passes when it is whole, or too long to be held.
-    pub(crate) fn whole() -> Self {
+    /// A document that passes once it is whole, or too long to be held.
+    pub(super) fn whole() -> Self {
         Response::Whole(BytesMut::new())
     }
 
-    /// A stream that passes unless it begins with an error.
-    pub(crate) fn first_event(route: Route) -> Self {
+    /// A stream that passes unless its first event is an error.
+    pub(super) fn first_event(route: Route) -> Self {
         Response::FirstEvent(route, BytesMut::new())
     }
 
-    /// A stream that is merged; an event may have `limit` bytes.
-    pub(crate) fn events(route: Route, side: PrefillData, limit: usize) -> Self {
-        Response::Events {
-            route,
-            splitter: Box::new(Splitter::new(limit)),
-            merger: Box::new(StreamMerger::new(side)),
-        }
+    /// A document that is merged with prefill's data.
+    pub(super) fn merged_document(data: PrefillData) -> Self {
+        Response::MergedDocument(data, BytesMut::new())
     }
 
-    /// What the client gets for a piece of decode's body; empty while something is awaited.
+    /// A stream that is merged with prefill's data. An event may have `max_event_bytes`.
+    pub(super) fn merged_stream(route: Route, data: PrefillData, max_event_bytes: usize) -> Self {
+        Response::MergedStream(Box::new(MergedStream {
+            route,
+            splitter: Splitter::new(max_event_bytes),
+            merger: StreamMerger::new(data),
+            begun: false,
+        }))
+    }
+
+    /// The client's bytes for a chunk of decode's body; empty while more is needed. `end` says that no chunk follows.
     ///
-    /// `begun` says whether the client has got something already.
-    pub(crate) fn pass(
-        &mut self,
-        piece: Bytes,
-        end: bool,
-        begun: bool,
-    ) -> Result<Bytes, ResponseError> {
-        match self {
-            Response::Passed => Ok(piece),
-            // The usual case: all of it at once, and no copy.
-            Response::Whole(held) if end && held.is_empty() => Ok(piece),
-            Response::Whole(held) => {
-                held.extend_from_slice(&piece);
-                if !end && held.len() <= HELD_LIMIT {
-                    return Ok(Bytes::new());
-                }
-                let held = held.split().freeze();
-                *self = Response::Passed;
-                Ok(held)
-            }
-            Response::FirstEvent(route, held) => {
-                let route = *route;
-                let begin = if held.is_empty() {
-                    piece
-                } else {
-                    held.extend_from_slice(&piece);
-                    held.split().freeze()
+    /// # Errors
+    /// The chunk cannot be passed on.
+    pub(super) fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
+        let (out, settled) = match self {
+            Response::Passed => return Ok(chunk),
+            Response::Whole(held) => hold(held, chunk, end),
+            Response::FirstEvent(route, held) => await_first_event(*route, held, chunk, end)?,
+            Response::MergedDocument(data, held) => {
+                held.extend_from_slice(&chunk);
+                return match end {
+                    false => Ok(Bytes::new()),
+                    true => Ok(pd::merge::body(data, held.split().freeze())?),
                 };
-                match FirstEvent::read(route, &begin) {
-                    FirstEvent::Error(error) => return Err(error.into()),
-                    FirstEvent::Incomplete if !end => {
-                        held.extend_from_slice(&begin);
-                        return Ok(Bytes::new());
-                    }
-                    FirstEvent::Incomplete | FirstEvent::Content => {}
-                }
-                *self = Response::Passed;
-                Ok(begin)
             }
-            Response::Document(side, held) => {
-                held.extend_from_slice(&piece);
-                if !end {
-                    return Ok(Bytes::new());
-                }
-                Ok(pd::merge::body(side, held.split().freeze())?)
-            }
-            Response::Events {
-                route,
-                splitter,
-                merger,
-            } => {
-                splitter.push(piece);
-                let mut out = BytesMut::new();
-                while let Some(event) = splitter.next_event()? {
-                    if !begun
-                        && out.is_empty()
-                        && let Some(error) = pd::stream_error(*route, &event)
-                    {
-                        return Err(error.into());
-                    }
-                    merger.event(&event, &mut out)?;
-                }
-                let rest =
-                    end.then(|| std::mem::replace(&mut **splitter, Splitter::new(0)).finish());
-                if let Some(rest) = rest.flatten() {
-                    out.extend_from_slice(&rest);
-                }
-                Ok(out.freeze())
-            }
+            Response::MergedStream(stream) => return stream.pass(chunk, end),
+        };
+        if settled {
+            *self = Response::Passed;
         }
+        Ok(out)
+    }
+}
+
+impl MergedStream {
+    fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
+        self.splitter.push(chunk);
+        let mut out = BytesMut::new();
+        while let Some(event) = self.splitter.next_event()? {
+            if !self.begun
+                && let Some(error) = pd::stream_error(self.route, &event)
+            {
+                return Err(error.into());
+            }
+            self.begun = true;
+            self.merger.event(&event, &mut out)?;
+        }
+        if end && let Some(rest) = self.splitter.finish() {
+            out.extend_from_slice(&rest);
+        }
+        Ok(out.freeze())
+    }
+}
+
+/// The document once it is whole or too long to be held, and whether that is so.
+fn hold(held: &mut BytesMut, chunk: Bytes, end: bool) -> (Bytes, bool) {
+    // The usual case, a document in one chunk, is not copied.
+    if end && held.is_empty() {
+        return (chunk, true);
+    }
+    held.extend_from_slice(&chunk);
+    if end || held.len() > HELD_LIMIT {
+        (held.split().freeze(), true)
+    } else {
+        (Bytes::new(), false)
+    }
+}
+
+/// The begin of a stream once its first event is complete and no error, and whether that is so.
+fn await_first_event(
+    route: Route,
+    held: &mut BytesMut,
+    chunk: Bytes,
+    end: bool,
+) -> Result<(Bytes, bool), ResponseError> {
+    let begin = if held.is_empty() {
+        chunk
+    } else {
+        held.extend_from_slice(&chunk);
+        held.split().freeze()
+    };
+    match FirstEvent::read(route, &begin) {
+        FirstEvent::Error(error) => Err(error.into()),
+        FirstEvent::Incomplete if !end => {
+            held.extend_from_slice(&begin);
+            Ok((Bytes::new(), false))
+        }
+        FirstEvent::Incomplete | FirstEvent::Content => Ok((begin, true)),
     }
 }

@@ -1,71 +1,19 @@
-//! Errors of the endpoints without legs that the proxy itself makes: status, stable code and body.
-//!
-//! A worker's own answer never comes through here. The JSON shapes are `pd`'s.
+//! Errors of the endpoints without legs, in the shape that the clients of each path read.
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 
 use super::table::Row;
-use crate::endpoint::{ERROR_CODE, WholeResponse};
+use crate::endpoint::WholeResponse;
+use crate::error::{Code, error_response};
 use crate::pd::{ErrorShape, Route};
 
-/// Asks clients made with the SDKs of OpenAI and Anthropic (not) to repeat a request.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-
-/// Which error it is, for programs. Users match on these words, so they stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Code {
-    NotFound,
-    MethodNotAllowed,
-    NotServedByPd,
-    /// The path or the query cannot be sent on.
-    BadTarget,
-    /// The process leaves.
-    ShuttingDown,
-    /// No worker of a role, or none at all.
-    NoWorker,
-    /// A worker could not be asked, or broke off.
-    WorkerUnreachable,
-    /// A worker took longer than it gets.
-    WorkerTimeout,
-    /// A worker refuses the proxy's key.
-    WorkerAuth,
-    /// A worker answered, with an error.
-    WorkerRefused,
+/// The response to this error.
+pub(super) fn error(path: &str, code: Code, message: &str) -> WholeResponse {
+    error_response(code, code.status(), shape(path), message)
 }
 
-impl Code {
-    fn name(self) -> &'static str {
-        match self {
-            Code::NotFound => "not_found",
-            Code::MethodNotAllowed => "method_not_allowed",
-            Code::NotServedByPd => "not_served_by_pd",
-            Code::BadTarget => "bad_target",
-            Code::ShuttingDown => "shutting_down",
-            Code::NoWorker => "no_worker",
-            Code::WorkerUnreachable => "worker_unreachable",
-            Code::WorkerTimeout => "worker_timeout",
-            Code::WorkerAuth => "worker_auth",
-            Code::WorkerRefused => "worker_refused",
-        }
-    }
-}
-
-/// An error answer in the shape that clients of `path` read.
-pub(super) fn error(path: &str, status: StatusCode, code: Code, message: &str) -> WholeResponse {
-    let body = shape(path).body(status.as_u16(), message);
-    let mut answer = WholeResponse::new(status, "application/json", body);
-    let code = HeaderValue::from_static(code.name());
-    answer.headers.insert(ERROR_CODE, code);
-    if status == StatusCode::NOT_IMPLEMENTED {
-        // The openai SDK repeats every 5xx otherwise, and this one stays what it is.
-        let never = HeaderValue::from_static("false");
-        answer.headers.insert(SHOULD_RETRY, never);
-    }
-    answer
-}
-
-/// An error answer that says in `workers` what each of them did.
+/// The response to an error of some workers, whose status is the worst of theirs, with each worker's part in `workers`.
 pub(super) fn error_of_workers(
     path: &str,
     status: StatusCode,
@@ -73,7 +21,7 @@ pub(super) fn error_of_workers(
     message: &str,
     workers: Value,
 ) -> WholeResponse {
-    let mut answer = error(path, status, code, message);
+    let mut answer = error_response(code, status, shape(path), message);
     // The shapes are objects; another one would stay as it is.
     if let Ok(Value::Object(mut body)) = serde_json::from_slice(&answer.body) {
         body.insert("workers".to_owned(), workers);
@@ -86,8 +34,7 @@ pub(super) fn error_of_workers(
 pub(super) fn method_not_allowed(path: &str, row: &Row) -> WholeResponse {
     let allow = row.allow();
     let message = format!("{path} takes {allow}");
-    let status = StatusCode::METHOD_NOT_ALLOWED;
-    let mut answer = error(path, status, Code::MethodNotAllowed, &message);
+    let mut answer = error(path, Code::MethodNotAllowed, &message);
     if let Ok(allow) = HeaderValue::try_from(allow) {
         answer.headers.insert(header::ALLOW, allow);
     }
@@ -115,22 +62,12 @@ mod tests {
 
     #[test]
     fn an_error_has_the_shape_of_its_endpoint_and_a_code_for_programs() {
-        let nested = error(
-            "/nope",
-            StatusCode::NOT_FOUND,
-            Code::NotFound,
-            "no \"such\" path",
-        );
+        let nested = error("/nope", Code::NotFound, "no \"such\" path");
         assert_eq!(parsed(&nested)["error"]["message"], "no \"such\" path");
-        assert_eq!(nested.headers[ERROR_CODE], "not_found");
+        assert_eq!(nested.headers[crate::endpoint::ERROR_CODE], "not_found");
         assert_eq!(nested.headers[header::CONTENT_TYPE], "application/json");
         for path in ["/v1/messages", "/v1/messages/count_tokens"] {
-            let anthropic = error(
-                path,
-                StatusCode::BAD_GATEWAY,
-                Code::WorkerUnreachable,
-                "gone",
-            );
+            let anthropic = error(path, Code::WorkerUnreachable, "gone");
             assert_eq!(parsed(&anthropic)["type"], "error", "{path}");
             assert_eq!(parsed(&anthropic)["error"]["message"], "gone", "{path}");
         }

@@ -7,8 +7,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::ask::{Asked, Question, Unanswered};
-use super::error::{Code, error, error_of_workers};
+use super::error::{error, error_of_workers};
 use crate::endpoint::WholeResponse;
+use crate::error::Code;
 use crate::fleet::{Fleet, Role};
 use crate::net::Client;
 
@@ -52,7 +53,7 @@ pub(super) fn failed(path: &str, asked: &[Asked]) -> WholeResponse {
     let failures = || asked.iter().filter(|one| !one.passed());
     let status = worst(failures().map(Asked::status));
     if asked.is_empty() {
-        return error(path, status, Code::NoWorker, "there is no worker");
+        return error(path, Code::NoWorker, "there is no worker");
     }
     let unanswered = failures().filter_map(|one| one.outcome.as_ref().err());
     let unanswered: Vec<_> = unanswered.collect();

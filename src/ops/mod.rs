@@ -25,10 +25,10 @@ use http::{HeaderValue, Method, StatusCode};
 use tokio::sync::watch;
 
 use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
+use crate::error::Code;
 use crate::fleet::Fleet;
 use crate::net::Client;
 use ask::{Asked, Key, Question};
-use error::Code;
 use table::{Kind, Row};
 
 const NO_TEXT: &str = "the load balancer has no Prometheus text for several workers; leave format=prometheus away for \
@@ -80,16 +80,11 @@ impl Endpoints for Ops {
         let path = request.path.clone();
         let Some(row) = table::find(&path) else {
             let message = format!("there is no {path}");
-            return error::error(&path, StatusCode::NOT_FOUND, Code::NotFound, &message);
+            return error::error(&path, Code::NotFound, &message);
         };
         if let Kind::NotServed(why) = row.kind {
             let message = format!("{path} is not served: {why}");
-            return error::error(
-                &path,
-                StatusCode::NOT_IMPLEMENTED,
-                Code::NotServedByPd,
-                &message,
-            );
+            return error::error(&path, Code::NotServedByPd, &message);
         }
         let preflight = row.is_for_pages() && is_preflight(&request);
         if !preflight && (row.kind == Kind::Legs || !row.methods.contains(&request.method)) {
@@ -113,23 +108,13 @@ impl Ops {
     fn readiness(&self, path: &str) -> WholeResponse {
         if *self.leaving.borrow() {
             let message = "the load balancer is shutting down";
-            return error::error(
-                path,
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::ShuttingDown,
-                message,
-            );
+            return error::error(path, Code::ShuttingDown, message);
         }
         if self.fleet.has_pair(Instant::now()) {
             return nothing();
         }
         let message = "no pair of a prefill and a decode worker is available";
-        error::error(
-            path,
-            StatusCode::SERVICE_UNAVAILABLE,
-            Code::NoWorker,
-            message,
-        )
+        error::error(path, Code::NoWorker, message)
     }
 
     async fn workers_answer(
@@ -140,12 +125,7 @@ impl Ops {
     ) -> WholeResponse {
         let path = request.path.clone();
         if row.kind == Kind::Loads && loads::wants_text(request.query.as_deref()) {
-            return error::error(
-                &path,
-                StatusCode::NOT_IMPLEMENTED,
-                Code::NotServedByPd,
-                NO_TEXT,
-            );
+            return error::error(&path, Code::NotServedByPd, NO_TEXT);
         }
         let (at, wait) = errand(row, &request);
         let key = match row.access() {
@@ -158,7 +138,7 @@ impl Ops {
             Ok(question) => question,
             Err(why) => {
                 let message = format!("the target cannot be sent to a worker: {why}");
-                return error::error(&path, StatusCode::BAD_REQUEST, Code::BadTarget, &message);
+                return error::error(&path, Code::BadTarget, &message);
             }
         };
         if row.is_for_pages() {

@@ -7,8 +7,9 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::ask::{Asked, Question, Unanswered};
-use super::error::{Code, error, error_of_workers};
+use super::error::{error, error_of_workers};
 use crate::endpoint::WholeResponse;
+use crate::error::Code;
 use crate::fleet::Fleet;
 use crate::net::Client;
 
@@ -33,8 +34,7 @@ pub(super) async fn ask_one(
 /// The status is the first worker's: it is the one that should have answered.
 fn no_answer(path: &str, silent: &[Asked]) -> WholeResponse {
     let Some(first) = silent.first() else {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        return error(path, status, Code::NoWorker, "there is no worker");
+        return error(path, Code::NoWorker, "there is no worker");
     };
     let code = match &first.outcome {
         Err(Unanswered::KeyRefused(_)) => Code::WorkerAuth,

@@ -71,12 +71,12 @@ impl Splitter {
         Ok(None)
     }
 
-    /// What is left at the end of the stream, after the last whole event.
-    pub fn finish(mut self) -> Option<Bytes> {
-        for chunk in self.chunks {
+    /// The bytes after the last whole event, at the end of the stream.
+    pub fn finish(&mut self) -> Option<Bytes> {
+        for chunk in self.chunks.drain(..) {
             self.held.extend_from_slice(&chunk);
         }
-        (!self.held.is_empty()).then(|| self.held.freeze())
+        (!self.held.is_empty()).then(|| self.held.split().freeze())
     }
 }
 
@@ -105,10 +105,11 @@ impl fmt::Display for EventTooLong {
 
 impl std::error::Error for EventTooLong {}
 
-/// Follows the bytes that were sent, to tell whether an event may be put behind them.
+/// Follows the bytes that were sent: counts their events, and tells whether another event may follow.
 #[derive(Debug)]
 pub struct Boundary {
     line: Line,
+    events: u64,
 }
 
 impl Boundary {
@@ -116,20 +117,21 @@ impl Boundary {
     pub fn new() -> Self {
         Self {
             line: Line::EventStart,
+            events: 0,
         }
     }
 
     /// These bytes were sent.
     pub fn update(&mut self, mut sent: &[u8]) {
-        // Four bytes decide: either one of them is no line end and all before it is settled, or they are
-        // at least two line ends in a row, which is a blank line whatever came before.
-        if let Some((_, last)) = sent.split_last_chunk::<4>() {
-            self.line = Line::Inside;
-            sent = last;
-        }
         while let Some(end) = self.line.find_event_end(sent) {
             sent = &sent[end..];
+            self.events += 1;
         }
+    }
+
+    /// Whole events so far.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// Whether the bytes so far end with a blank line, or are none.

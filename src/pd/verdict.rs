@@ -1,57 +1,55 @@
-//! The state of the two legs of one request, and what follows from it: go on, try another pair, or tell the
-//! client who failed.
+//! The state of the two legs of one request, and the verdict that follows from it: go on, try another pair, or tell
+//! the client which leg failed.
 //!
-//! A value without sockets and clocks: the corridor reports what it sees ([`RequestState::prefill`],
-//! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]. Legs are numbered by attempts; a new
-//! attempt starts both anew, with new rooms, because a room that one worker may have seen must never be used
-//! again.
-//! Source: sgl-project/sglang issue 40125 (a room used twice crashes both schedulers).
+//! A value without sockets and clocks. The proxy reports what it sees ([`RequestState::prefill`],
+//! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]; asking changes nothing and
+//! costs nothing. The questions "has the first byte gone?" and "which leg is to blame?" are answered here and nowhere
+//! else. Every attempt starts both legs anew, with new rooms: a room names one rendezvous and is never used twice.
 
 use super::Role;
 
-/// What one leg has done so far.
+/// The progress of one leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leg {
-    /// On its way; nothing is known.
+    /// Sent; no response yet.
     Running,
-    /// Answered with success. For prefill: to the end, for decode: the head.
+    /// Success: for prefill the whole response, for decode the head of one.
     Served,
-    /// Answered with this status, which is not a success.
+    /// A response with this status, which is not a success.
     Rejected(u16),
-    /// No answer, and the worker cannot have begun: no connection came about.
+    /// No response, and the worker cannot have begun, because no connection was established.
     Unsent,
-    /// No answer; the worker may have begun.
+    /// No response; the worker may have begun.
     Lost,
-    /// No answer in time, or one that cannot be used.
+    /// No response in time, or one that cannot be used.
     Failed,
 }
 
-/// What is allowed besides what the legs have done.
+/// The limits of retries that the legs do not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryRules {
-    /// How many attempts one request may have in all.
+    /// Attempts of one request in all, at least 1.
     pub attempts: u32,
-    /// Whether the budget of retries has room.
-    pub budget: bool,
     /// Whether the request carries an id that the client chose: a worker that has seen it once refuses it the
     /// second time.
     pub own_rid: bool,
 }
 
-/// What the proxy does next.
+/// What the state of both legs allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing is decided.
     Wait,
-    /// Decode's answer goes to the client.
+    /// Decode's response goes to the client.
     Respond,
-    /// Both legs end, another pair gets the request.
-    Retry,
-    /// Both legs end, the client is told of this leg's failure.
+    /// Another pair may serve the request; the worker of this role is to blame. Without another pair the request
+    /// fails with this role.
+    Retry(Role),
+    /// The client gets this leg's failure.
     Fail(Role),
 }
 
-/// The course of one request.
+/// Both legs of one request, over all its attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestState {
     prefill: Leg,
@@ -68,12 +66,12 @@ impl Leg {
         !matches!(self, Leg::Running | Leg::Served)
     }
 
-    /// The request itself is at fault: the same on any worker.
+    /// The request itself is at fault: every worker would refuse it.
     fn is_the_requests_fault(self) -> bool {
         matches!(self, Leg::Rejected(400..=428 | 430..=499))
     }
 
-    /// Another worker may do better, and nothing was computed in vain.
+    /// Another worker may do better, and the lost work is small.
     fn may_be_repeated(self) -> bool {
         matches!(
             self,
@@ -100,17 +98,17 @@ impl Default for RequestState {
 }
 
 impl RequestState {
-    /// Prefill's leg has come to this.
+    /// Reports the progress of prefill's leg.
     pub fn prefill(&mut self, leg: Leg) {
         self.prefill = leg;
     }
 
-    /// Decode's leg has come to this.
+    /// Reports the progress of decode's leg.
     pub fn decode(&mut self, leg: Leg) {
         self.decode = leg;
     }
 
-    /// The first byte goes to the client: from now on there is no other status and no other pair.
+    /// Reports that the first byte goes to the client: from now on there is no other status and no other pair.
     pub fn commit(&mut self) {
         self.committed = true;
     }
@@ -125,10 +123,10 @@ impl RequestState {
         self.attempt
     }
 
-    /// What follows from what is known.
-    pub fn verdict(&self, allowed: RetryRules) -> Verdict {
+    /// The verdict on what has been reported.
+    pub fn verdict(&self, rules: RetryRules) -> Verdict {
         if self.committed {
-            // Decode speaks, so it has the KV cache: what becomes of prefill now changes nothing.
+            // Decode generates, so it has the KV cache, and prefill's leg no longer matters.
             return if self.decode.is_failure() {
                 Verdict::Fail(Role::Decode)
             } else {
@@ -136,23 +134,25 @@ impl RequestState {
             };
         }
         match self.blamed() {
-            Some((_, leg)) if leg.may_be_repeated() && self.may_go_again(allowed) => Verdict::Retry,
+            Some((role, leg)) if leg.may_be_repeated() && self.may_retry(rules) => {
+                Verdict::Retry(role)
+            }
             Some((role, _)) => Verdict::Fail(role),
             None if self.decode == Leg::Served => Verdict::Respond,
             None => Verdict::Wait,
         }
     }
 
-    /// Starts both legs anew.
-    pub fn again(&mut self) {
+    /// Starts the next attempt.
+    pub fn retry(&mut self) {
         self.seen |= self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
         self.prefill = Leg::Running;
         self.decode = Leg::Running;
         self.attempt += 1;
     }
 
-    /// Whose failure the client sees. A 4xx says what is wrong with the request, so it wins. Otherwise prefill's:
-    /// where prefill has failed, decode's failure is a symptom (it waits for a KV cache that never comes).
+    /// The leg to blame. A 4xx wins, because it says what is wrong with the request. Otherwise prefill's failure wins:
+    /// decode's is then a symptom, because it waits for a KV cache that does not arrive.
     fn blamed(&self) -> Option<(Role, Leg)> {
         let prefill = (Role::Prefill, self.prefill);
         let decode = (Role::Decode, self.decode);
@@ -169,10 +169,10 @@ impl RequestState {
         }
     }
 
-    fn may_go_again(&self, allowed: RetryRules) -> bool {
+    fn may_retry(&self, rules: RetryRules) -> bool {
         let seen =
             self.seen || self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
-        self.attempt < allowed.attempts && allowed.budget && !(allowed.own_rid && seen)
+        self.attempt < rules.attempts && !(rules.own_rid && seen)
     }
 }
 
@@ -182,15 +182,14 @@ mod tests {
 
     const FREE: RetryRules = RetryRules {
         attempts: 2,
-        budget: true,
         own_rid: false,
     };
 
-    fn course(prefill: Leg, decode: Leg) -> RequestState {
-        let mut course = RequestState::default();
-        course.prefill(prefill);
-        course.decode(decode);
-        course
+    fn state(prefill: Leg, decode: Leg) -> RequestState {
+        let mut state = RequestState::default();
+        state.prefill(prefill);
+        state.decode(decode);
+        state
     }
 
     #[test]
@@ -203,14 +202,14 @@ mod tests {
             (Served, Running, Wait),
             (Running, Served, Respond),
             (Served, Served, Respond),
-            // The request is at fault: never again, and a 4xx explains more than anything else.
+            // The request is at fault: no retry, and a 4xx explains more than any other failure.
             (Rejected(400), Running, Fail(Prefill)),
             (Running, Rejected(422), Fail(Decode)),
             (Rejected(400), Rejected(400), Fail(Prefill)),
             (Rejected(500), Rejected(400), Fail(Decode)),
             (Lost, Rejected(413), Fail(Decode)),
             (Rejected(400), Lost, Fail(Prefill)),
-            // Computed in vain once is enough.
+            // A failed computation is not repeated.
             (Rejected(500), Running, Fail(Prefill)),
             (Running, Rejected(500), Fail(Decode)),
             (Rejected(500), Rejected(500), Fail(Prefill)),
@@ -218,30 +217,27 @@ mod tests {
             (Failed, Running, Fail(Prefill)),
             (Running, Failed, Fail(Decode)),
             // Another pair may do better.
-            (Unsent, Running, Retry),
-            (Running, Unsent, Retry),
-            (Lost, Running, Retry),
-            (Lost, Served, Retry),
-            (Running, Lost, Retry),
-            (Rejected(503), Running, Retry),
-            (Running, Rejected(429), Retry),
-            (Rejected(502), Rejected(500), Retry),
+            (Unsent, Running, Retry(Prefill)),
+            (Running, Unsent, Retry(Decode)),
+            (Lost, Running, Retry(Prefill)),
+            (Lost, Served, Retry(Prefill)),
+            (Running, Lost, Retry(Decode)),
+            (Lost, Lost, Retry(Prefill)),
+            (Rejected(503), Running, Retry(Prefill)),
+            (Running, Rejected(429), Retry(Decode)),
+            (Rejected(502), Rejected(500), Retry(Prefill)),
         ] {
-            let course = course(prefill, decode);
-            assert_eq!(course.verdict(FREE), verdict, "{prefill:?} {decode:?}");
+            let state = state(prefill, decode);
+            assert_eq!(state.verdict(FREE), verdict, "{prefill:?} {decode:?}");
         }
     }
 
     #[test]
-    fn nothing_is_tried_again_without_allowance() {
-        let refused = course(Leg::Unsent, Leg::Running);
+    fn the_rules_can_forbid_a_retry() {
+        let refused = state(Leg::Unsent, Leg::Running);
         for denied in [
             RetryRules {
                 attempts: 1,
-                ..FREE
-            },
-            RetryRules {
-                budget: false,
                 ..FREE
             },
             RetryRules {
@@ -255,21 +251,21 @@ mod tests {
                 "{denied:?}"
             );
         }
-        let nobody_saw_it = course(Leg::Unsent, Leg::Unsent);
+        let unseen = state(Leg::Unsent, Leg::Unsent);
         let own_rid = RetryRules {
             own_rid: true,
             ..FREE
         };
-        assert_eq!(nobody_saw_it.verdict(own_rid), Verdict::Retry);
+        assert_eq!(unseen.verdict(own_rid), Verdict::Retry(Role::Prefill));
     }
 
     #[test]
-    fn after_the_first_byte_only_decode_counts_and_nothing_is_tried_again() {
-        let mut course = course(Leg::Served, Leg::Served);
-        course.commit();
-        course.prefill(Leg::Lost);
-        assert_eq!(course.verdict(FREE), Verdict::Respond);
-        course.decode(Leg::Lost);
-        assert_eq!(course.verdict(FREE), Verdict::Fail(Role::Decode));
+    fn after_the_first_byte_only_decode_counts_and_there_is_no_retry() {
+        let mut state = state(Leg::Served, Leg::Served);
+        state.commit();
+        state.prefill(Leg::Lost);
+        assert_eq!(state.verdict(FREE), Verdict::Respond);
+        state.decode(Leg::Lost);
+        assert_eq!(state.verdict(FREE), Verdict::Fail(Role::Decode));
     }
 }

@@ -1,29 +1,86 @@
-//! What follows from what the legs have done: another pair, or whose failure the client sees.
+//! Decide: what follows from the state of both legs, and carrying it out.
 //!
-//! The table is `pd::verdict`; here it is asked, and obeyed.
+//! The verdict is `pd::verdict`'s, and asking for it is free. [`Proxy::decide`] asks, and pays: where the verdict allows a
+//! retry, there is another worker, and the budget has one left, the attempt ends here and the next one begins.
 
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Instant;
 
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::Session;
 
+use super::Proxy;
 use super::request::RequestContext;
-use super::session::{CUT, INTERRUPTED, LATE, OVERDUE, STALLED};
-use super::{Proxy, has_begun};
+use super::session;
 use crate::error::{Fault, ProxyError};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
 use crate::net::Failure;
 use crate::pd::{Leg, RetryRules, Verdict};
 
+/// What happens to the request now.
+pub(super) enum Decision {
+    /// The attempt goes on.
+    Proceed,
+    /// The attempt is over, and the client gets the failure of this role's leg.
+    Fail(Role),
+    /// The attempt is over, and this error makes Pingora begin the next one.
+    Retry(Box<Error>),
+}
+
 impl Proxy {
-    /// The exchange with decode ended before its time: an error of decode, of the client, or an end that the
-    /// session made (a failed prefill leg, a deadline).
-    pub(super) fn ended_early(
+    /// Decides what happens next, and begins a retry where one is due.
+    pub(super) fn decide(&self, ctx: &mut RequestContext) -> Result<Decision> {
+        Ok(match self.verdict(ctx)? {
+            Verdict::Wait | Verdict::Respond => Decision::Proceed,
+            Verdict::Fail(role) => Decision::Fail(role),
+            Verdict::Retry(role) => {
+                let blamed = ctx.attempt()?.worker(role).clone();
+                let retries = self.has_another(ctx, &blamed) && self.budget().take(Instant::now());
+                match retries {
+                    true => Decision::Retry(ctx.retry(blamed.id())),
+                    false => Decision::Fail(role),
+                }
+            }
+        })
+    }
+
+    /// The verdict on the present attempt. Costs nothing and changes nothing but the state that is asked about.
+    fn verdict(&self, ctx: &mut RequestContext) -> Result<Verdict> {
+        let prefill = ctx.attempt()?.prefill_state();
+        ctx.state.prefill(prefill);
+        if ctx.has_begun() {
+            ctx.state.commit();
+        }
+        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
+        Ok(ctx.state.verdict(RetryRules {
+            attempts: self.limits.max_attempts,
+            own_rid,
+        }))
+    }
+
+    /// Whether a retry would reach another worker than the one that is to blame.
+    fn has_another(&self, ctx: &RequestContext, blamed: &Worker) -> bool {
+        let candidates = self.fleet.of(blamed.role());
+        candidates
+            .iter()
+            .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id()))
+    }
+
+    /// No connection to decode.
+    pub(super) fn decode_unreachable(
         &self,
-        session: &Session,
+        ctx: &mut RequestContext,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        let failure = Failure::from_pingora(&error);
+        self.decode_failed(ctx, failure).unwrap_or(error)
+    }
+
+    /// Decode's leg ended early: by an error of decode or of the client, or because the session ended it (a failed
+    /// prefill leg, a deadline, the shutdown).
+    pub(super) fn decode_ended_early(
+        &self,
         ctx: &mut RequestContext,
         mut error: Box<Error>,
         client_reused: bool,
@@ -32,105 +89,83 @@ impl Proxy {
             return error;
         }
         error.set_retry(false);
-        let fault = match error.etype() {
-            etype if *etype == INTERRUPTED => {
-                return match self.verdict(ctx) {
-                    Ok(Verdict::Retry) => self.again(ctx),
-                    _ => self.fail_with_prefill(ctx),
-                };
+        let limits = &self.limits;
+        let overdue = match error.etype() {
+            etype if *etype == session::PREFILL_FAILED => return self.prefill_failed(ctx),
+            etype if *etype == session::SHUTTING_DOWN => {
+                return ctx.refuse(ProxyError::ShuttingDown);
             }
-            etype if *etype == CUT => return ctx.refuse(ProxyError::ShuttingDown),
-            etype if *etype == LATE => ProxyError::FirstTokenLate(self.limits.first_token),
-            etype if *etype == STALLED => ProxyError::Stalled(self.limits.silence),
-            etype if *etype == OVERDUE => ProxyError::Overdue,
+            etype if *etype == session::FIRST_TOKEN_TIMEOUT => {
+                ProxyError::FirstTokenTimeout(limits.first_token_timeout)
+            }
+            etype if *etype == session::STREAM_IDLE_TIMEOUT => {
+                ProxyError::StreamIdleTimeout(limits.stream_idle_timeout)
+            }
+            etype if *etype == session::REQUEST_TIMEOUT => ProxyError::RequestTimeout,
             _ if *error.esource() == ErrorSource::Downstream => return error,
             _ => {
-                let unanswered = ctx.status == 0 && !has_begun(session);
-                let reused = client_reused || ctx.exchange().is_ok_and(|e| e.loan.is_reused());
+                let unanswered = ctx.record.times.decode_head.is_none();
+                let attempt = ctx.attempt.as_ref();
+                let reused = client_reused || attempt.is_some_and(Attempt::is_on_reused_connection);
                 if unanswered && reused && is_lost(&error) {
-                    // The worker closed an idle connection: it has not begun, another one will do.
+                    // The worker closed an idle connection before it read the request. Pingora opens another one.
                     error.set_retry(true);
                     return error;
                 }
-                let failure = Failure::from_pingora(&error);
-                return self.decode_failed(ctx, failure).unwrap_or(error);
+                return self.decode_unreachable(ctx, error);
             }
         };
-        ctx.course.decode(Leg::Failed);
-        if let Ok(exchange) = ctx.exchange() {
-            exchange.ended_together_badly();
+        ctx.state.decode(Leg::Failed);
+        if let Ok(attempt) = ctx.attempt() {
+            attempt.report_pair_failure();
         }
-        ctx.refuse(fault)
+        ctx.refuse(overdue)
     }
 
-    /// What follows from what both legs have done. A retry is taken from the budget here.
-    pub(super) fn verdict(&self, ctx: &mut RequestContext) -> Result<Verdict> {
-        let state = ctx.exchange()?.prefill_state();
-        ctx.course.prefill(state);
-        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
-        let allowed = RetryRules {
-            attempts: self.limits.attempts,
-            budget: true,
-            own_rid,
-        };
-        Ok(match ctx.course.verdict(allowed) {
-            Verdict::Retry if !self.has_another(ctx)? || !self.budget().take(Instant::now()) => {
-                ctx.course.verdict(RetryRules {
-                    budget: false,
-                    ..allowed
-                })
-            }
-            verdict => verdict,
-        })
+    /// Prefill's leg failed before decode's first byte.
+    fn prefill_failed(&self, ctx: &mut RequestContext) -> Box<Error> {
+        match self.decide(ctx) {
+            Ok(Decision::Retry(retry)) => retry,
+            _ => self.fail_with_prefill(ctx),
+        }
     }
 
-    /// Whether a retry would reach another worker than the one that is to blame.
-    fn has_another(&self, ctx: &mut RequestContext) -> Result<bool> {
-        let blamed = ctx.exchange()?.blamed().clone();
-        let candidates = self.fleet.of(blamed.role());
-        Ok(candidates
-            .iter()
-            .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id())))
-    }
-
-    /// Decode's leg ended without an answer, or in the middle of one.
+    /// Decode's leg failed without a response, or in the middle of one. `None` where there is no attempt.
     pub(super) fn decode_failed(
         &self,
         ctx: &mut RequestContext,
         failure: Failure,
     ) -> Option<Box<Error>> {
         let leg = legs::failed(&failure);
-        ctx.course.decode(leg);
-        let verdict = self.verdict(ctx).ok()?;
-        let exchange = ctx.exchange.as_mut()?;
-        exchange.decode_ended(evidence(leg));
-        let url = exchange.decode.url().to_owned();
-        Some(match verdict {
-            Verdict::Retry => self.again(ctx),
-            Verdict::Fail(Role::Prefill) => self.fail_with_prefill(ctx),
-            Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {
+        ctx.state.decode(leg);
+        let attempt = ctx.attempt.as_mut()?;
+        attempt.report_decode(evidence(leg));
+        let url = attempt.decode().url().to_owned();
+        Some(match self.decide(ctx).ok()? {
+            Decision::Retry(retry) => retry,
+            Decision::Fail(Role::Prefill) => self.fail_with_prefill(ctx),
+            Decision::Fail(Role::Decode) | Decision::Proceed => {
                 ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
             }
         })
     }
 
-    /// A piece of decode's answer cannot become the client's.
-    pub(super) fn spoiled(&self, ctx: &mut RequestContext, spoiled: ResponseError) -> Box<Error> {
-        let leg = match &spoiled {
+    /// A chunk of decode's response cannot be passed on.
+    pub(super) fn not_passed(&self, ctx: &mut RequestContext, error: ResponseError) -> Box<Error> {
+        let leg = match &error {
             ResponseError::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
             ResponseError::Merge(_) | ResponseError::TooLong(_) => Leg::Failed,
         };
-        ctx.course.decode(leg);
-        let verdict = self.verdict(ctx);
-        let Ok(exchange) = ctx.exchange() else {
-            return ctx.refuse(ProxyError::Internal("an answer without legs".into()));
+        ctx.state.decode(leg);
+        let Ok(attempt) = ctx.attempt() else {
+            return ctx.refuse(ProxyError::Internal("a response without legs".into()));
         };
-        exchange.decode_ended(evidence(leg));
-        Self::note_pair(exchange, leg);
-        let url = exchange.decode.url().to_owned();
-        match (verdict, spoiled) {
-            (Ok(Verdict::Retry), _) => self.again(ctx),
-            (Ok(Verdict::Fail(Role::Prefill)), _) => self.fail_with_prefill(ctx),
+        attempt.report_decode(evidence(leg));
+        Self::note_pair(attempt, leg);
+        let url = attempt.decode().url().to_owned();
+        match (self.decide(ctx), error) {
+            (Ok(Decision::Retry(retry)), _) => retry,
+            (Ok(Decision::Fail(Role::Prefill)), _) => self.fail_with_prefill(ctx),
             (_, ResponseError::Rejected(rejection)) => {
                 ctx.fail(Fault::Rejected(Role::Decode, rejection))
             }
@@ -142,35 +177,27 @@ impl Proxy {
         }
     }
 
-    /// Another pair gets the request; the worker that is to blame is avoided.
-    pub(super) fn again(&self, ctx: &mut RequestContext) -> Box<Error> {
-        let Some(exchange) = ctx.exchange.as_ref() else {
-            return ctx.refuse(ProxyError::Internal("a retry without legs".into()));
-        };
-        let avoid = exchange.blamed().id();
-        ctx.again(avoid)
-    }
-
+    /// The client gets the failure of prefill's leg.
     pub(super) fn fail_with_prefill(&self, ctx: &mut RequestContext) -> Box<Error> {
-        let exchange = ctx.exchange.as_ref();
-        let fault = exchange.and_then(Attempt::prefill_error);
-        if let Some(exchange) = exchange {
-            let leg = exchange.prefill_state();
-            Self::note_pair(exchange, leg);
-            if let Some(error) = self.wrong_key(exchange.prefill(), leg) {
+        let attempt = ctx.attempt.as_ref();
+        let error = attempt.and_then(Attempt::prefill_error);
+        if let Some(attempt) = attempt {
+            let leg = attempt.prefill_state();
+            Self::note_pair(attempt, leg);
+            if let Some(error) = self.wrong_key(attempt.prefill(), leg) {
                 return ctx.refuse(error);
             }
         }
-        match fault {
-            Some(fault) => ctx.fail(fault.into()),
+        match error {
+            Some(error) => ctx.fail(error.into()),
             None => ctx.refuse(ProxyError::Internal(
-                "prefill failed without a trace".into(),
+                "prefill failed without an error".into(),
             )),
         }
     }
 
-    /// The error of a worker that refuses a key of which the client knows nothing: the operator's fault, not the
-    /// client's. Where the client's own key went to the worker, the refusal is the client's answer.
+    /// The error of a worker that refuses a key which the client does not know: the operator's fault, not the client's.
+    /// Where the client's own key went to the worker, the refusal is the client's response.
     pub(super) fn wrong_key(&self, worker: &Worker, leg: Leg) -> Option<ProxyError> {
         let Leg::Rejected(status @ (401 | 403)) = leg else {
             return None;
@@ -180,10 +207,10 @@ impl Proxy {
             .then(|| ProxyError::WorkerKey(worker.role(), worker.url().to_owned(), status))
     }
 
-    /// A 500 of one leg is often the other's fault: it counts against the pair as well.
-    pub(super) fn note_pair(exchange: &Attempt, leg: Leg) {
+    /// A 500 of one leg is often the other's fault, so that it also counts against the pair.
+    pub(super) fn note_pair(attempt: &Attempt, leg: Leg) {
         if matches!(leg, Leg::Rejected(500)) {
-            exchange.ended_together_badly();
+            attempt.report_pair_failure();
         }
     }
 

@@ -1,112 +1,95 @@
-//! The corridor: Pingora's `ProxyHttp`, phase by phase. Each phase is a few lines that call the rooms.
+//! The proxy: Pingora's `ProxyHttp`, whose hooks are the life of a request with two legs.
 //!
-//! The life of a request with two legs:
+//! | hook | step | file |
+//! |---|---|---|
+//! | `early_request_filter` | let in: the head, the key, the limits | `admission.rs` |
+//! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs` |
+//! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg; install the session whose body is the prepared one | `dispatch.rs`, `session.rs` |
+//! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
+//! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs` |
+//! | `response_body_filter` | pass a chunk of decode's body on, merged or as it is | `respond.rs` |
+//! | `fail_to_connect`, `error_while_proxy` | decide what follows from a failure: another pair, or an error | `decide.rs` |
+//! | `fail_to_proxy` | respond with the error | `finish.rs` |
+//! | `logging` | restore the client's session, let prefill finish, record | `finish.rs` |
 //!
-//! | phase | verb |
-//! |---|---|
-//! | `early_request_filter` | let in, or not |
-//! | `request_filter` | read, parse, select: a pair, or a place in the queue until there is one |
-//! | `upstream_peer` | inject, dispatch prefill; install the new body. Once for each attempt, later ones select here |
-//! | `upstream_request_filter` | dispatch decode |
-//! | `response_filter` | decode has spoken: reject, or join prefill where a merge needs it |
-//! | `response_body_filter` | merge, or pass on |
-//! | `error_while_proxy`, `fail_to_connect` | the verdict: another pair, or whose failure it is |
-//! | `fail_to_proxy` | the one place that turns a failure into an answer |
-//! | `logging` | give the client's session back, let prefill finish, one line |
-//!
-//! Every other path goes to the side door: the endpoints without legs.
+//! Requests to other paths are served without legs in `request_filter`, by `endpoints.rs`. The state that a request
+//! carries between hooks is `request.rs`'s.
 
+mod admission;
 mod decide;
 mod dispatch;
+mod endpoints;
+mod finish;
 mod request;
+mod respond;
 mod session;
 mod wait;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::client::{self, BodyMemory, Inflight, Keys, Listener, ShutdownWatcher, WITHOUT_TIMER};
-use crate::endpoint::{Access, Endpoints, REQUEST_ID, WholeRequest};
-use crate::error::{Exhausted, ProxyError};
-use crate::fleet::{Fleet, LiveRooms, RetryBudget, Role};
-use crate::legs::{self, Aborter, evidence, no_document};
-use crate::net::{Client, Failure, reject_head};
-use crate::pd::{Leg, Route, Verdict};
+use crate::client::{self, BodyMemory, Inflight, Keys, ShutdownWatcher};
+use crate::endpoint::Endpoints;
+use crate::fleet::{Fleet, LiveRooms, RetryBudget};
+use crate::legs::Aborter;
+use crate::net::Client;
 use request::RequestContext;
-use session::Deadlines;
 
-/// The values that the corridor needs, and the rooms that it calls.
+/// The proxy of one balancer. The listeners share it.
 pub(crate) struct Proxy {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) rooms: Arc<LiveRooms>,
     pub(crate) client: Arc<Client>,
-    pub(crate) side_door: Arc<dyn Endpoints>,
+    /// Serves the paths without legs.
+    pub(crate) endpoints: Arc<dyn Endpoints>,
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
     pub(crate) inflight: Arc<Inflight>,
-    pub(crate) buffered: Arc<BodyMemory>,
+    pub(crate) body_memory: Arc<BodyMemory>,
     pub(crate) keys: Keys,
-    /// Whether workers are administered through another listener than the clients'.
-    pub(crate) admins_apart: bool,
-    pub(crate) departure: ShutdownWatcher,
+    /// Whether administration has a listener of its own.
+    pub(crate) has_admin_listener: bool,
+    pub(crate) shutdown: ShutdownWatcher,
     pub(crate) limits: Limits,
 }
 
-/// The numbers of the corridor.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Of a request body, in bytes.
+    /// The longest request body, in bytes.
     pub(crate) max_body_bytes: usize,
     /// Requests at once, at least 1.
-    pub(crate) inflight: usize,
-    /// For a request body that is empty; each MiB gets a second more.
-    pub(crate) body: Duration,
-    /// For a request that waits until a worker has room.
-    pub(crate) queue: Duration,
-    /// Until a client that takes nothing of its answer is given up, and its legs with it.
-    pub(crate) stall: Duration,
-    /// Attempts that one request has in all, at least 1.
-    pub(crate) attempts: u32,
-    /// Until the first byte of a streamed answer.
-    pub(crate) first_token: Duration,
-    /// Between two pieces of a streamed answer.
-    pub(crate) silence: Duration,
-    /// For a whole answer that is not streamed.
-    pub(crate) request: Duration,
-    /// For a whole streamed answer; none when it is `None`.
-    pub(crate) stream: Option<Duration>,
-}
-
-impl Limits {
-    fn deadlines(&self, stream: bool, started: Instant) -> Deadlines {
-        if stream {
-            Deadlines {
-                first: Some(started + self.first_token),
-                silence: Some(self.silence),
-                total: self.stream.map(|limit| started + limit),
-            }
-        } else {
-            Deadlines {
-                total: Some(started + self.request),
-                ..Deadlines::default()
-            }
-        }
-    }
+    pub(crate) max_inflight_requests: usize,
+    /// Attempts of one request in all, at least 1.
+    pub(crate) max_attempts: u32,
+    /// For an empty request body; each MiB adds a second.
+    pub(crate) body_timeout: Duration,
+    /// For the wait until a pair has capacity.
+    pub(crate) queue_timeout: Duration,
+    /// Until a client that reads nothing of its response is given up.
+    pub(crate) client_stall_timeout: Duration,
+    /// Until the first byte of a streamed response.
+    pub(crate) first_token_timeout: Duration,
+    /// Between two chunks of a streamed response.
+    pub(crate) stream_idle_timeout: Duration,
+    /// For a whole response that is not streamed.
+    pub(crate) request_timeout: Duration,
+    /// For a whole streamed response; `None` is no limit.
+    pub(crate) stream_timeout: Option<Duration>,
 }
 
 #[async_trait]
 impl ProxyHttp for Proxy {
-    /// Boxed, because Pingora keeps it in each of its layers' futures, and moves it from one to the other.
+    /// Boxed, because each of Pingora's layers keeps it in its future, and moves it to the next one.
     type CTX = Box<RequestContext>;
 
     fn new_ctx(&self) -> Box<RequestContext> {
@@ -119,13 +102,13 @@ impl ProxyHttp for Proxy {
         ctx: &mut Box<RequestContext>,
         context: Box<dyn Any + Send + Sync>,
     ) {
-        if let Some((listener, spare)) = client::note_head(session, context) {
+        if let Some((listener, overflow)) = client::note_head(session, context) {
             ctx.listener = listener;
-            ctx.spare = spare;
+            ctx.overflow = overflow;
         }
     }
 
-    /// No modules: answers are neither compressed nor changed.
+    /// No modules: responses are neither compressed nor changed.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(
@@ -133,44 +116,8 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
-        let keeps = session.get_keepalive().is_some();
-        let upgrades = session.is_upgrade_req();
-        // What comes after an upgrade that nobody makes may be no HTTP any more.
-        session.set_keepalive((keeps && !upgrades && !ctx.spare).then_some(WITHOUT_TIMER));
-        self.ask_to_move(session);
-        session.set_write_timeout(Some(self.limits.stall));
-        // Bytes behind a request are the next one; without this they would end a running answer. The price:
-        // Pingora reads no further, so that such a client's leaving is noticed only by the next write to it.
-        session.downstream_session.set_pipelining_enabled(true);
-        let head = session.req_header();
-        ctx.request_id = legs::request_id(&head.headers, rand::random);
-        ctx.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
-        let raw = session.downstream_session.as_http1();
-        if let Some(Err(why)) = raw.map(|session| client::check(&session.get_headers_raw_bytes())) {
-            return Err(ctx.refuse(ProxyError::BadHead(why)));
-        }
-        let access = self.side_door.access(head.uri.path());
-        if self.admins_apart && access == Access::Admins && ctx.listener == Listener::Clients {
-            return Err(ctx.refuse(ProxyError::AdminsOnly));
-        }
-        if access == Access::Open && ctx.listener == Listener::Admins {
-            ctx.uncount();
-        }
-        if !self.keys.admit(access, head) {
-            return Err(ctx.refuse(ProxyError::Unauthorized));
-        }
-        self.keys
-            .keep_from_workers(access, session.req_header_mut());
-        if access != Access::Open && ctx.spare {
-            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Connections)));
-        }
-        if access != Access::Open && self.inflight.live() > self.limits.inflight {
-            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
-        }
-        if ctx.route.is_some() && self.fleet.is_full() {
-            return Err(ctx.refuse(ProxyError::QueueFull));
-        }
-        Ok(())
+        self.note_request(session, ctx);
+        self.admit(session, ctx)
     }
 
     async fn request_filter(
@@ -178,10 +125,13 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Box<RequestContext>,
     ) -> Result<bool> {
-        match ctx.route {
-            Some(route) => self.understand(session, ctx, route).await.map(|()| false),
-            None => self.side_door(session, ctx).await.map(|()| true),
-        }
+        let Some(route) = ctx.record.route else {
+            self.serve_endpoint(session, ctx).await?;
+            return Ok(true);
+        };
+        self.read(session, ctx, route).await?;
+        self.select(session, ctx).await?;
+        Ok(false)
     }
 
     async fn upstream_peer(
@@ -189,16 +139,13 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Box<RequestContext>,
     ) -> Result<Box<HttpPeer>> {
-        // The exchange is still there when Pingora only replaces a stale connection to decode.
-        if ctx.exchange.is_none() {
-            self.attempt(session, ctx).await?;
+        // There is an attempt already when Pingora only replaces a stale connection to decode.
+        if ctx.attempt.is_none() {
+            ctx.restore(session);
+            self.select(session, ctx).await?;
+            self.send(session, ctx)?;
         }
-        let nowhere = || Error::explain(ErrorType::InternalError, "a lease without an address");
-        let exchange = ctx.exchange()?;
-        let peer = exchange.decode.peer().ok_or_else(nowhere)?;
-        let (peer, loan) = self.client.lend(&peer, exchange.chunks());
-        exchange.loan = loan;
-        Ok(Box::new(peer))
+        Ok(Box::new(ctx.attempt()?.connect(&self.client)?))
     }
 
     async fn upstream_request_filter(
@@ -207,7 +154,7 @@ impl ProxyHttp for Proxy {
         upstream_request: &mut RequestHeader,
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
-        *upstream_request = ctx.exchange()?.decode_head()?;
+        *upstream_request = ctx.attempt()?.decode_head()?;
         Ok(())
     }
 
@@ -217,45 +164,7 @@ impl ProxyHttp for Proxy {
         head: &mut ResponseHeader,
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
-        if let Some(failure) =
-            reject_head(head.status, &head.headers).or_else(|| no_document(head.status))
-        {
-            let no_legs = || Error::explain(ErrorType::InternalError, "an answer without legs");
-            return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
-        }
-        if head.status.is_informational() {
-            return Ok(());
-        }
-        head.insert_header(REQUEST_ID, &ctx.request_id)?;
-        let accepted = head.status.is_success();
-        let leg = if accepted {
-            ctx.exchange()?.join(client::left(session)).await?;
-            Leg::Served
-        } else {
-            Leg::Rejected(head.status.as_u16())
-        };
-        ctx.course.decode(leg);
-        match self.verdict(ctx)? {
-            Verdict::Retry => return Err(self.again(ctx)),
-            Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
-            Verdict::Fail(Role::Decode) => {
-                let exchange = ctx.exchange()?;
-                exchange.end_prefill();
-                exchange.decode_ended(evidence(leg));
-                Self::note_pair(exchange, leg);
-                if let Some(error) = self.wrong_key(&exchange.decode, leg) {
-                    return Err(ctx.refuse(error));
-                }
-            }
-            Verdict::Respond | Verdict::Wait => {
-                let max_event_bytes = self.limits.max_body_bytes;
-                if let Err(error) = ctx.exchange()?.accepted(head, max_event_bytes) {
-                    return Err(ctx.fail(error.into()));
-                }
-            }
-        }
-        ctx.note_answer(head.status);
-        Ok(())
+        self.decode_responded(session, head, ctx).await
     }
 
     fn response_body_filter(
@@ -265,24 +174,9 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
-        let piece = body.take().unwrap_or_default();
-        let begun = ctx.course.is_committed();
-        if !begun && (!piece.is_empty() || end_of_stream) && ctx.status < 300 {
-            // Without prefill's KV cache whatever decode says is not the answer.
-            match self.verdict(ctx)? {
-                Verdict::Retry => return Err(self.again(ctx)),
-                Verdict::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
-                Verdict::Fail(Role::Decode) | Verdict::Respond | Verdict::Wait => {}
-            }
-        }
-        match ctx.exchange()?.pass(piece, end_of_stream, begun) {
-            Ok(out) => {
-                ctx.note_sent(&out);
-                *body = Some(out);
-                Ok(None)
-            }
-            Err(spoiled) => Err(self.spoiled(ctx, spoiled)),
-        }
+        let chunk = body.take().unwrap_or_default();
+        *body = Some(self.pass(ctx, chunk, end_of_stream)?);
+        Ok(None)
     }
 
     fn fail_to_connect(
@@ -292,19 +186,18 @@ impl ProxyHttp for Proxy {
         ctx: &mut Box<RequestContext>,
         error: Box<Error>,
     ) -> Box<Error> {
-        let failure = Failure::from_pingora(&error);
-        self.decode_failed(ctx, failure).unwrap_or(error)
+        self.decode_unreachable(ctx, error)
     }
 
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
-        session: &mut Session,
+        _session: &mut Session,
         error: Box<Error>,
         ctx: &mut Box<RequestContext>,
         client_reused: bool,
     ) -> Box<Error> {
-        self.ended_early(session, ctx, error, client_reused)
+        self.decode_ended_early(ctx, error, client_reused)
     }
 
     async fn fail_to_proxy(
@@ -313,40 +206,7 @@ impl ProxyHttp for Proxy {
         error: &Error,
         ctx: &mut Box<RequestContext>,
     ) -> FailToProxy {
-        let begun = has_begun(session);
-        ctx.restore(session);
-        let decided = ctx.is_decided(error) || *error.esource() == ErrorSource::Downstream;
-        if !decided {
-            ctx.refuse(ProxyError::Internal(error.to_string()));
-        }
-        let Some(fault) = ctx.conclude(error) else {
-            return gone();
-        };
-        if begun {
-            if let Some(event) = ctx.error_event(&fault) {
-                // Best effort: the client may be gone as well. The body is left without its end, because the connection
-                // goes: who took it for whole would send the next request there.
-                let _ = session.write_response_body(Some(event), false).await;
-            }
-            return gone();
-        }
-        self.ask_to_move(session);
-        ctx.status = fault.status().as_u16();
-        // Pingora keeps the connection only for a request that never went to a worker.
-        let reusable = ctx.request.is_none() && session.is_body_done() && !fault.ends_connection();
-        if !reusable {
-            session.set_keepalive(None);
-        }
-        if let Err(error) = fault.write(session, ctx.route, &ctx.request_id).await {
-            log::debug!(
-                "answer not written request_id={:?} error={error}",
-                ctx.request_id
-            );
-        }
-        FailToProxy {
-            error_code: ctx.status,
-            can_reuse_downstream: reusable,
-        }
+        self.respond_with_error(session, error, ctx).await
     }
 
     async fn logging(
@@ -355,17 +215,10 @@ impl ProxyHttp for Proxy {
         error: Option<&Error>,
         ctx: &mut Box<RequestContext>,
     ) {
-        ctx.restore(session);
-        if error.is_none()
-            && ctx.status < 300
-            && let Some(exchange) = ctx.exchange.as_mut()
-        {
-            exchange.ended_well();
-        }
-        ctx.log_line(session);
+        self.finish(session, error, ctx);
     }
 
-    /// [`RequestContext::log_line`] says it, once.
+    /// The record has the error: it is logged once.
     fn suppress_error_log(
         &self,
         _session: &Session,
@@ -383,77 +236,5 @@ impl ProxyHttp for Proxy {
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
-    }
-}
-
-impl Proxy {
-    /// A process that is about to leave answers with `Connection: close`.
-    fn ask_to_move(&self, session: &mut Session) {
-        if self.departure.has_begun() {
-            session.set_keepalive(None);
-        }
-    }
-
-    /// The endpoints without legs: a whole request in, a whole answer out.
-    async fn side_door(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
-        let head = session.req_header();
-        let limit = self
-            .side_door
-            .body_limit(&head.method, head.uri.path())
-            .min(self.limits.max_body_bytes);
-        let request = WholeRequest {
-            method: head.method.clone(),
-            path: head.uri.path().to_owned(),
-            query: head.uri.query().map(str::to_owned),
-            headers: head.headers.clone(),
-            body: Bytes::new(),
-        };
-        let share = ctx.share.insert(self.buffered.share());
-        let (body, at_end) = match limit {
-            0 => (
-                Bytes::new(),
-                client::drain(session, self.limits.body).await?,
-            ),
-            limit => match client::read(session, limit, self.limits.body, 0, share).await? {
-                Ok(body) => (body.freeze(), true),
-                Err(error) => return Err(ctx.refuse(error.into())),
-            },
-        };
-        let answer = self
-            .side_door
-            .respond(WholeRequest { body, ..request }, &ctx.request_id);
-        let answer = tokio::select! {
-            answer = answer => answer,
-            left = client::left(session), if at_end => return Err(left),
-        };
-        ctx.note_side_answer(&answer);
-        self.ask_to_move(session);
-        let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
-        for (name, value) in &answer.headers {
-            head.append_header(name, value)?;
-        }
-        head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
-        head.insert_header(REQUEST_ID, &ctx.request_id)?;
-        session.write_response_header(Box::new(head), false).await?;
-        session.write_response_body(Some(answer.body), true).await
-    }
-}
-
-/// SGLang takes PUT on `/generate` too.
-fn takes(route: Route, method: &Method) -> bool {
-    method == Method::POST || (route == Route::Generate && method == Method::PUT)
-}
-
-/// Whether an answer has begun; a `100 Continue` is none.
-fn has_begun(session: &Session) -> bool {
-    session
-        .response_written()
-        .is_some_and(|head| !head.status.is_informational())
-}
-
-fn gone() -> FailToProxy {
-    FailToProxy {
-        error_code: 0,
-        can_reuse_downstream: false,
     }
 }

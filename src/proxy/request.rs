@@ -1,74 +1,62 @@
-//! What one request knows about itself while it walks the corridor, over all its attempts.
+//! The state of one request while it passes through the phases, over all its attempts.
+//!
+//! Pingora carries it from hook to hook as the request's context. Hooks end with Pingora's `Error`, which has no place
+//! for the proxy's own errors: the [`Fault`] that a client gets is put aside here, and the returned error only ends the
+//! phases.
 
-use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use bytes::{Bytes, BytesMut};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
-use super::session::Installed;
+use super::session::{Installed, Sent};
 use crate::client::{Admitted, Listener, Share};
-use crate::endpoint::{ERROR_CODE, WholeResponse};
-use crate::error::{DECODE_REJECTED, Fault, ProxyError};
+use crate::error::{Fault, ProxyError};
 use crate::fleet::{Lease, WorkerId};
 use crate::legs::Attempt;
-use crate::pd::{Boundary, ErrorShape, Facts, Injected, RequestState, Route, sse};
+use crate::pd::{ErrorShape, Facts, Injected, RequestState, Route, sse};
+use crate::telemetry::{Pair, Record};
 
-/// A fault has been put aside in the context; the error only ends the phases.
+/// Ends the phases: a fault is in the context.
 const FAULT: ErrorType = ErrorType::new("Fault");
-/// How a request without legs ended that a worker answered with an error.
-const REJECTED: &str = "rejected";
-/// Another pair gets the request; the error only ends this attempt.
-const AGAIN: ErrorType = ErrorType::new("Again");
 
-/// One request, with two legs or without.
+/// Ends one attempt: another pair gets the request.
+const RETRY: ErrorType = ErrorType::new("Retry");
+
+/// One request, with legs or without.
 pub(crate) struct RequestContext {
-    started: Instant,
-    /// How long it has waited for its pairs.
-    queued: Duration,
-    first_byte: Option<Instant>,
-    pub(super) request_id: HeaderValue,
-    pub(super) route: Option<Route>,
-    /// What every attempt is made of, once it has been read.
+    pub(super) record: Record,
+    /// The request once it has been read; every attempt is made of it.
     pub(super) request: Option<Request>,
-    /// The pair of the first attempt, until that begins.
+    /// The pair of the next attempt, once one is selected.
     pub(super) lease: Option<Lease>,
-    /// The two legs of the attempt that is going on.
-    pub(super) exchange: Option<Attempt>,
+    /// The legs of the present attempt.
+    pub(super) attempt: Option<Attempt>,
     pub(super) installed: Option<Installed>,
-    pub(super) course: RequestState,
+    pub(super) state: RequestState,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
-    /// What the body holds of the memory for bodies.
+    /// The body's share of the memory for bodies.
     pub(super) share: Option<Share>,
     fault: Option<Fault>,
-    sent: Boundary,
-    /// The status that the client got, 0 when it got none.
-    pub(super) status: u16,
-    /// How it ended, in one word: `ok`, `client_left`, `client_stalled`, or the code of a fault.
-    ended: Cow<'static, str>,
-    /// The fault in a sentence.
-    message: Option<String>,
-    /// Who served the last attempt, for the log.
-    legs: String,
-    /// Whose connection it came on.
+    /// What the client got, once its session has been restored.
+    sent: Sent,
+    /// The listener that accepted the client's connection.
     pub(super) listener: Listener,
-    /// Whether that was one connection too many.
-    pub(super) spare: bool,
+    /// Whether that connection is above `max_connections`, and is served one response.
+    pub(super) overflow: bool,
     /// Counts the request as live until it is dropped.
     admitted: Option<Admitted>,
 }
 
-/// A request that has been read and understood.
+/// A request that has been read and parsed.
 pub(super) struct Request {
     pub(super) route: Route,
     pub(super) facts: Facts,
-    /// The head of the legs, but for what each attempt and each worker adds.
+    /// The head of the legs, without the fields that differ between attempts and workers.
     pub(super) head: Arc<RequestHeader>,
     pub(super) body: Body,
 }
@@ -76,200 +64,150 @@ pub(super) struct Request {
 /// The body before and after its first attempt.
 pub(super) enum Body {
     /// As the client sent it.
-    Read(bytes::BytesMut),
+    Read(BytesMut),
     /// As the legs of the last attempt got it.
     Sent(Injected),
 }
 
 impl RequestContext {
+    /// A request whose head has arrived.
     pub(super) fn new(admitted: Admitted) -> Self {
         Self {
-            started: Instant::now(),
-            queued: Duration::ZERO,
-            first_byte: None,
-            request_id: HeaderValue::from_static("-"),
-            route: None,
+            record: Record::new(Instant::now()),
             request: None,
             lease: None,
-            exchange: None,
+            attempt: None,
             installed: None,
-            course: RequestState::default(),
+            state: RequestState::default(),
             avoid: Vec::new(),
             share: None,
             fault: None,
-            sent: Boundary::default(),
-            status: 0,
-            ended: "ok".into(),
-            message: None,
-            legs: String::new(),
+            sent: Sent::default(),
             listener: Listener::Clients,
-            spare: false,
+            overflow: false,
             admitted: Some(admitted),
         }
     }
 
-    /// The two legs, which every phase after `upstream_peer` has.
-    pub(super) fn exchange(&mut self) -> Result<&mut Attempt> {
-        self.exchange
+    /// The present attempt.
+    ///
+    /// # Errors
+    /// There is none, although every phase after `upstream_peer` has one: a defect.
+    pub(super) fn attempt(&mut self) -> Result<&mut Attempt> {
+        self.attempt
             .as_mut()
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without legs"))
     }
 
-    /// Nobody waits for the end of this request: who looks at a process that leaves does not keep it.
+    /// Stops counting the request as live: a health check on the admin listener must not delay the shutdown that it
+    /// watches.
     pub(super) fn uncount(&mut self) {
         self.admitted = None;
     }
 
-    /// When the request came.
-    pub(super) fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// Puts the fault aside for `fail_to_proxy` and ends the phases.
+    /// Puts the fault aside for the response, and ends the phases.
     pub(super) fn fail(&mut self, fault: Fault) -> Box<Error> {
         self.fault = Some(fault);
         Error::new_in(FAULT)
     }
 
-    /// Likewise for an error of the proxy's own.
+    /// [`Self::fail`] with an error of the proxy.
     pub(super) fn refuse(&mut self, error: ProxyError) -> Box<Error> {
         self.fail(Fault::Own(error))
     }
 
-    /// Both legs of this attempt end; Pingora's loop begins another one.
-    pub(super) fn again(&mut self, avoid: WorkerId) -> Box<Error> {
-        self.avoid.push(avoid);
-        self.course.again();
-        self.exchange = None;
-        self.status = 0;
-        let mut error = Error::new_in(AGAIN);
+    /// Ends both legs of this attempt. Pingora's loop begins the next one, without the worker that is to blame.
+    pub(super) fn retry(&mut self, blamed: WorkerId) -> Box<Error> {
+        self.avoid.push(blamed);
+        self.state.retry();
+        self.attempt = None;
+        self.record.status = 0;
+        self.record.times.decode_head = None;
+        let mut error = Error::new_in(RETRY);
         error.set_retry(true);
         error
     }
 
-    /// Whether what happens to the request has been decided already.
+    /// Whether this error is [`Self::fail`]'s or [`Self::retry`]'s, so that nothing is left to decide.
     pub(super) fn is_decided(&self, error: &Error) -> bool {
-        self.fault.is_some() || *error.etype() == AGAIN
+        self.fault.is_some() || *error.etype() == RETRY
     }
 
-    /// Gives the client's own session back to Pingora. Harmless when it is there already.
-    pub(super) fn restore(&mut self, session: &mut Session) {
-        if let Some(installed) = self.installed.take() {
-            installed.restore(session);
+    /// Whether the first byte of the response has gone to the client.
+    pub(super) fn has_begun(&self) -> bool {
+        match &self.installed {
+            Some(installed) => installed.has_begun(),
+            None => self.sent.first_byte.is_some(),
         }
     }
 
-    /// What the client is told; `None` when it has left.
-    pub(super) fn conclude(&mut self, error: &Error) -> Option<Fault> {
-        let left = match error.etype() {
-            ErrorType::WriteTimedout => "client_stalled",
-            _ => "client_left",
-        };
+    /// Gives the client's own session back to Pingora. Does nothing when it is there already.
+    pub(super) fn restore(&mut self, session: &mut Session) {
+        if let Some(installed) = self.installed.take() {
+            self.sent = installed.restore(session);
+        }
+    }
+
+    /// The fault that the client gets; `None` when the client has left.
+    pub(super) fn take_fault(&mut self, error: &Error) -> Option<Fault> {
         let fault = self.fault.take();
-        self.ended = fault.as_ref().map_or(left, Fault::code).into();
-        self.message = fault.as_ref().map(Fault::message);
+        let record = &mut self.record;
+        record.ended = match (&fault, error.etype()) {
+            (Some(fault), _) => fault.name(),
+            (None, ErrorType::WriteTimedout) => "client_stalled",
+            (None, _) => "client_left",
+        }
+        .into();
+        record.error = fault.as_ref().map(Fault::message);
         fault
     }
 
-    /// Notes that it has waited for a pair.
-    pub(super) fn note_queued(&mut self, waited: Duration) {
-        self.queued += waited;
+    /// Records the legs of an attempt that begins.
+    pub(super) fn note_attempt(&mut self, attempt: Attempt, rooms: usize) {
+        self.record.attempts = self.state.attempt();
+        self.record.rooms = rooms;
+        self.record.pair = Some(Pair {
+            prefill: attempt.prefill().clone(),
+            decode: attempt.decode().clone(),
+        });
+        self.record.times.sent = Some(Instant::now());
+        self.attempt = Some(attempt);
     }
 
-    /// Notes who serves the attempt that begins now.
-    pub(super) fn note_legs(&mut self, prefill: &str, decode: &str) {
-        if is_logged() {
-            self.legs = format!(" prefill={prefill} decode={decode}");
-        }
-    }
-
-    /// Notes the status of decode's answer.
-    pub(super) fn note_answer(&mut self, status: StatusCode) {
-        self.status = status.as_u16();
-        if !status.is_success() {
-            self.ended = DECODE_REJECTED.into();
-        }
-    }
-
-    /// Notes the answer of an endpoint without legs.
-    pub(super) fn note_side_answer(&mut self, answer: &WholeResponse) {
-        self.status = answer.status.as_u16();
-        if !answer.status.is_success() {
-            let code = answer.headers.get(ERROR_CODE);
-            let code = code.and_then(|code| code.to_str().ok());
-            self.ended = code.unwrap_or(REJECTED).to_owned().into();
-        }
-    }
-
-    /// Notes what goes to the client now.
-    pub(super) fn note_sent(&mut self, piece: &Bytes) {
-        if piece.is_empty() {
-            return;
-        }
-        self.course.commit();
-        self.first_byte.get_or_insert_with(Instant::now);
-        if self.streams() {
-            self.sent.update(piece);
-        }
-    }
-
-    /// The last event of a stream that ends in this fault, separated from a half-sent one; `None` when the
-    /// answer is not a stream, whose only honest end is to be cut.
+    /// The last event of a stream that ends with this fault, behind a half-sent one if need be. `None` where the response
+    /// is not a stream: it can only be cut.
     pub(super) fn error_event(&self, fault: &Fault) -> Option<Bytes> {
         if !self.streams() {
             return None;
         }
+        let route = self.record.route;
         let mut event = String::new();
-        if !self.sent.is_at_event_end() {
+        if !self.sent.events.is_at_event_end() {
             event.push_str("\n\n");
         }
-        if ErrorShape::of(self.route) == ErrorShape::Anthropic {
+        if ErrorShape::of(route) == ErrorShape::Anthropic {
             event.push_str("event: error\n");
         }
-        event.push_str(&sse::error_event(&fault.event(self.route)));
+        event.push_str(&sse::error_event(&fault.event(route)));
         Some(event.into())
     }
 
     fn streams(&self) -> bool {
-        self.exchange.as_ref().is_some_and(Attempt::streams)
+        self.attempt.as_ref().is_some_and(Attempt::streams)
     }
 
-    /// One line for each finished request.
-    pub(super) fn log_line(&self, session: &Session) {
-        if !is_logged() {
-            return;
+    /// Completes the record and hands it to the sinks.
+    pub(super) fn finish(&mut self, response_bytes: usize) {
+        let times = &mut self.record.times;
+        times.ended = Some(Instant::now());
+        if let Some(attempt) = &self.attempt {
+            let prefill = attempt.prefill_times();
+            times.prefill_head = prefill.head;
+            times.prefill_end = prefill.end;
         }
-        let head = session.req_header();
-        let mut more = String::new();
-        if self.course.attempt() > 1 {
-            let _ = write!(more, " attempts={}", self.course.attempt());
-        }
-        if !self.queued.is_zero() {
-            let _ = write!(more, " queued_ms={:.1}", self.queued.as_secs_f64() * 1e3);
-        }
-        if let Some(first_byte) = self.first_byte {
-            let ttft = first_byte - self.started;
-            let _ = write!(more, " ttft_ms={:.1}", ttft.as_secs_f64() * 1e3);
-        }
-        if let Some(message) = &self.message {
-            let _ = write!(more, " error={message:?}");
-        }
-        log::info!(
-            target: "mini_lb::access",
-            "request finished request_id={} method={} path={} status={} ended={}{}{more} e2e_ms={:.1} sent_bytes={}",
-            self.request_id.to_str().unwrap_or("-"),
-            head.method,
-            head.uri.path(),
-            self.status,
-            self.ended,
-            self.legs,
-            self.started.elapsed().as_secs_f64() * 1e3,
-            session.body_bytes_sent(),
-        );
+        times.first_byte = self.sent.first_byte;
+        self.record.events = self.sent.events.events();
+        self.record.response_bytes = response_bytes;
+        crate::telemetry::finished(&self.record);
     }
-}
-
-/// Whether requests have lines in the log.
-fn is_logged() -> bool {
-    log::log_enabled!(target: "mini_lb::access", log::Level::Info)
 }

@@ -1,24 +1,25 @@
 //! The client's session with its body replaced by the one that the workers get.
 //!
-//! Pingora streams the client's body to decode as it comes; a leg needs the whole body first, because the
-//! rendezvous is spliced into it and prefill gets the same bytes. So the corridor reads the body, then
-//! puts [`ReplacedSession`] in the place of the client's session: it hands out the new body once (and again when
-//! Pingora repeats the request on another connection), and delegates everything else. It adds four things
-//! that only the session can do:
+//! Pingora streams the client's body to decode as it arrives. A leg needs the whole body first, because the bootstrap
+//! fields are written into it and prefill gets the same bytes. So the proxy reads the body and installs a
+//! [`ReplacedSession`] in place of the client's session: it hands out the new body once (and again when Pingora repeats
+//! the request on another connection), and delegates everything else. It adds what only the session can do:
 //!
-//! * it ends the decode leg when `interrupt` resolves before the first byte went to the client, when one of its
-//!   deadlines passes, and when the process cannot wait for it any more;
-//! * it holds the head of the answer back until the first byte of the body, so that a failure in between is
-//!   still a status, and head and first byte leave in one write;
-//! * it asks the client for another connection next time, when the process is about to leave;
-//! * it gives an answer that arrives whole a Content-Length where a filter has removed the framing, and no chunks
-//!   to a client of HTTP/1.0.
+//! * it ends decode's leg when prefill's fails before the first byte goes to the client, when a deadline passes, and when
+//!   the grace period of a shutdown is over;
+//! * it holds the head of the response until the first byte of the body, so that a failure in between is still a status,
+//!   and head and first byte leave in one write;
+//! * it knows when that first byte leaves, and whether the bytes that were sent end with a whole event;
+//! * it closes the client's connection after this response when the process is shutting down;
+//! * it frames a response whose framing a filter has removed: a Content-Length where it arrives whole, else chunks, but
+//!   none for a client of HTTP/1.0.
 //!
-//! This is the only file that touches Pingora's hidden trait; the version is pinned for its sake.
+//! This is the only file that touches Pingora's hidden trait, for which the version is pinned.
 //! Source: pingora-core 0.9.1 `protocols/http/custom/server.rs`, pingora-proxy 0.9.1 `proxy_h1.rs`.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,39 +39,58 @@ use pingora_proxy::Session;
 use tokio::time::Sleep;
 
 use crate::client::{CutOff, ShutdownWatcher};
+use crate::legs;
+use crate::pd::Boundary;
 
-/// The error with which an interrupt ends the decode leg.
-pub(super) const INTERRUPTED: ErrorType = ErrorType::new("PrefillFailed");
+/// Ends decode's leg: prefill's has failed.
+pub(super) const PREFILL_FAILED: ErrorType = ErrorType::new("PrefillFailed");
+/// Ends decode's leg: no byte of a streamed response came in time.
+pub(super) const FIRST_TOKEN_TIMEOUT: ErrorType = ErrorType::new("FirstTokenTimeout");
+/// Ends decode's leg: the stream was idle for too long.
+pub(super) const STREAM_IDLE_TIMEOUT: ErrorType = ErrorType::new("StreamIdleTimeout");
+/// Ends decode's leg: the whole response took too long.
+pub(super) const REQUEST_TIMEOUT: ErrorType = ErrorType::new("RequestTimeout");
+/// Ends decode's leg: the grace period of the shutdown is over.
+pub(super) const SHUTTING_DOWN: ErrorType = ErrorType::new("ShuttingDown");
 
-/// The error with which a deadline ends the decode leg: nothing came before the first byte.
-pub(super) const LATE: ErrorType = ErrorType::new("FirstTokenLate");
-/// Likewise: nothing came between two events.
-pub(super) const STALLED: ErrorType = ErrorType::new("Stalled");
-/// Likewise: the whole answer took too long.
-pub(super) const OVERDUE: ErrorType = ErrorType::new("Overdue");
-/// Likewise: the process leaves.
-pub(super) const CUT: ErrorType = ErrorType::new("ShuttingDown");
-
-/// How long decode may take. Absent ones are not watched.
+/// The deadlines of decode's response. `None` is no deadline.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Deadlines {
-    /// Until the first byte of the answer.
-    pub(super) first: Option<Instant>,
-    /// Between two pieces of it.
-    pub(super) silence: Option<Duration>,
-    /// Until its end.
+    /// For the first byte.
+    pub(super) first_token: Option<Instant>,
+    /// The longest time between two chunks.
+    pub(super) stream_idle: Option<Duration>,
+    /// For the end.
     pub(super) total: Option<Instant>,
 }
 
-/// Resolves when the decode leg must end before its time.
+/// Resolves when decode's leg must end, because prefill's has failed.
 pub(super) type Interrupt = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// The way back to the client's own session. See [`install`].
-pub(super) struct Installed(Arc<Mutex<Option<Box<ServerSession>>>>);
+/// The proxy's end of an installed session.
+pub(super) struct Installed(Arc<Shared>);
 
-/// Replaces the body of the request, which must have been read to its end.
+/// The state that the proxy and the installed session share.
+#[derive(Default)]
+struct Shared {
+    /// Whether the first byte of the response has gone to the client.
+    begun: AtomicBool,
+    /// The session leaves its parts here when Pingora drops it: Pingora owns it as a trait object.
+    left: Mutex<Option<(Box<ServerSession>, Sent)>>,
+}
+
+/// What the client got of a response.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    /// When the first byte went out.
+    pub(super) first_byte: Option<Instant>,
+    /// Follows the events of a stream.
+    pub(super) events: Boundary,
+}
+
+/// Installs a session with this body in place of the client's, whose own body has been read to its end.
 ///
-/// Content-Length of the client's head is set to the new length; the head is what Pingora sends to decode.
+/// The client's head gets the new Content-Length, because Pingora frames decode's leg by it.
 ///
 /// # Errors
 /// None in practice: a number is a header value.
@@ -79,60 +99,77 @@ pub(super) fn install(
     body: Bytes,
     interrupt: Interrupt,
     deadlines: Deadlines,
-    departure: ShutdownWatcher,
+    shutdown: ShutdownWatcher,
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
-    // Pingora gives a request up whose Connection names Host, without an answer. The legs' heads have obeyed it.
+    // Pingora drops a request whose Connection names Host. The heads of the legs have obeyed it already.
     head.remove_header(&CONNECTION);
     head.insert_header(CONTENT_LENGTH, body.len())?;
-    let slot = Arc::new(Mutex::new(None));
+    let shared = Arc::<Shared>::default();
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let client = std::mem::replace(&mut session.downstream_session, placeholder);
     *session.downstream_session = ServerSession::new_custom(Box::new(ReplacedSession {
         client: Some(client),
-        slot: slot.clone(),
+        shared: shared.clone(),
         body,
         taken: false,
-        interrupt: Some(interrupt),
-        cut: departure.over(),
-        departure,
+        prefill_failed: Some(interrupt),
+        cut_off: shutdown.over(),
+        shutdown,
         held: None,
+        is_stream: false,
+        sent: Sent::default(),
         clock: Clock::new(deadlines),
     }));
-    Ok(Installed(slot))
+    Ok(Installed(shared))
 }
 
 impl Installed {
-    /// Puts the client's own session back. Errors and keep-alive are its business, and Pingora keeps a
-    /// connection only when it finds the original there.
-    pub(super) fn restore(self, session: &mut Session) {
-        // The wrapper is owned as a trait object: it leaves what it wraps in the slot when it is dropped.
+    /// Whether the first byte of the response has gone to the client: from then on there is no other status and no other
+    /// pair.
+    pub(super) fn has_begun(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// Puts the client's own session back, and gives what was sent. Pingora keeps a client's connection only when it finds
+    /// the original session.
+    pub(super) fn restore(self, session: &mut Session) -> Sent {
+        // Dropping the installed session makes it leave its parts.
         *session.downstream_session = ServerSession::new_custom(Box::new(()));
-        if let Some(client) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            session.downstream_session = client;
-        }
+        let left = self.0.left.lock();
+        let Some((client, sent)) = left.unwrap_or_else(PoisonError::into_inner).take() else {
+            return Sent::default();
+        };
+        session.downstream_session = client;
+        sent
     }
 }
 
 struct ReplacedSession {
     /// `Some` until the drop.
     client: Option<Box<ServerSession>>,
-    slot: Arc<Mutex<Option<Box<ServerSession>>>>,
+    shared: Arc<Shared>,
     body: Bytes,
+    /// Whether Pingora has taken the body.
     taken: bool,
-    interrupt: Option<Interrupt>,
-    departure: ShutdownWatcher,
-    cut: CutOff,
+    /// Prefill's failure; `None` once the first byte is gone, when it no longer matters.
+    prefill_failed: Option<Interrupt>,
+    shutdown: ShutdownWatcher,
+    cut_off: CutOff,
+    /// The head of the response, until the first byte of its body.
     held: Option<Box<ResponseHeader>>,
+    /// Whether the response is a stream of events.
+    is_stream: bool,
+    sent: Sent,
     clock: Clock,
 }
 
-/// Watches the deadlines with one timer, which is set anew only when it expired too early.
+/// Watches the deadlines with one timer, which is not moved with each chunk, but armed again when it expires early.
 struct Clock {
     deadlines: Deadlines,
-    /// When the last piece went to the client; `None` before the first.
-    moved: Option<Instant>,
+    /// When the last chunk went to the client; `None` before the first.
+    last_sent: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -140,22 +177,24 @@ impl Clock {
     fn new(deadlines: Deadlines) -> Self {
         let mut clock = Self {
             deadlines,
-            moved: None,
+            last_sent: None,
             timer: None,
         };
         clock.arm();
         clock
     }
 
-    /// The next deadline, and the error that it is.
+    /// The next deadline, and its error.
     fn next(&self) -> Option<(Instant, ErrorType)> {
-        let total = self.deadlines.total.map(|total| (total, OVERDUE));
-        let progress = match self.moved {
-            None => self.deadlines.first.map(|first| (first, LATE)),
-            Some(moved) => {
-                let silence = self.deadlines.silence;
-                silence.map(|silence| (moved + silence, STALLED))
-            }
+        let Deadlines {
+            first_token,
+            stream_idle,
+            total,
+        } = self.deadlines;
+        let total = total.map(|total| (total, REQUEST_TIMEOUT));
+        let progress = match self.last_sent {
+            None => first_token.map(|at| (at, FIRST_TOKEN_TIMEOUT)),
+            Some(last) => stream_idle.map(|idle| (last + idle, STREAM_IDLE_TIMEOUT)),
         };
         [total, progress]
             .into_iter()
@@ -195,9 +234,29 @@ impl ReplacedSession {
         self.client.as_deref_mut().expect("present until the drop")
     }
 
-    /// The tasks that may go to the client now: a head waits for the first byte of its body.
+    /// Notes what goes to the client now.
+    fn note_sent(&mut self, tasks: &[HttpTask]) {
+        let begins = |task: &HttpTask| matches!(task, HttpTask::Header(..) | HttpTask::Body(..));
+        if self.sent.first_byte.is_none() && tasks.iter().any(begins) {
+            self.sent.first_byte = Some(Instant::now());
+            self.shared.begun.store(true, Ordering::Relaxed);
+            self.prefill_failed = None;
+            if self.shutdown.has_begun() {
+                self.client_mut().set_keepalive(None);
+            }
+        }
+        if self.is_stream {
+            for task in tasks {
+                if let HttpTask::Body(Some(chunk), _) = task {
+                    self.sent.events.update(chunk);
+                }
+            }
+        }
+    }
+
+    /// The tasks that may go to the client now, and the failure that ends the response before its first byte.
     fn release(&mut self, tasks: Vec<HttpTask>) -> (Vec<HttpTask>, Option<Box<Error>>) {
-        // Every event of a stream comes by here.
+        // The way of every event of a stream.
         if self.held.is_none() && !tasks.iter().any(is_held) {
             return (tasks, None);
         }
@@ -209,6 +268,7 @@ impl ReplacedSession {
                 HttpTask::Failed(error) if self.held.is_some() => return (out, Some(error)),
                 task => {
                     if let Some(head) = self.held.take() {
+                        self.is_stream = legs::is_event_stream(&head.headers);
                         let old = self.client().req_header().version == Version::HTTP_10;
                         let head = framed(head, &task, old);
                         if old && !head.headers.contains_key(CONTENT_LENGTH) {
@@ -224,25 +284,25 @@ impl ReplacedSession {
     }
 }
 
-/// A head waits for the first byte, and a piece without one is none.
+/// Whether this task waits for the first byte: a head, or an empty chunk.
 fn is_held(task: &HttpTask) -> bool {
     match task {
         HttpTask::Header(_, end) => !end,
-        HttpTask::Body(Some(piece), false) => piece.is_empty(),
+        HttpTask::Body(Some(chunk), false) => chunk.is_empty(),
         _ => false,
     }
 }
 
-/// A head without framing gets the one that fits what comes next. HTTP/1.0 has no chunks, there the close ends
-/// what has no length.
+/// Frames a response whose head has lost its framing, by the first task of its body. HTTP/1.0 has no chunks: there the
+/// close of the connection ends a body without a length.
 fn framed(mut head: Box<ResponseHeader>, next: &HttpTask, old: bool) -> Box<ResponseHeader> {
     if old {
         head.remove_header(&TRANSFER_ENCODING);
     }
     if !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING) {
         let framing = match next {
-            HttpTask::Body(piece, true) => {
-                head.insert_header(CONTENT_LENGTH, piece.as_ref().map_or(0, Bytes::len))
+            HttpTask::Body(chunk, true) => {
+                head.insert_header(CONTENT_LENGTH, chunk.as_ref().map_or(0, Bytes::len))
             }
             _ if old => Ok(()),
             _ => head.insert_header(TRANSFER_ENCODING, "chunked"),
@@ -254,7 +314,14 @@ fn framed(mut head: Box<ResponseHeader>, next: &HttpTask, old: bool) -> Box<Resp
 
 impl Drop for ReplacedSession {
     fn drop(&mut self) {
-        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.client.take();
+        if let Some(client) = self.client.take() {
+            let left = (client, std::mem::take(&mut self.sent));
+            *self
+                .shared
+                .left
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(left);
+        }
     }
 }
 
@@ -301,13 +368,10 @@ impl CustomSession for ReplacedSession {
         let (tasks, failure) = self.release(tasks);
         let mut ended = false;
         if !tasks.is_empty() {
-            self.interrupt = None;
-            if self.departure.has_begun() && self.client().response_written().is_none() {
-                self.client_mut().set_keepalive(None);
-            }
+            self.note_sent(&tasks);
             ended = self.client_mut().response_duplex_vec(tasks).await?;
-            if self.clock.moved.replace(Instant::now()).is_none() {
-                // From the first byte on another deadline counts.
+            if self.clock.last_sent.replace(Instant::now()).is_none() {
+                // Another deadline counts from the first byte on.
                 self.clock.arm();
             }
         }
@@ -318,22 +382,23 @@ impl CustomSession for ReplacedSession {
         if !no_body_expected && !self.taken {
             return self.read_body_bytes().await;
         }
-        #[allow(clippy::expect_used)] // a field borrow, because others are borrowed too
+        #[allow(clippy::expect_used)]
+        // the field itself, because other fields are borrowed beside it
         let client = self.client.as_mut().expect("present until the drop");
-        let interrupted = async {
-            match self.interrupt.as_mut() {
-                Some(interrupt) => interrupt.await,
+        let prefill_failed = async {
+            match self.prefill_failed.as_mut() {
+                Some(failed) => failed.await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             read = client.read_body_or_idle(true) => read,
-            () = interrupted => {
+            () = prefill_failed => {
                 // A resolved future must not be polled again.
-                self.interrupt = None;
-                Error::e_explain(INTERRUPTED, "the prefill leg failed first")
+                self.prefill_failed = None;
+                Error::e_explain(PREFILL_FAILED, "the prefill leg failed first")
             }
-            () = &mut self.cut => Error::e_explain(CUT, "the process leaves"),
+            () = &mut self.cut_off => Error::e_explain(SHUTTING_DOWN, "the process is shutting down"),
             error = self.clock.expired() => Error::e_explain(error, "decode took too long"),
         }
     }
@@ -346,8 +411,8 @@ impl CustomSession for ReplacedSession {
         self.body.is_empty()
     }
 
-    /// The whole new body, of any size, once it has been handed out: Pingora sends it again when a pooled
-    /// connection turns out to be closed.
+    /// The whole body, of any size, once Pingora has taken it: it is sent again when a pooled connection turns out to be
+    /// closed.
     fn get_retry_buffer(&self) -> Option<Bytes> {
         self.taken.then(|| self.body.clone())
     }

@@ -1,8 +1,8 @@
-//! SELECT where workers have limits: a request waits for its pair, before it has a room or an id and before any
-//! worker knows of it.
+//! Select where workers have a limit: a request waits for its pair before it has rooms and ids, and before any worker
+//! knows of it.
 //!
-//! Who is next is fleet's business. Here is how long a request waits, and what ends the wait: its turn, its
-//! client, a deadline, or the end of the process.
+//! The order of the requests that wait is `fleet`'s. How long a request waits, and what ends the wait, is decided here:
+//! its turn, its client, a deadline, or the end of the process.
 
 use std::time::{Duration, Instant};
 
@@ -15,44 +15,51 @@ use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Refusal, Ticket, Turn};
 
-/// How often a request that waits asks whether time has let a worker back. Everything else tells it.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Proxy {
-    /// SELECT: a pair that has room, now or when it is this request's turn.
-    pub(super) async fn lease(
+    /// Selects the pair of the next attempt, unless it has been selected. Waits where all pairs are at their limit.
+    ///
+    /// # Errors
+    /// There is no pair, the wait is over, or the client has left.
+    pub(super) async fn select(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
-        stream: bool,
-    ) -> Result<Lease> {
-        match self.fleet.admit(rand::random, Instant::now(), &ctx.avoid) {
-            Ok(Turn::Now(lease)) => Ok(lease),
-            // In a box, so that the others do not carry what only those need who wait.
-            Ok(Turn::Later(ticket)) => Box::pin(self.wait(session, ctx, stream, ticket)).await,
-            Err(Refusal::NoWorker(why)) => Err(ctx.refuse(ProxyError::NoWorker(why))),
-            Err(Refusal::QueueFull) => Err(ctx.refuse(ProxyError::QueueFull)),
+    ) -> Result<()> {
+        if ctx.lease.is_some() {
+            return Ok(());
         }
+        let turn = self.fleet.admit(rand::random, Instant::now(), &ctx.avoid);
+        ctx.lease = Some(match turn {
+            Ok(Turn::Now(lease)) => lease,
+            // Boxed, because it is large and rare: the future of every request would carry it.
+            Ok(Turn::Later(ticket)) => Box::pin(self.wait(session, ctx, ticket)).await?,
+            Err(Refusal::NoWorker(why)) => return Err(ctx.refuse(ProxyError::NoWorker(why))),
+            Err(Refusal::QueueFull) => return Err(ctx.refuse(ProxyError::QueueFull)),
+        });
+        ctx.record.times.selected = Some(Instant::now());
+        Ok(())
     }
 
     async fn wait(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
-        stream: bool,
         mut ticket: Ticket,
     ) -> Result<Lease> {
         let begun = Instant::now();
-        let (deadline, late) = self.patience(stream, ctx.started(), begun);
-        let over = self.departure.over();
-        tokio::pin!(over);
+        let (deadline, late) = self.wait_deadline(ctx, begun);
+        let cut_off = self.shutdown.over();
+        tokio::pin!(cut_off);
         let ended = loop {
-            let look = deadline.min(Instant::now() + ASK_AGAIN);
+            let look = deadline.min(Instant::now() + POLL_INTERVAL);
             tokio::select! {
-                // Nothing is sent any more when the wait ends in the moment of the turn.
+                // In this order, so that no leg is sent when the wait ends in the moment of the turn.
                 biased;
                 left = client::left(session) => break Err(left),
-                () = &mut over => break Err(ctx.refuse(ProxyError::ShuttingDown)),
+                () = &mut cut_off => break Err(ctx.refuse(ProxyError::ShuttingDown)),
                 lease = ticket.turn() => break Ok(lease),
                 () = tokio::time::sleep_until(look.into()) => {
                     if look == deadline {
@@ -62,20 +69,24 @@ impl Proxy {
                 }
             }
         };
-        ctx.note_queued(begun.elapsed());
+        ctx.record.queued += begun.elapsed();
         ended
     }
 
-    /// Until when it may wait, and what it is told then: the deadlines of its answer have begun already.
-    fn patience(&self, stream: bool, started: Instant, begun: Instant) -> (Instant, ProxyError) {
+    /// The end of the wait, and its error. The deadlines of the response run while the request waits.
+    fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, ProxyError) {
         let limits = &self.limits;
-        let answer = limits.deadlines(stream, started);
-        let first = answer
-            .first
-            .map(|first| (first, ProxyError::FirstTokenLate(limits.first_token)));
-        let total = answer.total.map(|total| (total, ProxyError::Overdue));
-        let queue = (begun + limits.queue, ProxyError::QueueTimeout(limits.queue));
-        let others = first.into_iter().chain(total);
+        let stream = ctx
+            .request
+            .as_ref()
+            .is_some_and(|request| request.facts.stream);
+        let deadlines = limits.deadlines(stream, ctx.record.times.started);
+        let first_token = ProxyError::FirstTokenTimeout(limits.first_token_timeout);
+        let first_token = deadlines.first_token.map(|at| (at, first_token));
+        let total = deadlines.total.map(|at| (at, ProxyError::RequestTimeout));
+        let queue = ProxyError::QueueTimeout(limits.queue_timeout);
+        let queue = (begun + limits.queue_timeout, queue);
+        let others = first_token.into_iter().chain(total);
         others.fold(
             queue,
             |soonest, other| {

@@ -107,7 +107,7 @@ impl fmt::Display for StartError {
             StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
             StartError::Upgrade { upgrade_sock, why } => write!(
                 f,
-                "no old_process gave its sockets at upgrade_sock {upgrade_sock}: {why}"
+                "no predecessor gave its sockets at upgrade_sock {upgrade_sock}: {why}"
             ),
         }
     }
@@ -372,7 +372,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         rooms: Arc::new(LiveRooms::default()),
         aborter: Arc::new(Aborter::new(client.clone(), faults.abort_requests)),
         budget: RetryBudget::new(Instant::now()).into(),
-        side_door: Arc::new(Ops::new(
+        endpoints: Arc::new(Ops::new(
             fleet.clone(),
             client.clone(),
             config.max_body_bytes,
@@ -382,24 +382,24 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         fleet,
         client,
         inflight: exit.requests.clone(),
-        admins_apart: apart,
-        departure: ShutdownWatcher::new(exit.stage()),
-        buffered: BodyMemory::new(gate.max_buffered_body_bytes),
+        has_admin_listener: apart,
+        shutdown: ShutdownWatcher::new(exit.stage()),
+        body_memory: BodyMemory::new(gate.max_buffered_body_bytes),
         keys: Keys::new(
             gate.api_keys.iter().map(|key| key.expose()),
             gate.admin_api_key.iter().map(|key| key.expose()),
         ),
         limits: Limits {
             max_body_bytes: config.max_body_bytes,
-            inflight: max_inflight,
-            body: gate.body_timeout,
-            queue: config.queue.map_or(Duration::ZERO, |queue| queue.timeout),
-            stall: gate.client_stall_timeout,
-            attempts: faults.retries + 1,
-            first_token: faults.first_token_timeout,
-            silence: faults.stream_idle_timeout,
-            request: faults.request_timeout,
-            stream: faults.stream_timeout,
+            max_inflight_requests: max_inflight,
+            body_timeout: gate.body_timeout,
+            queue_timeout: config.queue.map_or(Duration::ZERO, |queue| queue.timeout),
+            client_stall_timeout: gate.client_stall_timeout,
+            max_attempts: faults.retries + 1,
+            first_token_timeout: faults.first_token_timeout,
+            stream_idle_timeout: faults.stream_idle_timeout,
+            request_timeout: faults.request_timeout,
+            stream_timeout: faults.stream_timeout,
         },
     };
     let proxy = Arc::new(http_proxy(&conf, proxy));

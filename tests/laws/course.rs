@@ -25,12 +25,10 @@ pub struct Outcome {
 
 pub fn check(bytes: &[u8]) -> Outcome {
     let mut choices = Choices::new(bytes);
-    let allowed = RetryRules {
-        attempts: 1 + choices.below(4) as u32,
-        budget: choices.yes(),
-        own_rid: choices.yes(),
-    };
-    let mut corridor = Corridor::new(allowed);
+    let attempts = 1 + choices.below(4) as u32;
+    let budget = choices.yes();
+    let own_rid = choices.yes();
+    let mut corridor = Corridor::new(RetryRules { attempts, own_rid }, budget);
     while !corridor.is_over() {
         let Some(event) = choices.next() else {
             corridor.leg_ends(Role::Decode, Leg::Failed);
@@ -47,7 +45,9 @@ pub fn check(bytes: &[u8]) -> Outcome {
 /// A corridor without sockets: it counts what it starts and what it ends.
 struct Corridor {
     course: RequestState,
-    allowed: RetryRules,
+    rules: RetryRules,
+    /// Whether the budget of retries has room.
+    budget: bool,
     rooms: HashSet<u32>,
     next_room: u32,
     legs_started: u32,
@@ -60,10 +60,11 @@ struct Corridor {
 }
 
 impl Corridor {
-    fn new(allowed: RetryRules) -> Self {
+    fn new(rules: RetryRules, budget: bool) -> Self {
         let mut corridor = Self {
             course: RequestState::default(),
-            allowed,
+            rules,
+            budget,
             rooms: HashSet::new(),
             next_room: 1,
             legs_started: 0,
@@ -114,17 +115,18 @@ impl Corridor {
     }
 
     fn obey(&mut self) {
-        match self.course.verdict(self.allowed) {
+        match self.course.verdict(self.rules) {
             Verdict::Wait => assert!(!self.bytes_sent && self.live.contains(&true)),
             Verdict::Respond => {}
-            Verdict::Retry => {
+            Verdict::Retry(role) if !self.budget => self.end(Ended::ToldOf(role)),
+            Verdict::Retry(_) => {
                 assert!(!self.bytes_sent, "nothing is tried again after that");
                 // A leg that is still under way may have been read.
                 let seen = self.seen || self.live.contains(&true);
-                assert!(!(self.allowed.own_rid && seen), "an id is used once");
+                assert!(!(self.rules.own_rid && seen), "an id is used once");
                 self.seen = seen;
                 self.end_legs();
-                self.course.again();
+                self.course.retry();
                 self.start();
             }
             Verdict::Fail(role) => {
@@ -143,7 +145,7 @@ impl Corridor {
                 // Decode's head has come, and with it perhaps its first byte.
                 self.note(Role::Decode, Leg::Served);
                 self.obey();
-                let responds = || self.course.verdict(self.allowed) == Verdict::Respond;
+                let responds = || self.course.verdict(self.rules) == Verdict::Respond;
                 if !self.is_over() && responds() && choices.yes() {
                     self.course.commit();
                     self.bytes_sent = true;
@@ -165,10 +167,10 @@ impl Corridor {
         };
         assert_eq!(self.legs_started, self.legs_ended);
         let attempts = self.course.attempt();
-        assert!(attempts <= self.allowed.attempts);
+        assert!(attempts <= self.rules.attempts);
         assert_eq!(self.rooms.len() as u32, attempts);
         assert_eq!(self.legs_started, 2 * attempts);
-        assert!(self.allowed.budget || attempts == 1);
+        assert!(self.budget || attempts == 1);
         assert_eq!(self.course.is_committed(), self.bytes_sent);
         assert!(self.bytes_sent || ended != Ended::Answered);
         Outcome { ended, attempts }

@@ -1,0 +1,231 @@
+//! The table of errors that the proxy itself makes: one row for each code, and nothing about an error that is not in
+//! its row. `docs/errors.md` has the same rows.
+
+use http::StatusCode;
+
+/// The stable name of an error, for headers, labels and log fields. Users match on these words: none changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // [`Code::row`] says what each one means
+pub enum Code {
+    InvalidJson,
+    InvalidLogprobStart,
+    BatchTooLarge,
+    SamplesNotSupported,
+    BadRequestHead,
+    RequestHeadTooLarge,
+    Unauthorized,
+    AdminListenerOnly,
+    BadFraming,
+    BadTarget,
+    NotFound,
+    MethodNotAllowed,
+    UnsupportedEncoding,
+    BodyTimeout,
+    BodyTooLarge,
+    NotServedByPd,
+    Internal,
+    NoPrefill,
+    NoDecode,
+    NoWorker,
+    ShuttingDown,
+    Overloaded,
+    QueueFull,
+    QueueTimeout,
+    PrefillUnreachable,
+    DecodeUnreachable,
+    PrefillConnectTimeout,
+    DecodeConnectTimeout,
+    PrefillLost,
+    DecodeLost,
+    FirstTokenTimeout,
+    StreamIdleTimeout,
+    RequestTimeout,
+    PrefillBadAnswer,
+    DecodeBadAnswer,
+    WorkerAuth,
+    MergeFailed,
+    WorkerUnreachable,
+    WorkerTimeout,
+    WorkerRefused,
+}
+
+/// Everything that is fixed about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The code as it stands in `x-mini-lb-error` and in the log.
+    pub name: &'static str,
+    /// The HTTP status. [`Code::WorkerRefused`] has the worker's instead, where that is an error.
+    pub status: u16,
+    /// The side whose fault it is.
+    pub side: Side,
+    /// Whether another try of the client can help.
+    pub retry: Retry,
+    /// The meaning in a phrase, for the documents.
+    pub meaning: &'static str,
+}
+
+/// The side whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The client, or its request.
+    Client,
+    /// The prefill worker.
+    Prefill,
+    /// The decode worker.
+    Decode,
+    /// A worker of either role, or both.
+    Workers,
+    /// The load balancer, or its limits.
+    Proxy,
+}
+
+/// Whether another try of the client can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The same request gets the same error.
+    Useless,
+    /// Another try may succeed at once, with other workers.
+    Possible,
+    /// Another try may succeed later: the response has `Retry-After`.
+    Later,
+}
+
+impl Code {
+    /// Every code, in the order of the documents.
+    pub const ALL: [Self; 40] = [
+        Self::InvalidJson,
+        Self::InvalidLogprobStart,
+        Self::BatchTooLarge,
+        Self::SamplesNotSupported,
+        Self::BadRequestHead,
+        Self::RequestHeadTooLarge,
+        Self::Unauthorized,
+        Self::AdminListenerOnly,
+        Self::BadFraming,
+        Self::BadTarget,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::UnsupportedEncoding,
+        Self::BodyTimeout,
+        Self::BodyTooLarge,
+        Self::NotServedByPd,
+        Self::Internal,
+        Self::NoPrefill,
+        Self::NoDecode,
+        Self::NoWorker,
+        Self::ShuttingDown,
+        Self::Overloaded,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::PrefillUnreachable,
+        Self::DecodeUnreachable,
+        Self::PrefillConnectTimeout,
+        Self::DecodeConnectTimeout,
+        Self::PrefillLost,
+        Self::DecodeLost,
+        Self::FirstTokenTimeout,
+        Self::StreamIdleTimeout,
+        Self::RequestTimeout,
+        Self::PrefillBadAnswer,
+        Self::DecodeBadAnswer,
+        Self::WorkerAuth,
+        Self::MergeFailed,
+        Self::WorkerUnreachable,
+        Self::WorkerTimeout,
+        Self::WorkerRefused,
+    ];
+
+    /// The row of this code.
+    #[rustfmt::skip] // one line for each row
+    pub const fn row(self) -> Row {
+        use Retry::{Later, Possible, Useless};
+        use Side::{Client, Decode, Prefill, Proxy, Workers};
+        match self {
+            Self::InvalidJson => row("invalid_json", 400, Client, Useless, "the body is not a JSON object, or is nested too deep"),
+            Self::InvalidLogprobStart => row("invalid_logprob_start_len", 400, Client, Useless, "`logprob_start_len` is out of range: below -1"),
+            Self::BatchTooLarge => row("batch_too_large", 400, Client, Useless, "a batch has more than 65,536 prompts"),
+            Self::SamplesNotSupported => row("n_not_supported", 400, Client, Useless, "the request asks for more than one sample per prompt (`n > 1`)"),
+            Self::BadRequestHead => row("bad_request_head", 400, Client, Useless, "the head has more than one reading (Content-Length beside Transfer-Encoding, two lengths, no Host, bare line feeds and the like), so it is not forwarded"),
+            Self::RequestHeadTooLarge => row("request_head_too_large", 431, Client, Useless, "the head has more than 32 KiB or 100 fields"),
+            Self::Unauthorized => row("unauthorized", 401, Client, Useless, "the key is missing or wrong"),
+            Self::AdminListenerOnly => row("admin_listener_only", 403, Client, Useless, "the path is served on `admin_listen` only"),
+            Self::BadFraming => row("bad_framing", 400, Client, Useless, "the body is not framed as HTTP requires"),
+            Self::BadTarget => row("bad_target", 400, Client, Useless, "the path or the query cannot be sent to a worker"),
+            Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),
+            Self::MethodNotAllowed => row("method_not_allowed", 405, Client, Useless, "the path takes other methods; `Allow` lists them"),
+            Self::UnsupportedEncoding => row("unsupported_encoding", 415, Client, Useless, "the body has a `Content-Encoding`; send it uncompressed"),
+            Self::BodyTimeout => row("body_timeout", 408, Client, Possible, "the body did not arrive within `body_timeout_secs`"),
+            Self::BodyTooLarge => row("body_too_large", 413, Client, Useless, "the body is longer than `max_payload_size`"),
+            Self::NotServedByPd => row("not_served_by_pd", 501, Proxy, Useless, "a prefill/decode pair cannot serve this path; the message gives the reason"),
+            Self::Internal => row("internal", 500, Proxy, Possible, "a defect of mini-lb; please report it"),
+            Self::NoPrefill => row("no_prefill", 503, Workers, Later, "no prefill worker is available"),
+            Self::NoDecode => row("no_decode", 503, Workers, Later, "no decode worker is available"),
+            Self::NoWorker => row("no_worker", 503, Workers, Later, "no worker, or no pair, is available"),
+            Self::ShuttingDown => row("shutting_down", 503, Proxy, Later, "the process is shutting down, and its grace period is over"),
+            Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, or the process has no descriptor left for a connection to a worker"),
+            Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),
+            Self::QueueTimeout => row("queue_timeout", 503, Proxy, Later, "no worker had capacity within `queue_timeout_secs`"),
+            Self::PrefillUnreachable => row("prefill_unreachable", 502, Prefill, Possible, "the prefill worker refuses connections, its host cannot be reached, or its certificate is not accepted"),
+            Self::DecodeUnreachable => row("decode_unreachable", 502, Decode, Possible, "the same for the decode worker"),
+            Self::PrefillConnectTimeout => row("prefill_connect_timeout", 504, Prefill, Possible, "no connection to the prefill worker within `connect_timeout_secs`"),
+            Self::DecodeConnectTimeout => row("decode_connect_timeout", 504, Decode, Possible, "the same for the decode worker"),
+            Self::PrefillLost => row("prefill_lost", 502, Prefill, Possible, "the prefill worker closed the connection before its response ended"),
+            Self::DecodeLost => row("decode_lost", 502, Decode, Possible, "the same for the decode worker"),
+            Self::FirstTokenTimeout => row("first_token_timeout", 504, Decode, Possible, "no byte of a streamed response within `first_token_timeout_secs`"),
+            Self::StreamIdleTimeout => row("stream_idle_timeout", 504, Decode, Possible, "no byte of a running stream for `stream_idle_timeout_secs`"),
+            Self::RequestTimeout => row("request_timeout", 504, Decode, Possible, "the response was not complete within `request_timeout_secs`, or `stream_timeout_secs`"),
+            Self::PrefillBadAnswer => row("prefill_bad_answer", 502, Prefill, Possible, "the prefill worker's response is not HTTP, is a redirect or has no document, has a head of more than 64 KiB or 128 fields, or is longer than `max_payload_size` where it is merged"),
+            Self::DecodeBadAnswer => row("decode_bad_answer", 502, Decode, Possible, "the same for the decode worker"),
+            Self::WorkerAuth => row("worker_auth", 502, Workers, Possible, "a worker refuses the key that mini-lb sends it, or asks for one where clients' keys end at mini-lb. Where the client's own key reaches the worker, and in administration, the worker's 401 or 403 is the response"),
+            Self::MergeFailed => row("merge_failed", 502, Workers, Possible, "the two responses do not fit together, or one of them is not JSON, compressed or empty"),
+            Self::WorkerUnreachable => row("worker_unreachable", 502, Workers, Possible, "endpoints without legs: a worker could not be reached, or closed the connection early"),
+            Self::WorkerTimeout => row("worker_timeout", 504, Workers, Possible, "endpoints without legs: a worker took too long"),
+            Self::WorkerRefused => row("worker_refused", 502, Workers, Possible, "endpoints without legs: a worker responded with an error; the response has its status, and `workers` in the body has each worker's response"),
+        }
+    }
+
+    /// The code as it stands in headers and in the log.
+    pub const fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.row().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+const fn row(
+    name: &'static str,
+    status: u16,
+    side: Side,
+    retry: Retry,
+    meaning: &'static str,
+) -> Row {
+    Row {
+        name,
+        status,
+        side,
+        retry,
+        meaning,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_name_and_a_status_of_its_kind() {
+        let names: HashSet<_> = Code::ALL.into_iter().map(Code::name).collect();
+        assert_eq!(names.len(), Code::ALL.len());
+        for code in Code::ALL {
+            let Row { status, retry, .. } = code.row();
+            assert_eq!(code.status().as_u16(), status);
+            let later = matches!(status, 429 | 503);
+            assert_eq!(retry == Retry::Later, later, "{}", code.name());
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Errors of the proxy itself: what went wrong as data, the table of their codes, and the response that a client gets.
+//!
+//! [`code`] is the only table from an error to its code, status, side and retry. The response of a worker passes
+//! unchanged ([`Fault::Rejected`]) and does not come through that table.
+
+mod code;
+
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::client::{BadHead, BodyError};
+use crate::endpoint::{ERROR_CODE, WholeResponse};
+use crate::fleet::{NoWorker, Role};
+use crate::legs::{LegError, Rejection};
+use crate::net::Failure;
+use crate::pd::{ErrorShape, Invalid, MergeError, Route};
+
+pub use code::{Code, Retry, Row, Side};
+
+/// Tells the SDKs of OpenAI and Anthropic whether to repeat a request.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// A worker comes back within seconds, and a full one has capacity as soon as its next request ends.
+const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+
+/// The error that a client gets instead of decode's response.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// A worker's own error response.
+    Rejected(Role, Rejection),
+    /// An error of the proxy.
+    Own(ProxyError),
+}
+
+/// An error of the proxy, with the data that its message needs.
+#[derive(Debug, Clone)]
+pub(crate) enum ProxyError {
+    /// The head is ambiguous or too large.
+    BadHead(BadHead),
+    Unauthorized,
+    /// The path is served on the admin listener only.
+    AdminsOnly,
+    Overloaded(Exhausted),
+    /// The body is longer than this many bytes.
+    BodyTooLarge(usize),
+    /// The body is compressed.
+    Encoded,
+    BadFraming(String),
+    BodyTimeout,
+    Invalid(Invalid),
+    /// The request asks for this many samples per prompt.
+    Samples(u64),
+    /// The batch has more than this many prompts.
+    BatchTooLarge(usize),
+    NoWorker(NoWorker),
+    QueueFull,
+    /// No worker had capacity for this long.
+    QueueTimeout(Duration),
+    /// The worker of this role, at this URL, gave no response.
+    Leg(Role, String, Failure),
+    /// The worker of this role, at this URL, refuses the proxy's key with this status.
+    WorkerKey(Role, String, u16),
+    Merge(MergeError),
+    /// No byte of a streamed response came for this long.
+    FirstTokenTimeout(Duration),
+    /// No byte of a running stream came for this long.
+    StreamIdleTimeout(Duration),
+    /// The response was not complete in time.
+    RequestTimeout,
+    /// The grace period of the shutdown is over.
+    ShuttingDown,
+    /// A defect of the proxy.
+    Internal(String),
+}
+
+/// A resource that is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exhausted {
+    Connections,
+    Requests,
+    /// Memory for request bodies.
+    Memory,
+}
+
+impl From<BodyError> for ProxyError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLarge(limit) => ProxyError::BodyTooLarge(limit),
+            BodyError::Late => ProxyError::BodyTimeout,
+            BodyError::Framing(why) => ProxyError::BadFraming(why),
+            BodyError::NoMemory => ProxyError::Overloaded(Exhausted::Memory),
+        }
+    }
+}
+
+impl From<LegError> for Fault {
+    fn from(error: LegError) -> Self {
+        Fault::Own(match error {
+            LegError::Rejected(role, rejection) => return Fault::Rejected(role, rejection),
+            LegError::Failed(role, url, failure) => ProxyError::Leg(role, url, failure),
+            LegError::Merge(error) => ProxyError::Merge(error),
+            LegError::Internal(why) => ProxyError::Internal(why.to_owned()),
+        })
+    }
+}
+
+impl ProxyError {
+    /// The row of the table that this error belongs to.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            ProxyError::BadHead(why) if why.is_too_large() => Code::RequestHeadTooLarge,
+            ProxyError::BadHead(_) => Code::BadRequestHead,
+            ProxyError::Unauthorized => Code::Unauthorized,
+            ProxyError::AdminsOnly => Code::AdminListenerOnly,
+            ProxyError::Overloaded(_) => Code::Overloaded,
+            ProxyError::BodyTooLarge(_) => Code::BodyTooLarge,
+            ProxyError::Encoded => Code::UnsupportedEncoding,
+            ProxyError::BadFraming(_) => Code::BadFraming,
+            ProxyError::BodyTimeout => Code::BodyTimeout,
+            ProxyError::Invalid(Invalid::LogprobStart) => Code::InvalidLogprobStart,
+            ProxyError::Invalid(_) => Code::InvalidJson,
+            ProxyError::Samples(_) => Code::SamplesNotSupported,
+            ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
+            ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
+            ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
+            ProxyError::QueueFull => Code::QueueFull,
+            ProxyError::QueueTimeout(_) => Code::QueueTimeout,
+            ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
+            ProxyError::WorkerKey(..) => Code::WorkerAuth,
+            ProxyError::Merge(_) => Code::MergeFailed,
+            ProxyError::FirstTokenTimeout(_) => Code::FirstTokenTimeout,
+            ProxyError::StreamIdleTimeout(_) => Code::StreamIdleTimeout,
+            ProxyError::RequestTimeout => Code::RequestTimeout,
+            ProxyError::ShuttingDown => Code::ShuttingDown,
+            ProxyError::Internal(_) => Code::Internal,
+        }
+    }
+
+    /// Whether the connection must be closed, because the begin of the client's next request is uncertain.
+    pub(crate) fn ends_connection(&self) -> bool {
+        matches!(
+            self,
+            ProxyError::BadHead(_)
+                | ProxyError::BadFraming(_)
+                | ProxyError::BodyTooLarge(_)
+                | ProxyError::BodyTimeout
+        )
+    }
+}
+
+/// The code of a leg without a response.
+fn leg_code(role: Role, failure: &Failure) -> Code {
+    let (prefill, decode) = match failure {
+        Failure::NoSocket(_) => (Code::Overloaded, Code::Overloaded),
+        Failure::Unreachable(_) => (Code::PrefillUnreachable, Code::DecodeUnreachable),
+        Failure::ConnectTimeout => (Code::PrefillConnectTimeout, Code::DecodeConnectTimeout),
+        Failure::Lost(_) => (Code::PrefillLost, Code::DecodeLost),
+        Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => {
+            (Code::PrefillBadAnswer, Code::DecodeBadAnswer)
+        }
+    };
+    match role {
+        Role::Prefill => prefill,
+        Role::Decode => decode,
+    }
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Exhausted::Connections => "too many connections at once (max_connections)",
+            Exhausted::Requests => "too many requests at once (max_inflight_requests)",
+            Exhausted::Memory => "too many request bodies at once (max_buffered_body_bytes)",
+        })
+    }
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProxyError::BadHead(why) => why.fmt(f),
+            // The same words for a missing and a wrong key, so that trying keys reveals nothing.
+            ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
+            ProxyError::AdminsOnly => {
+                f.write_str("this path is served on the admin listener only (admin_listen)")
+            }
+            ProxyError::Overloaded(exhausted) => exhausted.fmt(f),
+            ProxyError::BodyTooLarge(limit) => write!(
+                f,
+                "the request body is longer than {limit} bytes (max_payload_size)"
+            ),
+            ProxyError::Encoded => f.write_str(
+                "a request body with a Content-Encoding is not accepted; send it uncompressed",
+            ),
+            ProxyError::BadFraming(why) => write!(f, "the request body could not be read: {why}"),
+            ProxyError::BodyTimeout => {
+                f.write_str("the request body did not arrive in time (body_timeout_secs)")
+            }
+            ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
+            ProxyError::Samples(n) => write!(
+                f,
+                "n = {n} is not supported with prefill/decode disaggregation: a pair gives one sample per prompt; \
+                 send {n} requests with n = 1"
+            ),
+            ProxyError::BatchTooLarge(limit) => write!(
+                f,
+                "the batch has more than {limit} prompts; send several requests"
+            ),
+            ProxyError::NoWorker(why) => why.fmt(f),
+            ProxyError::QueueFull => f.write_str(
+                "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
+            ),
+            ProxyError::QueueTimeout(limit) => write!(
+                f,
+                "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
+            ProxyError::WorkerKey(role, url, status) => write!(
+                f,
+                "the {role} worker {url} refuses the load balancer ({status}): see its api_key and \
+                 worker_api_key_file"
+            ),
+            ProxyError::Merge(why) => write!(
+                f,
+                "prefill's logprobs could not be merged into decode's response: {why}"
+            ),
+            ProxyError::FirstTokenTimeout(limit) => write!(
+                f,
+                "no token came within {} s (first_token_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            ProxyError::StreamIdleTimeout(limit) => write!(
+                f,
+                "decode sent nothing for {} s (stream_idle_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            ProxyError::RequestTimeout => f.write_str(
+                "the response took too long (request_timeout_secs, stream_timeout_secs)",
+            ),
+            ProxyError::ShuttingDown => {
+                f.write_str("the load balancer is shutting down (shutdown_grace_period_secs)")
+            }
+            ProxyError::Internal(why) => write!(f, "internal error: {why}"),
+        }
+    }
+}
+
+impl Fault {
+    /// The status of the response.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Fault::Rejected(_, rejection) => rejection.status,
+            Fault::Own(error) => error.code().status(),
+        }
+    }
+
+    /// The word for the log: the code of the error, or the role whose worker rejected the request.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Fault::Rejected(role, _) => rejected(*role),
+            Fault::Own(error) => error.code().name(),
+        }
+    }
+
+    /// Whether the connection must not be used for another request.
+    pub(crate) fn ends_connection(&self) -> bool {
+        matches!(self, Fault::Own(error) if error.ends_connection())
+    }
+
+    /// The error in a sentence.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Fault::Rejected(role, rejection) => {
+                format!("the {role} worker answered {}", rejection.status)
+            }
+            Fault::Own(error) => error.to_string(),
+        }
+    }
+
+    /// The whole response, in the shape that clients of this route read.
+    pub(crate) fn response(&self, route: Option<Route>) -> WholeResponse {
+        match self {
+            Fault::Rejected(_, rejection) => {
+                let mut response = WholeResponse::new(rejection.status, "", rejection.body.clone());
+                if let Some(content_type) = &rejection.content_type {
+                    response
+                        .headers
+                        .insert(http::header::CONTENT_TYPE, content_type.clone());
+                }
+                response
+            }
+            Fault::Own(error) => {
+                let code = error.code();
+                let shape = ErrorShape::of(route);
+                error_response(code, code.status(), shape, &error.to_string())
+            }
+        }
+    }
+
+    /// The JSON of this error inside a stream that has begun.
+    pub(crate) fn event(&self, route: Option<Route>) -> String {
+        ErrorShape::of(route).event(self.status().as_u16(), &self.message())
+    }
+}
+
+/// The word for the log where the worker of this role responded with an error.
+pub(crate) const fn rejected(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "prefill_rejected",
+        Role::Decode => "decode_rejected",
+    }
+}
+
+/// The response to an error of the proxy. `status` is the code's own, but for [`Code::WorkerRefused`].
+pub(crate) fn error_response(
+    code: Code,
+    status: StatusCode,
+    shape: ErrorShape,
+    message: &str,
+) -> WholeResponse {
+    let body = shape.body(status.as_u16(), message);
+    let mut response = WholeResponse::new(status, "application/json", body);
+    let headers = &mut response.headers;
+    headers.insert(ERROR_CODE, HeaderValue::from_static(code.name()));
+    match code.row().retry {
+        Retry::Later => {
+            headers.insert(RETRY_AFTER, RETRY_AFTER_SECS);
+        }
+        // The SDKs repeat every 5xx unless they are told not to.
+        Retry::Useless if status.is_server_error() => {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        Retry::Useless | Retry::Possible => {}
+    }
+    if code == Code::Unauthorized {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

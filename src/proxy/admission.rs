@@ -1,0 +1,90 @@
+//! Let in: the checks that need no more than the head of a request.
+
+use http::Method;
+use pingora_core::Result;
+use pingora_proxy::Session;
+
+use super::Proxy;
+use super::request::RequestContext;
+use crate::client::{self, Listener, WITHOUT_TIMER};
+use crate::endpoint::Access;
+use crate::error::{Exhausted, ProxyError};
+use crate::legs;
+use crate::pd::Route;
+
+impl Proxy {
+    /// Sets the options of the client's session and begins the record.
+    pub(super) fn note_request(&self, session: &mut Session, ctx: &mut RequestContext) {
+        let keeps = session.get_keepalive().is_some();
+        // The bytes behind an upgrade request that is not granted may be no HTTP.
+        let upgrades = session.is_upgrade_req();
+        session.set_keepalive((keeps && !upgrades && !ctx.overflow).then_some(WITHOUT_TIMER));
+        self.announce_shutdown(session);
+        session.set_write_timeout(Some(self.limits.client_stall_timeout));
+        // Without this, a pipelined request would end the response before it. The price: Pingora reads no further, so
+        // that it notices by the next write alone that such a client has left.
+        session.downstream_session.set_pipelining_enabled(true);
+        let head = session.req_header();
+        let record = &mut ctx.record;
+        record.request_id = legs::request_id(&head.headers, rand::random);
+        record.method = head.method.clone();
+        record.target = head.uri.path_and_query().cloned();
+        record.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
+    }
+
+    /// Refuses a request that its head alone, its key, or the load forbids.
+    ///
+    /// # Errors
+    /// The request is refused; the context has the error.
+    pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        let raw = session.downstream_session.as_http1();
+        if let Some(Err(why)) = raw.map(|session| client::check(&session.get_headers_raw_bytes())) {
+            return Err(ctx.refuse(ProxyError::BadHead(why)));
+        }
+        let head = session.req_header();
+        let access = self.endpoints.access(head.uri.path());
+        if self.has_admin_listener && access == Access::Admins && ctx.listener == Listener::Clients
+        {
+            return Err(ctx.refuse(ProxyError::AdminsOnly));
+        }
+        if access == Access::Open && ctx.listener == Listener::Admins {
+            ctx.uncount();
+        }
+        if !self.keys.admit(access, head) {
+            return Err(ctx.refuse(ProxyError::Unauthorized));
+        }
+        self.keys
+            .keep_from_workers(access, session.req_header_mut());
+        match self.used_up(access, ctx) {
+            Some(error) => Err(ctx.refuse(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// The limit that leaves no capacity for this request, if there is one.
+    fn used_up(&self, access: Access, ctx: &RequestContext) -> Option<ProxyError> {
+        if access == Access::Open {
+            return None;
+        }
+        if ctx.overflow {
+            return Some(ProxyError::Overloaded(Exhausted::Connections));
+        }
+        if self.inflight.live() > self.limits.max_inflight_requests {
+            return Some(ProxyError::Overloaded(Exhausted::Requests));
+        }
+        let is_full = ctx.record.route.is_some() && self.fleet.is_full();
+        is_full.then_some(ProxyError::QueueFull)
+    }
+
+    /// Responses carry `Connection: close` once the process is shutting down.
+    pub(super) fn announce_shutdown(&self, session: &mut Session) {
+        if self.shutdown.has_begun() {
+            session.set_keepalive(None);
+        }
+    }
+}
+
+/// SGLang takes PUT on `/generate` too. Source: SGLang 0.5.23 `entrypoints/http_server.py`.
+fn takes(route: Route, method: &Method) -> bool {
+    method == Method::POST || (route == Route::Generate && method == Method::PUT)
+}

@@ -1,0 +1,97 @@
+//! Endpoints without legs: a whole request in, a whole response out.
+
+use bytes::Bytes;
+use http::header;
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::Proxy;
+use super::request::RequestContext;
+use crate::client;
+use crate::endpoint::{ERROR_CODE, REQUEST_ID, WholeRequest, WholeResponse};
+
+/// How a request ended where a worker responded with an error.
+const REJECTED: &str = "rejected";
+
+impl Proxy {
+    /// Reads the request, has it answered, and writes the response.
+    ///
+    /// # Errors
+    /// The body cannot be read, or the client has left.
+    pub(super) async fn serve_endpoint(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let (request, at_end) = self.read_whole(session, ctx).await?;
+        let responding = self.endpoints.respond(request, &ctx.record.request_id);
+        let response = tokio::select! {
+            response = responding => response,
+            // Only behind the end of the body can a client be watched.
+            left = client::left(session), if at_end => return Err(left),
+        };
+        note_response(ctx, &response);
+        self.announce_shutdown(session);
+        write(session, response, ctx).await
+    }
+
+    /// The whole request, and whether the end of its body was reached.
+    async fn read_whole(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<(WholeRequest, bool)> {
+        let head = session.req_header();
+        let limit = self.endpoints.body_limit(&head.method, head.uri.path());
+        let limit = limit.min(self.limits.max_body_bytes);
+        let mut request = WholeRequest {
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            query: head.uri.query().map(str::to_owned),
+            headers: head.headers.clone(),
+            body: Bytes::new(),
+        };
+        let timeout = self.limits.body_timeout;
+        if limit == 0 {
+            let at_end = client::drain(session, timeout).await?;
+            return Ok((request, at_end));
+        }
+        let share = ctx.share.insert(self.body_memory.share());
+        match client::read(session, limit, timeout, 0, share).await? {
+            Ok(body) => request.body = body.freeze(),
+            Err(error) => return Err(ctx.refuse(error.into())),
+        }
+        ctx.record.request_bytes = request.body.len();
+        Ok((request, true))
+    }
+}
+
+/// Records the response. An error of a worker has no code of ours.
+fn note_response(ctx: &mut RequestContext, response: &WholeResponse) {
+    ctx.record.status = response.status.as_u16();
+    if !response.status.is_success() {
+        let code = response.headers.get(ERROR_CODE);
+        let code = code.and_then(|code| code.to_str().ok());
+        ctx.record.ended = code.unwrap_or(REJECTED).to_owned().into();
+    }
+}
+
+/// Writes a whole response, with its framing and the request id.
+///
+/// # Errors
+/// The client has left.
+pub(super) async fn write(
+    session: &mut Session,
+    response: WholeResponse,
+    ctx: &RequestContext,
+) -> Result<()> {
+    let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 2))?;
+    for (name, value) in &response.headers {
+        head.append_header(name, value)?;
+    }
+    head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
+    head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
+    session.write_response_header(Box::new(head), false).await?;
+    session.write_response_body(Some(response.body), true).await
+}

@@ -1,0 +1,88 @@
+//! The end of a request: the response to an error, and the record.
+
+use pingora_core::{Error, ErrorSource};
+use pingora_proxy::{FailToProxy, Session};
+
+use super::Proxy;
+use super::endpoints;
+use super::request::RequestContext;
+use crate::error::{Fault, ProxyError};
+
+/// The connection ends without another response.
+const CLOSED: FailToProxy = FailToProxy {
+    error_code: 0,
+    can_reuse_downstream: false,
+};
+
+impl Proxy {
+    /// Responds with the fault of a request that has failed: as a response, or, once the first byte is gone, as the last
+    /// event of the stream.
+    pub(super) async fn respond_with_error(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut RequestContext,
+    ) -> FailToProxy {
+        ctx.restore(session);
+        let decided = ctx.is_decided(error) || *error.esource() == ErrorSource::Downstream;
+        if !decided {
+            ctx.refuse(ProxyError::Internal(error.to_string()));
+        }
+        let Some(fault) = ctx.take_fault(error) else {
+            return CLOSED;
+        };
+        if !ctx.has_begun() {
+            return self.write_fault(session, fault, ctx).await;
+        }
+        if let Some(event) = ctx.error_event(&fault) {
+            // The client may have left as well. The body stays without its end, because the connection closes: a client
+            // that took it for complete would send its next request there.
+            let _ = session.write_response_body(Some(event), false).await;
+        }
+        CLOSED
+    }
+
+    async fn write_fault(
+        &self,
+        session: &mut Session,
+        fault: Fault,
+        ctx: &mut RequestContext,
+    ) -> FailToProxy {
+        self.announce_shutdown(session);
+        ctx.record.status = fault.status().as_u16();
+        // Pingora closes the connection of a request that was sent to a worker.
+        let reusable =
+            ctx.record.pair.is_none() && session.is_body_done() && !fault.ends_connection();
+        if !reusable {
+            session.set_keepalive(None);
+        }
+        let response = fault.response(ctx.record.route);
+        if let Err(error) = endpoints::write(session, response, ctx).await {
+            log::debug!(
+                "response not written request_id={:?} error={error}",
+                ctx.record.request_id
+            );
+        }
+        FailToProxy {
+            error_code: ctx.record.status,
+            can_reuse_downstream: reusable,
+        }
+    }
+
+    /// Ends the request: the client's session goes back to Pingora, prefill's leg may finish, the record is complete.
+    pub(super) fn finish(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        ctx: &mut RequestContext,
+    ) {
+        ctx.restore(session);
+        ctx.finish(session.body_bytes_sent());
+        if error.is_none()
+            && ctx.record.status < 300
+            && let Some(attempt) = ctx.attempt.as_mut()
+        {
+            attempt.report_success();
+        }
+    }
+}

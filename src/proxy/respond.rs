@@ -1,0 +1,96 @@
+//! Decode's response on its way to the client: join prefill where a merge needs it, decide, pass each chunk on.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::Proxy;
+use super::decide::Decision;
+use super::request::RequestContext;
+use crate::client;
+use crate::endpoint::REQUEST_ID;
+use crate::error;
+use crate::fleet::Role;
+use crate::legs::{evidence, no_document};
+use crate::net::reject_head;
+use crate::pd::Leg;
+
+impl Proxy {
+    /// The head of decode's response has arrived.
+    ///
+    /// # Errors
+    /// The attempt is over: with a fault that is in the context, or with a retry.
+    pub(super) async fn decode_responded(
+        &self,
+        session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let unusable = reject_head(head.status, &head.headers);
+        if let Some(failure) = unusable.or_else(|| no_document(head.status)) {
+            let no_legs = || Error::explain(ErrorType::InternalError, "a response without legs");
+            return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
+        }
+        if head.status.is_informational() {
+            return Ok(());
+        }
+        ctx.record.times.decode_head = Some(Instant::now());
+        head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
+        let leg = if head.status.is_success() {
+            ctx.attempt()?.join(client::left(session)).await?;
+            Leg::Served
+        } else {
+            Leg::Rejected(head.status.as_u16())
+        };
+        ctx.state.decode(leg);
+        match self.decide(ctx)? {
+            Decision::Retry(retry) => return Err(retry),
+            Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
+            Decision::Fail(Role::Decode) => self.pass_rejection(ctx, leg)?,
+            Decision::Proceed => {
+                let max_event_bytes = self.limits.max_body_bytes;
+                if let Err(error) = ctx.attempt()?.begin_response(head, max_event_bytes) {
+                    return Err(ctx.fail(error.into()));
+                }
+            }
+        }
+        ctx.record.status = head.status.as_u16();
+        if !head.status.is_success() {
+            ctx.record.ended = error::rejected(Role::Decode).into();
+        }
+        Ok(())
+    }
+
+    /// Decode's error is the client's response, unless it concerns the proxy's own key.
+    fn pass_rejection(&self, ctx: &mut RequestContext, leg: Leg) -> Result<()> {
+        let attempt = ctx.attempt()?;
+        attempt.cancel_prefill();
+        attempt.report_decode(evidence(leg));
+        Self::note_pair(attempt, leg);
+        match self.wrong_key(attempt.decode(), leg) {
+            Some(error) => Err(ctx.refuse(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// The client's bytes for a chunk of decode's body; `end` says that no chunk follows.
+    ///
+    /// # Errors
+    /// The attempt is over: with a fault that is in the context, or with a retry.
+    pub(super) fn pass(&self, ctx: &mut RequestContext, chunk: Bytes, end: bool) -> Result<Bytes> {
+        let is_first = !ctx.has_begun() && (!chunk.is_empty() || end);
+        if is_first && ctx.record.status < 300 {
+            // Decode cannot generate from a KV cache that did not come: where prefill has failed, this is no response.
+            match self.decide(ctx)? {
+                Decision::Retry(retry) => return Err(retry),
+                Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
+                Decision::Fail(Role::Decode) | Decision::Proceed => {}
+            }
+        }
+        let passed = ctx.attempt()?.pass(chunk, end);
+        passed.map_err(|error| self.not_passed(ctx, error))
+    }
+}

@@ -1,0 +1,119 @@
+//! One log line for each finished request, in `key=value` fields.
+//!
+//! Only what the proxy itself knows: no prompt, no header's value, no query.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use super::Record;
+
+/// The target of the lines, for filters such as `--log-level info,mini_lb::access=off`.
+const TARGET: &str = "mini_lb::access";
+
+/// Writes the line, unless lines of this target are filtered out.
+pub(super) fn write(record: &Record) {
+    log::info!(target: TARGET, "request finished {}", Line(record));
+}
+
+/// The fields of the line. Those that say nothing about a request are left out.
+struct Line<'a>(&'a Record);
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.0;
+        write!(
+            f,
+            "request_id={} method={} path={} status={} ended={}",
+            record.request_id.to_str().unwrap_or("-"),
+            record.method,
+            record.path(),
+            record.status,
+            record.ended,
+        )?;
+        if let Some(pair) = &record.pair {
+            write!(
+                f,
+                " prefill={} decode={}",
+                pair.prefill.url(),
+                pair.decode.url()
+            )?;
+        }
+        if record.attempts > 1 {
+            write!(f, " attempts={}", record.attempts)?;
+        }
+        if !record.queued.is_zero() {
+            write!(f, " queued_ms={:.1}", millis(record.queued))?;
+        }
+        if let Some(ttft) = record.times.ttft() {
+            write!(f, " ttft_ms={:.1}", millis(ttft))?;
+        }
+        if let Some(error) = &record.error {
+            write!(f, " error={error:?}")?;
+        }
+        write!(
+            f,
+            " e2e_ms={:.1} sent_bytes={}",
+            millis(record.times.e2e()),
+            record.response_bytes
+        )
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::super::Pair;
+    use super::*;
+    use crate::fleet::{Role, Worker};
+
+    fn record() -> Record {
+        let started = Instant::now();
+        let mut record = Record::new(started);
+        record.target = Some(http::uri::PathAndQuery::from_static("/generate?key=sk-1"));
+        record.status = 200;
+        record.response_bytes = 7;
+        record.times.ended = Some(started + Duration::from_millis(12));
+        record
+    }
+
+    #[test]
+    fn a_request_that_met_nothing_unusual_has_a_short_line_without_its_query() {
+        assert_eq!(
+            Line(&record()).to_string(),
+            "request_id=- method=GET path=/generate status=200 ended=ok e2e_ms=12.0 sent_bytes=7"
+        );
+    }
+
+    #[test]
+    fn the_line_names_the_pair_the_attempts_the_wait_and_the_error() {
+        let mut record = record();
+        record.pair = Some(Pair {
+            prefill: Arc::new(Worker::for_tests(Role::Prefill, 1)),
+            decode: Arc::new(Worker::for_tests(Role::Decode, 2)),
+        });
+        record.attempts = 2;
+        record.queued = Duration::from_millis(3);
+        record.times.first_byte = Some(record.times.started + Duration::from_micros(4500));
+        record.ended = "decode_lost".into();
+        record.error = Some("a \"quoted\" word".to_owned());
+        let line = Line(&record).to_string();
+        let pair = record
+            .pair
+            .as_ref()
+            .map(|pair| (pair.prefill.url(), pair.decode.url()));
+        let (prefill, decode) = pair.unwrap_or_default();
+        assert_eq!(
+            line,
+            format!(
+                "request_id=- method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
+                 attempts=2 queued_ms=3.0 ttft_ms=4.5 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
+            )
+        );
+    }
+}
