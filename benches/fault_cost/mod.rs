@@ -17,32 +17,25 @@
 //! | `recorded` | what they say |
 //! | `client` | the client |
 //! | `report` | the table, JSON |
-//! | `harness`, `support` | raw sockets as the tests have them; balancers as programs |
-
-#![allow(unreachable_pub)] // its parts are public to each other
+//! | `support`, `programs` | raw sockets as the tests have them; balancers as programs |
 
 mod client;
-#[path = "../../tests/support/mod.rs"]
-mod harness;
 mod recorded;
 mod report;
 mod rounds;
 mod scenarios;
 mod stage;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::programs::balancer::{MINI_LB, TARGET_HELP};
+use crate::programs::machine::{machine, text};
+use crate::programs::{named_command, write};
 use report::Rounds;
 use rounds::Target;
 use scenarios::Scenario;
-use support::balancer::{MINI_LB, TARGET_HELP};
-use support::machine::{machine, text};
-use support::{named_command, run_to_its_end, write};
 
 /// What is measured, and how often.
 #[derive(Debug, Clone, Parser)]
@@ -70,12 +63,6 @@ pub struct Arguments {
     /// What cargo says to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
-}
-
-#[allow(dead_code, reason = "a test includes this file")]
-fn main() -> ExitCode {
-    let measured = run(Arguments::parse(), |text| println!("{text}"));
-    run_to_its_end("faults", measured)
 }
 
 /// Measures, and says what failed and the table.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::rounds::{CAP, NewRoom, Round};
 use super::scenarios::{Reading, Scenario};
-use super::support::machine::machine;
+use crate::programs::machine::machine;
 
 /// All rounds of one scenario with one balancer.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::client::{Client, Heard, Outcome};
 use super::recorded::Recorded;
 use super::scenarios::{Moment, Scenario};
 use super::stage::{Leg, Play, Stage};
-use super::support::balancer::{Workers, free_port, serving};
+use crate::programs::balancer::{Workers, free_port, serving};
 
 /// Who waits longer hangs.
 pub const CAP: Duration = Duration::from_secs(5);

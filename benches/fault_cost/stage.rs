@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::harness::{Exchange, Worker};
 use super::recorded::{Recorded, Reply, about_the_worker};
-use super::support::balancer;
+use crate::programs::balancer;
+use support::{Exchange, Worker};
 
 /// Time between two tokens of a stream.
 const GAP: Duration = Duration::from_millis(20);

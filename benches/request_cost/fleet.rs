@@ -10,7 +10,7 @@ use http_body_util::Full;
 use mini_lb::bench::fetch;
 use serde_json::Value;
 
-use super::support::balancer::{Worker, Workers};
+use crate::programs::balancer::{Worker, Workers};
 
 /// Which workers there are and how fast they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -167,7 +167,7 @@ impl Run<'_> {
     fn reading(
         &self,
         measured: Measured,
-        memory: Option<super::support::process::Memory>,
+        memory: Option<crate::programs::process::Memory>,
         before: Counts,
         after: Counts,
     ) -> Reading {
@@ -227,7 +227,7 @@ struct Measured {
     tally: Tally,
 }
 
-struct Stopwatch(Option<super::support::process::Cpu>);
+struct Stopwatch(Option<crate::programs::process::Cpu>);
 
 impl Stopwatch {
     fn start(running: &Running) -> Stopwatch {

@@ -15,23 +15,17 @@
 //! |---|---|
 //! | `workloads` | what is asked |
 //! | `targets` | who is asked, and its configuration |
-//! | `plain` | Pingora alone, as one of them |
 //! | `fleet` | the simulated workers, and what they counted |
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
 //! | `instructions` | the same under callgrind |
 //! | `report` | tables, JSON, charts |
-//! | `support` | what it shares with the other benchmarks: programs, and what they use |
-
-#![allow(unreachable_pub)] // its parts are public to each other
+//! | `programs` | what it shares with the other benchmarks: programs, and what they use |
 
 mod fleet;
 mod instructions;
 mod measure;
-mod plain;
 mod report;
-#[path = "../support/mod.rs"]
-mod support;
 mod syscalls;
 mod targets;
 mod workloads;
@@ -39,22 +33,17 @@ mod workloads;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::programs::balancer::TARGET_HELP;
+use crate::programs::machine::text;
+use crate::programs::{named_command, write};
 use clap::Parser;
 use fleet::Fleet;
 use measure::{Effort, Reading, Run};
 use report::Start;
-use support::balancer::TARGET_HELP;
-use support::machine::text;
-use support::{named_command, run_to_its_end, write};
 use targets::{BUILT_IN, Kind, Running, Target};
 use workloads::{Group, Span, Workload};
-
-/// As in mini-lb, so that Pingora alone is compared with the same.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What is measured, and how long.
 #[derive(Debug, Clone, Parser)]
@@ -114,16 +103,6 @@ pub struct Arguments {
     /// What cargo says to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
-}
-
-#[allow(dead_code, reason = "a test includes this file")]
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if let [listen, workers @ ..] = arguments.serve_plainly.as_slice() {
-        plain::serve(*listen, workers.to_vec());
-    }
-    let measured = run(arguments, |text| println!("{text}"));
-    run_to_its_end("end_to_end", measured)
 }
 
 /// Measures, and says each table when it is there.

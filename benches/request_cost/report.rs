@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Reading;
-use super::support::machine;
 use super::workloads::{Unit, Workload};
+use crate::programs::machine;
 
 /// The target that all others are compared with.
 const REFERENCE: &str = "nginx";

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use mini_lb::bench::table::{columns, number};
 
 use super::measure::{Effort, Run};
-use super::support::process::threads;
 use super::targets::Running;
 use super::workloads::Unit;
+use crate::programs::process::threads;
 
 /// Calls by name, for each unit of work.
 pub type Counts = BTreeMap<String, f64>;

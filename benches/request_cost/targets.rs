@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
 use super::instructions::under_callgrind;
-use super::support::balancer::{MINI_LB, Worker, free_port, serving};
-use super::support::process::Program;
+use crate::programs::balancer::{MINI_LB, Worker, free_port, serving};
+use crate::programs::process::Program;
 
 /// Connections to a worker that nginx keeps open.
 const NGINX_KEEPALIVE: usize = 512;

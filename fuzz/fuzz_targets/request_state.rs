@@ -1,10 +1,7 @@
-//! `tests/laws/course.rs` under libFuzzer.
+//! `tests/support/src/properties/request_state.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::course::check(bytes);
+    support::properties::request_state::check(bytes);
 });

@@ -1,8 +1,6 @@
 //! The configuration as users meet it: command lines, files, variables, and what is said about mistakes.
 //!
 //! Nothing is started here. The environment is an argument, so that no test sees another's variables.
-#![allow(clippy::unwrap_used)]
-
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;

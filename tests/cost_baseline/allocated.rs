@@ -4,10 +4,6 @@
 //!
 //! Beside it a plain proxy of Pingora, with one leg and nothing of ours: the floor.
 
-#[allow(unreachable_pub)] // it is public to the parts of the benchmark
-#[path = "../../benches/end_to_end/plain.rs"]
-mod plain;
-
 use std::future::Future;
 use std::io::sink;
 use std::net::{SocketAddr, TcpListener};
@@ -22,13 +18,13 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{Fds, ListenFds};
 use pingora_core::services::Service;
 use pingora_proxy::http_proxy_service;
-use plain::Plain;
+use support::plain_proxy::Plain;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::yield_now;
 
-use crate::support::{Worker, config};
 use crate::{Counts, Watched};
+use support::{Worker, config};
 
 /// After so many turns of the runtime, each of which looks at all sockets, nothing is left that could be done.
 const TURNS: usize = 64;

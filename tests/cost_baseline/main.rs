@@ -3,10 +3,10 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `scene` | the units of work: workers and clients that take one step at a time |
+//! | `units` | the units of work: workers and clients that take one step at a time |
 //! | `allocated` | the balancer as a library on a thread of its own, and what that thread allocates |
 //! | `traced` | the binary, and its system calls |
-//! | `baseline` | the recorded counts, and when one is too far from them |
+//! | `support::baseline` | the recorded counts, and when one is too far from them |
 //!
 //! A step is taken only when the balancer has nothing to do any more. So two pieces never arrive together by
 //! luck, and the counts are those of the dearest course: each piece wakes the balancer anew.
@@ -14,31 +14,26 @@
 //! After a change that pays, or that is worth its price:
 //!
 //! ```sh
-//! MINI_LB_RECORD_COUNTS=1 cargo test --test counts
+//! MINI_LB_RECORD_COUNTS=1 cargo test --test cost_baseline
 //! ```
 
 #![allow(clippy::unwrap_used)]
 
 mod allocated;
-mod baseline;
-mod scene;
-#[path = "../support/mod.rs"]
-mod support;
 mod traced;
+mod units;
 
 use std::collections::BTreeMap;
 use std::io::{Write, stderr};
 
 use allocated::Allocated;
-use scene::{Scene, Unit};
 use support::Worker;
+use support::baseline::{self, Counts, distance};
 use traced::Traced;
+use units::{Scene, Unit};
 
 /// Each of them is a count of units; the result is their median.
 const ROUNDS: usize = 9;
-
-/// Numbers by name.
-type Counts = BTreeMap<String, f64>;
 
 /// A balancer whose work is counted.
 trait Watched {
@@ -183,4 +178,28 @@ async fn a_merged_event_makes_no_more_system_calls_than_recorded() {
         1,
     )
     .await;
+}
+
+#[test]
+fn a_count_is_judged_by_its_distance_from_the_recorded_one() {
+    let (request, event) = ("small chat", "event of a streamed chat");
+    for (unit, name, recorded, count, is_far) in [
+        (request, "all", 9.0, 9.0, false),
+        (request, "all", 9.0, 9.2, false),
+        (request, "all", 9.0, 10.0, true),
+        (request, "allocations", 160.0, 162.0, false),
+        (request, "allocations", 160.0, 163.0, true),
+        (event, "allocations", 9.0, 10.0, true),
+        (event, "bytes", 2_000.0, 2_050.0, false),
+        (request, "bytes", 2_000_000.0, 2_030_000.0, true),
+        (request, "instructions", 100_000.0, 104_000.0, false),
+        (request, "instructions", 100_000.0, 106_000.0, true),
+    ] {
+        let judged = |count| distance(unit, name, Some(recorded), count);
+        assert_eq!(judged(count).is_some(), is_far, "{unit} {name} {count}");
+        let less = 2.0 * recorded - count;
+        let is_won = is_far && cfg!(debug_assertions);
+        assert_eq!(judged(less).is_some(), is_won, "{unit} {name} {less}");
+    }
+    assert!(distance(request, "all", None, 9.0).is_some());
 }

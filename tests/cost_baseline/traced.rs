@@ -24,8 +24,8 @@ use syscalls::Sysno;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::yield_now;
 
-use crate::support::{Worker, soon};
 use crate::{Counts, Watched};
+use support::{Worker, soon};
 
 /// Threads that do what they do every so often, whether there are requests or not: Pingora's clock, and jemalloc's
 /// return of memory.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::Watched;
-use crate::support::{Client, Exchange, Worker, post};
+use support::{Client, Exchange, Worker, post};
 
 /// Requests of a client, or events of its stream, in one round.
 const UNITS: usize = 24;

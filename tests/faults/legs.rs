@@ -1,9 +1,5 @@
 //! What happens when a leg fails, is late, or is not wanted any more: who is tried, who is told, who is closed.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

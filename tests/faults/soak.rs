@@ -1,13 +1,8 @@
 //! The soak of `examples/soak.rs`, for some seconds.
 
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/soak.rs"]
-mod soak;
-#[path = "support/soak_client.rs"]
-mod soak_client;
-
 use std::time::Duration;
+
+use support::soak;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_soak_loses_nothing_and_leaves_nothing_behind() {

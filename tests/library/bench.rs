@@ -1,11 +1,5 @@
 //! The load generator against simulated workers: what it counts is what happened.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod sim_support;
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,9 +7,9 @@ use http::{HeaderMap, HeaderValue, Uri};
 use mini_lb::bench::{self, Arrivals, Ask, Failure, Load, Spacing, Tally, Target, Url};
 use mini_lb::sim::chaos::Script;
 use mini_lb::sim::{SimOptions, Worker};
-use process::mini_lb;
 use serde_json::{Value, json};
-use sim_support::{Pair, post_text, quick};
+use support::mini_lb;
+use support::sim::{Pair, post_text, quick};
 
 const TOKENS: u64 = 5;
 
@@ -247,7 +241,7 @@ async fn the_command_shows_a_table_and_writes_numbers_and_a_page() {
     let file = |name: &str| directory.path().join(name).display().to_string();
     let (json_file, html_file) = (file("out.json"), file("out.html"));
     let url = worker.url();
-    let ended = mini_lb(&[
+    let ended = mini_lb!(&[
         "bench",
         "--url",
         &url,
@@ -315,11 +309,11 @@ async fn the_command_says_what_to_do_when_the_server_cannot_be_asked() {
         (["--url", &keyed, "--endpoint", "generate"], "--api-key"),
     ] {
         let line: Vec<_> = ["bench"].into_iter().chain(options).collect();
-        let ended = mini_lb(&line).end().await;
+        let ended = mini_lb!(&line).end().await;
         assert_eq!(ended.code, Some(1), "{}", ended.text());
         assert!(ended.text().contains(words), "{}", ended.text());
     }
-    let ended = mini_lb(&[
+    let ended = mini_lb!(&[
         "bench",
         "--url",
         &keyed,

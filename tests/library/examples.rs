@@ -2,17 +2,12 @@
 //!
 //! `cargo test` builds the examples; `cargo test --test examples` alone does not, and runs what is there.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod support;
-
 use std::net::SocketAddr;
 use std::process::Command;
 
 use mini_lb::sim::{SimOptions, Worker};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
-use process::{example, get, post_json};
+use support::program::{example, get, post_json};
 use support::{Balancer, Ended, Process, config};
 
 /// A balancer in front of two simulated workers.

@@ -1,14 +1,9 @@
 //! The README's tables name what the program has: no key, path or code is missing, and none is made up.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use process::post_json;
+use support::program::post_json;
 use support::{Balancer, Client, Worker, config};
 
 /// The rows of the table behind the comment with this name, as cells without their backticks' surroundings.

@@ -1,7 +1,5 @@
 //! The walls of the house: a room names only the rooms that the map in `src/lib.rs` lets it name.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

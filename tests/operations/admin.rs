@@ -1,10 +1,6 @@
 //! The listener for administration: what is served there only, what everywhere, which key workers get, and that it
 //! stays until the process has left.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::fs;
 
 use mini_lb::MiniLbConfig;

@@ -1,15 +1,11 @@
 //! The program as a user starts it: command lines, files, signals, exit codes and what it says.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod support;
-
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mini_lb::sim::{SimOptions, Worker};
-use process::{get, mini_lb, post_json};
+use support::mini_lb;
+use support::program::{get, post_json};
 use support::{Client, Exchange, Process, Signal, post};
 
 /// A port that nobody listens on. The program does not say which one it got for port 0.
@@ -21,7 +17,7 @@ async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Process, Socke
     line.extend(prefill);
     line.extend(["--decode", decode]);
     line.extend(more);
-    let mut program = mini_lb(&line);
+    let mut program = mini_lb!(&line);
     let address = program.address().await;
     (program, address)
 }
@@ -43,7 +39,7 @@ fn pasted(url: &str, data: &str) -> (String, String) {
 
 #[tokio::test]
 async fn the_demo_answers_what_it_tells_to_paste_and_leaves_nothing_behind() {
-    let mut demo = mini_lb(&["demo", "--port", "0", "--prefills", "1", "--decodes", "1"]);
+    let mut demo = mini_lb!(&["demo", "--port", "0", "--prefills", "1", "--decodes", "1"]);
     let prefill = demo.address_in("prefill").await;
     let decode = demo.address_in("decode").await;
     let balancer = demo.address_in("mini-lb").await;
@@ -75,7 +71,7 @@ async fn refuses_a_busy_port(command: &[&str], more: &[&str]) {
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = busy.local_addr().unwrap().port().to_string();
     let line = [command, &["--port", &port], more].concat();
-    let ended = mini_lb(&line).end().await;
+    let ended = mini_lb!(&line).end().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_eq!(ended.lines.len(), 1, "{ended:?}");
     let said = format!("mini-lb: cannot listen on 127.0.0.1:{port}: ");
@@ -103,7 +99,7 @@ async fn a_configuration_is_checked_without_starting() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     std::fs::write(path, "prefill: [http://a:1]\ndecode: [http://b:1]\n").unwrap();
-    let ended = mini_lb(&["-c", path, "-t"]).end().await;
+    let ended = mini_lb!(&["-c", path, "-t"]).end().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(
         ended.lines,
@@ -115,7 +111,7 @@ async fn a_configuration_is_checked_without_starting() {
         "prot: 1\nprefill: [http://a:1]\ndecode: [http://b:1]\n",
     )
     .unwrap();
-    let ended = mini_lb(&["-c", path, "-t"]).end().await;
+    let ended = mini_lb!(&["-c", path, "-t"]).end().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let said = format!("mini-lb: {path}:1: prot: unknown key, did you mean `port`?");
     assert_eq!(ended.lines, [said]);
@@ -125,7 +121,7 @@ async fn a_configuration_is_checked_without_starting() {
 async fn the_effective_configuration_names_where_each_value_comes_from() {
     let workers = ["--prefill", "http://a:1", "8998", "--decode", "http://b:1"];
     let line = [&workers[..], &["--port", "1234", "--print-config"]].concat();
-    let ended = mini_lb(&line).end().await;
+    let ended = mini_lb!(&line).end().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     for line in ["port: 1234  # flag --port", "policy: random  # default"] {
         assert!(ended.lines.iter().any(|found| found == line), "{ended:?}");
@@ -134,7 +130,7 @@ async fn the_effective_configuration_names_where_each_value_comes_from() {
 
 #[tokio::test]
 async fn a_mistyped_flag_is_refused_with_the_right_one() {
-    let ended = mini_lb(&["--prefil", "http://a:1"]).end().await;
+    let ended = mini_lb!(&["--prefil", "http://a:1"]).end().await;
     assert_eq!(ended.code, Some(2), "{ended:?}");
     assert!(ended.text().contains("'--prefill'"), "{ended:?}");
 }
@@ -176,7 +172,7 @@ async fn a_file_serves() {
         decode.url()
     );
     std::fs::write(file.path(), yaml).unwrap();
-    let mut balancer = mini_lb(&["-c", file.path().to_str().unwrap()]);
+    let mut balancer = mini_lb!(&["-c", file.path().to_str().unwrap()]);
     let address = balancer.address().await;
     let answer = post_json(address, "/generate", r#"{"text":"Hello"}"#).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());

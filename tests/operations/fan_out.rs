@@ -1,10 +1,5 @@
 //! The endpoints without legs over real sockets: what clients get, and what workers are asked.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "support/mock_worker.rs"]
-mod mock_worker;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -19,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-use mock_worker::{MockWorker, Nobody, Seen, reply};
+use support::mock_worker::{MockWorker, Nobody, Seen, reply};
 
 const JSON: &str = "application/json";
 const FLUSHED: &str = "Cache flushed.\n";

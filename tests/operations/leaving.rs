@@ -1,9 +1,5 @@
 //! How the process leaves: signals, the grace period, and upgrades, with the real binary.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,11 +1,6 @@
 //! What never reaches the log: keys, prompts, the values of headers and queries, whatever becomes of a request.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod support;
-
-use process::mini_lb;
+use support::mini_lb;
 use support::{Client, Process, Signal, Worker};
 
 /// Words that are in nothing but what must stay out of the log.
@@ -52,7 +47,7 @@ impl Stage {
             prefill.url(),
             decode.url()
         );
-        let mut process = mini_lb(&line.split_whitespace().collect::<Vec<_>>());
+        let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
         let address = process.address().await;
         Self {
             process,

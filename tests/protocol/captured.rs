@@ -2,8 +2,6 @@
 //! ordinary server sends. The reference here is a plain tree of JSON values, nothing of the scanner.
 //! See `tests/fixtures/sglang-0.5.23/README.md` for the captures.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::PathBuf;
 

@@ -3,14 +3,10 @@
 //!
 //! What a fuzzer finds becomes a file here with a name that says what it is; the others have the fuzzer's.
 
-#![allow(clippy::unwrap_used)]
-
-mod laws;
-
 use std::fs;
 use std::path::PathBuf;
 
-use laws::{course, heads, merges, rewriter, settings, splitter};
+use support::properties::{heads, merges, request_state, rewriter, settings, splitter};
 
 /// Every file of a corpus with what the law made of it.
 fn outcomes<T>(target: &str, check: impl Fn(&[u8]) -> T) -> Vec<T> {
@@ -74,7 +70,7 @@ fn the_configuration_keeps_its_laws_on_all_kept_sources() {
 
 #[test]
 fn the_course_keeps_its_laws_on_every_kept_sequence() {
-    let outcomes = outcomes("course", course::check);
+    let outcomes = outcomes("request_state", request_state::check);
     assert!(count(&outcomes, |o| o.attempts > 2) > 0);
-    assert!(count(&outcomes, |o| o.ended == course::Ended::Answered) > 0);
+    assert!(count(&outcomes, |o| o.ended == request_state::Ended::Answered) > 0);
 }

@@ -1,20 +1,16 @@
 //! The pure room under bytes that nobody would think of: random bodies, random mutations, random splits.
-//! What is random is seeded, so a failure comes again. The laws are those of `tests/laws`.
-
-#![allow(clippy::unwrap_used)]
-
-mod laws;
+//! What is random is seeded, so a failure comes again. The laws are those of `tests/support/src/properties`.
 
 use std::fs;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use laws::{rewriter, splitter};
 use mini_lb::pd::json::MAX_DEPTH;
 use mini_lb::pd::{self, Batch, Merge, PrefillData, Route, StreamMerger};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use support::properties::{rewriter, splitter};
 
 #[test]
 fn an_injected_body_is_the_body_outside_of_the_owned_keys() {

@@ -1,14 +1,10 @@
-//! The course of two legs under random sequences of events. The laws are `tests/laws/course.rs`.
-
-#![allow(clippy::unwrap_used)]
-
-mod laws;
+//! The course of two legs under random sequences of events. The laws are `tests/support/src/properties/request_state.rs`.
 
 use std::collections::HashSet;
 
-use laws::course::{Ended, check};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
+use support::properties::request_state::{Ended, check};
 
 #[test]
 fn every_sequence_of_events_ends_once_with_every_leg_ended_and_no_room_used_twice() {

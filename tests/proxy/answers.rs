@@ -1,9 +1,5 @@
 //! What a worker may answer: cut, empty, elsewhere, too large, compressed, or something else than was asked for.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::fmt::Write as _;
 
 use mini_lb::MiniLbConfig;

@@ -1,9 +1,5 @@
 //! What a client may send as a body, how it may stop, and how slowly it may read.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::time::Duration;
 
 use mini_lb::MiniLbConfig;

@@ -4,10 +4,6 @@
 //! and the test's runtime has one thread: a request that was written whole is read, understood and waiting before
 //! the balancer answers another client's later question ([`Stage::joins`]).
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,9 +1,5 @@
 //! What was once wrong, named after what was seen.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use mini_lb::pd::{Batch, Merge, PrefillData, merge};
 use support::{Balancer, Client, Worker};
 

@@ -1,9 +1,5 @@
 //! The data path over real sockets: what each leg gets, what the client gets, and who is closed when.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use serde_json::{Value, json};
 use support::{Balancer, Client, Exchange, Worker, config, post};
 

@@ -9,10 +9,6 @@
 //!
 //! Source: gunicorn 23.0.0 (sdist), `tests/requests/`, `tests/treq.py` for the format of the files.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +16,8 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 use support::client::Message;
-use support::{LAST, Witnessed};
+
+use crate::witnessed::{LAST, Witnessed};
 
 /// Files of `invalid/` that are served when they are aimed at a worker.
 const ACCEPTED: &[(&str, &str)] = &[

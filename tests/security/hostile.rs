@@ -3,10 +3,6 @@
 //! The oracle is a count. Whatever a client sends, the workers see as many requests as the balancer accepted;
 //! one more is a request that was smuggled. The vectors are named after the sections of RFC 9112.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -7,12 +7,10 @@
 //!
 //! Source: the families are those of the "HTTP Desync Attacks" (PortSwigger, 2019) and of RFC 9112 section 11.2.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use support::client::Message;
-use support::{LAST, Witnessed, post};
+use support::post;
+
+use crate::witnessed::{LAST, Witnessed};
 
 const JSON: &str = r#"{"text":"a"}"#;
 

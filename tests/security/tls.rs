@@ -1,16 +1,12 @@
 //! TLS: to workers with an authority, a name and a certificate of one's own, on the listener, and every way in which
 //! it fails.
 
-#![allow(clippy::unwrap_used)]
-
-mod process;
-mod support;
-
 use std::process::Command;
 use std::time::Duration;
 
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use support::client::Message;
+use support::program::post_json;
 use support::tls::{Authority, Terminator};
 use support::{Balancer, Client, Process, Worker, config, post, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -383,7 +379,7 @@ async fn without_an_authority_of_ones_own_the_systems_vouch_for_workers() {
     };
     let mut program = start(&authority.path());
     let address = program.address().await;
-    let answer = process::post_json(address, "/generate", JSON).await;
+    let answer = post_json(address, "/generate", JSON).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
 
     let ended = start("/dev/null").end().await;

@@ -1,14 +1,10 @@
 //! What the simulated answers say: a pair's parts make the ordinary answer, streams make whole answers,
 //! keys open what they should.
 
-#![allow(clippy::unwrap_used)]
-
-mod sim_support;
-
 use mini_lb::sim::journal::Violation;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
-use sim_support::{Pair, Reply, get, post, post_text, quick, send};
+use support::sim::{Pair, Reply, get, post, post_text, quick, send};
 
 /// Keys of `meta_info` that say when and under which name, not what.
 const INCIDENTAL: [&str; 13] = [

@@ -1,16 +1,12 @@
 //! Faults on purpose, over real sockets: what a client sees of each action, and what the journal says.
 
-#![allow(clippy::unwrap_used)]
-
-mod sim_support;
-
 use std::time::Duration;
 
 use mini_lb::sim::chaos::Script;
 use mini_lb::sim::journal::Violation;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
-use sim_support::{Pair, Reply, SOON, get, open, open_post, post, quick, send};
+use support::sim::{Pair, Reply, SOON, get, open, open_post, post, quick, send};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 

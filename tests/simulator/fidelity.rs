@@ -2,17 +2,13 @@
 //!
 //! The fixtures are raw answers of a real pair; values differ (another model), shapes may not.
 
-#![allow(clippy::unwrap_used)]
-
-mod sim_support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use mini_lb::sim::journal::RoomState;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::Value;
-use sim_support::{Pair, Reply, SOON, get, open_post, post_text, quick, send};
+use support::sim::{Pair, Reply, SOON, get, open_post, post_text, quick, send};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 

@@ -1,16 +1,12 @@
 //! The simulated workers meet by room over TCP, in any order, and fail as SGLang 0.5.23 does.
 
-#![allow(clippy::unwrap_used)]
-
-mod sim_support;
-
 use std::time::Duration;
 
 use mini_lb::sim::cli::demo_workers;
 use mini_lb::sim::journal::{ClosedBy, RoomState, Violation};
 use mini_lb::sim::{DisconnectNotice, DuplicateRoom, Event, SimOptions, Worker};
 use serde_json::{Value, json};
-use sim_support::{Pair, Reply, SOON, get, open_post, post, quick};
+use support::sim::{Pair, Reply, SOON, get, open, open_post, post, quick};
 use tokio::io::AsyncReadExt;
 
 fn generate(tokens: usize) -> Value {
@@ -307,7 +303,7 @@ async fn an_idle_connection_is_closed_after_the_keep_alive_time() {
         ..quick()
     };
     let ordinary = Worker::start_ordinary(options).await.unwrap();
-    let mut stream = sim_support::open(ordinary.address(), "GET", "/v1/models", "", "").await;
+    let mut stream = open(ordinary.address(), "GET", "/v1/models", "", "").await;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).await.unwrap();
     assert_eq!(Reply::parse(&raw).status, 200);
@@ -592,7 +588,7 @@ async fn a_prefill_that_listens_everywhere_is_found_at_its_registry() {
 async fn a_stopped_worker_leaves_nothing_open() {
     let ordinary = Worker::start_ordinary(quick()).await.unwrap();
     let (address, journal) = (ordinary.address(), ordinary.journal().clone());
-    let mut idle = sim_support::open(address, "GET", "/v1/models", "", "").await;
+    let mut idle = open(address, "GET", "/v1/models", "", "").await;
     let mut head = [0; 12];
     idle.read_exact(&mut head).await.unwrap();
     ordinary.stop().await;

@@ -3,23 +3,27 @@
 //!
 //! Nothing sleeps: a test waits for what happens on a socket, for [`PATIENCE`] at most.
 
-// Each test binary uses its own part of the harness.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
+#![allow(clippy::unwrap_used)]
 
+pub mod baseline;
 pub mod client;
+pub mod mock_worker;
+pub mod plain_proxy;
 pub mod process;
+pub mod program;
+pub mod properties;
+pub mod sim;
+pub mod soak;
 pub mod tls;
 pub mod worker;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use tokio::task::JoinHandle;
 
-use client::Message;
 pub use client::{Answer, Client};
 pub use process::{Ended, Process, Signal};
 pub use worker::{Exchange, Worker};
@@ -120,28 +124,5 @@ pub async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
             return (place, exchange);
         }
         exchange.answer("200 OK", "").await;
-    }
-}
-
-/// What nobody serves, and the end of the connection.
-pub const LAST: &str = "GET /nope HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
-
-/// A balancer before two workers that keep what they see.
-pub struct Witnessed {
-    pub balancer: Balancer,
-    pub seen: [Arc<Mutex<Vec<Message>>>; 2],
-}
-
-impl Witnessed {
-    pub async fn set() -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        // Some of what is sent stops in the middle.
-        let patience = Duration::from_millis(300);
-        let config = config(&[prefill.url()], &[decode.url()])
-            .head_timeout(patience)
-            .body_timeout(patience);
-        let balancer = Balancer::start(config).await;
-        let seen = [prefill, decode].map(|worker| worker.serve_and_keep("200 OK", "{}"));
-        Self { balancer, seen }
     }
 }

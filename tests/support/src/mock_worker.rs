@@ -18,27 +18,27 @@ use tokio::net::{TcpListener, TcpSocket};
 
 /// A request as the worker got it.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// The method.
-    pub(crate) method: Method,
+    pub method: Method,
     /// Path and query.
-    pub(crate) target: String,
+    pub target: String,
     /// The headers.
-    pub(crate) headers: HeaderMap,
+    pub headers: HeaderMap,
     /// The whole body.
-    pub(crate) body: Bytes,
+    pub body: Bytes,
 }
 
 /// A worker on a port of its own.
-pub(crate) struct MockWorker {
+pub struct MockWorker {
     /// `http://127.0.0.1:port`.
-    pub(crate) url: String,
+    pub url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl MockWorker {
     /// A worker whose every answer is what `script` makes of the request.
-    pub(crate) async fn start<Script, Answer>(script: Script) -> Self
+    pub async fn start<Script, Answer>(script: Script) -> Self
     where
         Script: Fn(Seen) -> Answer + Clone + Send + Sync + 'static,
         Answer: Future<Output = Response<Full<Bytes>>> + Send,
@@ -73,26 +73,18 @@ impl MockWorker {
     }
 
     /// A worker that gives the same answer to everything.
-    pub(crate) async fn always(
-        status: u16,
-        content_type: &'static str,
-        body: &'static str,
-    ) -> Self {
+    pub async fn always(status: u16, content_type: &'static str, body: &'static str) -> Self {
         Self::start(move |_| async move { reply(status, content_type, body) }).await
     }
 
     /// What it was asked, in order.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
 
 /// An answer; without a content type when that is empty.
-pub(crate) fn reply(
-    status: u16,
-    content_type: &str,
-    body: impl Into<Bytes>,
-) -> Response<Full<Bytes>> {
+pub fn reply(status: u16, content_type: &str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut answer = Response::builder().status(status);
     if !content_type.is_empty() {
         answer = answer.header("content-type", content_type);
@@ -101,15 +93,15 @@ pub(crate) fn reply(
 }
 
 /// A worker that is gone: its port is taken, so that nobody else gets it, but nobody listens there.
-pub(crate) struct Nobody {
+pub struct Nobody {
     /// `http://127.0.0.1:port`.
-    pub(crate) url: String,
+    pub url: String,
     _port: TcpSocket,
 }
 
 impl Nobody {
     /// Takes a port.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let port = TcpSocket::new_v4().unwrap();
         port.bind(([127, 0, 0, 1], 0).into()).unwrap();
         Self {

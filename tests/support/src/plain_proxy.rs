@@ -38,7 +38,6 @@ impl ProxyHttp for Plain {
 }
 
 /// Serves until it is killed, with threads and connections as mini-lb has them by default.
-#[allow(dead_code, reason = "a test includes this file")]
 pub fn serve(listen: SocketAddr, workers: Vec<SocketAddr>) -> ! {
     let conf = ServerConf {
         threads: available_parallelism().map_or(1, usize::from),

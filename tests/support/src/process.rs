@@ -2,8 +2,6 @@
 //!
 //! Nothing sleeps: a test waits for a line, or for the end. What a failed test leaves is killed.
 
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)] // each user has its own part
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};

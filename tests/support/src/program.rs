@@ -1,16 +1,17 @@
 //! What is tested from outside: the binary and the examples, and one question to what they serve.
 
-// Each test binary uses its own part of it.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::support::{Answer, Client, Process, post};
+use crate::{Answer, Client, Process, post};
 
-/// The binary itself.
-pub fn mini_lb(arguments: &[&str]) -> Process {
-    Process::start(env!("CARGO_BIN_EXE_mini-lb"), arguments)
+/// Starts the binary with these arguments. A macro, because Cargo names the binary only to the tests and benches of
+/// its own package.
+#[macro_export]
+macro_rules! mini_lb {
+    ($arguments:expr) => {
+        $crate::Process::start(env!("CARGO_BIN_EXE_mini-lb"), $arguments)
+    };
 }
 
 /// An example, which `cargo test` builds beside the tests.

@@ -1,7 +1,5 @@
 //! A raw HTTP/1.1 client for the simulator's tests: it sees the bytes, so that framing can be asserted.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test binary uses a part
-
 use std::net::SocketAddr;
 use std::time::Duration;
 

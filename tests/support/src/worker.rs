@@ -16,7 +16,6 @@ use super::soon;
 pub struct Worker {
     pub address: SocketAddr,
     requests: mpsc::UnboundedReceiver<Exchange>,
-    again: mpsc::UnboundedSender<TcpStream>,
     accepted: Arc<AtomicUsize>,
     accepting: AbortHandle,
 }
@@ -39,7 +38,7 @@ impl Worker {
         let (found, requests) = mpsc::unbounded_channel();
         let (again, mut reused) = mpsc::unbounded_channel::<TcpStream>();
         let accepted = Arc::new(AtomicUsize::new(0));
-        let (count, back) = (accepted.clone(), again.clone());
+        let count = accepted.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let stream = tokio::select! {
@@ -52,7 +51,7 @@ impl Worker {
                     Some(stream) = reused.recv() => stream,
                     else => return,
                 };
-                let (found, again) = (found.clone(), back.clone());
+                let (found, again) = (found.clone(), again.clone());
                 tokio::spawn(async move {
                     let mut stream = stream;
                     // A connection that is closed without a request is nobody's exchange.
@@ -69,7 +68,6 @@ impl Worker {
         Self {
             address,
             requests,
-            again,
             accepted,
             accepting: accepting.abort_handle(),
         }

@@ -1,11 +1,11 @@
 //! Bytes as decisions, so that a fuzzer, a corpus file and a random generator can drive the same law.
 
 /// Decisions that are taken from the front of some bytes.
-pub struct Choices<'a> {
+pub struct Decisions<'a> {
     bytes: &'a [u8],
 }
 
-impl<'a> Choices<'a> {
+impl<'a> Decisions<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes }
     }

@@ -11,7 +11,7 @@ use mini_lb::inside::{check as check_head, is_served};
 use pingora_core::protocols::http::v1::server::HttpSession;
 use tokio::io::AsyncWriteExt;
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 
 /// A connection is not followed any further than this.
 const MAX_REQUESTS: usize = 8;
@@ -32,7 +32,7 @@ pub fn check(bytes: &[u8]) -> Outcome {
             .build()
             .unwrap();
     }
-    let mut choices = Choices::new(bytes);
+    let mut choices = Decisions::new(bytes);
     let step = match choices.below(64) {
         0 => 1 << 16,
         step => step,

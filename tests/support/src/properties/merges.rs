@@ -11,7 +11,7 @@ use mini_lb::pd::{Batch, Merge, PrefillData, StreamMerger, merge, sse};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 use super::splitter::events;
 
 /// What became of the two answers.
@@ -31,7 +31,7 @@ pub enum Outcome {
 pub const BETWEEN: u8 = 0xff;
 
 pub fn check(bytes: &[u8]) -> Outcome {
-    let mut choices = Choices::new(bytes);
+    let mut choices = Decisions::new(bytes);
     let merge = [Merge::InputLogprobs, Merge::Echo, Merge::None][choices.below(3)];
     let batch = match choices.below(4) {
         0 => Batch::Single,

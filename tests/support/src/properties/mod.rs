@@ -5,13 +5,10 @@
 //! `fuzz/`, `tests/corpus.rs` and the property tests include this folder by its path, so that a law is
 //! written once. The references are slow and share no code with what they judge.
 
-// Each includer uses its own part.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub)]
-
-pub mod choices;
-pub mod course;
+pub mod decisions;
 pub mod heads;
 pub mod merges;
+pub mod request_state;
 pub mod rewriter;
 pub mod settings;
 pub mod splitter;

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use mini_lb::pd::{Leg, RequestState, RetryRules, Role, Verdict};
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 
 /// How a request ended for its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub struct Outcome {
 }
 
 pub fn check(bytes: &[u8]) -> Outcome {
-    let mut choices = Choices::new(bytes);
+    let mut choices = Decisions::new(bytes);
     let allowed = RetryRules {
         attempts: 1 + choices.below(4) as u32,
         budget: choices.yes(),
@@ -134,7 +134,7 @@ impl Corridor {
         }
     }
 
-    fn step(&mut self, event: u8, choices: &mut Choices<'_>) {
+    fn step(&mut self, event: u8, choices: &mut Decisions<'_>) {
         match event % 6 {
             0 => self.leg_ends(Role::Prefill, Leg::Served),
             1 => self.leg_ends(Role::Prefill, failure(choices)),
@@ -175,7 +175,7 @@ impl Corridor {
     }
 }
 
-fn failure(choices: &mut Choices<'_>) -> Leg {
+fn failure(choices: &mut Decisions<'_>) -> Leg {
     match choices.below(4) {
         0 => Leg::Unsent,
         1 => Leg::Lost,

@@ -15,7 +15,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 
 pub const OWNED: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
@@ -34,7 +34,7 @@ pub enum Outcome {
 }
 
 pub fn check(bytes: &[u8]) -> Outcome {
-    let mut choices = Choices::new(bytes);
+    let mut choices = Decisions::new(bytes);
     let route = Route::ALL[choices.below(Route::ALL.len())];
     let with_ids = choices.yes();
     let first_room = match choices.next().unwrap_or_default() {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use mini_lb::pd::{Boundary, Splitter, sse};
 
-use super::choices::Choices;
+use super::decisions::Decisions;
 
 /// How many events the stream has, and how many of them were refused for their length.
 pub struct Outcome {
@@ -15,7 +15,7 @@ pub struct Outcome {
 }
 
 pub fn check(bytes: &[u8]) -> Outcome {
-    let mut choices = Choices::new(bytes);
+    let mut choices = Decisions::new(bytes);
     let limit = 1 + choices.below(256);
     let cuts = choices.below(32);
     let lengths: Vec<usize> = (0..cuts).map(|_| choices.below(64)).collect();

@@ -1,7 +1,5 @@
 //! The soak's requests: which there are, what a right answer is, and how a client spoils one.
 
-#![allow(dead_code, unreachable_pub)]
-
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,13 +1,9 @@
 //! The benchmark of faults itself works: a few rounds, which measure little, go through its parts.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "../benches/faults/main.rs"]
-mod faults;
-
 use clap::Parser;
-use faults::{Arguments, run};
 use serde_json::Value;
+
+use crate::fault_cost::{Arguments, run};
 
 async fn few_rounds(options: &[&str]) -> Result<(String, Value), String> {
     let directory = tempfile::tempdir().unwrap();

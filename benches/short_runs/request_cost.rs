@@ -1,21 +1,12 @@
 //! The benchmark itself works: a short run, which measures nothing, goes through all of its parts.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "counts/baseline.rs"]
-mod baseline;
-#[path = "../benches/end_to_end/main.rs"]
-mod end_to_end;
-
-use std::collections::BTreeMap;
 use std::io::{Write, stderr};
 
 use clap::Parser;
-use end_to_end::{Arguments, run};
 use serde_json::Value;
+use support::baseline::{self, Counts};
 
-/// Numbers by name.
-type Counts = BTreeMap<String, f64>;
+use crate::request_cost::{Arguments, run};
 
 /// Says that valgrind is there, and the compiler the one of the baseline: with another one the counts are others.
 const COUNTS: &str = "MINI_LB_COUNT_INSTRUCTIONS";
