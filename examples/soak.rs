@@ -10,17 +10,11 @@
 //! request was lost, hung or answered wrongly, when a room or a connection was left at a worker, when memory or
 //! descriptors grew by more than a tenth, or when anything panicked.
 
-#[path = "../tests/support/process.rs"]
-mod process;
-#[path = "../tests/support/soak.rs"]
-mod soak;
-#[path = "../tests/support/soak_client.rs"]
-mod soak_client;
-
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use support::soak;
 
 #[derive(Parser)]
 #[command(about = "mini-lb under a mixed load with faults")]

@@ -25,7 +25,7 @@
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
 //! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error`, `sim` and `telemetry` |
 //!
-//! `tests/rooms.rs` walks the sources and fails when a room names one that it must not know.
+//! `tests/library/rooms.rs` walks the sources and fails when a room names one that it must not know.
 
 pub mod bench;
 pub mod cli;

@@ -1,10 +1,7 @@
-//! `tests/laws/heads.rs` under libFuzzer.
+//! `tests/support/src/properties/heads.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::heads::check(bytes);
+    support::properties::heads::check(bytes);
 });

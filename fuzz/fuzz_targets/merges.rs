@@ -1,10 +1,7 @@
-//! `tests/laws/merges.rs` under libFuzzer.
+//! `tests/support/src/properties/merges.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::merges::check(bytes);
+    support::properties::merges::check(bytes);
 });

@@ -1,10 +1,7 @@
-//! `tests/laws/rewriter.rs` under libFuzzer.
+//! `tests/support/src/properties/rewriter.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::rewriter::check(bytes);
+    support::properties::rewriter::check(bytes);
 });

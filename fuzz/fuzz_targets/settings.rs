@@ -1,10 +1,7 @@
-//! `tests/laws/settings.rs` under libFuzzer.
+//! `tests/support/src/properties/settings.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::settings::check(bytes);
+    support::properties::settings::check(bytes);
 });

@@ -1,10 +1,7 @@
-//! `tests/laws/splitter.rs` under libFuzzer.
+//! `tests/support/src/properties/splitter.rs` under libFuzzer.
 
 #![no_main]
 
-#[path = "../../tests/laws/mod.rs"]
-mod laws;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    laws::splitter::check(bytes);
+    support::properties::splitter::check(bytes);
 });

@@ -29,8 +29,6 @@ mod digest;
 mod expected;
 mod laws;
 mod run;
-#[path = "../support/mod.rs"]
-mod support;
 mod workers;
 
 use std::time::Duration;

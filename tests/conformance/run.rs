@@ -14,9 +14,9 @@ use crate::cases::{self, Case, Material, Text};
 use crate::client::{Answer, Connection, Framing, Request};
 use crate::comparison::differences;
 use crate::digest::digest;
-use crate::support::Balancer;
 use crate::workers::Workers;
 use crate::{expected, laws};
+use support::Balancer;
 
 /// After so many cases in a row without an answer the others are not asked: each would take the client's patience.
 const HOPELESS: usize = 3;

@@ -1,0 +1,119 @@
+//! What a fault costs the client and the other leg, with mini-lb and with other balancers, on this machine.
+//!
+//! ```text
+//! cargo bench --bench faults
+//! cargo bench --bench faults -- --rounds 1000 --scenarios "prefill dies,client leaves a stream" --json faults.json
+//! ```
+//!
+//! Workers and clients are sockets of this one process, so a fault, the client's error and the close of the other leg's
+//! socket are read from the same clock. What the workers say when they do was recorded from real ones. Each scenario
+//! has workers and a balancer of its own; nothing that one leaves behind changes the next.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `scenarios` | what goes wrong, and what is read of it |
+//! | `rounds` | one scenario with one balancer |
+//! | `stage` | the workers |
+//! | `recorded` | what they say |
+//! | `client` | the client |
+//! | `report` | the table, JSON |
+//! | `support`, `programs` | raw sockets as the tests have them; balancers as programs |
+
+mod client;
+mod recorded;
+mod report;
+mod rounds;
+mod scenarios;
+mod stage;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::programs::balancer::{MINI_LB, TARGET_HELP};
+use crate::programs::machine::{machine, text};
+use crate::programs::{named_command, write};
+use report::Rounds;
+use rounds::Target;
+use scenarios::Scenario;
+
+/// What is measured, and how often.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "faults",
+    about = "What a fault costs the client and the other leg, with mini-lb and with other balancers",
+    after_help = TARGET_HELP
+)]
+pub struct Arguments {
+    /// How often each fault happens. Less often where clients hang: after three of 5 s it is clear.
+    #[arg(long, default_value_t = 100)]
+    pub rounds: usize,
+    /// Scenarios by name, or by what their names begin with; all when none is named.
+    #[arg(long, value_delimiter = ',')]
+    pub scenarios: Vec<String>,
+    /// One more balancer beside mini-lb.
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = named_command)]
+    pub target: Vec<(String, String)>,
+    /// Another binary of mini-lb than the one that was built with this.
+    #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_mini-lb"))]
+    pub mini_lb: String,
+    /// Write everything that was read to this file.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// What cargo says to every benchmark.
+    #[arg(long, hide = true)]
+    pub bench: bool,
+}
+
+/// Measures, and says what failed and the table.
+pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<(), String> {
+    let scenarios = chosen(&arguments.scenarios)?;
+    let mut targets = vec![Target {
+        name: "mini-lb".to_owned(),
+        command: MINI_LB.to_owned(),
+    }];
+    let others = arguments.target.iter().cloned();
+    targets.extend(others.map(|(name, command)| Target { name, command }));
+    say(text(&machine(&[])));
+    let mut all = Vec::new();
+    for scenario in &scenarios {
+        for target in &targets {
+            let rounds =
+                rounds::rounds(scenario, target, &arguments.mini_lb, arguments.rounds).await;
+            if let Err(error) = &rounds {
+                say(format!("{}: {error}", scenario.name));
+            }
+            all.push(Rounds {
+                scenario: scenario.name,
+                target: target.name.clone(),
+                rounds,
+            });
+        }
+        // After each one: who ends it early keeps what there is.
+        if let Some(path) = &arguments.json {
+            write(path, &format!("{:#}\n", report::as_json(&scenarios, &all)))?;
+        }
+    }
+    let names: Vec<String> = targets.into_iter().map(|target| target.name).collect();
+    say(report::table(&scenarios, &names, &all, arguments.rounds));
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Scenario>, String> {
+    let all = scenarios::all();
+    let known = all.iter().map(|scenario| scenario.name);
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !known.clone().any(|known| known.starts_with(name.as_str())))
+    {
+        let known = known.collect::<Vec<_>>().join(", ");
+        return Err(format!("no scenario {unknown}; there are {known}"));
+    }
+    let is_chosen = |scenario: &Scenario| {
+        names.is_empty()
+            || names
+                .iter()
+                .any(|name| scenario.name.starts_with(name.as_str()))
+    };
+    Ok(all.into_iter().filter(is_chosen).collect())
+}

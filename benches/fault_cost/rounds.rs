@@ -1,0 +1,285 @@
+//! One scenario with one balancer: fresh workers, a fresh balancer, and the same fault over and over.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::client::{Client, Heard, Outcome};
+use super::recorded::Recorded;
+use super::scenarios::{Moment, Scenario};
+use super::stage::{Leg, Play, Stage};
+use crate::programs::balancer::{Workers, free_port, serving};
+
+/// Who waits longer hangs.
+pub const CAP: Duration = Duration::from_secs(5);
+/// A scenario in which so many rounds have hung is over.
+const HUNG_ROUNDS: usize = 3;
+/// No scenario takes longer.
+const LONGEST: Duration = Duration::from_secs(25);
+/// Requests that must be served before the first fault.
+const WARM_UP: usize = 4;
+/// How long that may take.
+const WARM: Duration = Duration::from_secs(20);
+
+/// What came of one request.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Round {
+    /// What the client got, in words; nothing when it left.
+    pub outcome: Option<String>,
+    pub is_served: bool,
+    /// Whether it came to the fault.
+    pub is_reached: bool,
+    /// Milliseconds from the fault on; nothing beyond the cap.
+    pub client_ms: Option<f64>,
+    pub prefill_ends_ms: Option<f64>,
+    pub decode_ends_ms: Option<f64>,
+    pub prefill_requests: usize,
+    pub decode_requests: usize,
+    /// Of the first leg.
+    pub rooms: usize,
+    /// Whether a leg came after one had failed, and whether in other rooms.
+    pub retried: Option<NewRoom>,
+    pub has_prompt_logprobs: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum NewRoom {
+    Yes,
+    No,
+}
+
+/// A balancer as a command.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub name: String,
+    pub command: String,
+}
+
+/// The rounds of a scenario.
+pub async fn rounds(
+    scenario: &Scenario,
+    target: &Target,
+    mini_lb: &str,
+    count: usize,
+) -> Result<Vec<Round>, String> {
+    let stage = Stage::open(scenario.prefill.len(), scenario.decode.len()).await;
+    let files = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let result = on_stage(&stage, scenario, target, mini_lb, count, files.path()).await;
+    stage.close().await;
+    result
+}
+
+async fn on_stage(
+    stage: &Stage,
+    scenario: &Scenario,
+    target: &Target,
+    mini_lb: &str,
+    count: usize,
+    files: &Path,
+) -> Result<Vec<Round>, String> {
+    let workers = Workers {
+        prefill: &stage.prefill,
+        decode: &stage.decode,
+        single: &[],
+    };
+    let port = free_port()?;
+    let mut command = workers.command(&target.command, mini_lb, port);
+    command.current_dir(files);
+    let log = files.join("log");
+    let _program = serving(&target.name, &mut command, port, &log).await?;
+    let course = Course {
+        stage,
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        recorded: Arc::new(Recorded::read(scenario.recorded)?),
+    };
+    course
+        .warm_up(&scenario.without_fault())
+        .await
+        .map_err(|got| format!("{} serves nothing of it: {got}", target.name))?;
+    stage.end(scenario.down()).await;
+    let (mut rounds, mut hung, begun) = (Vec::new(), 0, Instant::now());
+    while rounds.len() < count && hung < HUNG_ROUNDS && begun.elapsed() < LONGEST {
+        let round = course.round(scenario).await;
+        hung += usize::from(round.is_reached && round.has_hung(scenario.leaves));
+        rounds.push(round);
+        tokio::time::sleep(scenario.pause).await;
+    }
+    Ok(rounds)
+}
+
+struct Course<'a> {
+    stage: &'a Stage,
+    address: SocketAddr,
+    recorded: Arc<Recorded>,
+}
+
+impl Course<'_> {
+    /// Asks until so many requests were served in turn. Gives what the last one got instead.
+    async fn warm_up(&self, scenario: &Scenario) -> Result<(), String> {
+        let (mut served, begun) = (0, Instant::now());
+        while served < WARM_UP {
+            let round = self.round(scenario).await;
+            served = if round.is_served { served + 1 } else { 0 };
+            if !round.is_served && begun.elapsed() > WARM {
+                return Err(round.outcome.unwrap_or_default());
+            }
+            if !round.is_served {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn round(&self, scenario: &Scenario) -> Round {
+        let stage = self.stage;
+        stage.begin(&self.recorded, &scenario.prefill, &scenario.decode);
+        if scenario.moment == Moment::Asked {
+            stage.fail();
+        }
+        let asked_at = Instant::now();
+        let mut client = Client::ask(self.address, scenario.path, &self.recorded.request);
+        let is_reached = scenario.moment == Moment::Asked
+            || timeout(CAP, self.moment(scenario, &mut client))
+                .await
+                .unwrap_or(false);
+        let mut since = asked_at;
+        let mut heard = None;
+        if is_reached && scenario.leaves {
+            since = Instant::now();
+            client.leave().await;
+            let _ = timeout(CAP, stage.until(all_ended)).await;
+        } else {
+            if is_reached && scenario.moment != Moment::Asked {
+                stage.fail();
+                since = Instant::now();
+            }
+            let _ = timeout(CAP, async {
+                // The client's task tells it before it ends.
+                let _ = client
+                    .heard
+                    .wait_for(|heard| heard.known_at().is_some())
+                    .await;
+                // Not all of it follows from what the client hears.
+                if is_reached {
+                    stage.until(all_ended).await;
+                }
+            })
+            .await;
+            heard = Some(client.heard.borrow().clone());
+            client.leave().await;
+        }
+        let round = stage.now(|play| {
+            let since = match scenario.moment {
+                // What it costs there is the whole request.
+                Moment::Asked => since,
+                _ => play.legs.iter().find_map(Leg::failed_at).unwrap_or(since),
+            };
+            self.read(play, heard.as_ref(), is_reached, since)
+        });
+        stage.end(scenario.down()).await;
+        round
+    }
+
+    /// Waits for the moment of the fault; false when the request is over before.
+    async fn moment(&self, scenario: &Scenario, client: &mut Client) -> bool {
+        let waits_for_prefill =
+            scenario.moment == Moment::FirstEvent && scenario.has_prefill_served();
+        let both = self.stage.until(|play| {
+            let has = |is_prefill: bool| {
+                let mut legs = play.legs.iter();
+                legs.any(|leg| {
+                    let is_ready = !is_prefill || !waits_for_prefill || leg.end.is_some();
+                    leg.place.is_prefill() == is_prefill && is_ready
+                })
+            };
+            has(true) && has(false)
+        });
+        let mut heard = client.heard.clone();
+        let reached = async {
+            both.await;
+            if scenario.moment == Moment::FirstEvent {
+                // The client's task tells it before it ends.
+                let _ = heard.wait_for(Heard::has_begun).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = client.heard.wait_for(|heard| heard.known_at().is_some()) => false,
+            () = reached => true,
+        }
+    }
+
+    fn read(&self, play: &Play, heard: Option<&Heard>, is_reached: bool, since: Instant) -> Round {
+        let ms =
+            |since: Instant, at: Instant| at.saturating_duration_since(since).as_secs_f64() * 1e3;
+        // The longest time that a leg lived on: after the failure of its own other leg, or since it came, if that was later.
+        let ends = |is_prefill| {
+            let legs = || {
+                let of_role = |leg: &&Leg| leg.place.is_prefill() == is_prefill;
+                play.legs.iter().filter(of_role)
+            };
+            let lives: Option<Vec<f64>> = legs()
+                .map(|leg| {
+                    let other = |other: &&Leg| other.rooms == leg.rooms;
+                    let mut others = play.legs.iter().filter(other);
+                    let since = others
+                        .find_map(Leg::failed_at)
+                        .unwrap_or(since.max(leg.came));
+                    leg.end.map(|(at, _)| ms(since, at))
+                })
+                .collect();
+            let longest = lives.and_then(|lives| lives.into_iter().max_by(f64::total_cmp));
+            (longest, legs().count())
+        };
+        let (prefill_ends_ms, prefill_requests) = ends(true);
+        let (decode_ends_ms, decode_requests) = ends(false);
+        let outcome = heard.map(|heard| heard.outcome(self.recorded.is_stream()));
+        Round {
+            is_served: outcome == Some(Outcome::Served),
+            outcome: outcome.map(|outcome| outcome.to_string()),
+            is_reached,
+            client_ms: heard
+                .and_then(|heard| heard.known_at())
+                .map(|at| ms(since, at)),
+            prefill_ends_ms,
+            decode_ends_ms,
+            prefill_requests,
+            decode_requests,
+            rooms: play.legs.first().map_or(0, |leg| leg.rooms.len()),
+            retried: retried(&play.legs),
+            has_prompt_logprobs: heard.is_some_and(|heard| {
+                let mut events = heard.events().into_iter();
+                events.any(|event| !event["meta_info"]["input_token_logprobs"][0].is_null())
+            }),
+        }
+    }
+}
+
+impl Round {
+    /// Whether something was not over at the cap.
+    fn has_hung(&self, has_left: bool) -> bool {
+        let is_open = |ms: Option<f64>, requests| ms.is_none() && requests > 0;
+        (self.client_ms.is_none() && !has_left)
+            || is_open(self.prefill_ends_ms, self.prefill_requests)
+            || is_open(self.decode_ends_ms, self.decode_requests)
+    }
+}
+
+fn all_ended(play: &Play) -> bool {
+    play.legs.iter().all(|leg| leg.end.is_some())
+}
+
+/// The legs at prefill after the first that failed.
+fn retried(legs: &[Leg]) -> Option<NewRoom> {
+    let mut prefill = legs.iter().filter(|leg| leg.place.is_prefill());
+    let failed = prefill.find(|leg| leg.failed_at().is_some())?;
+    let next = prefill.next()?;
+    Some(match failed.rooms == next.rooms {
+        true => NewRoom::No,
+        false => NewRoom::Yes,
+    })
+}

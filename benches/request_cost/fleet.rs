@@ -1,0 +1,170 @@
+//! The simulated workers behind the targets: without think time, each role in a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use mini_lb::bench::fetch;
+use serde_json::Value;
+
+use crate::programs::balancer::{Worker, Workers};
+
+/// Which workers there are and how fast they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Prefill workers; as many decode workers, and as many ordinary ones for targets with one leg.
+    pub of_each: usize,
+    /// Time between two output tokens.
+    pub gap: Duration,
+}
+
+/// The workers of one workload.
+pub struct Fleet {
+    pub prefill: Vec<Worker>,
+    pub decode: Vec<Worker>,
+    pub single: Vec<Worker>,
+    _processes: Vec<Process>,
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail when it has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What the workers counted, all of them together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections ever accepted.
+    pub connections: u64,
+    /// Rooms that wait or transfer.
+    pub open_rooms: u64,
+    /// Rules of the protocol that were broken.
+    pub violations: u64,
+}
+
+impl Fleet {
+    /// Starts the workers and waits until they serve.
+    pub fn start(mini_lb: &str, plan: Plan) -> Result<Fleet, String> {
+        let mut processes = Vec::new();
+        let mut of = |role| {
+            let (process, workers) = start_role(mini_lb, role, plan)?;
+            processes.push(process);
+            Ok::<_, String>(workers)
+        };
+        Ok(Fleet {
+            prefill: of("prefill")?,
+            decode: of("decode")?,
+            single: of("single")?,
+            _processes: processes,
+        })
+    }
+
+    /// The workers that a balancer is started with.
+    pub fn of_roles(&self) -> Workers<'_> {
+        Workers {
+            prefill: &self.prefill,
+            decode: &self.decode,
+            single: &self.single,
+        }
+    }
+
+    /// Asks every worker for its counters. To ask opens a connection to each one, which is not counted.
+    pub async fn counts(&self, asked_before: u64) -> Result<Counts, String> {
+        let mut sum = Counts::default();
+        for worker in self.workers() {
+            let mut request = Request::new(Full::<Bytes>::default());
+            *request.uri_mut() = http::Uri::from_static("/sim/journal");
+            let host = worker.address.to_string().parse().map_err(|_| "host")?;
+            request.headers_mut().insert(http::header::HOST, host);
+            let answer = fetch(worker.address, request)
+                .await
+                .map_err(|failure| format!("a worker's journal: {failure}"))?;
+            let journal: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+            let number = |key: &str| journal[key].as_u64().unwrap_or(0);
+            sum.connections += number("connections_total").saturating_sub(asked_before + 1);
+            sum.open_rooms += number("open_rooms");
+            let violations = journal["violations"].as_object();
+            sum.violations += violations
+                .into_iter()
+                .flat_map(|rules| rules.values())
+                .filter_map(Value::as_u64)
+                .sum::<u64>();
+        }
+        Ok(sum)
+    }
+
+    /// The counters once no room is open, or after some seconds: what is open then was left behind.
+    pub async fn settled_counts(&self, asked_before: &mut u64) -> Result<Counts, String> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let counts = self.counts(*asked_before).await?;
+            *asked_before += 1;
+            if counts.open_rooms == 0 || Instant::now() > deadline {
+                return Ok(counts);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.prefill.iter().chain(&self.decode).chain(&self.single)
+    }
+}
+
+fn start_role(mini_lb: &str, role: &str, plan: Plan) -> Result<(Process, Vec<Worker>), String> {
+    let (workers, gap) = (plan.of_each.to_string(), plan.gap.as_micros().to_string());
+    let mut child = Command::new(mini_lb)
+        .args([
+            "sim",
+            role,
+            "--workers",
+            &workers,
+            "--output-token-us",
+            &gap,
+        ])
+        .args([
+            "--prompt-token-us",
+            "0",
+            "--transfer-us",
+            "0",
+            "--health-ms",
+            "0",
+        ])
+        .args(["--journal-entries", "0", "--context-length", "100000000"])
+        .args(["--kv-slots", "100000", "--max-running-requests", "100000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{mini_lb} sim {role}: {error}"))?;
+    let lines = child.stdout.take();
+    let process = Process(child);
+    let lines = BufReader::new(lines.ok_or("no stdout")?).lines();
+    let workers: Vec<_> = lines
+        .take(plan.of_each)
+        .map_while(Result::ok)
+        .filter_map(|line| read_line(&line))
+        .collect();
+    match workers.len() == plan.of_each {
+        true => Ok((process, workers)),
+        false => Err(format!("{mini_lb} sim {role} did not start")),
+    }
+}
+
+/// `prefill http://127.0.0.1:31000 bootstrap 31900`.
+fn read_line(line: &str) -> Option<Worker> {
+    let mut words = line.split(' ').skip(1);
+    let address = words.next()?.strip_prefix("http://")?.parse().ok()?;
+    let bootstrap_port = words.nth(1).and_then(|port| port.parse().ok());
+    Some(Worker {
+        address,
+        bootstrap_port,
+    })
+}

@@ -1,0 +1,125 @@
+//! The benchmark itself works: a short run, which measures nothing, goes through all of its parts.
+
+use std::io::{Write, stderr};
+
+use clap::Parser;
+use serde_json::Value;
+use support::baseline::{self, Counts};
+
+use crate::request_cost::{Arguments, run};
+
+/// Says that valgrind is there, and the compiler the one of the baseline: with another one the counts are others.
+const COUNTS: &str = "MINI_LB_COUNT_INSTRUCTIONS";
+
+async fn short_run(options: &[&str]) -> Result<String, String> {
+    let line = ["end_to_end", "--short"].iter().chain(options);
+    let mut said = String::new();
+    run(Arguments::try_parse_from(line).unwrap(), |text| {
+        said.push_str(&text)
+    })
+    .await?;
+    Ok(said)
+}
+
+#[tokio::test]
+async fn a_short_run_has_a_row_for_each_target_and_leaves_no_room_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("cost.json");
+    let said = short_run(&[
+        "--workloads",
+        "chat-1,chat-4",
+        "--targets",
+        "direct,direct-legs,mini-lb",
+        "--target",
+        "again={mini-lb} --port {port} --prefill {prefill1} {bootstrap1} --decode {decode2}",
+        "--json",
+        json.to_str().unwrap(),
+        "--svg",
+        directory.path().to_str().unwrap(),
+    ])
+    .await
+    .unwrap();
+    for row in ["direct", "direct-legs", "mini-lb", "again"] {
+        assert!(
+            said.lines()
+                .any(|line| line.split("  ").next() == Some(row)),
+            "{row}: {said}"
+        );
+    }
+    let cost: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let readings = cost["readings"].as_array().unwrap();
+    assert_eq!(readings.len(), 8);
+    for reading in readings {
+        assert_eq!(reading["units"], 64, "{reading}");
+        for none in ["errors", "open_rooms", "violations"] {
+            assert_eq!(reading[none], 0, "{none}: {reading}");
+        }
+        let has_cpu = reading["cpu_us_per_unit"]
+            .as_f64()
+            .is_some_and(|cost| cost > 0.0);
+        assert_eq!(
+            has_cpu,
+            !reading["target"].as_str().unwrap().starts_with("direct"),
+            "{reading}"
+        );
+    }
+    let plot = std::fs::read_to_string(directory.path().join("cost-by-concurrency.svg")).unwrap();
+    assert!(plot.starts_with("<svg") && plot.ends_with("</svg>"));
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_knows_is_refused_with_those_that_there_are() {
+    let unknown = short_run(&["--workloads", "nothing"]).await.unwrap_err();
+    assert!(unknown.contains("chat-64"), "{unknown}");
+    let unknown = short_run(&["--targets", "nobody"]).await.unwrap_err();
+    assert!(unknown.contains("nginx-mirror"), "{unknown}");
+}
+
+#[tokio::test]
+async fn a_target_that_fails_is_said_with_what_it_said_and_the_others_go_on() {
+    let said = short_run(&[
+        "--workloads",
+        "chat-1",
+        "--targets",
+        "direct",
+        "--target",
+        "broken=echo out of luck",
+    ])
+    .await
+    .unwrap();
+    assert!(said.contains("broken did not start: out of luck"), "{said}");
+    assert!(
+        said.lines().any(|line| line.starts_with("direct ")),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_takes_no_more_instructions_than_recorded() {
+    if std::env::var_os(COUNTS).is_none() {
+        // Past the harness, which keeps what a test that passes has printed.
+        let _ = writeln!(stderr(), "instructions are counted with {COUNTS}=1");
+        return;
+    }
+    for (workload, of) in [
+        ("chat-1", "small chat"),
+        ("logprobs", "/generate with 2,000 logprobs"),
+    ] {
+        let said = short_run(&[
+            "--instructions",
+            "--workloads",
+            workload,
+            "--targets",
+            "mini-lb",
+            "--instruction-requests",
+            "100",
+        ])
+        .await
+        .unwrap();
+        let row = said.lines().find_map(|line| line.strip_prefix("mini-lb "));
+        let count = row.unwrap_or_else(|| panic!("not counted: {said}"));
+        let count = count.split_whitespace().next().unwrap().replace(',', "");
+        let counts = Counts::from([("instructions".to_owned(), count.parse().unwrap())]);
+        baseline::check(&format!("instructions, {of}"), &counts);
+    }
+}

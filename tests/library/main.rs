@@ -1,0 +1,8 @@
+//! The library and the repository: examples, the load generator, README, module boundaries.
+
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+mod examples;
+mod readme;
+mod rooms;

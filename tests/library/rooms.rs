@@ -1,0 +1,156 @@
+//! The walls of the house: a room names only the rooms that the map in `src/lib.rs` lets it name.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room with the rooms that it may name besides itself.
+const MAY_NAME: [(&str, &[&str]); 16] = [
+    ("pd", &[]),
+    ("endpoint", &[]),
+    ("net", &["endpoint"]),
+    ("fleet", &["pd"]),
+    ("client", &["endpoint"]),
+    ("legs", &["endpoint", "fleet", "net", "pd"]),
+    (
+        "error",
+        &["client", "endpoint", "fleet", "legs", "net", "pd"],
+    ),
+    (
+        "proxy",
+        &[
+            "client",
+            "endpoint",
+            "error",
+            "fleet",
+            "legs",
+            "net",
+            "pd",
+            "telemetry",
+        ],
+    ),
+    ("telemetry", &["fleet", "pd"]),
+    ("discovery", &["config", "fleet", "net"]),
+    ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
+    ("config", &["pd"]),
+    ("sim", &["pd"]),
+    ("bench", &["pd"]),
+    ("cli", &["bench", "config", "sim"]),
+    (
+        "server",
+        &[
+            "client",
+            "config",
+            "discovery",
+            "fleet",
+            "legs",
+            "net",
+            "ops",
+            "pd",
+            "proxy",
+        ],
+    ),
+];
+
+fn sources(under: &Path) -> Vec<PathBuf> {
+    if under.is_file() {
+        return vec![under.to_owned()];
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(under).unwrap() {
+        found.extend(sources(&entry.unwrap().path()));
+    }
+    found
+}
+
+fn room_of(file: &Path) -> String {
+    let inside = file.strip_prefix("src").unwrap();
+    let first = inside.iter().next().unwrap().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The rooms that a source text names by a path from the crate's root, outside of comments.
+fn named(text: &str, rooms: &BTreeSet<&str>) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
+    code.match_indices("crate::")
+        .flat_map(|(at, path)| {
+            let rest = code[at + path.len()..].trim_start();
+            let group = rest
+                .strip_prefix('{')
+                .and_then(|rest| rest.split('}').next());
+            group
+                .unwrap_or(rest.split([':', ';', ' ', ',']).next().unwrap())
+                .split([',', ':'])
+                .map(|name| name.trim().to_owned())
+                .collect::<Vec<_>>()
+        })
+        .filter(|name| rooms.contains(name.as_str()))
+        .collect()
+}
+
+#[test]
+fn no_room_names_one_that_it_must_not_know() {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let rooms: BTreeSet<&str> = MAY_NAME.iter().map(|(room, _)| *room).collect();
+    let mut seen = BTreeSet::new();
+    for file in sources(Path::new("src")) {
+        let room = room_of(&file);
+        if ["lib", "main", "demo", "stderr"].contains(&room.as_str()) {
+            continue;
+        }
+        let (_, allowed) = MAY_NAME
+            .iter()
+            .find(|(name, _)| *name == room)
+            .unwrap_or_else(|| panic!("{} is in no room of the map", file.display()));
+        for name in named(&fs::read_to_string(&file).unwrap(), &rooms) {
+            assert!(
+                name == room || allowed.contains(&name.as_str()),
+                "{} names the room `{name}`, which `{room}` must not know",
+                file.display()
+            );
+        }
+        seen.insert(room);
+    }
+    assert_eq!(
+        seen.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        rooms
+    );
+}
+
+/// A clock that is set forward or back moves no deadline: everything is measured on the monotonic one. The log's
+/// lines are dated elsewhere, simulated workers tell the time as SGLang does, and a benchmark's report has a date.
+#[test]
+fn nothing_reads_a_clock_that_can_be_set() {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    for file in sources(Path::new("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for clock in ["SystemTime", "UNIX_EPOCH", "chrono"] {
+            let dated = ["sim", "bench"].contains(&room_of(&file).as_str());
+            let reads = text.contains(clock) && !dated;
+            assert!(!reads, "{} names {clock}", file.display());
+        }
+    }
+}
+
+/// A panic is caught by the task in which it happens, and ends one connection; with `panic = "abort"` it would
+/// end all of them.
+#[test]
+fn a_panic_is_no_abort() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let manifest = fs::read_to_string(manifest).unwrap();
+    let aborts = |line: &str| line.trim_start().starts_with("panic");
+    assert!(!manifest.lines().any(aborts));
+}
+
+#[test]
+fn the_walker_sees_every_way_to_name_a_room() {
+    let rooms = ["pd", "net", "ops"].into();
+    let text = "use crate::pd::{self, Route};\n// use crate::ops::X;\nlet a = crate::net::peer(1);\nuse crate::{ops, other};";
+    assert_eq!(
+        named(text, &rooms),
+        ["net", "ops", "pd"].map(String::from).into()
+    );
+}

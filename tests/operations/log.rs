@@ -1,0 +1,209 @@
+//! What never reaches the log: keys, prompts, the values of headers and queries, whatever becomes of a request.
+
+use support::mini_lb;
+use support::{Client, Process, Signal, Worker};
+
+/// Words that are in nothing but what must stay out of the log.
+const SECRETS: [&str; 12] = [
+    "sk-of-the-client",
+    "sk-of-nobody",
+    "sk-of-the-worker",
+    "sk-of-administration",
+    "sk-in-the-query",
+    "Tell-me-a-secret",
+    "a-session-cookie",
+    "a-trace-of-the-client",
+    "an-unknown-header",
+    "words-of-the-worker",
+    "a-header-of-the-worker",
+    "name-of-the-user",
+];
+
+/// A process whose log is as long as its own words can make it.
+struct Stage {
+    process: Process,
+    prefill: Worker,
+    decode: Worker,
+    address: std::net::SocketAddr,
+    _keys: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn set(more: &str) -> Self {
+        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+        let keys = tempfile::TempDir::new().unwrap();
+        let file = |name: &str, key: &str| {
+            let path = keys.path().join(name);
+            std::fs::write(&path, key).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let clients = file("clients", "sk-of-the-client");
+        let workers = file("workers", "sk-of-the-worker");
+        let line = format!(
+            "--host 127.0.0.1 --port 0 --disable-health-check --log-level trace \
+             --max-payload-size 4096 --first-token-timeout-secs 1 --api-key-file {clients} \
+             --worker-api-key-file {workers} --admin-api-key sk-of-administration \
+             --prefill {} 8998 --decode {} {more}",
+            prefill.url(),
+            decode.url()
+        );
+        let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
+        let address = process.address().await;
+        Self {
+            process,
+            prefill,
+            decode,
+            address,
+            _keys: keys,
+        }
+    }
+
+    /// Sends a request full of secrets; the client with its answer still to come.
+    async fn ask(&self, key: &str, target: &str, body: &str) -> Client {
+        let mut client = Client::connect(self.address).await;
+        let length = body.len();
+        client
+            .send(format!(
+                "POST {target} HTTP/1.1\r\nhost: balancer\r\nauthorization: Bearer {key}\r\n\
+                 cookie: id=a-session-cookie\r\ntraceparent: a-trace-of-the-client\r\nx-custom: an-unknown-header\r\n\
+                 x-request-id: id with spaces and name-of-the-user\r\ncontent-type: application/json\r\n\
+                 content-length: {length}\r\n\r\n{body}"
+            ))
+            .await;
+        client
+    }
+
+    /// A request with legs, which these workers answer with these bytes; without any there is no answer.
+    async fn legs(&mut self, body: &str, prefill: &str, decode: &str) -> u16 {
+        let target = "/generate?key=sk-in-the-query";
+        let mut client = self.ask("sk-of-the-client", target, body).await;
+        let mut legs = (self.prefill.request().await, self.decode.request().await);
+        legs.0.send(prefill).await;
+        legs.1.send(decode).await;
+        client.answer().await.status()
+    }
+}
+
+fn answer(status: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nx-internal: a-header-of-the-worker\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test]
+async fn no_key_no_prompt_and_no_header_reaches_the_log() {
+    const PROMPT: &str = r#"{"text":"Tell-me-a-secret","user":"name-of-the-user"}"#;
+    const STREAM: &str = r#"{"text":"Tell-me-a-secret","stream":true}"#;
+    const CLIENT: &str = "sk-of-the-client";
+    let mut stage = Stage::set("--disable-abort-requests").await;
+    let said = r#"{"text":"words-of-the-worker"}"#;
+    let fine = answer("200 OK", said);
+    let no_json = answer("200 OK", "words-of-the-worker");
+    let unframed = "HTTP/1.1 200 OK\r\nwords-of-the-worker\r\n\r\n";
+    const LOGPROBS: &str =
+        r#"{"text":"Tell-me-a-secret","return_logprob":true,"logprob_start_len":0}"#;
+    let event = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n\
+                 data: {\"error\":{\"message\":\"words-of-the-worker\",\"code\":400}}\n\n";
+    for (body, prefill, decode, status) in [
+        (PROMPT, fine.as_str(), fine.as_str(), 200),
+        (PROMPT, &answer("400 Bad Request", said), "", 400),
+        (PROMPT, "", &answer("500 Internal Server Error", said), 500),
+        (PROMPT, &answer("401 Unauthorized", said), "", 502),
+        (PROMPT, "", unframed, 502),
+        (PROMPT, unframed, "", 502),
+        (PROMPT, "", &answer("307 Temporary Redirect", said), 502),
+        (LOGPROBS, &no_json, &no_json, 502),
+        (STREAM, "", event, 400),
+    ] {
+        let got = stage.legs(body, prefill, decode).await;
+        assert_eq!(got, status, "{body} {prefill} {decode}");
+    }
+    // Nothing at all until the deadline.
+    let mut client = stage.ask(CLIENT, "/generate", STREAM).await;
+    let _silent = (stage.prefill.request().await, stage.decode.request().await);
+    assert_eq!(client.answer().await.status(), 504);
+    // What ends before a worker hears of it.
+    let long = format!("{{\"text\":\"Tell-me-a-secret{}\"}}", "x".repeat(8192));
+    for (key, target, body, status) in [
+        ("sk-of-nobody", "/generate?key=sk-in-the-query", PROMPT, 401),
+        ("sk-of-nobody", "/flush_cache?key=sk-in-the-query", "", 401),
+        (
+            CLIENT,
+            "/generate?key=sk-in-the-query",
+            "{\"text\":\"Tell-me-a-secret",
+            400,
+        ),
+        (
+            CLIENT,
+            "/generate?key=sk-in-the-query",
+            r#"{"text":"Tell-me-a-secret","sampling_params":{"n":2}}"#,
+            400,
+        ),
+        (CLIENT, "/generate?key=sk-in-the-query", &long, 413),
+        (CLIENT, "/v1/embeddings?key=sk-in-the-query", PROMPT, 501),
+        (CLIENT, "/nothing/here?key=sk-in-the-query", PROMPT, 404),
+    ] {
+        let mut client = stage.ask(key, target, body).await;
+        assert_eq!(client.answer().await.status(), status, "{target} {body}");
+    }
+    // Heads that are refused, by the gate and by the parser.
+    for head in [
+        "POST /?key=sk-in-the-query HTTP/1.1\r\nhost: a\r\ncookie: sk-of-the-client\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        "POST /generate?key=sk-in-the-query HTTP/1.1\r\nauthorization: Bearer sk-of-the-client\r\n\r\n",
+        "POST /generate?key=sk-in-the-query HTTP/1.1\r\nhost: a\r\nauthorization: Bearer\0sk-of-the-client\r\n\r\n",
+        "sk-of-the-client\r\n\r\n",
+    ] {
+        let mut client = Client::connect(stage.address).await;
+        client.send(head).await;
+        client.rest().await;
+    }
+    // Without legs, and a client that leaves.
+    let mut client = stage
+        .ask(CLIENT, "/tokenize?key=sk-in-the-query", PROMPT)
+        .await;
+    let refusal = answer("500 Internal Server Error", said);
+    stage.prefill.request().await.send(&refusal).await;
+    assert_eq!(client.answer().await.status(), 500);
+    let leaving = stage.ask(CLIENT, "/generate", PROMPT).await;
+    let legs = (stage.prefill.request().await, stage.decode.request().await);
+    leaving.reset();
+    legs.0.closed().await;
+    legs.1.closed().await;
+
+    let Stage { process, .. } = stage;
+    process.signal(Signal::Terminate).await;
+    let log = process.end().await.text();
+    // It is the log of all that, and not an empty one.
+    for word in [
+        "status=413",
+        "status=504",
+        "ended=client_left",
+        "path=/tokenize",
+    ] {
+        assert!(log.contains(word), "{word} in {log}");
+    }
+    for secret in SECRETS {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_calls_its_request_makes_no_line_of_its_own() {
+    let mut stage = Stage::set("").await;
+    let body = r#"{"text":"a","rid":"r-1\nforged"}"#;
+    let leaving = stage.ask("sk-of-the-client", "/generate", body).await;
+    let legs = (stage.prefill.request().await, stage.decode.request().await);
+    leaving.reset();
+    legs.0.closed().await;
+    legs.1.closed().await;
+    for worker in [&mut stage.prefill, &mut stage.decode] {
+        let abort = worker.request().await;
+        assert!(abort.request.head.starts_with("POST /abort_request "));
+        drop(abort);
+        let line = stage.process.line("abort not delivered").await;
+        assert!(line.ends_with(r#"rid="r-1\nforged""#), "{line}");
+    }
+}

@@ -1,0 +1,345 @@
+//! What a client may send as a body, how it may stop, and how slowly it may read.
+
+use std::time::Duration;
+
+use mini_lb::MiniLbConfig;
+use support::{Balancer, Client, Exchange, Worker, config, post, soon};
+use tokio::sync::watch;
+
+const CHAT: &str = "/v1/chat/completions";
+const BODY: &str = r#"{"text":"a"}"#;
+const STREAM: &str = r#"{"stream":true}"#;
+
+struct Stage {
+    prefill: Worker,
+    decode: Worker,
+    balancer: Balancer,
+    client: Client,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        Self::with(|config| config).await
+    }
+
+    async fn with(change: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Self {
+        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+        let config = change(config(&[prefill.url()], &[decode.url()]));
+        let balancer = Balancer::start(config).await;
+        let client = balancer.client().await;
+        Self {
+            prefill,
+            decode,
+            balancer,
+            client,
+        }
+    }
+
+    async fn legs(&mut self, request: impl AsRef<[u8]>) -> (Exchange, Exchange) {
+        self.client.send(request).await;
+        (self.prefill.request().await, self.decode.request().await)
+    }
+
+    /// The request is refused with this status and code, and no worker hears of it.
+    async fn refuses(&mut self, what: &str, request: impl AsRef<[u8]>, status: u16, code: &str) {
+        let mut client = self.balancer.client().await;
+        client.send(request).await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.status(), answer.header("x-mini-lb-error")),
+            (status, Some(code)),
+            "{what}"
+        );
+        assert!(!self.prefill.has_request() && !self.decode.has_request());
+    }
+}
+
+/// A POST to `/generate` with these lines in its head, and a body of any bytes.
+fn generate(lines: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head =
+        format!("POST /generate HTTP/1.1\r\nhost: b\r\n{lines}content-length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[tokio::test]
+async fn what_is_no_json_object_reaches_no_worker() {
+    let mut stage = Stage::set().await;
+    let deep = "[".repeat(1_000_000);
+    let deep_value = format!("{{\"a\":{deep}");
+    for (what, body) in [
+        ("nothing", b"".as_slice()),
+        ("a list", b"[]"),
+        ("a text", b"\"a\""),
+        ("a number", b"1"),
+        ("null", b"null"),
+        ("cut", b"{\"text\":\"a\""),
+        ("bytes behind it", b"{\"text\":\"a\"}x"),
+        ("a second object", b"{\"text\":\"a\"}{}"),
+        ("NaN", b"{\"a\":NaN}"),
+        ("Infinity", b"{\"a\":-Infinity}"),
+        ("bytes that are no UTF-8", b"{\"text\":\"\xff\"}"),
+        ("an overlong encoding", b"{\"text\":\"\xc0\xaf\"}"),
+        ("an encoded surrogate", b"{\"text\":\"\xed\xa0\x80\"}"),
+        ("a byte order mark", b"\xef\xbb\xbf{\"text\":\"a\"}"),
+        ("UTF-16", b"{\0\"\0a\0\"\0:\x001\0}\0"),
+        ("a control character", b"{\"text\":\"\x01\"}"),
+        ("a million brackets", deep.as_bytes()),
+        ("a million brackets in a value", deep_value.as_bytes()),
+    ] {
+        let request = generate("", body);
+        stage.refuses(what, request, 400, "invalid_json").await;
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_json_reaches_both_workers_byte_for_byte() {
+    let mut stage = Stage::set().await;
+    for value in [
+        "9223372036854775808",
+        "18446744073709551616",
+        "123456789012345678901234567890",
+        "-0",
+        "-0.0",
+        "1e400",
+        "1E+2",
+        "1.0000000000000000001",
+        "\"\\ud800\"",
+        "\"\\u0000\\/\u{2028}\"",
+        "{\"a\":1,\"a\":2}",
+        "[ ]",
+    ] {
+        let body = format!("{{\"x\" : {value},\t\"text\":\"a\",\"x\":{value}");
+        let request = generate("", format!("{body}}}").as_bytes());
+        let (prefill, decode) = stage.legs(request).await;
+        assert!(prefill.request.text().starts_with(&body), "{value}");
+        assert_eq!(prefill.request.body, decode.request.body);
+        prefill.answer("200 OK", "{}").await;
+        decode.answer("200 OK", "{}").await;
+        assert_eq!(stage.client.answer().await.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_another_encoding_is_refused_before_it_is_read() {
+    let mut stage = Stage::set().await;
+    for encoding in ["gzip", "zstd", "br", "deflate, gzip", "identity, gzip"] {
+        let head = format!(
+            "POST /generate HTTP/1.1\r\nhost: b\r\ncontent-encoding: {encoding}\r\ncontent-length: 1000\r\n\r\n"
+        );
+        stage
+            .refuses(encoding, head, 415, "unsupported_encoding")
+            .await;
+    }
+    let request = generate("content-encoding: Identity\r\n", BODY.as_bytes());
+    let (_prefill, decode) = stage.legs(request).await;
+    assert_eq!(decode.request.header("content-encoding"), None);
+}
+
+#[tokio::test]
+async fn the_content_type_is_the_workers_to_judge() {
+    let mut stage = Stage::set().await;
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=utf-16",
+    ] {
+        let lines = format!("content-type: {content_type}\r\n");
+        let (prefill, decode) = stage.legs(generate(&lines, BODY.as_bytes())).await;
+        for leg in [&prefill, &decode] {
+            assert_eq!(leg.request.header("content-type"), Some(content_type));
+        }
+        prefill.answer("200 OK", "{}").await;
+        decode.answer("415 Unsupported Media Type", "{}").await;
+        assert_eq!(stage.client.answer().await.status(), 415);
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_a_body_end_here() {
+    let mut stage = Stage::set().await;
+    let request = "POST /generate HTTP/1.1\r\nhost: b\r\ntrailer: x-t\r\ntransfer-encoding: chunked\r\n\r\nc\r\n{\"text\":\"a\"}\r\n0\r\nx-t: 1\r\ncontent-length: 9\r\n\r\n";
+    let (prefill, decode) = stage.legs(request).await;
+    for leg in [&prefill, &decode] {
+        for name in ["trailer", "x-t", "transfer-encoding", "te"] {
+            assert_eq!(leg.request.header(name), None, "{name}");
+        }
+        let length = leg.request.body.len().to_string();
+        assert_eq!(leg.request.header("content-length"), Some(length.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_will_be_refused_is_not_told_to_go_on() {
+    let mut stage = Stage::with(|config| config.api_key("sk-c").max_payload_size(100)).await;
+    for (what, lines, status, code) in [
+        ("no key", "content-length: 12", 401, "unauthorized"),
+        (
+            "too long",
+            "authorization: Bearer sk-c\r\ncontent-length: 101",
+            413,
+            "body_too_large",
+        ),
+        (
+            "compressed",
+            "authorization: Bearer sk-c\r\ncontent-encoding: gzip\r\ncontent-length: 12",
+            415,
+            "unsupported_encoding",
+        ),
+    ] {
+        let head = format!(
+            "POST /generate HTTP/1.1\r\nhost: b\r\nexpect: 100-continue\r\n{lines}\r\n\r\n"
+        );
+        stage.refuses(what, head, status, code).await;
+    }
+}
+
+#[tokio::test]
+async fn control_characters_in_a_head_are_refused() {
+    let stage = Stage::set().await;
+    for byte in [0, 1, 0x0b, 0x7f] {
+        let mut client = stage.balancer.client().await;
+        let head = [b"x-request-id: a".as_slice(), &[byte], b"b\r\n"].concat();
+        let request = generate("", BODY.as_bytes());
+        let at = b"POST /generate HTTP/1.1\r\n".len();
+        client
+            .send([&request[..at], &head, &request[at..]].concat())
+            .await;
+        assert_eq!(client.answer().await.status(), 400, "{byte}");
+    }
+}
+
+#[tokio::test]
+async fn headers_that_a_client_nominates_for_one_hop_do_not_take_the_proxys_away() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let config = config(&[prefill.url()], &[decode.url()]).worker_api_key("sk-w");
+    let balancer = Balancer::start(config).await;
+    let many = (0..50).map(|n| format!("x-{n}, ")).collect::<String>();
+    for nominated in [
+        "host",
+        "authorization",
+        "x-request-id, content-length, transfer-encoding",
+        "close, upgrade",
+        "not a name, , \"",
+        &many,
+    ] {
+        let mut client = balancer.client().await;
+        let lines =
+            format!("connection: {nominated}, x-a\r\nauthorization: Bearer sk-c\r\nx-a: 1\r\n");
+        client.send(generate(&lines, BODY.as_bytes())).await;
+        for leg in [prefill.request().await, decode.request().await] {
+            assert_eq!(leg.request.header("authorization"), Some("Bearer sk-w"));
+            assert!(leg.request.header("x-request-id").is_some());
+            assert!(leg.request.header("host").is_some());
+            assert!(!leg.request.body.is_empty());
+            assert_eq!(leg.request.header("x-a"), None, "{nominated}");
+            leg.answer("200 OK", "{}").await;
+        }
+        assert_eq!(client.answer().await.status(), 200, "{nominated}");
+    }
+}
+
+#[tokio::test]
+async fn targets_that_are_no_path_reach_no_worker() {
+    let mut stage = Stage::set().await;
+    for target in [
+        "CONNECT b:80",
+        "CONNECT /generate",
+        "OPTIONS *",
+        "POST b:80",
+        "POST generate",
+        "TRACE /generate",
+        "FETCH /generate",
+    ] {
+        let mut client = stage.balancer.client().await;
+        client
+            .send(format!(
+                "{target} HTTP/1.1\r\nhost: b\r\ncontent-length: 0\r\n\r\n"
+            ))
+            .await;
+        let status = client.answer().await.status();
+        assert!([400, 404, 405].contains(&status), "{target}: {status}");
+    }
+    assert!(!stage.prefill.has_request() && !stage.decode.has_request());
+}
+
+#[tokio::test]
+async fn a_client_leaves_by_a_close_a_reset_and_half_a_close() {
+    for leaves in ["close", "reset", "half"] {
+        for body in [BODY, STREAM] {
+            let mut stage = Stage::set().await;
+            let (prefill, mut decode) = stage.legs(post(CHAT, body)).await;
+            if body == STREAM {
+                decode.begin_stream().await;
+                decode.chunk("data: {\"a\":1}\n\n").await;
+                stage.client.head().await;
+                stage.client.chunk().await.unwrap();
+            }
+            match leaves {
+                "close" => drop(stage.client),
+                "reset" => stage.client.reset(),
+                _ => {
+                    stage.client.finish().await;
+                    prefill.closed().await;
+                    decode.closed().await;
+                    continue;
+                }
+            }
+            prefill.closed().await;
+            decode.closed().await;
+        }
+    }
+}
+
+/// After this long without a byte nothing moves any more.
+const STILL: Duration = Duration::from_millis(500);
+
+/// Sends events for ever, and tells how many bytes were taken.
+fn flood(mut decode: Exchange) -> watch::Receiver<usize> {
+    let (count, taken) = watch::channel(0);
+    let piece = format!("10000\r\n{}\r\n", "x".repeat(1 << 16));
+    tokio::spawn(async move {
+        while decode.try_send(&piece).await.is_ok() {
+            count.send_modify(|taken| *taken += 1 << 16);
+        }
+    });
+    taken
+}
+
+#[tokio::test]
+async fn decode_is_read_no_faster_than_the_client_reads() {
+    let mut stage = Stage::set().await;
+    let (prefill, mut decode) = stage.legs(post(CHAT, STREAM)).await;
+    prefill.answer("200 OK", "{}").await;
+    decode.begin_stream().await;
+    let mut taken = flood(decode);
+    while tokio::time::timeout(STILL, taken.changed()).await.is_ok() {
+        // What is on its way lies in the sockets' buffers; the proxy itself holds a few pieces.
+        assert!(
+            *taken.borrow() < 64 << 20,
+            "nobody reads, and all of it is taken"
+        );
+    }
+    let before = *taken.borrow();
+    stage.client.head().await;
+    let mut got = 0;
+    while got <= before + (1 << 20) {
+        got += stage.client.chunk().await.unwrap().len();
+    }
+    assert!(*taken.borrow() > before, "it goes on when the client does");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_given_up_and_both_legs_end() {
+    let limit = Duration::from_millis(300);
+    let mut stage = Stage::with(|config| config.client_stall_timeout(limit)).await;
+    let (prefill, mut decode) = stage.legs(post(CHAT, STREAM)).await;
+    decode.begin_stream().await;
+    let mut taken = flood(decode);
+    // The end of the flood is the end of the leg.
+    soon("the leg is closed", async {
+        while taken.changed().await.is_ok() {}
+    })
+    .await;
+    prefill.closed().await;
+}

@@ -1,0 +1,79 @@
+//! What was once wrong, named after what was seen.
+
+use mini_lb::pd::{Batch, Merge, PrefillData, merge};
+use support::{Balancer, Client, Worker};
+
+/// Every answer said `Connection: keep-alive`, and a client of HTTP/1.0 waited for a close that did not come.
+#[tokio::test]
+async fn a_client_that_asks_for_close_gets_it() {
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let balancer = Balancer::of(&prefill, &decode).await;
+    for (version, more) in [
+        ("1.1", "connection: close\r\n"),
+        ("1.0", ""),
+        ("1.1", "connection: close\r\nexpect: 100-continue\r\n"),
+    ] {
+        let mut client = Client::connect(balancer.address).await;
+        client
+            .send(format!(
+                "POST /generate HTTP/{version}\r\nhost: balancer\r\n{more}content-length: 12\r\n\r\n{{\"text\":\"a\"}}"
+            ))
+            .await;
+        prefill.request().await.answer("200 OK", "{}").await;
+        decode.request().await.answer("200 OK", "{}").await;
+        let answer = String::from_utf8(client.rest().await).unwrap();
+        assert!(answer.contains("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(
+            answer
+                .to_ascii_lowercase()
+                .contains("\r\nconnection: close\r\n"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\r\n\r\n{}"), "{answer}");
+    }
+}
+
+/// A prefill answer of `/generate` and one of decode, merged.
+fn merged(prefill: &str, decode: &str) -> Result<String, String> {
+    let side = PrefillData::from_body(
+        Merge::InputLogprobs,
+        Batch::Single,
+        prefill.to_owned().into(),
+    );
+    let side = side.map_err(|error| error.to_string())?;
+    let merged = merge::body(&side, decode.to_owned().into()).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8(merged.to_vec()).unwrap())
+}
+
+/// A key that was there twice in prefill's `meta_info` made two edits of one place, and the splice panicked.
+/// Found by the fuzz target `merges`.
+#[test]
+fn a_logprob_key_that_is_there_twice_counts_with_its_last_value() {
+    let twice = r#"{"meta_info":{"input_token_logprobs":[1],"input_token_logprobs":[2]}}"#;
+    let decode = r#"{"meta_info":{"input_token_logprobs":[]}}"#;
+    let wanted = r#"{"meta_info":{"input_token_logprobs":[2]}}"#;
+    assert_eq!(merged(twice, decode).unwrap(), wanted);
+    let twice = r#"{"meta_info":{"input_token_logprobs":null,"input_token_logprobs":[]}}"#;
+    let wanted = r#"{"meta_info":{"input_token_logprobs":null,"input_token_logprobs":[2]}}"#;
+    let prefill = r#"{"meta_info":{"input_token_logprobs":[2]}}"#;
+    assert_eq!(merged(prefill, twice).unwrap(), wanted);
+}
+
+/// An answer with so many keys took time in their square.
+#[test]
+fn an_answer_with_more_logprob_keys_than_any_worker_has_is_refused() {
+    let keys: Vec<String> = (0..100_000)
+        .map(|key| format!("\"input_{key}_logprobs\":[]"))
+        .collect();
+    let many = format!("{{\"meta_info\":{{{}}}}}", keys.join(","));
+    let error = merged(&many, "{}").unwrap_err();
+    assert!(error.contains("more logprob keys"), "{error}");
+}
+
+/// An empty first row with white space in it was taken for one with content.
+#[test]
+fn an_empty_row_is_filled_however_it_is_written() {
+    let prefill = r#"{"meta_info":{"input_token_logprobs":[],"output_token_ids_logprobs":[[7]]}}"#;
+    let decode = r#"{"meta_info":{"input_token_logprobs":[],"output_token_ids_logprobs":[[ ]]}}"#;
+    assert_eq!(merged(prefill, decode).unwrap(), prefill);
+}

@@ -1,0 +1,593 @@
+//! The simulator's answers have the status, framing, header names, keys and JSON types of SGLang 0.5.23's.
+//!
+//! The fixtures are raw answers of a real pair; values differ (another model), shapes may not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use mini_lb::sim::journal::RoomState;
+use mini_lb::sim::{Event, SimOptions, Worker};
+use serde_json::Value;
+use support::sim::{Pair, Reply, SOON, get, open_post, post_text, quick, send};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+fn fixture(scenario: &str, file: &str) -> Option<Vec<u8>> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sglang-0.5.23");
+    std::fs::read(root.join(scenario).join(file)).ok()
+}
+
+fn request(scenario: &str) -> String {
+    String::from_utf8(fixture(scenario, "request.json").unwrap()).unwrap()
+}
+
+fn captured(scenario: &str, leg: &str) -> Option<Reply> {
+    fixture(scenario, &format!("{leg}.http")).map(|raw| Reply::parse(&raw))
+}
+
+/// Where which JSON type is: one line per path.
+fn shape(value: &Value) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    describe("", value, &mut lines);
+    lines
+}
+
+fn describe(path: &str, value: &Value, lines: &mut BTreeSet<String>) {
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::String(_) => "string",
+        Value::Number(number) if number.as_str().contains(['.', 'e', 'E']) => "float",
+        Value::Number(_) => "int",
+        Value::Array(list) => {
+            list.iter()
+                .for_each(|element| describe(&format!("{path}[]"), element, lines));
+            "list"
+        }
+        Value::Object(map) => {
+            // Tokens as keys, in the top logprobs of completions.
+            let by_token = path.ends_with("logprobs.top_logprobs[]");
+            for (key, value) in map {
+                let key = if by_token { "token" } else { key };
+                match key {
+                    // Objects and lists where the real server had a cache hit, or had decoded before.
+                    "cached_tokens_details" | "decode_moments" => {
+                        _ = lines.insert(format!("{path}.{key}"))
+                    }
+                    _ => describe(&format!("{path}.{key}"), value, lines),
+                }
+            }
+            "object"
+        }
+    };
+    lines.insert(format!("{path}: {kind}"));
+}
+
+/// The kinds of events per index, repetitions left out: the number of tokens is the model's affair.
+fn event_kinds(reply: &Reply) -> BTreeMap<String, Vec<String>> {
+    let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, data) in reply.events() {
+        let value: Value = serde_json::from_str(&data).unwrap_or(Value::String(data.clone()));
+        let index = value
+            .get("index")
+            .or_else(|| value["choices"].get(0)?.get("index"));
+        let list = kinds
+            .entry(index.map_or(String::new(), Value::to_string))
+            .or_default();
+        let kind = match &value {
+            Value::String(done) => done.clone(),
+            value => format!("{name:?} {:?}", shape(value)),
+        };
+        if list.last() != Some(&kind) {
+            list.push(kind);
+        }
+    }
+    kinds
+}
+
+fn assert_alike(scenario: &str, ours: &Reply, real: &Reply) {
+    assert_eq!(ours.status, real.status, "{scenario}: {}", ours.text());
+    // The tests' own `connection: close` changes this one.
+    let names = |reply: &Reply| -> Vec<String> {
+        let names = reply
+            .header_names()
+            .into_iter()
+            .filter(|name| *name != "connection");
+        names.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        names(ours),
+        names(real),
+        "{scenario}: header names in order"
+    );
+    for name in [
+        "content-type",
+        "server",
+        "vary",
+        "transfer-encoding",
+        "allow",
+    ] {
+        assert_eq!(ours.header(name), real.header(name), "{scenario}: {name}");
+    }
+    if real.chunks.is_some() {
+        let (ours, real) = (event_kinds(ours), event_kinds(real));
+        assert_eq!(ours, real, "{scenario}: kinds of events");
+    } else if real.header("content-type") == Some("application/json") {
+        let (ours, real) = (shape(&ours.json()), shape(&real.json()));
+        let differences: Vec<_> = ours.symmetric_difference(&real).collect();
+        assert!(differences.is_empty(), "{scenario}: {differences:?}");
+    } else {
+        assert_eq!(ours.text(), real.text(), "{scenario}: text");
+    }
+}
+
+/// The message of an error, without what is random or depends on the tokenizer or on where SGLang is installed.
+fn message(reply: &Reply) -> String {
+    let text = reply.text().replace("/opt/sgl/ve", "/usr/local");
+    let mut out = String::new();
+    let mut hex = String::new();
+    for character in text.chars() {
+        if character.is_ascii_hexdigit() {
+            hex.push(character);
+            continue;
+        }
+        out.push_str(if hex.len() == 32 { "RID" } else { &hex });
+        hex.clear();
+        out.push(character);
+    }
+    out + &hex
+}
+
+/// Sends a scenario's body to both legs, as a balancer does, and compares both answers.
+async fn check_pair(path: &str, scenarios: &[&str]) {
+    let pair = Pair::start(quick()).await;
+    for (number, scenario) in (1..).zip(scenarios) {
+        let body: Value = serde_json::from_str(&request(scenario)).unwrap();
+        let (prefill, decode) = pair.both(path, &body, number * 100).await;
+        for (leg, ours) in [("prefill", prefill), ("decode", decode)] {
+            if let Some(real) = captured(scenario, leg) {
+                assert_alike(&format!("{scenario}/{leg}"), &ours, &real);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn generate_answers_have_the_real_shapes() {
+    let scenarios = [
+        "gen_nonstream",
+        "gen_stream",
+        "gen_batch",
+        "gen_batch_stream",
+        "gen_input_ids",
+        "gen_max_new_1",
+        "gen_stream_max_new_1",
+        "gen_rid",
+        "gen_max_new_0_stream",
+    ];
+    check_pair("/generate", &scenarios).await;
+}
+
+#[tokio::test]
+async fn generate_logprobs_have_the_real_shapes() {
+    let scenarios = [
+        "gen_logprob",
+        "gen_logprob_batch",
+        "gen_logprob_batch_stream",
+        "gen_logprob_default_start",
+        "gen_logprob_stream",
+        "gen_logprob_text",
+        "gen_logprob_mid",
+        "gen_token_ids_and_top",
+        "gen_token_ids_and_top_stream",
+        "gen_flat_and_ids",
+        "gen_flat_stream",
+    ];
+    check_pair("/generate", &scenarios).await;
+}
+
+#[tokio::test]
+async fn chat_answers_have_the_real_shapes() {
+    let scenarios = [
+        "chat_nonstream",
+        "chat_stream",
+        "chat_logprobs",
+        "chat_stream_logprobs",
+        "chat_stream_usage",
+        "chat_continuous_usage",
+        "err_wrong_model",
+    ];
+    check_pair("/v1/chat/completions", &scenarios).await;
+}
+
+#[tokio::test]
+async fn completions_answers_have_the_real_shapes() {
+    let scenarios = [
+        "cmpl_nonstream",
+        "cmpl_stream",
+        "cmpl_logprobs",
+        "cmpl_echo_logprobs",
+        "cmpl_echo_stream",
+        "cmpl_prompt_ids",
+        "cmpl_prompt_list",
+        "cmpl_prompt_list_stream",
+        "cmpl_prompt_list_echo_stream",
+        "cmpl_continuous_usage",
+    ];
+    check_pair("/v1/completions", &scenarios).await;
+}
+
+#[tokio::test]
+async fn messages_and_responses_have_the_real_shapes() {
+    check_pair("/v1/messages", &["messages_nonstream", "messages_stream"]).await;
+    check_pair(
+        "/v1/responses",
+        &["responses_nonstream", "responses_stream"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_ordinary_worker_answers_as_the_real_one() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let chat = "/v1/chat/completions";
+    let table = [
+        ("single_gen", "/generate"),
+        ("single_gen_stream", "/generate"),
+        ("single_gen_n2", "/generate"),
+        ("single_batch_rid", "/generate"),
+        ("single_empty_batch", "/generate"),
+        ("single_chat_n2", chat),
+        ("single_chat_n2_stream", chat),
+        ("single_cmpl_n2", "/v1/completions"),
+        ("single_unknown", "/nothing"),
+        ("single_tokenize", "/tokenize"),
+        ("single_tokenize_list", "/tokenize"),
+        ("single_err_start_beyond_stream", "/generate"),
+    ];
+    for (scenario, path) in table {
+        let ours = post_text(&ordinary, path, &request(scenario)).await;
+        assert_alike(scenario, &ours, &captured(scenario, "single").unwrap());
+    }
+    let ours = Reply::parse(&send(ordinary.address(), "GET", "/generate", "", "").await);
+    assert_alike(
+        "single_method",
+        &ours,
+        &captured("single_method", "single").unwrap(),
+    );
+}
+
+#[tokio::test]
+async fn bodies_outside_the_schema_are_refused_in_the_same_words() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let chat = "/v1/chat/completions";
+    for (scenario, path, content_type) in [
+        ("single_err_bad_json", "/generate", "application/json"),
+        ("single_err_bad_json_chat", chat, "application/json"),
+        ("single_err_content_type", chat, "text/plain"),
+        ("single_err_gen_content_type", "/generate", "text/plain"),
+        ("single_err_not_an_object", "/generate", "application/json"),
+        ("single_err_text_type", "/generate", "application/json"),
+        ("single_err_stream_type", "/generate", "application/json"),
+        ("single_err_no_messages", chat, "application/json"),
+        ("single_err_total", "/generate", "application/json"),
+        (
+            "single_err_total_cmpl",
+            "/v1/completions",
+            "application/json",
+        ),
+        ("single_err_messages", "/v1/messages", "application/json"),
+        (
+            "single_err_messages_type",
+            "/v1/messages",
+            "application/json",
+        ),
+        ("single_err_responses", "/v1/responses", "application/json"),
+        ("single_err_max_new_type", "/generate", "application/json"),
+        ("single_err_text_mixed", "/generate", "application/json"),
+        ("single_err_ids_text", "/generate", "application/json"),
+        ("single_err_sampling_key", "/generate", "application/json"),
+        ("single_err_start_beyond", "/generate", "application/json"),
+        ("single_err_return_logprob", "/generate", "application/json"),
+        (
+            "single_err_return_logprob_yes",
+            "/generate",
+            "application/json",
+        ),
+        ("single_err_logprob_list", "/generate", "application/json"),
+        ("single_err_role", chat, "application/json"),
+        (
+            "single_err_prompt_mixed",
+            "/v1/completions",
+            "application/json",
+        ),
+        ("single_err_tokenize_mixed", "/tokenize", "application/json"),
+    ] {
+        let headers = format!("content-type: {content_type}\r\n");
+        let raw = send(
+            ordinary.address(),
+            "POST",
+            path,
+            &headers,
+            &request(scenario),
+        )
+        .await;
+        let (ours, real) = (Reply::parse(&raw), captured(scenario, "single").unwrap());
+        assert_alike(scenario, &ours, &real);
+        assert_eq!(message(&ours), message(&real), "{scenario}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_have_the_real_shapes_and_words() {
+    let chat = "/v1/chat/completions";
+    let table = [
+        ("err_bad_sampling", "/generate", true),
+        ("err_missing_text", "/generate", true),
+        ("err_too_long_gen", "/generate", false),
+        ("err_too_long_gen_stream", "/generate", false),
+        ("err_too_long_chat", chat, false),
+        ("err_too_long_chat_stream", chat, false),
+        ("err_max_tokens_too_big", chat, true),
+        ("err_chat_bad_temp", chat, true),
+        ("err_chat_wrong_type", chat, true),
+    ];
+    let pair = Pair::start(quick()).await;
+    for (scenario, path, same_words) in table {
+        let body: Value = serde_json::from_str(&request(scenario)).unwrap();
+        let (prefill, decode) = pair.both(path, &body, 1).await;
+        for (leg, ours) in [("prefill", prefill), ("decode", decode)] {
+            let Some(real) = captured(scenario, leg) else {
+                continue;
+            };
+            assert_alike(&format!("{scenario}/{leg}"), &ours, &real);
+            if same_words {
+                assert_eq!(message(&ours), message(&real), "{scenario}/{leg}");
+            }
+        }
+    }
+    // What these say repeats the request, whose room is ours.
+    check_pair(chat, &["err_chat_missing_messages"]).await;
+    check_pair("/v1/completions", &["err_cmpl_missing_prompt"]).await;
+}
+
+#[tokio::test]
+async fn a_worker_alone_answers_as_the_real_one() {
+    let pair = Pair::start(quick()).await;
+    let chat = "/v1/chat/completions";
+    for (scenario, path) in [
+        ("d_batch_room_len_mismatch", "/generate"),
+        ("d_chat_decode_no_bootstrap", chat),
+        ("d_chat_prefill_no_bootstrap", chat),
+        ("d_decode_fake_host", "/generate"),
+        ("d_decode_fake_host_stream", "/generate"),
+        ("d_decode_no_bootstrap", "/generate"),
+        ("d_prefill_fake_host", "/generate"),
+        ("d_prefill_no_bootstrap", "/generate"),
+        ("d_room_string", "/generate"),
+        ("d_gen_stream_no_bootstrap", "/generate"),
+        ("d_batch_no_bootstrap", "/generate"),
+        ("d_cmpl_stream_no_bootstrap", "/v1/completions"),
+        ("d_responses_no_bootstrap", "/v1/responses"),
+        ("d_responses_stream_no_bootstrap", "/v1/responses"),
+        ("d_messages_no_bootstrap", "/v1/messages"),
+        ("d_messages_stream_no_bootstrap", "/v1/messages"),
+        ("d_post_P_abort_request", "/abort_request"),
+        ("d_post_D_abort_request", "/abort_request"),
+        ("d_post_P_flush_cache", "/flush_cache"),
+    ] {
+        for (leg, worker) in [("prefill", &pair.prefill), ("decode", &pair.decode)] {
+            let Some(real) = captured(scenario, leg) else {
+                continue;
+            };
+            let ours = post_text(worker, path, &request(scenario)).await;
+            assert_alike(scenario, &ours, &real);
+            if real.status >= 400 {
+                assert_eq!(message(&ours), message(&real), "{scenario}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn management_answers_have_the_real_shapes() {
+    let pair = Pair::start(quick()).await;
+    for (scenario, path) in [
+        ("d_get_P_get_load", "/get_load"),
+        ("d_get_P_health", "/health"),
+        ("d_get_D_health", "/health"),
+        ("d_get_P_model_info", "/model_info"),
+        ("d_get_D_model_info", "/get_model_info"),
+        ("d_get_P_v1_models", "/v1/models"),
+        ("d_get_P_v1_loads", "/v1/loads"),
+        ("d_get_D_v1_loads", "/v1/loads"),
+        ("d_get_P_server_info", "/server_info"),
+    ] {
+        for (leg, worker) in [("prefill", &pair.prefill), ("decode", &pair.decode)] {
+            let Some(real) = captured(scenario, leg) else {
+                continue;
+            };
+            assert_alike(scenario, &get(worker, path).await, &real);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_busy_worker_refuses_to_flush_as_the_real_one() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(
+        &serde_json::json!({"text":"a","sampling_params":{"max_new_tokens":2}}),
+        5,
+    );
+    let _waiting = open_post(&pair.decode, "/generate", &body).await;
+    let waits = |event: &Event| {
+        matches!(
+            event,
+            Event::RoomState {
+                state: RoomState::WaitingForInput,
+                ..
+            }
+        )
+    };
+    pair.decode
+        .journal()
+        .wait_for(|seen| seen.iter().any(|e| waits(&e.event)), SOON)
+        .await
+        .unwrap();
+    let ours = post_text(&pair.decode, "/flush_cache", "{}").await;
+    assert_alike(
+        "d_post_D_flush_cache",
+        &ours,
+        &captured("d_post_D_flush_cache", "decode").unwrap(),
+    );
+}
+
+/// The transcripts had a timeout of 10 s, and other ports.
+fn lonely_message(reply: &Reply) -> String {
+    let text = message(reply).replace("\": ", "\":").replace(", \"", ",\"");
+    text.replace("timed out after 10.0s", "timed out after 0.3s")
+}
+
+fn in_a_hurry() -> SimOptions {
+    SimOptions {
+        timers_scale: 0.001,
+        ..quick()
+    }
+}
+
+fn assert_lonely(scenario: &str, ours: &Reply, real: &Reply) {
+    assert_alike(scenario, ours, real);
+    let (ours_text, real_text) = (lonely_message(ours), lonely_message(real));
+    let why = |text: &str| {
+        text.split("Error(bootstrap_room")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(why(&ours_text), why(&real_text), "{scenario}");
+}
+
+#[tokio::test]
+async fn a_leg_without_its_peer_fails_as_the_real_one() {
+    for (leg, scenario, path) in [
+        ("prefill", "x_prefill_lonely_timeout_gen", "/generate"),
+        (
+            "prefill",
+            "x_prefill_lonely_timeout_gen_stream",
+            "/generate",
+        ),
+        (
+            "prefill",
+            "x_prefill_lonely_timeout_chat",
+            "/v1/chat/completions",
+        ),
+        (
+            "prefill",
+            "x_prefill_lonely_timeout_chat_stream",
+            "/v1/chat/completions",
+        ),
+        ("decode", "x_decode_lonely_timeout_gen", "/generate"),
+        ("decode", "x_decode_lonely_timeout_gen_stream", "/generate"),
+        (
+            "decode",
+            "x_decode_lonely_timeout_chat",
+            "/v1/chat/completions",
+        ),
+        (
+            "decode",
+            "x_decode_lonely_timeout_chat_stream",
+            "/v1/chat/completions",
+        ),
+    ] {
+        let pair = Pair::start(in_a_hurry()).await;
+        let port = pair.prefill.bootstrap_port().unwrap();
+        let body = request(scenario).replace(":31900", &format!(":{port}"));
+        let worker = if leg == "prefill" {
+            &pair.prefill
+        } else {
+            &pair.decode
+        };
+        let ours = post_text(worker, path, &body).await;
+        assert_lonely(scenario, &ours, &captured(scenario, leg).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn decode_gives_up_on_a_registry_that_nobody_serves() {
+    let decode = Worker::start_decode(in_a_hurry()).await.unwrap();
+    // The listener is gone at the end of the line: nobody serves the port.
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut body: Value =
+        serde_json::from_str(&request("x_decode_bad_bootstrap_port_gen")).unwrap();
+    body["bootstrap_port"] = closed.into();
+    let ours = post_text(&decode, "/generate", &body.to_string()).await;
+    assert_lonely(
+        "x_decode_bad_bootstrap_port_gen",
+        &ours,
+        &captured("x_decode_bad_bootstrap_port_gen", "decode").unwrap(),
+    );
+}
+
+#[tokio::test]
+async fn decode_notices_that_its_prefill_died() {
+    for (scenario, path) in [
+        ("x_kill_prefill_while_decode_waits_gen", "/generate"),
+        ("x_kill_prefill_while_decode_waits_gen_stream", "/generate"),
+        (
+            "x_kill_prefill_while_decode_waits_chat",
+            "/v1/chat/completions",
+        ),
+        (
+            "x_kill_prefill_while_decode_waits_chat_stream",
+            "/v1/chat/completions",
+        ),
+    ] {
+        let Pair { prefill, decode } = Pair::start(in_a_hurry()).await;
+        let port = prefill.bootstrap_port().unwrap();
+        let body: Value =
+            serde_json::from_str(&request(scenario).replace(":31900", &format!(":{port}")))
+                .unwrap();
+        let mut waiting = open_post(&decode, path, &body).await;
+        let waits = |event: &Event| {
+            matches!(
+                event,
+                Event::RoomState {
+                    state: RoomState::WaitingForInput,
+                    ..
+                }
+            )
+        };
+        decode
+            .journal()
+            .wait_for(|seen| seen.iter().any(|e| waits(&e.event)), SOON)
+            .await
+            .unwrap();
+        prefill.stop().await;
+        let finished = |event: &Event| matches!(event, Event::ResponseFinished { .. });
+        decode
+            .journal()
+            .wait_for(|seen| seen.iter().any(|e| finished(&e.event)), SOON)
+            .await
+            .unwrap();
+        drop(decode);
+        let mut raw = Vec::new();
+        waiting.read_to_end(&mut raw).await.unwrap();
+        let real = captured(scenario, "decode").unwrap();
+        let real = Reply {
+            body: real
+                .text()
+                .replace(":31900", &format!(":{port}"))
+                .into_bytes(),
+            ..real
+        };
+        assert_lonely(scenario, &Reply::parse(&raw), &real);
+    }
+}

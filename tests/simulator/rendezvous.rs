@@ -1,0 +1,639 @@
+//! The simulated workers meet by room over TCP, in any order, and fail as SGLang 0.5.23 does.
+
+use std::time::Duration;
+
+use mini_lb::sim::cli::demo_workers;
+use mini_lb::sim::journal::{ClosedBy, RoomState, Violation};
+use mini_lb::sim::{DisconnectNotice, DuplicateRoom, Event, SimOptions, Worker};
+use serde_json::{Value, json};
+use support::sim::{Pair, Reply, SOON, get, open, open_post, post, quick};
+use tokio::io::AsyncReadExt;
+
+fn generate(tokens: usize) -> Value {
+    json!({"text":"This program is free software; you can redistribute it",
+        "sampling_params":{"temperature":0,"max_new_tokens":tokens,"ignore_eos":true}})
+}
+
+fn is_state(event: &Event, wanted: RoomState) -> bool {
+    matches!(event, Event::RoomState { state, .. } if *state == wanted)
+}
+
+#[tokio::test]
+async fn both_legs_together_give_the_ordinary_workers_answer() {
+    let pair = Pair::start(quick()).await;
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let (prefill, decode) = pair.both("/generate", &generate(8), 7).await;
+    let alone = post(&ordinary, "/generate", &generate(8)).await;
+    let (prefill, decode, alone) = (prefill.json(), decode.json(), alone.json());
+    assert_eq!(decode["text"], alone["text"]);
+    assert_eq!(decode["output_ids"], alone["output_ids"]);
+    assert_eq!(prefill["output_ids"][0], decode["output_ids"][0]);
+    assert_eq!(
+        prefill["meta_info"]["finish_reason"],
+        json!({"type":"length","length":0})
+    );
+    assert_eq!(
+        pair.prefill.journal().open_rooms() + pair.decode.journal().open_rooms(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn prefill_answers_only_after_decode_came() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(&generate(4), 11);
+    let mut prefill = open_post(&pair.prefill, "/generate", &body).await;
+    let journal = pair.prefill.journal();
+    journal
+        .wait_for(
+            |seen| {
+                seen.iter()
+                    .any(|e| is_state(&e.event, RoomState::Bootstrapping))
+            },
+            SOON,
+        )
+        .await
+        .unwrap();
+    let early = journal
+        .entries()
+        .iter()
+        .any(|e| matches!(e.event, Event::ResponseHead { .. }));
+    assert!(!early, "prefill answered alone");
+    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
+    let mut first = [0; 12];
+    prefill.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn decode_waits_for_a_prefill_that_comes_later() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(&generate(4), 12);
+    let mut decode = open_post(&pair.decode, "/generate", &body).await;
+    pair.decode
+        .journal()
+        .wait_for(
+            |seen| {
+                seen.iter()
+                    .any(|e| is_state(&e.event, RoomState::WaitingForInput))
+            },
+            SOON,
+        )
+        .await
+        .unwrap();
+    assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
+    let mut first = [0; 12];
+    decode.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn a_scalar_room_counts_up_over_a_batch_and_lists_are_taken_as_they_are() {
+    let pair = Pair::start(quick()).await;
+    let mut body = pair.with_room(&generate(3), 500);
+    body["text"] = json!(["one", "two", "three"]);
+    let mut lists = body.clone();
+    lists["bootstrap_host"] = json!(["127.0.0.1", "127.0.0.1", "127.0.0.1"]);
+    lists["bootstrap_port"] = json!([
+        pair.prefill.bootstrap_port(),
+        pair.prefill.bootstrap_port(),
+        pair.prefill.bootstrap_port()
+    ]);
+    lists["bootstrap_room"] = json!([9, 9223372036854775807u64, 4]);
+    for body in [body, lists] {
+        let (prefill, decode) = tokio::join!(
+            post(&pair.prefill, "/generate", &body),
+            post(&pair.decode, "/generate", &body)
+        );
+        assert_eq!(
+            (
+                prefill.json().as_array().unwrap().len(),
+                decode.json().as_array().unwrap().len()
+            ),
+            (3, 3)
+        );
+    }
+    let rooms: Vec<String> = pair
+        .decode
+        .journal()
+        .entries()
+        .into_iter()
+        .filter_map(|entry| match entry.event {
+            Event::RoomPresented { room, .. } => Some(room),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        rooms,
+        ["500", "501", "502", "9", "9223372036854775807", "4"]
+    );
+}
+
+#[tokio::test]
+async fn a_room_can_be_used_again_after_its_end() {
+    let pair = Pair::start(quick()).await;
+    for _ in 0..3 {
+        let (prefill, decode) = pair.both("/generate", &generate(2), 8051).await;
+        assert_eq!((prefill.status, decode.status), (200, 200));
+    }
+    assert!(pair.prefill.journal().violations().is_empty());
+}
+
+#[tokio::test]
+async fn a_duplicate_live_room_kills_the_worker_loudly() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(&generate(2), 66);
+    let mut first = open_post(&pair.prefill, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
+    let mut second = open_post(&pair.prefill, "/generate", &body).await;
+    let mut raw = Vec::new();
+    let _ = first.read_to_end(&mut raw).await;
+    let _ = second.read_to_end(&mut raw).await;
+    assert_eq!(raw, b"", "a dead worker answers nothing");
+    assert!(pair.prefill.has_crashed());
+    assert_eq!(
+        pair.prefill.journal().violations()[&Violation::DuplicateRoom],
+        1
+    );
+    assert_eq!(get(&pair.prefill, "/health").await.status, 503);
+    let journal = get(&pair.prefill, "/sim/journal").await.json();
+    assert_eq!(journal["violations"], json!({"duplicate_room":1}));
+}
+
+#[tokio::test]
+async fn a_duplicate_live_room_can_be_refused_instead() {
+    let pair = Pair::start(SimOptions {
+        duplicate_room: DuplicateRoom::Reject,
+        ..quick()
+    })
+    .await;
+    let body = pair.with_room(&generate(2), 67);
+    let mut first = open_post(&pair.prefill, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
+    assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 500);
+    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
+    let mut head = [0; 12];
+    first.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    assert!(!pair.prefill.has_crashed());
+}
+
+#[tokio::test]
+async fn room_zero_never_arrives_on_decode() {
+    let pair = Pair::start(SimOptions {
+        timers_scale: 0.001,
+        ..quick()
+    })
+    .await;
+    let (prefill, decode) = pair.both("/generate", &generate(2), 0).await;
+    assert_eq!((prefill.status, decode.status), (200, 500));
+    assert!(
+        decode
+            .text()
+            .contains("timed out after 0.3s in KVPoll.WaitingForInput"),
+        "{}",
+        decode.text()
+    );
+}
+
+#[tokio::test]
+async fn decodes_disconnect_reaches_prefill_and_prefills_reaches_nobody() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(&generate(2), 21);
+    let decode = open_post(&pair.decode, "/generate", &body).await;
+    wait_for_state(&pair.decode, RoomState::WaitingForInput).await;
+    drop(decode);
+    let journal = pair.prefill.journal();
+    let told = |event: &Event| matches!(event, Event::AbortByPeer { room } if room == "21");
+    journal
+        .wait_for(|seen| seen.iter().any(|e| told(&e.event)), SOON)
+        .await
+        .unwrap();
+
+    let body = pair.with_room(&generate(2), 22);
+    let prefill = open_post(&pair.prefill, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
+    drop(prefill);
+    wait_for_state(&pair.prefill, RoomState::Failed).await;
+    let _decode = open_post(&pair.decode, "/generate", &body).await;
+    let waiting = |seen: &[mini_lb::sim::Entry]| {
+        seen.iter()
+            .filter(|e| is_state(&e.event, RoomState::WaitingForInput))
+            .count()
+            == 2
+    };
+    pair.decode.journal().wait_for(waiting, SOON).await.unwrap();
+    assert_eq!(pair.decode.journal().open_rooms(), 1, "decode waits on");
+}
+
+#[tokio::test]
+async fn prefill_fails_when_decode_leaves_during_the_prompt() {
+    let slow = SimOptions {
+        time_per_prompt_token: Duration::from_secs(60),
+        ..quick()
+    };
+    let pair = Pair::start(slow).await;
+    let body = pair.with_room(&generate(2), 23);
+    let mut prefill = open_post(&pair.prefill, "/generate", &body).await;
+    let decode = open_post(&pair.decode, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::WaitingForInput).await;
+    drop(decode);
+    let mut head = [0; 12];
+    prefill.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 500");
+}
+
+#[tokio::test]
+async fn a_disconnect_is_noticed_late_when_asked_for() {
+    // The prefill leg's connection is gone, the request is not: decode still finds it.
+    let pair = Pair::start(SimOptions {
+        disconnect: DisconnectNotice::AsSglang,
+        ..quick()
+    })
+    .await;
+    let body = pair.with_room(&generate(2), 24);
+    let prefill = open_post(&pair.prefill, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
+    drop(prefill);
+    let left = |event: &Event| matches!(event, Event::AbortByDisconnect { .. });
+    pair.prefill
+        .journal()
+        .wait_for(|seen| seen.iter().any(|e| left(&e.event)), SOON)
+        .await
+        .unwrap();
+    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stream_that_the_client_leaves_ends_the_request() {
+    let slow = SimOptions {
+        time_per_output_token: Duration::from_secs(60),
+        ..quick()
+    };
+    let ordinary = Worker::start_ordinary(slow).await.unwrap();
+    let mut body = generate(8);
+    body["stream"] = json!(true);
+    let mut stream = open_post(&ordinary, "/generate", &body).await;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(
+        get(&ordinary, "/v1/loads").await.json()["loads"][0]["num_running_reqs"],
+        1
+    );
+    drop(stream);
+    let left = |event: &Event| matches!(event, Event::AbortByDisconnect { .. });
+    let journal = ordinary.journal();
+    journal
+        .wait_for(|seen| seen.iter().any(|e| left(&e.event)), SOON)
+        .await
+        .unwrap();
+    // A flush waits for the last item: its success says that nothing runs any more.
+    assert_eq!(
+        post(&ordinary, "/flush_cache?timeout=20", &json!({}))
+            .await
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_the_keep_alive_time() {
+    let options = SimOptions {
+        keep_alive: Duration::from_millis(20),
+        ..quick()
+    };
+    let ordinary = Worker::start_ordinary(options).await.unwrap();
+    let mut stream = open(ordinary.address(), "GET", "/v1/models", "", "").await;
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw).await.unwrap();
+    assert_eq!(Reply::parse(&raw).status, 200);
+    let closed = |event: &Event| {
+        matches!(
+            event,
+            Event::ConnectionClosed {
+                by: ClosedBy::KeepAlive,
+                ..
+            }
+        )
+    };
+    ordinary
+        .journal()
+        .wait_for(|seen| seen.iter().any(|e| closed(&e.event)), SOON)
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            ordinary.journal().open_connections(),
+            ordinary.journal().connections_total()
+        ),
+        (0, 1)
+    );
+}
+
+#[tokio::test]
+async fn an_abort_by_rid_ends_a_running_request_in_order_and_a_waiting_one_with_500() {
+    let slow = SimOptions {
+        time_per_output_token: Duration::from_secs(60),
+        ..quick()
+    };
+    let pair = Pair::start(slow).await;
+    let mut body = pair.with_room(&generate(8), 31);
+    body["rid"] = json!("running");
+    let decode = post(&pair.decode, "/generate", &body);
+    let rest = async {
+        assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
+        wait_for_state(&pair.decode, RoomState::Success).await;
+        assert_eq!(
+            post(&pair.decode, "/abort_request", &json!({"rid":"runnin"}))
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            post(&pair.decode, "/abort_request", &json!({"rid":"running"}))
+                .await
+                .status,
+            200
+        );
+    };
+    let (decode, ()) = tokio::join!(decode, rest);
+    let reason = &decode.json()["meta_info"]["finish_reason"];
+    assert_eq!(
+        *reason,
+        json!({"type":"abort","message":"Aborted","status_code":null,"err_type":null})
+    );
+
+    let mut body = pair.with_room(&generate(8), 32);
+    body["rid"] = json!("waiting");
+    let waits = post(&pair.prefill, "/generate", &body);
+    let abort = async {
+        let opened = |e: &mini_lb::sim::Entry| matches!(&e.event, Event::RoomState { room, .. } if room == "32");
+        pair.prefill
+            .journal()
+            .wait_for(|seen| seen.iter().any(opened), SOON)
+            .await
+            .unwrap();
+        post(&pair.prefill, "/abort_request", &json!({"abort_all":true})).await
+    };
+    let (failed, aborted) = tokio::join!(waits, abort);
+    assert_eq!((failed.status, aborted.status), (500, 200));
+    assert!(
+        failed.text().contains("Aborted by AbortReq."),
+        "{}",
+        failed.text()
+    );
+}
+
+#[tokio::test]
+async fn a_live_rid_cannot_be_used_twice() {
+    let pair = Pair::start(quick()).await;
+    let mut body = pair.with_room(&generate(8), 41);
+    body["rid"] = json!("same");
+    let _first = open_post(&pair.prefill, "/generate", &body).await;
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
+    body["bootstrap_room"] = json!(42);
+    let second = post(&pair.prefill, "/generate", &body).await;
+    assert_eq!(second.status, 400);
+    assert_eq!(
+        second.text(),
+        r#"{"error":{"message":"Duplicate request ID detected: same"}}"#
+    );
+}
+
+#[tokio::test]
+async fn requests_without_a_kv_slot_wait_before_the_rendezvous() {
+    let one = SimOptions {
+        kv_slots: 1,
+        time_per_output_token: Duration::from_secs(60),
+        ..quick()
+    };
+    let pair = Pair::start(one).await;
+    let first = pair.with_room(&generate(8), 51);
+    let holder = open_post(&pair.decode, "/generate", &first).await;
+    assert_eq!(post(&pair.prefill, "/generate", &first).await.status, 200);
+    let second = pair.with_room(&generate(1), 52);
+    let mut queued = open_post(&pair.decode, "/generate", &second).await;
+    let mut prefill = open_post(&pair.prefill, "/generate", &second).await;
+    let opened =
+        |e: &mini_lb::sim::Entry| matches!(&e.event, Event::RoomState { room, .. } if room == "52");
+    pair.decode
+        .journal()
+        .wait_for(|seen| seen.iter().any(opened), SOON)
+        .await
+        .unwrap();
+    pair.prefill
+        .journal()
+        .wait_for(|seen| seen.iter().any(opened), SOON)
+        .await
+        .unwrap();
+    let met = pair.prefill.journal().entries().iter().any(|e| {
+        matches!(&e.event, Event::RoomState { room, state: RoomState::WaitingForInput } if room == "52")
+    });
+    assert!(!met, "decode presented a room without memory for it");
+    drop(holder);
+    let mut head = [0; 12];
+    queued.read_exact(&mut head).await.unwrap();
+    prefill.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn several_samples_hang_on_decode_and_not_on_prefill() {
+    let pair = Pair::start(quick()).await;
+    let mut body = generate(4);
+    body["sampling_params"]["n"] = json!(2);
+    let body = pair.with_room(&body, 61);
+    let decode = open_post(&pair.decode, "/generate", &body).await;
+    let prefill = post(&pair.prefill, "/generate", &body).await;
+    assert_eq!(prefill.json().as_array().unwrap().len(), 2);
+    wait_for_state(&pair.decode, RoomState::Success).await;
+    let answered = pair
+        .decode
+        .journal()
+        .entries()
+        .iter()
+        .any(|e| matches!(e.event, Event::ResponseHead { .. }));
+    assert!(!answered, "decode answered");
+    drop(prefill);
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    assert_eq!(
+        post(&ordinary, "/generate", &body)
+            .await
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert!(
+        decode.try_read(&mut [0; 1]).is_err(),
+        "still open and silent"
+    );
+}
+
+#[tokio::test]
+async fn legs_with_different_prompts_are_noticed() {
+    let pair = Pair::start(quick()).await;
+    let body = pair.with_room(&generate(2), 71);
+    let mut other = body.clone();
+    other["text"] = json!("something else");
+    let (prefill, decode) = tokio::join!(
+        post(&pair.prefill, "/generate", &body),
+        post(&pair.decode, "/generate", &other)
+    );
+    assert_eq!(
+        prefill.json()["output_ids"][0],
+        decode.json()["output_ids"][0]
+    );
+    assert_eq!(
+        pair.decode.journal().violations()[&Violation::LegsDiffer],
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_null_port_is_decodes_own_bootstrap_port() {
+    let prefill = Worker::start_prefill(quick()).await.unwrap();
+    let bootstrap_port = prefill.bootstrap_port().unwrap();
+    let decode = Worker::start_decode(SimOptions {
+        bootstrap_port,
+        ..quick()
+    })
+    .await
+    .unwrap();
+    let pair = Pair { prefill, decode };
+    let mut body = pair.with_room(&generate(2), 81);
+    body["bootstrap_port"] = Value::Null;
+    let (prefill, decode) = tokio::join!(
+        post(&pair.prefill, "/generate", &body),
+        post(&pair.decode, "/generate", &body)
+    );
+    assert_eq!((prefill.status, decode.status), (200, 200));
+}
+
+#[tokio::test]
+async fn a_restarted_prefill_is_found_again() {
+    let Pair { prefill, decode } = Pair::start(SimOptions {
+        timers_scale: 0.001,
+        ..quick()
+    })
+    .await;
+    let port = prefill.bootstrap_port().unwrap();
+    let pair = Pair { prefill, decode };
+    assert_eq!(pair.both("/generate", &generate(2), 91).await.1.status, 200);
+    let Pair { prefill, decode } = pair;
+    prefill.stop().await;
+    let prefill = Worker::start_prefill(SimOptions {
+        bootstrap_port: port,
+        timers_scale: 0.001,
+        ..quick()
+    })
+    .await
+    .unwrap();
+    let pair = Pair { prefill, decode };
+    // Until the heartbeats have missed twice, rooms are lost with the dead prefill.
+    for room in 92.. {
+        let body = pair.with_room(&generate(2), room);
+        if post(&pair.decode, "/generate", &body)
+            .await
+            .text()
+            .contains("WaitingForInput")
+        {
+            break;
+        }
+    }
+    assert_eq!(
+        pair.both("/generate", &generate(2), 1000).await.1.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn every_prefill_meets_every_decode_of_a_demo() {
+    let (prefills, decodes) = demo_workers(2, 2, quick()).await.unwrap();
+    let mut room = 100;
+    for prefill in &prefills {
+        for decode in &decodes {
+            room += 1;
+            let mut body = generate(3);
+            body["bootstrap_host"] = json!("localhost");
+            body["bootstrap_port"] = json!(prefill.bootstrap_port());
+            body["bootstrap_room"] = json!(room);
+            let (prefill, decode) = tokio::join!(
+                post(prefill, "/generate", &body),
+                post(decode, "/generate", &body)
+            );
+            assert_eq!((prefill.status, decode.status), (200, 200));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prefill_that_listens_everywhere_is_found_at_its_registry() {
+    let everywhere = SimOptions {
+        host: std::net::Ipv4Addr::UNSPECIFIED.into(),
+        ..quick()
+    };
+    let prefill = Worker::start_prefill(everywhere).await.unwrap();
+    let decode = Worker::start_decode(quick()).await.unwrap();
+    let mut body = generate(3);
+    body["bootstrap_host"] = json!("127.0.0.1");
+    body["bootstrap_port"] = json!(prefill.bootstrap_port());
+    body["bootstrap_room"] = json!(1);
+    let _leg = open_post(&prefill, "/generate", &body).await;
+    assert_eq!(post(&decode, "/generate", &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stopped_worker_leaves_nothing_open() {
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let (address, journal) = (ordinary.address(), ordinary.journal().clone());
+    let mut idle = open(address, "GET", "/v1/models", "", "").await;
+    let mut head = [0; 12];
+    idle.read_exact(&mut head).await.unwrap();
+    ordinary.stop().await;
+    assert_eq!(journal.open_connections(), 0);
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    let by_worker = |event: &Event| {
+        matches!(
+            event,
+            Event::ConnectionClosed {
+                by: ClosedBy::Worker,
+                ..
+            }
+        )
+    };
+    assert!(
+        journal
+            .entries()
+            .iter()
+            .any(|entry| by_worker(&entry.event))
+    );
+}
+
+#[tokio::test]
+async fn a_chunked_request_is_served_and_noted() {
+    use tokio::io::AsyncWriteExt;
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(ordinary.address())
+        .await
+        .unwrap();
+    let body = r#"{"text":"a","sampling_params":{"max_new_tokens":1}}"#;
+    let request = format!(
+        "POST /generate HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    assert_eq!(
+        ordinary.journal().violations()[&Violation::ChunkedRequestBody],
+        1
+    );
+}
+
+async fn wait_for_state(worker: &Worker, state: RoomState) {
+    let reached = |seen: &[mini_lb::sim::Entry]| seen.iter().any(|e| is_state(&e.event, state));
+    worker.journal().wait_for(reached, SOON).await.unwrap();
+}

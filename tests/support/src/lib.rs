@@ -1,0 +1,128 @@
+//! The harness: a balancer in the test's own runtime, workers whose every byte the test decides, and a client
+//! that sees every byte.
+//!
+//! Nothing sleeps: a test waits for what happens on a socket, for [`PATIENCE`] at most.
+
+#![allow(clippy::unwrap_used)]
+
+pub mod baseline;
+pub mod client;
+pub mod mock_worker;
+pub mod plain_proxy;
+pub mod process;
+pub mod program;
+pub mod properties;
+pub mod sim;
+pub mod soak;
+pub mod tls;
+pub mod worker;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
+use tokio::task::JoinHandle;
+
+pub use client::{Answer, Client};
+pub use process::{Ended, Process, Signal};
+pub use worker::{Exchange, Worker};
+
+/// After this long a test that waits has failed. No claim is about time: it only ends what hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the future gives, or a failed test that says what was awaited.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+/// A running balancer. Stopped when dropped.
+pub struct Balancer {
+    pub address: SocketAddr,
+    handle: Handle,
+    served: JoinHandle<()>,
+}
+
+impl Balancer {
+    /// In front of one prefill worker, whose bootstrap port is 8998, and one decode worker.
+    pub async fn of(prefill: &Worker, decode: &Worker) -> Self {
+        Self::start(config(&[prefill.url()], &[decode.url()])).await
+    }
+
+    pub async fn start(config: MiniLbConfig) -> Self {
+        let balancer = MiniLoadBalancer::new(config).unwrap();
+        let handle = balancer.handle();
+        let served = tokio::spawn(async move { balancer.start().await.unwrap() });
+        let address = soon("the balancer listens", handle.address())
+            .await
+            .unwrap();
+        Self {
+            address,
+            handle,
+            served,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Who administers the workers through the listener for that.
+    pub async fn admin(&self) -> Client {
+        let address = self.handle.admin_address().await;
+        Client::connect(address.expect("a listener for administration")).await
+    }
+
+    /// Stops it and waits until it has ended.
+    pub async fn stop(mut self) {
+        self.handle.stop();
+        soon("the balancer ends", &mut self.served).await.unwrap();
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}
+
+/// A configuration on a free port; the bootstrap port of every prefill worker is 8998.
+pub fn config(prefills: &[String], decodes: &[String]) -> MiniLbConfig {
+    MiniLbConfig::new(
+        "127.0.0.1".into(),
+        0,
+        prefills
+            .iter()
+            .map(|url| (url.clone(), Some(8998)))
+            .collect(),
+        decodes.to_vec(),
+        60,
+    )
+    // Workers of tests count the requests that they get.
+    .health_check_interval(None)
+}
+
+/// The text of a POST with a JSON body and a Content-Length.
+pub fn post(path: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: balancer\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The next request at whichever worker that is not an abort.
+pub async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
+    loop {
+        let [one, two] = workers;
+        let (place, exchange) = tokio::select! {
+            exchange = one.request() => (0, exchange),
+            exchange = two.request() => (1, exchange),
+        };
+        if !exchange.request.head.contains("/abort_request") {
+            return (place, exchange);
+        }
+        exchange.answer("200 OK", "").await;
+    }
+}

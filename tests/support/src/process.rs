@@ -1,0 +1,194 @@
+//! A program as a process of its own: started as a user starts it, read line by line, signalled, and waited for.
+//!
+//! Nothing sleeps: a test waits for a line, or for the end. What a failed test leaves is killed.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// After this long a test that waits has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running program. Killed when dropped.
+pub struct Process {
+    child: Child,
+    /// What it writes on stdout and stderr, in the order of arrival. Closed when it has ended.
+    lines: mpsc::UnboundedReceiver<String>,
+    /// Those that [`Self::line`] has passed.
+    seen: Vec<String>,
+    stderr: JoinHandle<()>,
+    /// Whether nothing more is read.
+    hold: watch::Sender<bool>,
+}
+
+/// Signals that end a program, with their numbers.
+#[derive(Debug, Clone, Copy)]
+pub enum Signal {
+    Interrupt = 2,
+    Quit = 3,
+    Terminate = 15,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code; `None` when a signal killed it.
+    pub code: Option<i32>,
+    /// Every line that it wrote.
+    pub lines: Vec<String>,
+}
+
+impl Ended {
+    pub fn text(&self) -> String {
+        self.lines.join("\n")
+    }
+}
+
+impl Process {
+    pub fn start(binary: impl AsRef<Path>, arguments: &[impl AsRef<str>]) -> Self {
+        let mut command = std::process::Command::new(binary.as_ref());
+        command.args(arguments.iter().map(AsRef::as_ref));
+        Self::of(command)
+    }
+
+    pub fn of(mut command: std::process::Command) -> Self {
+        // The environment of whoever runs the tests must not configure the program.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MINI_LB_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = Command::from(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let (found, lines) = mpsc::unbounded_channel();
+        let (hold, held) = watch::channel(false);
+        let stdout = child.stdout.take().unwrap();
+        tokio::spawn(read(stdout, found.clone(), held.clone()));
+        let stderr = tokio::spawn(read(child.stderr.take().unwrap(), found, held));
+        Self {
+            child,
+            lines,
+            seen: Vec::new(),
+            stderr,
+            hold,
+        }
+    }
+
+    /// The first line from here on that has this in it.
+    pub async fn line(&mut self, part: &str) -> String {
+        loop {
+            let line = soon(&format!("a line with {part:?}"), self.lines.recv()).await;
+            let Some(line) = line else {
+                panic!("ended without {part:?}: {:#?}", self.seen);
+            };
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// The lines that came since the last look.
+    pub fn lines(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.lines.try_recv().ok()).collect()
+    }
+
+    /// Reads nothing more of what it writes; the pipes stay open.
+    pub fn ignore(&self) {
+        self.hold.send_replace(true);
+    }
+
+    /// Closes the reading end of its stderr.
+    pub async fn hang_up(&mut self) {
+        self.stderr.abort();
+        // Its end of the pipe is gone when the task is.
+        let _ = (&mut self.stderr).await;
+    }
+
+    /// Where it listens, once it does.
+    pub async fn address(&mut self) -> SocketAddr {
+        self.address_in("listening address=").await
+    }
+
+    /// The address in the first line with `part`.
+    pub async fn address_in(&mut self, part: &str) -> SocketAddr {
+        let line = self.line(part).await;
+        let mut words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '/');
+        let found = words.find_map(|word| word.parse().ok());
+        found.unwrap_or_else(|| panic!("{line}"))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Sends it a signal, once it listens for that signal.
+    pub async fn signal(&self, signal: Signal) {
+        let pid = self.id();
+        let caught = async {
+            // Source: proc_pid_status(5), `SigCgt`: a mask in hexadecimal, bit 0 is signal 1.
+            while caught_signals(pid) >> (signal as u32 - 1) & 1 == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(&format!("a handler of {signal:?}"), caught).await;
+        let (number, pid) = (format!("-{}", signal as u32), pid.to_string());
+        let sent = Command::new("kill").args([number, pid]).status().await;
+        assert!(sent.unwrap().success(), "{signal:?} was not sent");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let ended = soon("the end of the process", self.child.wait()).await;
+        ended.unwrap()
+    }
+
+    /// Likewise, with all that it wrote.
+    pub async fn end(mut self) -> Ended {
+        while let Some(line) = soon("the end of the process", self.lines.recv()).await {
+            self.seen.push(line);
+        }
+        Ended {
+            code: self.ended().await.code(),
+            lines: std::mem::take(&mut self.seen),
+        }
+    }
+}
+
+async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, awaited)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+async fn read(
+    pipe: impl AsyncRead + Unpin,
+    found: mpsc::UnboundedSender<String>,
+    held: watch::Receiver<bool>,
+) {
+    let mut lines = BufReader::new(pipe).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if *held.borrow() {
+            return std::future::pending().await;
+        }
+        // Read to the end even when nobody listens: a full pipe would stop the process.
+        let _ = found.send(line);
+    }
+}
+
+fn caught_signals(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+}

@@ -1,0 +1,530 @@
+//! The soak: a process of mini-lb between a mixed load with faults and simulated workers, watched from outside.
+//!
+//! Its phases: warm up, rest (the measure of memory and descriptors), load with faults, rest (measured again), and
+//! upgrades under a load without faults. The verdict is what must hold after all of them. Used by
+//! `examples/soak.rs` for minutes and by `tests/faults/soak.rs` for seconds.
+
+pub mod client;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use mini_lb::sim::{Role, SimOptions, Worker};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use self::client::{Case, Client, Outcome};
+use crate::process::{Process, Signal};
+
+/// The longest that a request may take before it counts as hung: many times the longest answer.
+const HUNG: Duration = Duration::from_secs(30);
+
+/// How many connections a worker keeps at rest at most: probes and the heartbeats between workers use them in
+/// turn, so that none gets idle for long enough to be closed.
+const KEPT: usize = 4;
+
+/// How long everything may take to come to rest. Pooled connections are idle for some seconds first.
+const REST: Duration = Duration::from_secs(30);
+
+/// A worker that was away is found again by a probe, each second; requests that met it fail until then.
+const AFTERMATH: Duration = Duration::from_secs(3);
+
+/// How many lines of a process that is gone are shown.
+const LAST_LINES: usize = 20;
+
+/// How much more memory is no leak, in KiB, on top of a tenth: arenas and stacks of an idle process.
+const SLACK_KIB: usize = 4096;
+
+/// What is run, and for how long.
+pub struct Plan {
+    /// The binary of mini-lb.
+    pub binary: PathBuf,
+    /// The load with faults.
+    pub load: Duration,
+    /// Between two lines of the report.
+    pub report: Duration,
+    /// A worker is killed this often.
+    pub kills: Duration,
+    /// Requests at the same time.
+    pub clients: usize,
+    /// Upgrades at the end.
+    pub upgrades: usize,
+    /// Of the choice of requests and faults.
+    pub seed: u64,
+}
+
+/// What must not be, if anything is.
+#[derive(Default)]
+pub struct Verdict {
+    pub broken: Vec<String>,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.broken.as_slice() {
+            [] => f.write_str("verdict: ok"),
+            broken => write!(f, "verdict: broken\n  {}", broken.join("\n  ")),
+        }
+    }
+}
+
+/// Runs the plan; `say` gets the report line by line.
+pub async fn run(plan: Plan, say: impl Fn(String) + Send + Sync) -> Verdict {
+    let mut soak = Soak::begin(plan).await;
+    let mut verdict = Verdict::default();
+    let warm_up = (soak.plan.load / 5).min(Duration::from_secs(30));
+    soak.load(warm_up, true, &say).await;
+    let before = soak.rest(&mut verdict, &say).await;
+    soak.load(soak.plan.load, true, &say).await;
+    let after = soak.rest(&mut verdict, &say).await;
+    after.compare(&before, &mut verdict);
+    soak.upgrades(&say).await;
+    soak.rest(&mut verdict, &say).await;
+    soak.end(&mut verdict).await;
+    verdict
+}
+
+struct Soak {
+    plan: Plan,
+    fleet: Arc<Fleet>,
+    process: Process,
+    address: SocketAddr,
+    directory: TempDir,
+    counts: Arc<Counts>,
+    panics: Vec<String>,
+    /// The last lines of the process.
+    last: VecDeque<String>,
+    waves: u64,
+}
+
+/// What became of the requests.
+#[derive(Default)]
+struct Counts {
+    ok: AtomicUsize,
+    /// The client left, as it meant to.
+    left: AtomicUsize,
+    /// An error while a worker was missing.
+    disturbed: AtomicUsize,
+    unexpected: AtomicUsize,
+    hung: AtomicUsize,
+    /// The first unexpected ones, in words.
+    seen: Mutex<Vec<String>>,
+}
+
+/// What the process holds when nobody asks it for anything.
+struct Held {
+    rss_kib: usize,
+    /// At rest without those of connections to workers.
+    descriptors: usize,
+}
+
+impl Held {
+    fn compare(&self, before: &Held, verdict: &mut Verdict) {
+        let Held {
+            rss_kib,
+            descriptors,
+        } = self;
+        if *rss_kib > before.rss_kib * 11 / 10 + SLACK_KIB {
+            let was = before.rss_kib;
+            verdict
+                .broken
+                .push(format!("memory grew from {was} to {rss_kib} KiB"));
+        }
+        if *descriptors > before.descriptors * 11 / 10 + 1 {
+            let was = before.descriptors;
+            verdict
+                .broken
+                .push(format!("descriptors grew from {was} to {descriptors}"));
+        }
+    }
+}
+
+impl Soak {
+    async fn begin(plan: Plan) -> Self {
+        let fleet = Arc::new(Fleet::start().await);
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().display();
+        let conf =
+            format!("version: 1\nupgrade_sock: {path}/up.sock\nhealth_check_interval_secs: 1\n");
+        fs::write(directory.path().join("conf.yaml"), conf).unwrap();
+        let mut process = Process::start(
+            &plan.binary,
+            &fleet.arguments(directory.path().join("conf.yaml"), 0, ""),
+        );
+        let address = process.address().await;
+        Self {
+            plan,
+            fleet,
+            process,
+            address,
+            directory,
+            counts: Arc::default(),
+            panics: Vec::new(),
+            last: VecDeque::new(),
+            waves: 0,
+        }
+    }
+
+    /// Clients for this long, with faults or without.
+    async fn load(&mut self, time: Duration, faults: bool, say: &(impl Fn(String) + Sync)) {
+        let wave = self.wave(faults);
+        let ends = Instant::now() + time;
+        let mut reports = tokio::time::interval(self.plan.report);
+        let mut kills = tokio::time::interval(self.plan.kills);
+        kills.tick().await;
+        let mut rng = StdRng::seed_from_u64(self.plan.seed ^ self.waves);
+        while Instant::now() < ends {
+            tokio::select! {
+                _ = reports.tick() => say(self.report()),
+                _ = kills.tick(), if faults => self.fleet.restart_one(&mut rng).await,
+                () = tokio::time::sleep_until(ends.into()) => {}
+            }
+        }
+        wave.end().await;
+    }
+
+    fn wave(&mut self, faults: bool) -> Wave {
+        self.waves += 1;
+        let stop = Arc::new(AtomicBool::new(false));
+        let clients = (0..self.plan.clients as u64)
+            .map(|number| {
+                let seed = self.plan.seed ^ (self.waves << 32) ^ (number << 40);
+                let visitor = Visitor {
+                    client: Client::new(self.address),
+                    rng: StdRng::seed_from_u64(seed),
+                    fleet: self.fleet.clone(),
+                    counts: self.counts.clone(),
+                    faults,
+                };
+                tokio::spawn(visitor.visit(stop.clone()))
+            })
+            .collect();
+        Wave { stop, clients }
+    }
+
+    /// Waits until no connection and no room is left at the workers, and measures.
+    async fn rest(&mut self, verdict: &mut Verdict, say: &impl Fn(String)) -> Held {
+        let deadline = Instant::now() + REST;
+        let mut looks = tokio::time::interval(Duration::from_millis(100));
+        let kept = self.fleet.workers.len() * KEPT;
+        while !self.fleet.rests(kept).await && Instant::now() < deadline {
+            looks.tick().await;
+        }
+        let (connections, rooms) = self.fleet.open().await;
+        if connections > kept || rooms > 0 {
+            verdict.broken.push(format!(
+                "at rest {connections} connections and {rooms} rooms are open at the workers"
+            ));
+        }
+        say(format!("at rest: {}", self.report()));
+        let mut held = self.held();
+        // Those have been judged: how many of them are kept is chance.
+        held.descriptors = held.descriptors.saturating_sub(connections);
+        held
+    }
+
+    async fn upgrades(&mut self, say: &(impl Fn(String) + Sync)) {
+        let wave = self.wave(false);
+        let served = self.counts.ok.load(Ordering::Relaxed);
+        for _ in 0..self.plan.upgrades {
+            let conf = self.directory.path().join("conf.yaml");
+            let arguments = self.fleet.arguments(conf, self.address.port(), "--upgrade");
+            let mut successor = Process::start(&self.plan.binary, &arguments);
+            successor.line("No incoming socket transfer").await;
+            self.process.signal(Signal::Quit).await;
+            successor.address().await;
+            if !self.process.ended().await.success() {
+                self.panics.push("an upgraded process failed".to_owned());
+            }
+            self.note_panics();
+            self.process = successor;
+        }
+        wave.end().await;
+        let served = self.counts.ok.load(Ordering::Relaxed) - served;
+        say(format!(
+            "upgrades: {} with {served} requests",
+            self.plan.upgrades
+        ));
+    }
+
+    async fn end(mut self, verdict: &mut Verdict) {
+        self.process.signal(Signal::Terminate).await;
+        if !self.process.ended().await.success() {
+            verdict.broken.push("it did not leave well".to_owned());
+        }
+        self.note_panics();
+        let mut unexpected = std::mem::take(&mut *self.counts.seen.lock().unwrap());
+        verdict.broken.append(&mut unexpected);
+        verdict.broken.append(&mut self.panics);
+        let violations = self.fleet.violations().await;
+        if !violations.is_empty() {
+            verdict.broken.push(format!("at the workers: {violations}"));
+        }
+    }
+
+    fn note_panics(&mut self) {
+        for line in self.process.lines() {
+            if line.contains("panicked") {
+                self.panics.push(line.clone());
+            }
+            if self.last.len() == LAST_LINES {
+                self.last.pop_front();
+            }
+            self.last.push_back(line);
+        }
+    }
+
+    fn report(&mut self) -> String {
+        self.note_panics();
+        let counts = &self.counts;
+        let [ok, left, disturbed, unexpected, hung] = [
+            &counts.ok,
+            &counts.left,
+            &counts.disturbed,
+            &counts.unexpected,
+            &counts.hung,
+        ]
+        .map(|count| count.load(Ordering::Relaxed));
+        let held = self.held();
+        let (connections, rooms) = self.fleet.glimpse();
+        format!(
+            "requests={} ok={ok} left={left} worker_missing={disturbed} unexpected={unexpected} hung={hung} \
+             worker_connections={connections} rooms={rooms} restarts={} rss_kib={} fds={} panics={}",
+            ok + left + disturbed + unexpected + hung,
+            self.fleet.restarts.load(Ordering::Relaxed),
+            held.rss_kib,
+            held.descriptors,
+            self.panics.len(),
+        )
+    }
+
+    fn held(&self) -> Held {
+        let process = PathBuf::from(format!("/proc/{}", self.process.id()));
+        let status = fs::read_to_string(process.join("status")).unwrap();
+        // A process that has ended has no memory.
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap_or_else(|| panic!("mini-lb is gone; its last lines: {:#?}", self.last));
+        Held {
+            rss_kib: rss.trim().trim_end_matches(" kB").parse().unwrap(),
+            descriptors: fs::read_dir(process.join("fd")).unwrap().count(),
+        }
+    }
+}
+
+/// Clients that go on until they are told to stop.
+struct Wave {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Wave {
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+    }
+}
+
+/// One client with its dice.
+struct Visitor {
+    client: Client,
+    rng: StdRng,
+    fleet: Arc<Fleet>,
+    counts: Arc<Counts>,
+    faults: bool,
+}
+
+impl Visitor {
+    async fn visit(mut self, stop: Arc<AtomicBool>) {
+        while !stop.load(Ordering::Relaxed) {
+            let case = Case::choose(&mut self.rng, self.faults);
+            let begun = Instant::now();
+            let outcome = tokio::time::timeout(HUNG, self.client.ask(&case)).await;
+            let counts = &self.counts;
+            let (count, words) = match outcome {
+                Err(_) => {
+                    self.client.hang_up();
+                    (&counts.hung, Some("hung".to_owned()))
+                }
+                Ok(Outcome::Ok) => (&counts.ok, None),
+                Ok(Outcome::Left) => (&counts.left, None),
+                Ok(Outcome::Wrong(_)) if self.fleet.was_disturbed_since(begun) => {
+                    (&counts.disturbed, None)
+                }
+                Ok(Outcome::Wrong(words)) => (&counts.unexpected, Some(words)),
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            let mut seen = counts.seen.lock().unwrap();
+            if let Some(words) = words
+                && seen.len() < 20
+            {
+                seen.push(format!("{}: {words}", case.name));
+            }
+        }
+    }
+}
+
+/// The workers, which are killed and started again on the same ports.
+struct Fleet {
+    workers: Vec<tokio::sync::Mutex<Place>>,
+    restarts: AtomicUsize,
+    disturbed: Mutex<Disturbed>,
+    violations: Mutex<Vec<String>>,
+}
+
+/// Where a worker is, or will be again.
+struct Place {
+    role: Role,
+    address: SocketAddr,
+    bootstrap_port: u16,
+    worker: Option<Worker>,
+}
+
+/// When a worker was missing.
+#[derive(Default)]
+struct Disturbed {
+    now: bool,
+    until: Option<Instant>,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let mut workers = Vec::new();
+        for role in [Role::Prefill, Role::Prefill, Role::Decode, Role::Decode] {
+            let worker = Worker::start(role, options(0, 0)).await.unwrap();
+            workers.push(tokio::sync::Mutex::new(Place {
+                role,
+                address: worker.address(),
+                bootstrap_port: worker.bootstrap_port().unwrap_or(0),
+                worker: Some(worker),
+            }));
+        }
+        Self {
+            workers,
+            restarts: AtomicUsize::new(0),
+            disturbed: Mutex::default(),
+            violations: Mutex::default(),
+        }
+    }
+
+    /// The command line of a balancer in front of them.
+    fn arguments(&self, conf: PathBuf, port: u16, more: &str) -> Vec<String> {
+        let mut line = format!(
+            "--conf {} --host 127.0.0.1 --port {port} --log-level warn,mini_lb::server=info {more}",
+            conf.display()
+        );
+        for place in &self.workers {
+            let place = place.try_lock().unwrap();
+            line += &match place.role {
+                Role::Prefill => {
+                    format!(
+                        " --prefill http://{} {}",
+                        place.address, place.bootstrap_port
+                    )
+                }
+                _ => format!(" --decode http://{}", place.address),
+            };
+        }
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Kills a worker in the middle of what it does, and starts another one in its place.
+    async fn restart_one(&self, rng: &mut StdRng) {
+        let mut place = self.workers[rng.random_range(0..self.workers.len())]
+            .lock()
+            .await;
+        self.disturbed.lock().unwrap().now = true;
+        if let Some(worker) = place.worker.take() {
+            self.note_violations(&worker);
+            worker.stop().await;
+        }
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..500))).await;
+        let options = options(place.address.port(), place.bootstrap_port);
+        place.worker = Some(Worker::start(place.role, options).await.unwrap());
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        *self.disturbed.lock().unwrap() = Disturbed {
+            now: false,
+            until: Some(Instant::now() + AFTERMATH),
+        };
+    }
+
+    /// Whether a worker was missing, or just back, at some time since then.
+    fn was_disturbed_since(&self, begun: Instant) -> bool {
+        let disturbed = self.disturbed.lock().unwrap();
+        disturbed.now || disturbed.until.is_some_and(|until| until > begun)
+    }
+
+    /// Whether no room is open, and hardly a connection.
+    async fn rests(&self, kept: usize) -> bool {
+        let (connections, rooms) = self.open().await;
+        connections <= kept && rooms == 0
+    }
+
+    /// Connections and rooms at all workers.
+    async fn open(&self) -> (usize, usize) {
+        let mut open = (0, 0);
+        for place in &self.workers {
+            if let Some(worker) = &place.lock().await.worker {
+                open.0 += worker.journal().open_connections();
+                open.1 += worker.journal().open_rooms();
+            }
+        }
+        open
+    }
+
+    /// As [`Self::open`], of the workers that are not being restarted.
+    fn glimpse(&self) -> (usize, usize) {
+        let places = self
+            .workers
+            .iter()
+            .filter_map(|place| place.try_lock().ok());
+        places.fold((0, 0), |(connections, rooms), place| match &place.worker {
+            Some(worker) => (
+                connections + worker.journal().open_connections(),
+                rooms + worker.journal().open_rooms(),
+            ),
+            None => (connections, rooms),
+        })
+    }
+
+    fn note_violations(&self, worker: &Worker) {
+        let found = worker.journal().violations();
+        if !found.is_empty() {
+            self.violations.lock().unwrap().push(format!("{found:?}"));
+        }
+    }
+
+    async fn violations(&self) -> String {
+        for place in &self.workers {
+            if let Some(worker) = &place.lock().await.worker {
+                self.note_violations(worker);
+            }
+        }
+        self.violations.lock().unwrap().join(" ")
+    }
+}
+
+/// Quick workers, whose timeouts are short enough to be met, and who notice at once when somebody leaves.
+fn options(port: u16, bootstrap_port: u16) -> SimOptions {
+    SimOptions {
+        port,
+        bootstrap_port,
+        time_per_output_token: Duration::from_millis(1),
+        timers_scale: 0.03,
+        keep_alive: Duration::from_secs(4),
+        journal_entries: 0,
+        ..SimOptions::default()
+    }
+}
