@@ -143,6 +143,20 @@ impl Package {
     }
 }
 
+/// The crates that the library is built with, without its default features.
+fn embedded() -> HashSet<String> {
+    let tree = run(&[
+        "tree",
+        "--locked",
+        "--no-default-features",
+        "--edges=normal,build",
+        "--prefix=none",
+        "--format={p}",
+    ]);
+    let name = |line: &str| line.split(' ').next().unwrap().to_owned();
+    tree.lines().map(name).collect()
+}
+
 /// What Cargo writes to stdout, in the folder of this crate.
 fn run(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
@@ -177,6 +191,24 @@ fn a_build_needs_a_rust_toolchain_a_c_compiler_and_make() {
             names.contains(name),
             "{name} is in the list of native code and not in the graph"
         );
+    }
+}
+
+/// Pingora has a command line too, so that clap stays.
+#[test]
+fn the_library_alone_has_neither_the_command_line_nor_the_simulator_nor_the_load_generator() {
+    let crates = embedded();
+    assert!(crates.contains("pingora-core"), "{crates:?}");
+    for name in [
+        "env_logger",
+        "hdrhistogram",
+        "http-body-util",
+        "hyper",
+        "hyper-util",
+        "indicatif",
+        "tikv-jemallocator",
+    ] {
+        assert!(!crates.contains(name), "{name}");
     }
 }
 
