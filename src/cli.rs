@@ -14,10 +14,12 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use pingora_core::server::configuration::Opt;
 
+#[cfg(feature = "bench")]
 use crate::bench::cli::BenchArgs;
 use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
+#[cfg(feature = "sim")]
 use crate::sim::cli::{DemoArgs, SimArgs};
 
 /// What the program is asked to do. A further subcommand is one more variant with its arguments.
@@ -27,10 +29,13 @@ pub enum Command {
     #[command(skip)]
     Serve(Box<Serve>),
     /// Start simulated workers and a balancer in front of them, to try it out.
+    #[cfg(feature = "sim")]
     Demo(DemoArgs),
     /// Start a simulated SGLang worker, or many.
+    #[cfg(feature = "sim")]
     Sim(SimArgs),
     /// Measure a server: latencies and throughput under a load.
+    #[cfg(feature = "bench")]
     Bench(Box<BenchArgs>),
 }
 

@@ -26,12 +26,33 @@
 //! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error`, `sim` and `telemetry` |
 //!
 //! `tests/library/rooms.rs` walks the sources and fails when a room names one that it must not know.
+//!
+//! # Features
+//!
+//! All are on by default. A package that embeds the balancer needs none of them.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `cli` | [`cli`], and the binary with its log on stderr and its allocator |
+//! | `sim` | [`sim`]; with `cli`, `mini-lb sim` and `mini-lb demo` |
+//! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
 
+#[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg_attr(
+    not(feature = "cli"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "flags are built from the table of settings"
+    )
+)]
 pub mod config;
 pub mod fleet;
 pub mod pd;
+#[cfg(feature = "sim")]
 pub mod sim;
 
 mod client;

@@ -1,17 +1,21 @@
 //! The door: arguments become a command. No decisions are made here, and only here the process ends.
 
+#[cfg(feature = "sim")]
 mod demo;
 mod stderr;
 
 use std::fmt::Display;
+#[cfg(feature = "sim")]
 use std::future::Future;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use env_logger::Target;
 use log::LevelFilter;
+#[cfg(feature = "bench")]
 use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Serve};
+#[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
 
 /// Gives memory back after a wave of streams, which glibc does not: see `Cargo.toml`.
@@ -21,8 +25,11 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
+        #[cfg(feature = "sim")]
         Ok(Command::Demo(args)) => block_on(demo::run(args)),
+        #[cfg(feature = "sim")]
         Ok(Command::Sim(args)) => block_on(run_sim(args)),
+        #[cfg(feature = "bench")]
         Ok(Command::Bench(args)) => match run_bench(*args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(error),
@@ -59,6 +66,7 @@ fn run(serve: Serve) -> ExitCode {
 }
 
 /// Commands that are not Pingora's: in a runtime of their own, with warnings on stderr.
+#[cfg(feature = "sim")]
 fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
     log_to_stderr("warn", true);
     let runtime = match tokio::runtime::Runtime::new() {
