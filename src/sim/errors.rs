@@ -164,6 +164,12 @@ pub(crate) fn transfer(stage: Stage, rid: &str, room: i128, reason: &str) -> Fai
     ))
 }
 
+/// The room is live already.
+pub(crate) fn duplicate_room(room: i128) -> Failure {
+    let reason = "Duplicate or cancelled bootstrap room";
+    aborted(format!("KVTransferError(bootstrap_room={room}): {reason}"))
+}
+
 /// An abort with status 500.
 pub(crate) fn aborted(message: String) -> Failure {
     Failure::Engine {

@@ -122,7 +122,7 @@ impl Worker {
         &self.engine.journal
     }
 
-    /// Whether a duplicate room or a missing host has killed the scheduler.
+    /// Whether a scripted fault has taken the worker down.
     #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.engine.phase() == Phase::Crashed
@@ -273,11 +273,6 @@ async fn serve_ranks(engine: Arc<Engine>, listener: TcpListener) {
         };
         let _ = stream.set_nodelay(true); // only latency
         connection += 1;
-        let (rooms, owner) = (engine.rooms.clone(), engine.clone());
-        let duplicate = move |room| {
-            // The failure has nobody to go to: the room's owner fails with the crash, or goes on.
-            let _ = owner.duplicate_room(room);
-        };
-        engine.spawn(serve_rank(stream, connection, rooms, duplicate));
+        engine.spawn(serve_rank(stream, connection, engine.rooms.clone()));
     }
 }

@@ -50,7 +50,6 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
             sampling,
             logprobs: native_logprobs(body, index, list),
             bootstrap: bootstrap(body, index, size)?,
-            sample: 0,
         });
     }
     Ok(Batch {
@@ -155,7 +154,6 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
             sampling,
             logprobs,
             bootstrap,
-            sample: 0,
         });
     }
     Ok(Batch {
@@ -295,7 +293,6 @@ fn one_prompt(
         sampling,
         logprobs,
         bootstrap,
-        sample: 0,
     };
     let n = samples(body.get("n"));
     Ok(Batch {
@@ -428,7 +425,6 @@ fn check_return_logprob(body: &Value, batch: Option<usize>) -> Result<(), Failur
             value,
             "a value or an array of values for BoolOrList",
         )),
-        // Python's uncaught IndexError.
         (Some(Value::Array(list)), Some(prompts)) if list.len() < prompts => {
             Err(Failure::Unhandled)
         }
@@ -502,7 +498,7 @@ fn native_logprobs(body: &Value, index: usize, list: bool) -> LogprobPlan {
     LogprobPlan {
         wanted: boolean(per_item(body, "return_logprob", index)),
         start: start.and_then(|start| usize::try_from(start).ok()),
-        deadly: start.is_some_and(|start| start < -1),
+        below_range: start.filter(|&start| start < -1),
         top: number("top_logprobs_num").map_or(0, |top| usize::try_from(top).unwrap_or(0)),
         token_ids: token_ids_logprob.map(token_ids),
         text: boolean(body.get("return_text_in_logprobs")),
@@ -531,7 +527,7 @@ fn rid(body: &Value, index: usize, list: bool) -> String {
 }
 
 fn samples(n: Option<&Value>) -> usize {
-    // SGLang has no limit; a simulator must not die of one request.
+    // SGLang has no limit. Here one request must not fill the memory of the machine.
     n.and_then(integer)
         .map_or(1, |n| usize::try_from(n).unwrap_or(1).clamp(1, 128))
 }

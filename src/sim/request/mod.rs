@@ -35,7 +35,6 @@ pub(crate) struct Item {
     pub(crate) sampling: Sampling,
     pub(crate) logprobs: LogprobPlan,
     pub(crate) bootstrap: Bootstrap,
-    pub(crate) sample: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,8 +53,8 @@ pub(crate) struct LogprobPlan {
     pub(crate) wanted: bool,
     /// First prompt position; none for "no prompt position".
     pub(crate) start: Option<usize>,
-    /// A start below -1, which the scheduler that meets it does not survive.
-    pub(crate) deadly: bool,
+    /// A start below -1, as the request has it.
+    pub(crate) below_range: Option<i128>,
     pub(crate) top: usize,
     pub(crate) token_ids: Option<Vec<u32>>,
     /// Token texts in the rows.
@@ -93,8 +92,7 @@ impl Batch {
             self.items = std::mem::take(&mut self.items)
                 .into_iter()
                 .flat_map(|item| {
-                    (0..self.n).map(move |sample| Item {
-                        sample,
+                    (0..self.n).map(move |_| Item {
                         rid: new_rid(),
                         ..item.clone()
                     })
@@ -133,7 +131,8 @@ pub(crate) fn new_rid() -> String {
 }
 
 /// The bootstrap fields of item `index` of `batch` items.
-/// A scalar room r stands for r, r+1, ...; a list that is too short is Python's uncaught IndexError.
+/// A scalar room r stands for r, r+1, ...; a list that is too short gets 500, as the transcript
+/// d_batch_room_len_mismatch shows.
 fn bootstrap(body: &Value, index: usize, batch: Option<usize>) -> Result<Bootstrap, Failure> {
     let pick = |name: &str| match body.get(name) {
         Some(Value::Array(list)) => match (batch, list.get(index)) {
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_list_that_is_too_short_is_an_uncaught_exception() {
+    fn a_room_list_that_is_too_short_is_an_internal_server_error() {
         let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7],
             "sampling_params":{"max_new_tokens":4}});
         assert_eq!(parse(body).unwrap_err(), Failure::Unhandled);
