@@ -237,8 +237,8 @@ impl fmt::Display for ProxyError {
             ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
             ProxyError::Samples(n) => write!(
                 f,
-                "n = {n} is not supported with prefill/decode disaggregation: SGLang gives all samples of a \
-                 prompt one rendezvous, which never completes; send {n} requests with n = 1"
+                "n = {n} is not supported with prefill/decode disaggregation: a pair produces one sample per \
+                 prompt; send {n} requests with n = 1"
             ),
             ProxyError::BatchTooLarge(limit) => {
                 write!(

@@ -3,9 +3,7 @@
 //!
 //! A value without sockets and clocks: the corridor reports what it sees ([`RequestState::prefill`],
 //! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]. Legs are numbered by attempts; a new
-//! attempt starts both anew, with new rooms, because a room that one worker may have seen must never be used
-//! again.
-//! Source: sgl-project/sglang issue 40125 (a room used twice crashes both schedulers).
+//! attempt starts both anew, with new rooms, because a room names one rendezvous and is never used twice.
 
 use super::Role;
 
