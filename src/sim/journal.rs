@@ -68,8 +68,8 @@ pub enum Event {
     ResponseHead { request: u64, status: u16 },
     /// The answer was written to its end.
     ResponseFinished { request: u64 },
-    /// A rule of the worker's script struck this request.
-    FaultStruck {
+    /// A rule of the worker's script fired for this request.
+    FaultInjected {
         request: u64,
         rule: String,
         action: &'static str,

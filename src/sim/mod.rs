@@ -30,9 +30,11 @@
 //! Where the truth comes from: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
 //! and its sources where no transcript shows a behaviour.
 
+mod api;
 pub mod chaos;
 mod chat;
 pub mod cli;
+mod client;
 mod completions;
 mod engine;
 mod errors;

@@ -6,7 +6,7 @@
 use super::run::{Run, unix_seconds};
 use crate::sim::Role;
 use crate::sim::chaos::ItemFault;
-use crate::sim::errors::{self, Failure, Stage};
+use crate::sim::errors::{self, Failure, TransferPhase};
 use crate::sim::journal::{RoomState, Violation};
 use crate::sim::model::{self, Context};
 use crate::sim::rendezvous::{
@@ -68,17 +68,17 @@ impl Run {
             Some(Err(_)) => {
                 self.note_lonely(room);
                 let reason = errors::timed_out(room, timeout, "Bootstrapping");
-                return Err(self.failed(Stage::PrefillBootstrap, room, &reason));
+                return Err(self.failed(TransferPhase::PrefillBootstrap, room, &reason));
             }
-            _ => return Err(self.failed(Stage::PrefillBootstrap, room, errors::ABORTED)),
+            _ => return Err(self.failed(TransferPhase::PrefillBootstrap, room, errors::ABORTED)),
         };
         held.state(RoomState::WaitingForInput);
         self.compute_unless_lost(&mut held, room).await?;
         held.state(RoomState::Transferring);
         self.pause(engine.options.transfer_time).await;
-        self.strike_transfer(Stage::PrefillTransfer, room)?;
+        self.fail_by_script(TransferPhase::PrefillTransfer, room)?;
         if self.abort.is_asked() {
-            return Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED));
         }
         destination.send_kv(room, self.record());
         match self.abort.or(held.event()).await {
@@ -86,18 +86,18 @@ impl Run {
                 held.succeeded();
                 Ok(())
             }
-            _ => Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED)),
+            _ => Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED)),
         }
     }
 
-    /// The script's faults between the prompt and the KV's arrival.
-    fn strike_transfer(&self, stage: Stage, room: Room) -> Result<(), Failure> {
+    /// Applies a scripted fault of the KV transfer.
+    fn fail_by_script(&self, phase: TransferPhase, room: Room) -> Result<(), Failure> {
         match self.fault {
             ItemFault::None | ItemFault::AbortAfter(_) => return Ok(()),
             ItemFault::LoseKv => {}
             ItemFault::CrashInTransfer => self.engine.crash(),
         }
-        Err(self.failed(stage, room, errors::LOST_KV))
+        Err(self.failed(phase, room, errors::LOST_KV))
     }
 
     /// Decode can give up while the prompt is computed.
@@ -110,7 +110,7 @@ impl Run {
             computed = self.compute() => computed,
             _ = held.event() => None,
         };
-        computed.ok_or_else(|| self.failed(Stage::PrefillTransfer, room, errors::ABORTED))
+        computed.ok_or_else(|| self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED))
     }
 
     async fn admit_decode(&mut self, room: Room) -> Result<(), Failure> {
@@ -121,18 +121,18 @@ impl Run {
             .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
         let address = self.bootstrap_address();
         let Some(Ok(resolved)) = self.abort.or(held.resolve(&address)).await else {
-            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
         let permit = self.abort.or(engine.kv.clone().acquire_owned()).await;
         let Some(permit) = permit else {
-            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
         self.permits.extend(permit.ok());
         let mut meeting = resolved.present();
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
         held.state(RoomState::Transferring);
-        self.strike_transfer(Stage::DecodeTransfer, room)?;
+        self.fail_by_script(TransferPhase::DecodeTransfer, room)?;
         meeting.taken();
         held.succeeded();
         if record.prompt_fingerprint != self.context.fingerprint() {
@@ -155,12 +155,12 @@ impl Run {
         tokio::pin!(deadline);
         let event = tokio::select! {
             biased;
-            () = self.abort.asked() => return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED)),
+            () = self.abort.asked() => return Err(self.failed(TransferPhase::DecodeTransfer, room, errors::ABORTED)),
             event = meeting.event() => event,
             () = &mut deadline => {
                 self.note_lonely(room);
                 let reason = errors::timed_out(room, timeout, "WaitingForInput");
-                return Err(self.failed(Stage::DecodeTransfer, room, &reason));
+                return Err(self.failed(TransferPhase::DecodeTransfer, room, &reason));
             }
         };
         match event {
@@ -168,7 +168,7 @@ impl Run {
             KvEvent::Refused => Err(errors::duplicate_room(room)),
             KvEvent::LostPrefill => {
                 let reason = errors::lost_prefill(address);
-                Err(self.failed(Stage::DecodeTransfer, room, &reason))
+                Err(self.failed(TransferPhase::DecodeTransfer, room, &reason))
             }
         }
     }
@@ -240,8 +240,8 @@ impl Run {
         }
     }
 
-    fn failed(&self, stage: Stage, room: Room, reason: &str) -> Failure {
-        errors::transfer(stage, &self.item.rid, room, reason)
+    fn failed(&self, phase: TransferPhase, room: Room, reason: &str) -> Failure {
+        errors::transfer(phase, &self.item.rid, room, reason)
     }
 
     /// An abort before anything ran has no words of its own here: it is the rendezvous' one.

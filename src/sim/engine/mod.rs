@@ -132,7 +132,7 @@ impl Engine {
     /// Runs a task that ends with the phase, and that [`super::Worker::stop`] waits for.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ends = self.phase_ends();
-        self.spawn_watchful(async move {
+        self.spawn_tracked(async move {
             tokio::select! {
                 () = ends => {}
                 () = task => {}
@@ -141,7 +141,7 @@ impl Engine {
     }
 
     /// Runs a task that ends by itself when the phase does.
-    pub(crate) fn spawn_watchful(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn_tracked(&self, task: impl Future<Output = ()> + Send + 'static) {
         let alive = self
             .alive
             .lock()
