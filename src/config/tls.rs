@@ -1,10 +1,10 @@
 //! Certificates and keys: PEM files become what the listener and the connections to workers need.
 //!
-//! Everything that rustls or Pingora would refuse, or panic on, is refused here, with the file's name. Nothing is
-//! sent and no certificate is judged: whether it is trusted, or out of date, is the other side's to say.
+//! A file that rustls or Pingora does not take is refused here, with its name. Nothing is sent and no certificate is
+//! judged: whether it is trusted, or out of date, is the other side's to say.
 //!
-//! Source: pingora-core 0.9.1, `utils/tls/rustls.rs` (panics on what x509-parser does not read),
-//! `connectors/tls/rustls/mod.rs` (panics on roots that cannot be loaded).
+//! Source: pingora-core 0.9.1, `utils/tls/rustls.rs` (certificates are read with x509-parser),
+//! `connectors/tls/rustls/mod.rs` (the roots).
 
 use std::fmt;
 use std::path::Path;

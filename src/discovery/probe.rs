@@ -2,7 +2,7 @@
 //!
 //! A probe that is slow or answers an error says nothing: SGLang's `/health` runs a generation and waits behind
 //! long prompts, while real requests are served. Only real traffic judges a worker that is there.
-//! Source: sgl-project/sglang issues 9198 and 22511.
+//! Source: SGLang 0.5.23, `entrypoints/http_server.py` (`health_generate`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! The rooms of live requests.
 //!
-//! A room that two live requests share crashes SGLang's schedulers or mixes their KV caches, so the
-//! random draw is checked against the rooms that are in use.
-//! Source: sgl-project/sglang issue 40125; SGLang 0.5.23 `disaggregation/decode.py`.
+//! A room names one rendezvous, so two live requests never share one: the random draw is checked against the
+//! rooms that are in use.
+//! Source: SGLang 0.5.23, `disaggregation/decode.py`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};

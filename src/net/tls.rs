@@ -1,7 +1,7 @@
 //! Whom a connection to a worker over TLS trusts, and what it shows.
 //!
 //! The name in the certificate must be the host of the worker's URL, a name or an address, always: there is no way
-//! to switch that off. Reads no file but Pingora's own roots, which it would panic on.
+//! to switch that off. Reads no file but Pingora's own roots, to check them before Pingora loads them.
 //!
 //! Source: pingora-core 0.9.1, `connectors/tls/rustls/mod.rs`, `upstreams/peer.rs` (`reuse_hash`).
 

@@ -3,8 +3,8 @@
 //!
 //! A value without sockets and clocks. The proxy reports what it sees ([`RequestState::prefill`],
 //! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]; asking changes nothing and
-//! costs nothing. The questions "has the first byte gone?" and "which leg is to blame?" are answered here and nowhere
-//! else. Every attempt starts both legs anew, with new rooms: a room names one rendezvous and is never used twice.
+//! costs nothing. Which leg is to blame is decided here and nowhere else. Every attempt starts both legs anew, with new
+//! rooms: a room names one rendezvous and is never used twice.
 
 use super::Role;
 

@@ -5,7 +5,7 @@
 //! stays until this process listens at every one of its addresses, some of which the old_process may not have had:
 //! when one of them is busy this process ends, and the old_process must not.
 //!
-//! Pingora's own way would try for 30 s to listen and then panic, after the old_process has left.
+//! Pingora's own way tries for 30 s to listen and ends when it cannot, after the old_process has left.
 //! Source: pingora-core 0.9.1 `server/transfer_fd/mod.rs` (`get_fds_from`), `listeners/l4.rs` (`bind_tcp`).
 
 use std::collections::HashSet;
@@ -70,7 +70,7 @@ impl OldProcess {
     }
 }
 
-/// Pingora panics where the upgrade socket cannot be made.
+/// Makes sure that the upgrade socket can be made, before Pingora makes it.
 fn prepare(upgrade_sock: &str, mark: &Path) -> io::Result<()> {
     SocketAddr::from_pathname(upgrade_sock)?;
     remove(mark)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::chaos::Script;
-use super::{DisconnectNotice, DuplicateRoom, Role, SimOptions, Worker};
+use super::{DisconnectNotice, Role, SimOptions, Worker};
 
 /// Arguments of `mini-lb sim`.
 #[derive(Debug, Clone, Args)]
@@ -115,9 +115,6 @@ pub struct Knobs {
     /// Tokens of prompt and answer together.
     #[arg(long, default_value_t = SimOptions::default().context_length)]
     pub context_length: usize,
-    /// What a duplicate live room does.
-    #[arg(long, value_enum, default_value_t = SimOptions::default().duplicate_room)]
-    pub duplicate_room: DuplicateRoom,
     /// When a client's disconnect is noticed.
     #[arg(long, value_enum, default_value_t = SimOptions::default().disconnect)]
     pub disconnect: DisconnectNotice,
@@ -158,7 +155,6 @@ impl From<Knobs> for SimOptions {
             health_time: Duration::from_millis(knobs.health_ms),
             incremental_streaming: knobs.incremental_streaming_output,
             context_length: knobs.context_length,
-            duplicate_room: knobs.duplicate_room,
             disconnect: knobs.disconnect,
             journal_entries: knobs.journal_entries,
             chaos: knobs.chaos.unwrap_or_default(),

@@ -141,27 +141,33 @@ pub(crate) fn start_beyond_prompt(start: usize, prompt: usize) -> Failure {
     ))
 }
 
-/// Where in the rendezvous a request failed; SGLang words each differently.
+/// The phase of the rendezvous in which a request failed; the message of each differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum TransferPhase {
     PrefillBootstrap,
     PrefillTransfer,
     DecodeHandshake,
     DecodeTransfer,
 }
 
-/// A `KVTransferError` at a stage.
-pub(crate) fn transfer(stage: Stage, rid: &str, room: i128, reason: &str) -> Failure {
-    let (what, prefix) = match stage {
-        Stage::PrefillBootstrap => ("Prefill bootstrap", "req"),
-        Stage::PrefillTransfer => ("Prefill transfer", "req"),
-        Stage::DecodeHandshake => ("Decode handshake", "decode_req.req"),
-        Stage::DecodeTransfer => ("Decode transfer", "decode_req.req"),
+/// A `KVTransferError` in a phase of the rendezvous.
+pub(crate) fn transfer(phase: TransferPhase, rid: &str, room: i128, reason: &str) -> Failure {
+    let (what, prefix) = match phase {
+        TransferPhase::PrefillBootstrap => ("Prefill bootstrap", "req"),
+        TransferPhase::PrefillTransfer => ("Prefill transfer", "req"),
+        TransferPhase::DecodeHandshake => ("Decode handshake", "decode_req.req"),
+        TransferPhase::DecodeTransfer => ("Decode transfer", "decode_req.req"),
     };
     aborted(format!(
         "{what} failed for request rank=0 {prefix}.rid='{rid}' {prefix}.bootstrap_room={room} \
          with exception KVTransferError(bootstrap_room={room}): {reason}"
     ))
+}
+
+/// The room is live already.
+pub(crate) fn duplicate_room(room: i128) -> Failure {
+    let reason = "Duplicate or cancelled bootstrap room";
+    aborted(format!("KVTransferError(bootstrap_room={room}): {reason}"))
 }
 
 /// An abort with status 500.
@@ -219,7 +225,7 @@ mod tests {
     #[test]
     fn a_transfer_failure_reads_as_in_the_transcript() {
         let timeout = timed_out(8001, std::time::Duration::from_secs(10), "Bootstrapping");
-        let failure = transfer(Stage::PrefillBootstrap, "84d0", 8001, &timeout);
+        let failure = transfer(TransferPhase::PrefillBootstrap, "84d0", 8001, &timeout);
         let message = match failure {
             Failure::Engine {
                 status: 500,

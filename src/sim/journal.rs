@@ -68,8 +68,8 @@ pub enum Event {
     ResponseHead { request: u64, status: u16 },
     /// The answer was written to its end.
     ResponseFinished { request: u64 },
-    /// A rule of the worker's script struck this request.
-    FaultStruck {
+    /// A rule of the worker's script fired for this request.
+    FaultInjected {
         request: u64,
         rule: String,
         action: &'static str,
@@ -86,7 +86,7 @@ pub enum ClosedBy {
     Client,
     /// This worker, because nothing came for the keep-alive time.
     KeepAlive,
-    /// This worker, because it stopped or crashed.
+    /// This worker, because it stopped, or a scripted fault took it down.
     Worker,
 }
 
@@ -106,7 +106,7 @@ pub enum RoomState {
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum Violation {
-    /// A room was presented while it lived.
+    /// A room was presented while another request of this worker, or another decode, was in it.
     DuplicateRoom,
     /// A request with a body came without `content-length`.
     MissingContentLength,
@@ -116,10 +116,16 @@ pub enum Violation {
     LegsDiffer,
     /// A generation request for this role had no room.
     MissingRoom,
-    /// A room without a host reached decode, which a real one does not survive.
+    /// A request with a room and without a host reached decode.
     NullBootstrapHost,
-    /// A `logprob_start_len` below -1 reached a scheduler, which a real one does not survive.
-    DeadlyLogprobStart,
+    /// Room 0 was presented, which stands for "not written yet" in SGLang's metadata record.
+    ReservedRoom,
+    /// Several samples of a prompt (`n > 1`) share its room.
+    SharedRoom,
+    /// The other leg of a room did not come within the time that a worker waits for it.
+    LonelyRoom,
+    /// `logprob_start_len` is below -1, in a request that wants logprobs.
+    LogprobStartOutOfRange,
 }
 
 /// The journal of one worker. Cheap to clone; all clones are the same journal.

@@ -7,11 +7,11 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `worker` | [`Worker`]: start, stop, the connection loop with uvicorn's keep-alive, crash |
+//! | `worker` | [`Worker`]: start, stop, the connection loop with uvicorn's keep-alive |
 //! | `routes` | one request: journal, authorization, path to endpoint |
 //! | `wire` | response heads and bodies as uvicorn frames them |
 //! | `request` | JSON to batches of items; the checks that SGLang makes, in its order |
-//! | `engine` | the life of one item: admission by role, tokens, abort |
+//! | `engine` | the life of one item: the rules, admission by role, tokens, abort |
 //! | `rendezvous` | rooms: the rank protocol, prefill's table, decode's connections to prefills |
 //! | `registry` | prefill's bootstrap registry on its own port |
 //! | `model` | a toy tokenizer and a toy model: the answer is a function of the prompt |
@@ -24,12 +24,17 @@
 //! | `chaos` | faults on purpose: rules, what they do to a body and to a connection's bytes |
 //! | `cli` | `mini-lb sim` and the workers of `mini-lb demo` |
 //!
+//! A request that breaks a rule of the protocol gets an error and a [`journal::Violation`], and the worker goes on:
+//! a simulator is there to reveal a violation. A worker goes down only where a rule of [`chaos`] says so.
+//!
 //! Where the truth comes from: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
 //! and its sources where no transcript shows a behaviour.
 
+mod api;
 pub mod chaos;
 mod chat;
 pub mod cli;
+mod client;
 mod completions;
 mod engine;
 mod errors;
@@ -76,16 +81,6 @@ impl Role {
             Role::Ordinary => "null",
         }
     }
-}
-
-/// What happens when a room is presented twice while it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum DuplicateRoom {
-    /// The scheduler dies: every connection is dropped, and only `/health` (503) and the journal answer.
-    /// Source: sgl-project/sglang issue 40125.
-    Crash,
-    /// The second request fails with status 500; the first goes on.
-    Reject,
 }
 
 /// When a closed client connection is noticed.
@@ -139,8 +134,6 @@ pub struct SimOptions {
     pub incremental_streaming: bool,
     /// Tokens of prompt and answer together.
     pub context_length: usize,
-    /// What a duplicate live room does.
-    pub duplicate_room: DuplicateRoom,
     /// When a client's disconnect is noticed.
     pub disconnect: DisconnectNotice,
     /// Journal entries kept (the oldest go first); 0 keeps counters only and hashes no body.
@@ -170,7 +163,6 @@ impl Default for SimOptions {
             health_time: Duration::from_millis(10),
             incremental_streaming: false,
             context_length: 2048,
-            duplicate_room: DuplicateRoom::Crash,
             disconnect: DisconnectNotice::AtOnce,
             journal_entries: 65_536,
             chaos: chaos::Script::default(),

@@ -48,7 +48,7 @@ impl Registry {
         })
     }
 
-    /// Answers one request; `alive` is false after a crash.
+    /// Answers one request; `alive` is false when a scripted fault has taken the worker down.
     pub(crate) async fn answer(
         &self,
         request: Request<Incoming>,
@@ -59,7 +59,7 @@ impl Registry {
             return text(StatusCode::BAD_REQUEST, "");
         };
         if !alive {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "scheduler is dead");
+            return text(StatusCode::SERVICE_UNAVAILABLE, "the worker is down");
         }
         let body = body.to_bytes();
         match (&head.method, head.uri.path()) {

@@ -16,7 +16,7 @@ use http::{Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc::Receiver;
 
-use super::chaos::Shaped;
+use super::chaos::FaultyEvents;
 
 /// A response before it is put on a connection.
 pub(crate) type Answer = Response<Payload>;
@@ -28,7 +28,7 @@ pub(crate) enum Payload {
     /// As it comes: one chunk on the wire per item.
     Events(Receiver<Bytes>),
     /// As it comes, under a fault.
-    Shaped(Shaped),
+    Faulty(FaultyEvents),
     /// The head goes out, and the body never does.
     Stalled,
     /// The connection is to be cut without an answer, or in its body.
@@ -231,7 +231,7 @@ impl<G: OnFinish> Body for SimBody<G> {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(next) => next,
             },
-            Payload::Shaped(events) => match std::task::ready!(events.poll(context)) {
+            Payload::Faulty(events) => match std::task::ready!(events.poll(context)) {
                 Some(Ok(bytes)) => Some(bytes),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => None,

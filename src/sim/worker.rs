@@ -1,5 +1,6 @@
-//! A worker's life: listeners, the connection loop, stop. What a request gets is `routes`' business.
+//! A worker from start to stop: its listeners and connections. Requests are `api`'s.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,19 +12,19 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use super::chaos::{ChaosIo, Orders};
+use super::api::Api;
+use super::chaos::{ChaosIo, ConnectionFaults};
 use super::engine::{Engine, Phase};
 use super::journal::{ClosedBy, Journal};
 use super::management::Ports;
 use super::registry::Registry;
 use super::rendezvous::serve_rank;
-use super::routes::Door;
 use super::{Role, SimOptions};
 
-/// Before the next try to accept a connection. Who is out of descriptors would try without a pause.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Pause after a failed accept: without one, a process out of descriptors would retry in a tight loop.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// A simulated worker that serves, on tasks of the runtime that started it. Dropped, it stops.
+/// A running simulated worker, on tasks of the runtime that started it. It stops when dropped.
 pub struct Worker {
     engine: Arc<Engine>,
     address: SocketAddr,
@@ -33,14 +34,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Binds the ports of the role, and serves.
+    /// Binds the ports of the role and serves: the API, and on prefill the registry and the rank port.
     ///
     /// # Errors
     /// When a port cannot be bound.
     pub async fn start(role: Role, options: SimOptions) -> io::Result<Worker> {
         let host = options.host;
-        let api = TcpListener::bind((host, options.port)).await?;
-        let address = api.local_addr()?;
+        let listener = TcpListener::bind((host, options.port)).await?;
+        let address = listener.local_addr()?;
         let (alive, all_ended) = mpsc::channel(1);
         let wanted_bootstrap_port = options.bootstrap_port;
         let engine = Engine::new(role, options, alive);
@@ -55,11 +56,11 @@ impl Worker {
             ports.bootstrap = registry.local_addr()?.port();
             bootstrap_port = Some(ports.bootstrap);
             let known = Registry::new(rank.local_addr()?, ports.api);
-            engine.spawn_watchful(serve_registry(engine.clone(), registry, known));
-            engine.spawn_watchful(serve_ranks(engine.clone(), rank));
+            engine.spawn_tracked(serve_registry(engine.clone(), registry, known));
+            engine.spawn_tracked(serve_ranks(engine.clone(), rank));
         }
-        let door = Arc::new(Door::new(engine.clone(), ports));
-        engine.spawn_watchful(serve_api(door, api));
+        let api = Arc::new(Api::new(engine.clone(), ports));
+        engine.spawn_tracked(serve_api(api, listener));
         Ok(Worker {
             engine,
             address,
@@ -98,37 +99,37 @@ impl Worker {
         format!("http://{}", self.address)
     }
 
-    /// Where the API listens.
+    /// Address of the API.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What the worker does.
+    /// Prefill, decode or ordinary.
     #[must_use]
     pub fn role(&self) -> Role {
         self.engine.role
     }
 
-    /// Where prefill's registry listens; none on the other roles.
+    /// Port of the bootstrap registry; only prefill has one.
     #[must_use]
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap_port
     }
 
-    /// What happened on this worker.
+    /// The events of this worker so far.
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.engine.journal
     }
 
-    /// Whether a duplicate room or a missing host has killed the scheduler.
+    /// Whether a scripted fault has taken the worker down.
     #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.engine.phase() == Phase::Crashed
     }
 
-    /// Cuts all connections, frees the ports, and returns when every task has ended.
+    /// Closes all connections and ports, and returns when every task has ended.
     pub async fn stop(mut self) {
         self.engine.stop();
         while self.alive.recv().await.is_some() {}
@@ -141,14 +142,13 @@ impl Drop for Worker {
     }
 }
 
-async fn serve_api(door: Arc<Door>, mut listener: TcpListener) {
-    let stopped = door.engine.stopped();
-    let mut refusals = door.engine.chaos.refusals();
+async fn serve_api(api: Arc<Api>, mut listener: TcpListener) {
+    let stopped = api.engine.stopped();
+    let mut refusals = api.engine.chaos.refusals();
     tokio::pin!(stopped);
     loop {
         let accepted = tokio::select! {
             biased;
-            () = &mut stopped => return,
             Ok(()) = refusals.changed() => {
                 let time = refusals.borrow_and_update().unwrap_or_default();
                 listener = tokio::select! {
@@ -158,19 +158,39 @@ async fn serve_api(door: Arc<Door>, mut listener: TcpListener) {
                 };
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &mut stopped) => accepted,
         };
-        let Ok((stream, peer)) = accepted else {
-            tokio::time::sleep(ACCEPT_AGAIN).await;
-            continue;
+        let Some((stream, peer)) = accepted else {
+            return;
         };
-        let connection = door.engine.journal.connection_opened(|| peer.to_string());
-        let served = serve_connection(door.clone(), stream, connection);
-        door.engine.spawn_watchful(served);
+        let connection = api.engine.journal.connection_opened(|| peer.to_string());
+        let served = serve_connection(api.clone(), stream, connection);
+        api.engine.spawn_tracked(served);
     }
 }
 
-/// Closes the listener for a time: the system refuses who connects.
+/// The next connection; none when the worker stops.
+async fn accept(
+    listener: &TcpListener,
+    stopped: &mut (impl Future<Output = ()> + Unpin),
+) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut *stopped => return None,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true); // only latency
+                return Some((stream, peer));
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_RETRY).await,
+        }
+    }
+}
+
+/// Closes the listener for a time, so that the system refuses connections.
 async fn listen_again(listener: TcpListener, time: Duration) -> TcpListener {
     let address = match listener.local_addr() {
         Ok(address) => address,
@@ -180,39 +200,28 @@ async fn listen_again(listener: TcpListener, time: Duration) -> TcpListener {
     drop(listener);
     loop {
         tokio::time::sleep(time).await;
-        // Somebody else has the port: what was to be refused for a time is refused for longer.
+        // An error means that another process has the port: connections stay refused.
         if let Ok(listener) = TcpListener::bind(address).await {
             return listener;
         }
     }
 }
 
-/// One client connection, with uvicorn's keep-alive: it is closed when nothing came for a while after an answer.
-async fn serve_connection(door: Arc<Door>, stream: TcpStream, connection: u64) {
-    let _ = stream.set_nodelay(true); // only latency
-    let engine = door.engine.clone();
-    // Busy from the start: uvicorn's timer begins with the first answer.
-    let (busy, mut idle) = watch::channel(true);
+/// One client connection. It is closed when no request comes for the keep-alive time after a response, as by uvicorn.
+async fn serve_connection(api: Arc<Api>, stream: TcpStream, connection: u64) {
+    let engine = api.engine.clone();
+    // Busy from the start: uvicorn's timer begins with the first response.
+    let (busy, idle) = watch::channel(true);
     let phase_ends = engine.phase_ends();
-    let orders = Orders::default();
-    let stream = ChaosIo::new(stream, orders.clone());
-    let given = orders.clone();
+    let faults = ConnectionFaults::default();
+    let stream = ChaosIo::new(stream, faults.clone());
+    let of_request = faults.clone();
     let service = service_fn(move |request| {
-        let (door, busy, orders) = (door.clone(), busy.clone(), orders.clone());
-        async move { door.serve(connection, busy, orders, request).await }
+        let (api, busy, faults) = (api.clone(), busy.clone(), of_request.clone());
+        async move { api.serve(connection, busy, faults, request).await }
     });
     let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    let keep_alive = engine.options.keep_alive;
-    let idle_too_long = async move {
-        while idle.wait_for(|busy| !busy).await.is_ok() {
-            let next = idle.wait_for(|busy| *busy);
-            if tokio::time::timeout(keep_alive, next).await.is_err() {
-                return;
-            }
-        }
-        // The connection is gone, and tells so itself.
-        std::future::pending().await
-    };
+    let idle_too_long = idle_for(idle, engine.options.keep_alive);
     tokio::pin!(serving, phase_ends, idle_too_long);
     let by = tokio::select! {
         biased;
@@ -225,31 +234,33 @@ async fn serve_connection(door: Arc<Door>, stream: TcpStream, connection: u64) {
         }
     };
     engine.journal.connection_closed(connection, by);
-    if given.is_deadly() {
+    if faults.crashes_on_close() {
         engine.crash();
     }
+}
+
+/// Completes when the connection has had no request for `time`. Never when it is closed first.
+async fn idle_for(mut busy: watch::Receiver<bool>, time: Duration) {
+    while busy.wait_for(|busy| !busy).await.is_ok() {
+        let next = busy.wait_for(|busy| *busy);
+        if tokio::time::timeout(time, next).await.is_err() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn serve_registry(engine: Arc<Engine>, listener: TcpListener, registry: Arc<Registry>) {
     let stopped = engine.stopped();
     tokio::pin!(stopped);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut stopped => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(ACCEPT_AGAIN).await;
-            continue;
-        };
-        let (registry, asked) = (registry.clone(), engine.clone());
+    while let Some((stream, _)) = accept(&listener, &mut stopped).await {
+        let (registry, owner) = (registry.clone(), engine.clone());
         let service = service_fn(move |request| {
-            let (registry, alive) = (registry.clone(), asked.phase() == Phase::Serving);
+            let (registry, alive) = (registry.clone(), owner.phase() == Phase::Serving);
             async move { Ok::<_, std::convert::Infallible>(registry.answer(request, alive).await) }
         });
         engine.spawn(async move {
-            // A broken connection is its client's trouble.
+            // An error concerns this client only.
             let _ = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -261,23 +272,8 @@ async fn serve_ranks(engine: Arc<Engine>, listener: TcpListener) {
     let stopped = engine.stopped();
     tokio::pin!(stopped);
     let mut connection = 0;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut stopped => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(ACCEPT_AGAIN).await;
-            continue;
-        };
-        let _ = stream.set_nodelay(true); // only latency
+    while let Some((stream, _)) = accept(&listener, &mut stopped).await {
         connection += 1;
-        let (rooms, owner) = (engine.rooms.clone(), engine.clone());
-        let duplicate = move |room| {
-            // The failure has nobody to go to: the room's owner fails with the crash, or goes on.
-            let _ = owner.duplicate_room(room);
-        };
-        engine.spawn(serve_rank(stream, connection, rooms, duplicate));
+        engine.spawn(serve_rank(stream, connection, engine.rooms.clone()));
     }
 }

@@ -351,27 +351,26 @@ async fn decode_shows_prefills_row_when_no_token_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_logprob_start_below_minus_one_kills_the_worker_loudly() {
+async fn a_logprob_start_below_minus_one_is_refused_and_noted() {
     let worker = Worker::start_ordinary(quick()).await.unwrap();
     let mut body =
         json!({"text":"a","logprob_start_len":-2,"sampling_params":{"max_new_tokens":1}});
     assert_eq!(post(&worker, "/generate", &body).await.status, 200);
     body["return_logprob"] = json!(true);
-    let raw = send(
-        worker.address(),
-        "POST",
-        "/generate",
-        "content-type: application/json\r\n",
-        &body.to_string(),
-    )
-    .await;
-    assert!(raw.is_empty(), "the connection is cut");
-    assert!(worker.has_crashed());
+    let refused = post(&worker, "/generate", &body).await;
+    assert_eq!(
+        (refused.status, refused.text().as_str()),
+        (
+            400,
+            r#"{"error":{"message":"logprob_start_len must be at least -1, got -2."}}"#
+        )
+    );
     assert_eq!(
         worker
             .journal()
             .violations()
-            .get(&Violation::DeadlyLogprobStart),
+            .get(&Violation::LogprobStartOutOfRange),
         Some(&1)
     );
+    assert_eq!(get(&worker, "/health").await.status, 200);
 }

@@ -94,7 +94,7 @@ fn is_reset(end: &std::io::Result<()>) -> bool {
 fn strikes(worker: &Worker) -> Vec<(u64, String, &'static str)> {
     let entries = worker.journal().entries();
     let strikes = entries.into_iter().filter_map(|entry| match entry.event {
-        Event::FaultStruck {
+        Event::FaultInjected {
             request,
             rule,
             action,
@@ -131,7 +131,7 @@ async fn a_silent_worker_says_nothing_until_the_client_leaves() {
     let mut socket = open(worker.address(), "POST", "/generate", JSON, &body(false)).await;
     let struck = |seen: &[mini_lb::sim::Entry]| {
         seen.iter()
-            .any(|entry| matches!(entry.event, Event::FaultStruck { .. }))
+            .any(|entry| matches!(entry.event, Event::FaultInjected { .. }))
     };
     worker.journal().wait_for(struck, SOON).await.unwrap();
     // Another request is answered meanwhile, this one is not.
@@ -156,7 +156,7 @@ async fn a_late_head_is_a_right_answer() {
             .unwrap()
             .at_us
     };
-    let struck = at(|event| matches!(event, Event::FaultStruck { .. }));
+    let struck = at(|event| matches!(event, Event::FaultInjected { .. }));
     let head = at(|event| matches!(event, Event::ResponseHead { .. }));
     assert!(head - struck >= 30_000, "{} us", head - struck);
 }

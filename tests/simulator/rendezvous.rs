@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mini_lb::sim::cli::demo_workers;
 use mini_lb::sim::journal::{ClosedBy, RoomState, Violation};
-use mini_lb::sim::{DisconnectNotice, DuplicateRoom, Event, SimOptions, Worker};
+use mini_lb::sim::{DisconnectNotice, Event, SimOptions, Worker};
 use serde_json::{Value, json};
 use support::sim::{Pair, Reply, SOON, get, open, open_post, post, quick};
 use tokio::io::AsyncReadExt;
@@ -140,60 +140,130 @@ async fn a_room_can_be_used_again_after_its_end() {
 }
 
 #[tokio::test]
-async fn a_duplicate_live_room_kills_the_worker_loudly() {
+async fn a_room_that_is_live_is_refused_and_noted_and_its_first_request_goes_on() {
     let pair = Pair::start(quick()).await;
-    let body = pair.with_room(&generate(2), 66);
+    let body = pair.with_room(&generate(2), 67);
     let mut first = open_post(&pair.prefill, "/generate", &body).await;
     wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
-    let mut second = open_post(&pair.prefill, "/generate", &body).await;
-    let mut raw = Vec::new();
-    let _ = first.read_to_end(&mut raw).await;
-    let _ = second.read_to_end(&mut raw).await;
-    assert_eq!(raw, b"", "a dead worker answers nothing");
-    assert!(pair.prefill.has_crashed());
-    assert_eq!(
-        pair.prefill.journal().violations()[&Violation::DuplicateRoom],
-        1
+    let second = post(&pair.prefill, "/generate", &body).await;
+    assert_eq!(second.status, 500);
+    assert!(
+        second.text().contains("Duplicate or cancelled"),
+        "{}",
+        second.text()
     );
-    assert_eq!(get(&pair.prefill, "/health").await.status, 503);
+    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
+    let mut head = [0; 12];
+    first.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    assert_eq!(get(&pair.prefill, "/health").await.status, 200);
     let journal = get(&pair.prefill, "/sim/journal").await.json();
     assert_eq!(journal["violations"], json!({"duplicate_room":1}));
 }
 
 #[tokio::test]
-async fn a_duplicate_live_room_can_be_refused_instead() {
-    let pair = Pair::start(SimOptions {
-        duplicate_room: DuplicateRoom::Reject,
-        ..quick()
-    })
-    .await;
-    let body = pair.with_room(&generate(2), 67);
-    let mut first = open_post(&pair.prefill, "/generate", &body).await;
-    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
-    assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 500);
-    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
-    let mut head = [0; 12];
-    first.read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 200");
-    assert!(!pair.prefill.has_crashed());
+async fn a_room_of_two_decodes_is_refused_to_one_of_them_and_noted_by_prefill() {
+    let pair = Pair::start(quick()).await;
+    let other = Worker::start_decode(quick()).await.unwrap();
+    let body = pair.with_room(&generate(2), 68);
+    let mut decodes = [
+        open_post(&pair.decode, "/generate", &body).await,
+        open_post(&other, "/generate", &body).await,
+    ];
+    let noted = |event: &Event| {
+        matches!(
+            event,
+            Event::Violation {
+                rule: Violation::DuplicateRoom,
+                ..
+            }
+        )
+    };
+    pair.prefill
+        .journal()
+        .wait_for(|seen| seen.iter().any(|e| noted(&e.event)), SOON)
+        .await
+        .unwrap();
+    assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
+    let mut heads = Vec::new();
+    for decode in &mut decodes {
+        let mut head = [0; 12];
+        decode.read_exact(&mut head).await.unwrap();
+        heads.push(head);
+    }
+    heads.sort_unstable();
+    assert_eq!(heads, [*b"HTTP/1.1 200", *b"HTTP/1.1 500"]);
 }
 
 #[tokio::test]
-async fn room_zero_never_arrives_on_decode() {
+async fn a_request_that_breaks_a_rule_of_the_rendezvous_is_refused_and_noted() {
+    let pair = Pair::start(quick()).await;
+    let mut samples = pair.with_room(&generate(4), 61);
+    samples["sampling_params"]["n"] = json!(2);
+    let mut no_host = pair.with_room(&generate(4), 62);
+    no_host["bootstrap_host"] = Value::Null;
+    let room_zero = pair.with_room(&generate(4), 0);
+    for (worker, body, words, rule) in [
+        (
+            &pair.prefill,
+            &samples,
+            "n must be 1",
+            Violation::SharedRoom,
+        ),
+        (&pair.decode, &samples, "n must be 1", Violation::SharedRoom),
+        (
+            &pair.prefill,
+            &room_zero,
+            "bootstrap_room",
+            Violation::ReservedRoom,
+        ),
+        (
+            &pair.decode,
+            &room_zero,
+            "bootstrap_room",
+            Violation::ReservedRoom,
+        ),
+        (
+            &pair.decode,
+            &no_host,
+            "bootstrap_host",
+            Violation::NullBootstrapHost,
+        ),
+    ] {
+        worker.journal().clear();
+        let refused = post(worker, "/generate", body).await;
+        assert_eq!(refused.status, 400);
+        assert!(refused.text().contains(words), "{}", refused.text());
+        let noted = worker.journal().violations();
+        assert_eq!(noted.into_iter().collect::<Vec<_>>(), [(rule, 1)]);
+        assert_eq!(get(worker, "/health").await.status, 200);
+    }
+    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
+    let both = post(&ordinary, "/generate", &samples).await.json();
+    assert_eq!(both.as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_leg_whose_other_leg_does_not_come_fails_in_time_and_is_noted() {
     let pair = Pair::start(SimOptions {
         timers_scale: 0.001,
         ..quick()
     })
     .await;
-    let (prefill, decode) = pair.both("/generate", &generate(2), 0).await;
-    assert_eq!((prefill.status, decode.status), (200, 500));
-    assert!(
-        decode
-            .text()
-            .contains("timed out after 0.3s in KVPoll.WaitingForInput"),
-        "{}",
-        decode.text()
-    );
+    let body = pair.with_room(&generate(2), 63);
+    for (worker, state) in [
+        (&pair.prefill, "KVPoll.Bootstrapping"),
+        (&pair.decode, "KVPoll.WaitingForInput"),
+    ] {
+        let failed = post(worker, "/generate", &body).await;
+        assert_eq!(failed.status, 500);
+        let text = failed.text();
+        assert!(
+            text.contains("timed out after 0.3s") && text.contains(state),
+            "{text}"
+        );
+        assert_eq!(worker.journal().violations()[&Violation::LonelyRoom], 1);
+    }
 }
 
 #[tokio::test]
@@ -438,40 +508,6 @@ async fn requests_without_a_kv_slot_wait_before_the_rendezvous() {
 }
 
 #[tokio::test]
-async fn several_samples_hang_on_decode_and_not_on_prefill() {
-    let pair = Pair::start(quick()).await;
-    let mut body = generate(4);
-    body["sampling_params"]["n"] = json!(2);
-    let body = pair.with_room(&body, 61);
-    let decode = open_post(&pair.decode, "/generate", &body).await;
-    let prefill = post(&pair.prefill, "/generate", &body).await;
-    assert_eq!(prefill.json().as_array().unwrap().len(), 2);
-    wait_for_state(&pair.decode, RoomState::Success).await;
-    let answered = pair
-        .decode
-        .journal()
-        .entries()
-        .iter()
-        .any(|e| matches!(e.event, Event::ResponseHead { .. }));
-    assert!(!answered, "decode answered");
-    drop(prefill);
-    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
-    assert_eq!(
-        post(&ordinary, "/generate", &body)
-            .await
-            .json()
-            .as_array()
-            .unwrap()
-            .len(),
-        2
-    );
-    assert!(
-        decode.try_read(&mut [0; 1]).is_err(),
-        "still open and silent"
-    );
-}
-
-#[tokio::test]
 async fn legs_with_different_prompts_are_noticed() {
     let pair = Pair::start(quick()).await;
     let body = pair.with_room(&generate(2), 71);
@@ -531,7 +567,7 @@ async fn a_restarted_prefill_is_found_again() {
     .await
     .unwrap();
     let pair = Pair { prefill, decode };
-    // Until the heartbeats have missed twice, rooms are lost with the dead prefill.
+    // Until the heartbeats have missed twice, rooms are lost with the prefill that stopped.
     for room in 92.. {
         let body = pair.with_room(&generate(2), room);
         if post(&pair.decode, "/generate", &body)

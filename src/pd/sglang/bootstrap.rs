@@ -141,8 +141,8 @@ pub const fn tail_reserve(prompts: usize) -> usize {
 /// `facts` must have been read from this `body`.
 ///
 /// # Panics
-/// When there is not exactly one room for each prompt of `facts`: that is a mistake of the caller, and
-/// would hang the workers.
+/// When there is not exactly one room for each prompt of `facts`, which is a mistake of the caller: each
+/// prompt has one rendezvous.
 pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injected {
     let end = cut(&mut body, facts);
     body.truncate(end);

@@ -90,10 +90,9 @@ pub enum Invalid {
         /// Where the limit is passed, in bytes from the start of the body.
         offset: usize,
     },
-    /// `logprob_start_len` is below -1, which ends the scheduler of the worker that gets it.
+    /// `logprob_start_len` is out of range: the smallest value is -1, for "no prompt position".
     ///
-    /// Source: SGLang 0.5.23, `srt/managers/scheduler_components/logprob_result_processor.py`
-    /// (`AssertionError`).
+    /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`logprob_start_len`).
     LogprobStart,
 }
 
@@ -130,7 +129,7 @@ impl From<json::Error> for Invalid {
 /// Reads the facts of a request.
 ///
 /// # Errors
-/// When the body is not a JSON object, nests too deep, or would end a worker.
+/// When the body is not a JSON object, nests too deep, or has a field out of range.
 pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     let mut scanner = Scanner::new(body)?;
     if scanner.kind()? != Kind::Object {

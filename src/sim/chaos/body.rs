@@ -1,4 +1,4 @@
-//! A body that a fault changes, event by event, before hyper frames it.
+//! A stream with a fault: events are changed, dropped or cut off before hyper frames them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,44 +12,45 @@ use crate::sim::render;
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// A stream under a fault. Actions that are not about events leave it as it is.
-pub(crate) struct Shaped {
+/// The events of a stream with a fault. Actions that do not concern events leave them unchanged.
+pub(crate) struct FaultyEvents {
     events: Receiver<Bytes>,
     action: Action,
+    /// Events so far.
     seen: usize,
     ready: VecDeque<Bytes>,
-    then: Then,
+    next: Next,
 }
 
-/// What comes when `ready` is empty.
+/// What follows when `ready` is empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
-    More,
+enum Next {
+    Event,
     Silence,
     End,
-    /// hyper is to flush what it has before it hears of the cut.
+    /// One pending poll first, in which hyper flushes its buffer.
     FlushAndCut,
     Cut,
 }
 
-impl Shaped {
-    pub(crate) fn new(events: Receiver<Bytes>, action: Action) -> Shaped {
-        let mut shaped = Shaped {
+impl FaultyEvents {
+    pub(crate) fn new(events: Receiver<Bytes>, action: Action) -> FaultyEvents {
+        let mut faulty = FaultyEvents {
             events,
             action,
             seen: 0,
             ready: VecDeque::new(),
-            then: Then::More,
+            next: Next::Event,
         };
-        shaped.turn();
-        shaped
+        faulty.check_count();
+        faulty
     }
 
-    /// A body that is cut before its first byte, when the head has gone out.
-    pub(crate) fn cut() -> Shaped {
+    /// A body that is cut after the head and before its first byte.
+    pub(crate) fn cut() -> FaultyEvents {
         let (_, events) = tokio::sync::mpsc::channel(1);
         let end = End::default();
-        Shaped::new(events, Action::CutAfterEvent { events: 0, end })
+        FaultyEvents::new(events, Action::CutAfterEvent { events: 0, end })
     }
 
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -57,21 +58,21 @@ impl Shaped {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(event)));
             }
-            match self.then {
-                Then::More => match self.events.poll_recv(context) {
+            match self.next {
+                Next::Event => match self.events.poll_recv(context) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Ready(Some(event)) => self.take(event),
                 },
-                // The client, or the end of the worker, ends the connection.
-                Then::Silence => return Poll::Pending,
-                Then::End => return Poll::Ready(None),
-                Then::FlushAndCut => {
-                    self.then = Then::Cut;
+                // Until the client leaves or the worker stops.
+                Next::Silence => return Poll::Pending,
+                Next::End => return Poll::Ready(None),
+                Next::FlushAndCut => {
+                    self.next = Next::Cut;
                     context.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                Then::Cut => return Poll::Ready(Some(Err(io::Error::other("cut on purpose")))),
+                Next::Cut => return Poll::Ready(Some(Err(io::Error::other("cut on purpose")))),
             }
         }
     }
@@ -93,28 +94,28 @@ impl Shaped {
             Action::MissingDone if event == DONE => {}
             _ => self.ready.push_back(event),
         }
-        self.turn();
+        self.check_count();
     }
 
-    /// What follows the events so far.
-    fn turn(&mut self) {
+    /// Starts an action that waits for a number of events, once there were so many.
+    fn check_count(&mut self) {
         match &self.action {
             Action::CutAfterEvent { events, .. } if self.seen == *events => {
-                self.then = Then::FlushAndCut;
+                self.next = Next::FlushAndCut;
             }
-            Action::StallAfterEvent { events } if self.seen == *events => self.then = Then::Silence,
+            Action::StallAfterEvent { events } if self.seen == *events => self.next = Next::Silence,
             Action::ErrorEvent { events, message } if self.seen == *events => {
                 let message = message.as_deref().unwrap_or("scripted fault");
                 self.ready.push_back(error_event(message));
                 self.ready.push_back(Bytes::from_static(DONE));
-                self.then = Then::End;
+                self.next = Next::End;
             }
             _ => {}
         }
     }
 }
 
-/// In the shape of `/generate`. Source: SGLang 0.5.23, `entrypoints/http_server.py`.
+/// SGLang's error event of `/generate`. Source: SGLang 0.5.23, `entrypoints/http_server.py`.
 fn error_event(message: &str) -> Bytes {
     let error = serde_json::json!({"error":{
         "message":message,"type":"InternalServerError","code":500,"retryable":false}});
@@ -134,7 +135,7 @@ fn without_last_brace(event: &[u8]) -> Bytes {
     [&event[..at], rest].concat().into()
 }
 
-/// Blanks before the last brace change the size and not the meaning.
+/// Pads an event with blanks before its last brace, which leaves its JSON the same.
 fn padded(event: &[u8], size: usize) -> Bytes {
     let at = last_brace(event);
     let mut out = Vec::with_capacity(size.max(event.len()));

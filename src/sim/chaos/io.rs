@@ -1,7 +1,7 @@
-//! The raw writer under hyper: where an answer's bytes can be cut, mangled or torn.
+//! A connection with a fault, below hyper: a response's bytes can be cut, changed or split here.
 //!
-//! hyper stays the server. A request's fault gives an order, and the connection's IO obeys it while the
-//! answer's bytes pass by; without an order they pass untouched.
+//! hyper stays the server. A request sets the fault of its response on [`ConnectionFaults`], and [`ChaosIo`] applies
+//! it while the bytes pass; without a fault they pass unchanged.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,109 +13,109 @@ use tokio::net::TcpStream;
 
 use super::rule::End;
 
-/// What is done to the bytes of an answer.
+/// What is done to the bytes of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WireFault {
     /// Half of the head, then FIN.
     HalfHead,
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this many bytes of the body, chunk framing included.
     CutAfter { bytes: usize, end: End },
-    /// Added to `content-length`.
+    /// This number is added to `content-length`.
     Length(i64),
-    /// The first chunk's size is no number.
+    /// The size of the first chunk is not a hexadecimal number.
     BadChunk,
-    /// So many bytes per write.
+    /// This many bytes per write.
     Dribble(usize),
 }
 
-/// How a request tells its connection's IO. Cheap to clone.
+/// The faults of one connection, shared by its requests and its IO. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Orders {
-    inner: Arc<Mutex<Given>>,
+pub(crate) struct ConnectionFaults {
+    inner: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
-struct Given {
+struct State {
     fault: Option<WireFault>,
-    /// No byte of the answer has been written yet.
+    /// No byte of the response has been written yet.
     fresh: bool,
     reset: bool,
-    deadly: bool,
+    crash: bool,
 }
 
-/// A connection that obeys its orders.
+/// A client's connection with its faults.
 pub(crate) struct ChaosIo {
     stream: TcpStream,
-    orders: Orders,
-    tape: Tape,
+    faults: ConnectionFaults,
+    buffer: FaultBuffer,
 }
 
-/// An answer's bytes under a fault, on their way to the socket.
+/// A response's bytes with a fault in them, on their way to the socket.
 #[derive(Default)]
-struct Tape {
-    /// The head as far as it is known; `body` says that it has gone by.
+struct FaultBuffer {
+    /// The head until it is complete; then `body` is set and this is empty.
     head: Vec<u8>,
     body: bool,
-    /// What the socket is to get.
+    /// Bytes for the socket, of which `written` are out.
     pending: Vec<u8>,
     written: usize,
-    /// Bytes of the body that have gone by.
+    /// Bytes of the body so far.
     passed: usize,
-    /// The first chunk's size has gone by.
+    /// The size of the first chunk has passed.
     sized: bool,
-    /// Nothing more after `pending`.
+    /// Nothing follows `pending`.
     cut: bool,
 }
 
-impl Orders {
-    /// For the answer that comes next on the connection; replaces the last answer's.
-    pub(crate) fn give(&self, fault: Option<WireFault>) {
-        let mut given = self.given();
-        (given.fault, given.fresh) = (fault, true);
+impl ConnectionFaults {
+    /// Sets the fault of the next response, in place of the last one's.
+    pub(crate) fn set(&self, fault: Option<WireFault>) {
+        let mut state = self.state();
+        (state.fault, state.fresh) = (fault, true);
     }
 
-    /// However the connection ends, it ends with RST.
-    pub(crate) fn end_with_reset(&self) {
-        self.given().reset = true;
+    /// The connection ends with RST, whatever ends it.
+    pub(crate) fn reset_on_close(&self) {
+        self.state().reset = true;
     }
 
-    /// The worker dies when the connection has ended.
-    pub(crate) fn die_afterwards(&self) {
-        self.given().deadly = true;
+    /// The worker goes down when the connection has ended.
+    pub(crate) fn crash_on_close(&self) {
+        self.state().crash = true;
     }
 
-    pub(crate) fn is_deadly(&self) -> bool {
-        self.given().deadly
+    pub(crate) fn crashes_on_close(&self) -> bool {
+        self.state().crash
     }
 
-    /// The fault of the answer under way, and whether it begins now.
+    /// The fault of the response under way, and whether this is its first byte.
     fn take(&self) -> (Option<WireFault>, bool) {
-        let mut given = self.given();
-        (given.fault, std::mem::take(&mut given.fresh))
+        let mut state = self.state();
+        (state.fault, std::mem::take(&mut state.fresh))
     }
 
-    fn given(&self) -> MutexGuard<'_, Given> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ChaosIo {
-    pub(crate) fn new(stream: TcpStream, orders: Orders) -> ChaosIo {
+    pub(crate) fn new(stream: TcpStream, faults: ConnectionFaults) -> ChaosIo {
         ChaosIo {
             stream,
-            orders,
-            tape: Tape::default(),
+            faults,
+            buffer: FaultBuffer::default(),
         }
     }
 
-    /// Writes what is pending; an error when the fault says so.
+    /// Writes the pending bytes. Fails after the last of them when the fault cuts the connection.
     fn poll_drain(
         &mut self,
         context: &mut Context<'_>,
         fault: Option<WireFault>,
     ) -> Poll<io::Result<()>> {
-        while self.tape.written < self.tape.pending.len() {
-            let rest = &self.tape.pending[self.tape.written..];
+        while self.buffer.written < self.buffer.pending.len() {
+            let rest = &self.buffer.pending[self.buffer.written..];
             let piece = match fault {
                 Some(WireFault::Dribble(bytes)) => &rest[..rest.len().min(bytes)],
                 _ => rest,
@@ -124,16 +124,16 @@ impl ChaosIo {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.tape.written += written;
+            self.buffer.written += written;
         }
-        self.tape.pending.clear();
-        self.tape.written = 0;
-        if self.tape.cut {
+        self.buffer.pending.clear();
+        self.buffer.written = 0;
+        if self.buffer.cut {
             if let Some(WireFault::CutAfter {
                 end: End::Reset, ..
             }) = fault
             {
-                self.orders.end_with_reset();
+                self.faults.reset_on_close();
             }
             return Poll::Ready(Err(io::Error::other("cut on purpose")));
         }
@@ -141,7 +141,7 @@ impl ChaosIo {
     }
 }
 
-impl Tape {
+impl FaultBuffer {
     fn take(&mut self, fault: WireFault, bytes: &[u8]) {
         if self.cut {
             return;
@@ -197,17 +197,17 @@ impl AsyncWrite for ChaosIo {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // What came before has priority, so that a slow reader slows the writer.
-        let fault = this.orders.given().fault;
+        // Pending bytes first, so that a slow reader slows the writer.
+        let fault = this.faults.state().fault;
         ready!(this.poll_drain(context, fault))?;
-        let (fault, fresh) = this.orders.take();
-        let Some(order) = fault else {
+        let (fault, fresh) = this.faults.take();
+        let Some(wire_fault) = fault else {
             return Pin::new(&mut this.stream).poll_write(context, bytes);
         };
         if fresh {
-            this.tape = Tape::default();
+            this.buffer = FaultBuffer::default();
         }
-        this.tape.take(order, bytes);
+        this.buffer.take(wire_fault, bytes);
         match this.poll_drain(context, fault) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(bytes.len())),
@@ -219,7 +219,7 @@ impl AsyncWrite for ChaosIo {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.orders.given().fault.is_none() && self.tape.pending.is_empty() {
+        if self.faults.state().fault.is_none() && self.buffer.pending.is_empty() {
             return Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         }
         let first = parts.iter().find(|part| !part.is_empty());
@@ -231,18 +231,18 @@ impl AsyncWrite for ChaosIo {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let fault = self.orders.given().fault;
+        let fault = self.faults.state().fault;
         ready!(self.poll_drain(context, fault))?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let given = self.orders.given();
-        let (fault, reset) = (given.fault, given.reset);
-        drop(given);
+        let state = self.faults.state();
+        let (fault, reset) = (state.fault, state.reset);
+        drop(state);
         ready!(self.poll_drain(context, fault))?;
         if reset {
-            // A FIN first would make an orderly end of it.
+            // No FIN before the RST.
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(context)
@@ -261,14 +261,14 @@ impl AsyncRead for ChaosIo {
 
 impl Drop for ChaosIo {
     fn drop(&mut self) {
-        if self.orders.given().reset {
-            // Closed with nothing to linger for, the socket sends RST. The peer is gone if it fails.
+        if self.faults.state().reset {
+            // Without lingering the close sends RST. An error means that the peer is gone already.
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-/// The head with another `content-length`; as it is when there is none.
+/// The head with `add` added to its `content-length`, if it has one.
 fn with_length(head: &[u8], add: i64) -> Vec<u8> {
     let mut lines: Vec<Vec<u8>> = head
         .split_inclusive(|&byte| byte == b'\n')
@@ -292,23 +292,23 @@ fn with_length(head: &[u8], add: i64) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const ANSWER: &[u8] =
+    const RESPONSE: &[u8] =
         b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n1a\r\nbody";
 
     fn written(fault: WireFault, piece: usize) -> (String, bool) {
-        let mut tape = Tape::default();
-        for bytes in ANSWER.chunks(piece) {
-            tape.take(fault, bytes);
+        let mut buffer = FaultBuffer::default();
+        for bytes in RESPONSE.chunks(piece) {
+            buffer.take(fault, bytes);
         }
         (
-            String::from_utf8_lossy(&tape.pending).into_owned(),
-            tape.cut,
+            String::from_utf8_lossy(&buffer.pending).into_owned(),
+            buffer.cut,
         )
     }
 
     #[test]
-    fn a_fault_does_not_depend_on_how_the_answer_is_written() {
-        let whole = String::from_utf8_lossy(ANSWER).into_owned();
+    fn a_fault_does_not_depend_on_the_size_of_the_writes() {
+        let whole = String::from_utf8_lossy(RESPONSE).into_owned();
         for (fault, wanted, cut) in [
             (WireFault::HalfHead, whole[..33].to_owned(), true),
             (
@@ -336,7 +336,7 @@ mod tests {
             ),
             (WireFault::Dribble(1), whole.clone(), false),
         ] {
-            for piece in [1, 7, ANSWER.len()] {
+            for piece in [1, 7, RESPONSE.len()] {
                 assert_eq!(
                     written(fault, piece),
                     (wanted.clone(), cut),

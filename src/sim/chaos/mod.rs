@@ -1,13 +1,19 @@
-//! Faults on purpose: which rule strikes which request of a worker.
+//! Fault injection: which rule of a worker's script applies to which request.
 //!
-//! `rule` is the language, `strike` what an action does to a request, `body` shapes a stream's events,
-//! `io` is the raw writer under hyper. What a fault means within an item is `engine`'s. Nothing is drawn from a clock or a
-//! global generator: the same script and the same order of requests strike the same requests.
+//! | file | what lives there |
+//! |---|---|
+//! | `rule` | the language of scripts |
+//! | `fault` | what an action does to a request and its response |
+//! | `body` | a stream with a fault, event by event |
+//! | `io` | a connection with a fault, below hyper |
+//!
+//! What a fault means within an item is `engine`'s. Deterministic: no clock and no global random generator, so that
+//! the same script and the same order of requests give the same faults.
 
 mod body;
+mod fault;
 mod io;
 mod rule;
-mod strike;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,16 +22,16 @@ use tokio::sync::watch;
 
 pub use rule::{Action, End, Match, Rule, Script, ScriptError};
 
-pub(crate) use body::Shaped;
-pub(crate) use io::{ChaosIo, Orders};
-pub(crate) use strike::Fault;
+pub(crate) use body::FaultyEvents;
+pub(crate) use fault::Fault;
+pub(crate) use io::{ChaosIo, ConnectionFaults};
 
 use super::Role;
 
-/// The header that asks for the rules that name its value.
+/// The request header that selects the rules with its value in `match.header`.
 pub(crate) const FAULT_HEADER: &str = "x-sim-fault";
 
-/// What an item does wrong in the engine.
+/// The part of a fault that acts within the engine, on every item of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ItemFault {
     #[default]
@@ -34,29 +40,22 @@ pub(crate) enum ItemFault {
     AbortAfter(usize),
     /// The KV transfer fails.
     LoseKv,
-    /// The worker dies during the KV transfer.
+    /// The worker goes down during the KV transfer.
     CrashInTransfer,
 }
 
-/// The script of one worker, and how often its rules matched.
+/// The script of one worker, and how often each of its rules matched and fired.
 pub(crate) struct Chaos {
     role: Role,
     state: Mutex<State>,
-    /// The latest order to stop listening for a time; none yet.
+    /// How long the API's listener stays closed, for the latest `refuse`; none before the first.
     refusal: watch::Sender<Option<Duration>>,
 }
 
 struct State {
     script: Script,
-    /// Per rule: requests that matched, and strikes.
+    /// For each rule: how many requests matched, and for how many of them it fired.
     counts: Vec<(u64, u64)>,
-}
-
-/// A rule that strikes a request.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Strike {
-    pub(crate) rule: String,
-    pub(crate) action: Action,
 }
 
 impl Chaos {
@@ -68,25 +67,26 @@ impl Chaos {
         }
     }
 
-    /// Another script from here on; counting begins anew.
+    /// Replaces the script. All counts start at 0.
     pub(crate) fn load(&self, script: Script) {
         *self.state() = State::new(script);
     }
 
-    /// The first rule that strikes a request. A rule counts the requests that no rule before it struck.
-    pub(crate) fn strike(&self, path: &str, header: Option<&str>) -> Option<Strike> {
+    /// The fault of the first rule that fires for a request. A rule counts only requests for which no rule before
+    /// it fired.
+    pub(crate) fn fault_for(&self, path: &str, header: Option<&str>) -> Option<Fault> {
         let mut state = self.state();
         let State { script, counts } = &mut *state;
-        for (index, (rule, (seen, strikes))) in script.rules.iter().zip(counts).enumerate() {
+        for (index, (rule, (matched, fired))) in script.rules.iter().zip(counts).enumerate() {
             let wanted = &rule.matching;
-            if !wanted.concerns(self.role, path, header) {
+            if !wanted.matches(self.role, path, header) {
                 continue;
             }
-            *seen += 1;
-            let draw = draw(script.seed, index as u64, *seen);
-            if wanted.strikes(*seen, *strikes, draw) {
-                *strikes += 1;
-                return Some(Strike {
+            *matched += 1;
+            let draw = draw(script.seed, index as u64, *matched);
+            if wanted.fires(*matched, *fired, draw) {
+                *fired += 1;
+                return Some(Fault {
                     rule: rule.name().to_owned(),
                     action: rule.action.clone(),
                 });
@@ -95,12 +95,12 @@ impl Chaos {
         None
     }
 
-    /// Nobody is to connect for a time.
+    /// Closes the API's listener for a time.
     pub(crate) fn refuse(&self, time: Duration) {
         self.refusal.send_replace(Some(time));
     }
 
-    /// Orders to stop listening.
+    /// Changes with every [`Chaos::refuse`].
     pub(crate) fn refusals(&self) -> watch::Receiver<Option<Duration>> {
         self.refusal.subscribe()
     }
@@ -117,11 +117,11 @@ impl State {
     }
 }
 
-/// A number of 0..1 for the n-th match of a rule.
+/// A number in `0.0..1.0` for the n-th match of a rule.
 /// Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (SplitMix64's finalizer).
-fn draw(seed: u64, rule: u64, seen: u64) -> f64 {
+fn draw(seed: u64, rule: u64, matched: u64) -> f64 {
     let mut mixed = seed;
-    for word in [rule, seen] {
+    for word in [rule, matched] {
         mixed = mixed.wrapping_add(word.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -136,17 +136,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Which of `requests` requests are struck, from 1.
-    fn struck(matching: &str, seed: u64, requests: u64) -> Vec<u64> {
+    /// Numbers of the requests, from 1, for which the rule fires.
+    fn fired(matching: &str, seed: u64, requests: u64) -> Vec<u64> {
         let text = format!("{{seed: {seed}, rules: [{{match: {matching}, do: reset}}]}}");
         let chaos = Chaos::new(Role::Decode, Script::parse(&text).unwrap());
         (1..=requests)
-            .filter(|_| chaos.strike("/generate", None).is_some())
+            .filter(|_| chaos.fault_for("/generate", None).is_some())
             .collect()
     }
 
     #[test]
-    fn counts_say_which_requests_are_struck() {
+    fn counts_decide_for_which_requests_a_rule_fires() {
         for (matching, wanted) in [
             ("{}", vec![1, 2, 3, 4, 5, 6]),
             ("{every: 2}", vec![2, 4, 6]),
@@ -158,38 +158,38 @@ mod tests {
             ("{header: x}", vec![]),
             ("{path: /generate, role: decode, times: 2}", vec![1, 2]),
         ] {
-            assert_eq!(struck(matching, 1, 6), wanted, "{matching}");
+            assert_eq!(fired(matching, 1, 6), wanted, "{matching}");
         }
     }
 
     #[test]
-    fn the_same_seed_strikes_the_same_requests() {
+    fn the_same_seed_fires_for_the_same_requests() {
         let half = "{probability: 0.5}";
-        assert_eq!(struck(half, 7, 1000), struck(half, 7, 1000));
-        assert_ne!(struck(half, 7, 1000), struck(half, 8, 1000));
-        let count = struck(half, 7, 1000).len();
+        assert_eq!(fired(half, 7, 1000), fired(half, 7, 1000));
+        assert_ne!(fired(half, 7, 1000), fired(half, 8, 1000));
+        let count = fired(half, 7, 1000).len();
         assert!((400..600).contains(&count), "{count} of 1000");
     }
 
     #[test]
-    fn a_request_that_names_a_fault_gets_that_one_only() {
+    fn a_request_that_names_a_fault_gets_only_that_one() {
         let text = "rules: [{do: silence}, {match: {header: late}, do: {delay_head: {ms: 1}}}]";
         let chaos = Chaos::new(Role::Prefill, Script::parse(text).unwrap());
-        let action = |header| chaos.strike("/", header).map(|strike| strike.action);
+        let action = |header| chaos.fault_for("/", header).map(|fault| fault.action);
         assert_eq!(action(Some("late")), Some(Action::DelayHead { ms: 1 }));
         assert_eq!(action(Some("other")), None);
         assert_eq!(action(None), Some(Action::Silence));
     }
 
     #[test]
-    fn a_new_script_counts_anew() {
+    fn a_new_script_counts_from_zero() {
         let script = Script::parse("rules: [{match: {times: 1}, do: reset}]").unwrap();
         let chaos = Chaos::new(Role::Prefill, script.clone());
-        assert!(chaos.strike("/", None).is_some());
-        assert!(chaos.strike("/", None).is_none());
+        assert!(chaos.fault_for("/", None).is_some());
+        assert!(chaos.fault_for("/", None).is_none());
         chaos.load(script);
-        assert!(chaos.strike("/", None).is_some());
+        assert!(chaos.fault_for("/", None).is_some());
         chaos.load(Script::default());
-        assert!(chaos.strike("/", None).is_none());
+        assert!(chaos.fault_for("/", None).is_none());
     }
 }

@@ -1,7 +1,7 @@
-//! The language of faults: YAML (or JSON, which is YAML) to typed rules.
+//! The language of fault scripts: YAML (or JSON, which is YAML) to typed rules.
 //!
-//! Every key and its meaning is in `conf/sim/chaos.yaml`. What parses is sane: the types refuse the rest, so
-//! that the parser's error has the line and the key.
+//! `conf/sim/chaos.yaml` explains every key. Values out of range are refused by the types while they are parsed, so
+//! that the error has the line and the key, and no later code checks again.
 
 use std::num::NonZeroU64;
 use std::path::Path;
@@ -11,57 +11,57 @@ use serde::Deserialize;
 
 use crate::sim::Role;
 
-/// The largest event on purpose: more tests nothing but this machine's memory.
+/// Upper bound of `giant_event`, in bytes: a larger event would only test the memory of this machine.
 const GIANT_BYTES_MAX: u64 = 1 << 30;
 
-/// A worker's faults: rules in order, the first that strikes a request has it.
+/// The faults of a worker: rules in order, of which the first that fires for a request applies.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
-    /// What decides about `probability`; the same seed strikes the same requests.
+    /// Seed of the draws for `probability`: the same seed gives the same faults.
     #[serde(default)]
     pub seed: u64,
-    /// The rules, in the order in which they are asked.
+    /// The rules, in the order in which they are tried.
     #[serde(default)]
     pub rules: Vec<Rule>,
 }
 
-/// What happens to which requests.
+/// One fault, and the requests that it applies to.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// What the journal calls it; without one, the action's name.
+    /// Its name in the journal; the action's name unless given.
     #[serde(default)]
     pub name: Option<String>,
-    /// Which requests; without one, all.
+    /// The requests that it applies to; all unless given.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// What happens.
+    /// The fault itself.
     #[serde(rename = "do", with = "serde_yaml::with::singleton_map")]
     pub action: Action,
 }
 
-/// Which requests a rule is about. `/sim/...` is out of every rule's reach.
+/// The requests that a rule applies to. No rule applies to `/sim/...`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
-    /// The path, exactly.
+    /// The request's path, compared as a whole.
     pub path: Option<String>,
-    /// Workers of this role only: one script can serve a whole demo.
+    /// Workers of this role only, for a script that several workers share.
     pub role: Option<RoleName>,
-    /// Requests with this `x-sim-fault` only. Those are out of reach of rules without one.
+    /// Requests with this value of `x-sim-fault` only. Rules without `header` skip requests that have the header.
     pub header: Option<String>,
-    /// The first so many matching requests are spared.
+    /// This many matching requests are skipped first.
     pub after: u64,
-    /// Then every n-th is struck.
+    /// Then the rule fires for every n-th.
     pub every: Option<NonZeroU64>,
     /// Then only with this probability.
     pub probability: Option<Probability>,
-    /// At most so many strikes.
+    /// The rule fires at most this often.
     pub times: Option<u64>,
 }
 
-/// A role as scripts write it.
+/// A worker's role as scripts and the command line write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the words of the command line
@@ -71,22 +71,22 @@ pub enum RoleName {
     Single,
 }
 
-/// From 0 to 1.
+/// A number from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
 pub struct Probability(f64);
 
-/// Status of a final response.
+/// An HTTP status from 200 to 599.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u16")]
 pub struct FinalStatus(pub(crate) u16);
 
-/// A header's value.
+/// A header value: visible ASCII on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HeaderText(pub(crate) HeaderValue);
 
-/// A size that fits into memory.
+/// A size in bytes, at most 1 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct GiantBytes(pub(crate) usize);
@@ -95,34 +95,34 @@ pub struct GiantBytes(pub(crate) usize);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
-    /// RST.
+    /// With RST.
     #[default]
     Reset,
-    /// FIN.
+    /// With FIN.
     Close,
 }
 
-/// What can happen to a request. Events are counted in streams; a whole answer has none.
+/// A fault. Events are those of a stream; a response in one piece has none.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
     /// The connection is reset and new ones are refused for a time.
     Refuse {
-        /// How long.
+        /// How long, in milliseconds.
         for_ms: u64,
     },
-    /// No answer, ever.
+    /// The request is read and gets no response.
     Silence,
-    /// The head is late.
+    /// The response's head is delayed.
     DelayHead {
-        /// How late.
+        /// By how many milliseconds.
         ms: u64,
     },
-    /// RST before the head.
+    /// The connection ends with RST before the head.
     Reset,
-    /// FIN before the head.
+    /// The connection ends with FIN before the head.
     Close,
-    /// The connection ends in the body.
+    /// The connection ends within the body.
     CutAfterBytes {
         /// Bytes on the wire after the head, chunk framing included.
         bytes: usize,
@@ -130,51 +130,51 @@ pub enum Action {
         #[serde(default)]
         end: End,
     },
-    /// The connection ends in the stream.
+    /// The connection ends between two events of the stream.
     CutAfterEvent {
-        /// Events before.
+        /// Number of events before it.
         events: usize,
         /// How it ends.
         #[serde(default)]
         end: End,
     },
-    /// The stream falls silent.
+    /// The stream stays open and no further event comes.
     StallAfterEvent {
-        /// Events before.
+        /// Number of events before it.
         events: usize,
     },
-    /// Another answer; the engine never sees the request.
+    /// A response in place of the engine's, which does not see the request.
     Status {
-        /// Its status.
+        /// Status code.
         code: FinalStatus,
-        /// Its body; without one, SGLang's error shape.
+        /// Body; an error in SGLang's shape unless given.
         #[serde(default)]
         body: Option<String>,
-        /// `content-type`; without one, JSON.
+        /// `content-type`; `application/json` unless given.
         #[serde(default)]
         content_type: Option<HeaderText>,
-        /// Seconds in `retry-after`.
+        /// `retry-after` in seconds.
         #[serde(default)]
         retry_after: Option<u32>,
     },
     /// Half of the head, then FIN.
     HalfHead,
-    /// Another `content-type` on the right body.
+    /// Another `content-type` on the engine's body.
     ContentType(HeaderText),
-    /// `content-length` is off by so many bytes. A stream has none, and stays as it is.
+    /// A wrong `content-length`. A stream has none and stays unchanged.
     ContentLength {
-        /// Added to the right number.
+        /// Bytes added to the right length.
         add: i64,
     },
     /// The last byte of a whole body, or the last brace of a stream's first event, is missing.
     InvalidJson,
-    /// The first chunk's size is no number.
+    /// The size of the first chunk is not a hexadecimal number.
     BadChunk,
     /// The stream ends with SGLang's error event and `[DONE]`.
     ErrorEvent {
-        /// Events before.
+        /// Number of events before it.
         events: usize,
-        /// The error's text.
+        /// The error's message.
         #[serde(default)]
         message: Option<String>,
     },
@@ -182,35 +182,35 @@ pub enum Action {
     MissingDone,
     /// The request ends with finish reason `abort`.
     AbortFinish {
-        /// Tokens before.
+        /// Number of tokens before it.
         tokens: usize,
     },
-    /// Every event comes in pieces, each a chunk.
+    /// Every event is split over several chunks.
     SplitEvents {
-        /// Bytes per piece.
+        /// Bytes per chunk.
         bytes: NonZeroU64,
     },
-    /// The answer is written in pieces, whatever its framing.
+    /// The response is written in small pieces, regardless of its framing.
     Dribble {
         /// Bytes per write.
         bytes: NonZeroU64,
     },
     /// The stream's first event is padded with blanks.
     GiantEvent {
-        /// Its size.
+        /// Size of the event.
         bytes: GiantBytes,
     },
-    /// The worker does not notice that the client left.
+    /// The worker does not notice that the client left, and goes on.
     Zombie,
-    /// The KV transfer fails with SGLang's 500. On decode, prefill is told; on prefill, decode waits in vain.
+    /// The KV transfer fails with SGLang's 500. Decode reports it to prefill; prefill does not report it to decode.
     LoseKv,
-    /// Prefill dies during the transfer; decode hears of it by missed heartbeats.
+    /// The worker goes down during the KV transfer; decode notices a missing prefill by its heartbeats.
     CrashInTransfer,
-    /// 500, and the worker is dead.
+    /// The request gets 500, and the worker goes down.
     OutOfMemory,
 }
 
-/// Why a script is refused.
+/// A script that cannot be read: the problem, with file, line and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptError(String);
 
@@ -227,18 +227,18 @@ impl std::fmt::Display for ScriptError {
 impl std::error::Error for ScriptError {}
 
 impl Script {
-    /// Reads YAML or JSON.
+    /// Parses YAML or JSON.
     ///
     /// # Errors
-    /// The first key that does not fit, with its line.
+    /// When a key or a value is not known; the error has the first one, with its line.
     pub fn parse(text: &str) -> Result<Script, ScriptError> {
         serde_yaml::from_str(text).map_err(|error| ScriptError(error.to_string()))
     }
 
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// The file cannot be read, or [`Script::parse`] fails; both name the file.
+    /// When the file cannot be read, or [`Script::parse`] fails; the error names the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Script, ScriptError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path)
@@ -255,20 +255,20 @@ impl Rule {
 }
 
 impl Match {
-    /// Whether a request counts for the rule.
-    pub(crate) fn concerns(&self, role: Role, path: &str, header: Option<&str>) -> bool {
+    /// Whether the rule counts a request.
+    pub(crate) fn matches(&self, role: Role, path: &str, header: Option<&str>) -> bool {
         !path.starts_with("/sim/")
             && self.path.as_deref().is_none_or(|wanted| wanted == path)
             && self.role.is_none_or(|wanted| wanted.is(role))
             && self.header.as_deref() == header
     }
 
-    /// Whether the `seen`-th request that counts is struck, after `strikes` others.
-    pub(crate) fn strikes(&self, seen: u64, strikes: u64, draw: f64) -> bool {
-        let beyond = seen.saturating_sub(self.after);
+    /// Whether the rule fires for its `matched`-th request, having fired `fired` times. `draw` is in `0.0..1.0`.
+    pub(crate) fn fires(&self, matched: u64, fired: u64, draw: f64) -> bool {
+        let beyond = matched.saturating_sub(self.after);
         beyond > 0
             && self.every.is_none_or(|every| beyond % every == 0)
-            && self.times.is_none_or(|times| strikes < times)
+            && self.times.is_none_or(|times| fired < times)
             && self.probability.is_none_or(|Probability(p)| draw < p)
     }
 }
@@ -284,7 +284,7 @@ impl RoleName {
 }
 
 impl Action {
-    /// As scripts write it.
+    /// The action's key in a script.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_makes_no_sense_is_refused_with_line_and_key() {
+    fn an_invalid_rule_is_refused_with_line_and_key() {
         for (text, words) in [
             (
                 "rules:\n- do: explode",
@@ -415,14 +415,14 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same_as_yaml() {
+    fn json_and_yaml_give_the_same_script() {
         let json = r#"{"seed":3,"rules":[{"name":"a","match":{"every":2},"do":{"cut_after_event":{"events":1,"end":"close"}}}]}"#;
         let yaml = "seed: 3\nrules:\n- name: a\n  match: {every: 2}\n  do: {cut_after_event: {events: 1, end: close}}";
         assert_eq!(Script::parse(json), Script::parse(yaml));
     }
 
     #[test]
-    fn a_file_that_is_missing_is_named() {
+    fn a_missing_file_is_named() {
         let refusal = Script::load("/no/such.yaml").unwrap_err().to_string();
         assert!(refusal.starts_with("/no/such.yaml: "), "{refusal}");
     }
@@ -434,7 +434,7 @@ mod tests {
         let script = Script::parse(&text).unwrap();
         let shown: std::collections::BTreeSet<_> =
             script.rules.iter().map(|rule| rule.action.name()).collect();
-        // The parser lists what it knows when it is asked for something else.
+        // For an unknown action the parser lists the known ones.
         let known = refusal("rules: [{do: explode}]");
         let known: Vec<&str> = known.split('`').skip(3).step_by(2).collect();
         assert!(known.len() > 20, "{known:?}");

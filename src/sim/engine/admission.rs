@@ -6,7 +6,7 @@
 use super::run::{Run, unix_seconds};
 use crate::sim::Role;
 use crate::sim::chaos::ItemFault;
-use crate::sim::errors::{self, Failure, Stage};
+use crate::sim::errors::{self, Failure, TransferPhase};
 use crate::sim::journal::{RoomState, Violation};
 use crate::sim::model::{self, Context};
 use crate::sim::rendezvous::{
@@ -31,18 +31,8 @@ impl Run {
         }
         self.check_logprob_start()?;
         match (engine.role, self.item.bootstrap.room) {
-            (Role::Prefill, Some(room)) if !fake && self.item.sample == 0 => {
-                self.admit_prefill(room).await?
-            }
-            (Role::Decode, Some(room)) if !fake => {
-                // Samples share their prompt's room, and only the last one ever gets its KV.
-                // Source: the transcripts gen_n2, chat_n2_stream, x_gen_n2_room_list.
-                if self.item.sample + 1 < self.samples {
-                    self.abort.asked().await;
-                    return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED));
-                }
-                self.admit_decode(room).await?;
-            }
+            (Role::Prefill, Some(room)) if !fake => self.admit_prefill(room).await?,
+            (Role::Decode, Some(room)) if !fake => self.admit_decode(room).await?,
             (Role::Decode, _) => self.first = Some(self.synthetic_record()),
             _ => self
                 .compute()
@@ -57,21 +47,9 @@ impl Run {
         Ok(())
     }
 
-    /// The scheduler's check of `logprob_start_len`, and the one that it lacks.
     fn check_logprob_start(&self) -> Result<(), Failure> {
         let (plan, prompt) = (&self.item.logprobs, self.item.prompt.len());
-        if !plan.wanted {
-            return Ok(());
-        }
-        if plan.deadly {
-            let rid = || self.item.rid.clone();
-            self.engine
-                .journal
-                .violation(Violation::DeadlyLogprobStart, rid);
-            self.engine.crash();
-            return Err(self.aborted_in_queue());
-        }
-        match plan.start.filter(|&start| start > prompt) {
+        match plan.start.filter(|&start| plan.wanted && start > prompt) {
             Some(start) => Err(errors::start_beyond_prompt(start, prompt)),
             None => Ok(()),
         }
@@ -82,24 +60,25 @@ impl Run {
         let mut held = engine
             .rooms
             .enter(room)
-            .map_err(|DuplicateRoom| engine.duplicate_room(room))?;
+            .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
         let timeout = engine.options.timer(TIMEOUT_SECONDS);
         let arrival = tokio::time::timeout(timeout, held.event());
         let destination = match self.abort.or(arrival).await {
             Some(Ok(RoomEvent::Destination(destination))) => destination,
             Some(Err(_)) => {
+                self.note_lonely(room);
                 let reason = errors::timed_out(room, timeout, "Bootstrapping");
-                return Err(self.failed(Stage::PrefillBootstrap, room, &reason));
+                return Err(self.failed(TransferPhase::PrefillBootstrap, room, &reason));
             }
-            _ => return Err(self.failed(Stage::PrefillBootstrap, room, errors::ABORTED)),
+            _ => return Err(self.failed(TransferPhase::PrefillBootstrap, room, errors::ABORTED)),
         };
         held.state(RoomState::WaitingForInput);
         self.compute_unless_lost(&mut held, room).await?;
         held.state(RoomState::Transferring);
         self.pause(engine.options.transfer_time).await;
-        self.strike_transfer(Stage::PrefillTransfer, room)?;
+        self.fail_by_script(TransferPhase::PrefillTransfer, room)?;
         if self.abort.is_asked() {
-            return Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED));
         }
         destination.send_kv(room, self.record());
         match self.abort.or(held.event()).await {
@@ -107,18 +86,18 @@ impl Run {
                 held.succeeded();
                 Ok(())
             }
-            _ => Err(self.failed(Stage::PrefillTransfer, room, errors::ABORTED)),
+            _ => Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED)),
         }
     }
 
-    /// The script's faults between the prompt and the KV's arrival.
-    fn strike_transfer(&self, stage: Stage, room: Room) -> Result<(), Failure> {
+    /// Applies a scripted fault of the KV transfer.
+    fn fail_by_script(&self, phase: TransferPhase, room: Room) -> Result<(), Failure> {
         match self.fault {
             ItemFault::None | ItemFault::AbortAfter(_) => return Ok(()),
             ItemFault::LoseKv => {}
             ItemFault::CrashInTransfer => self.engine.crash(),
         }
-        Err(self.failed(stage, room, errors::LOST_KV))
+        Err(self.failed(phase, room, errors::LOST_KV))
     }
 
     /// Decode can give up while the prompt is computed.
@@ -131,7 +110,7 @@ impl Run {
             computed = self.compute() => computed,
             _ = held.event() => None,
         };
-        computed.ok_or_else(|| self.failed(Stage::PrefillTransfer, room, errors::ABORTED))
+        computed.ok_or_else(|| self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED))
     }
 
     async fn admit_decode(&mut self, room: Room) -> Result<(), Failure> {
@@ -139,27 +118,21 @@ impl Run {
         let held = engine
             .peers
             .enter(room)
-            .map_err(|DuplicateRoom| engine.duplicate_room(room))?;
-        let Some(address) = self.bootstrap_address() else {
-            engine
-                .journal
-                .violation(Violation::NullBootstrapHost, || format!("room {room}"));
-            engine.crash();
-            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
-        };
+            .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
+        let address = self.bootstrap_address();
         let Some(Ok(resolved)) = self.abort.or(held.resolve(&address)).await else {
-            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
         let permit = self.abort.or(engine.kv.clone().acquire_owned()).await;
         let Some(permit) = permit else {
-            return Err(self.failed(Stage::DecodeHandshake, room, errors::ABORTED));
+            return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
         self.permits.extend(permit.ok());
         let mut meeting = resolved.present();
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
         held.state(RoomState::Transferring);
-        self.strike_transfer(Stage::DecodeTransfer, room)?;
+        self.fail_by_script(TransferPhase::DecodeTransfer, room)?;
         meeting.taken();
         held.succeeded();
         if record.prompt_fingerprint != self.context.fingerprint() {
@@ -180,44 +153,47 @@ impl Run {
         let timeout = self.engine.options.timer(TIMEOUT_SECONDS);
         let deadline = tokio::time::sleep(timeout);
         tokio::pin!(deadline);
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = self.abort.asked() => return Err(self.failed(Stage::DecodeTransfer, room, errors::ABORTED)),
-                event = meeting.event() => event,
-                () = &mut deadline => {
-                    let reason = errors::timed_out(room, timeout, "WaitingForInput");
-                    return Err(self.failed(Stage::DecodeTransfer, room, &reason));
-                }
-            };
-            match event {
-                // Room 0 in the record means "not written yet": decode waits on, prefill is done.
-                // Source: SGLang 0.5.23, `disaggregation/utils.py`, `_apply_metadata_gate`.
-                KvEvent::Arrived(_) if room == 0 => meeting.taken(),
-                KvEvent::Arrived(record) => return Ok(record),
-                KvEvent::LostPrefill => {
-                    let reason = errors::lost_prefill(address);
-                    return Err(self.failed(Stage::DecodeTransfer, room, &reason));
-                }
+        let event = tokio::select! {
+            biased;
+            () = self.abort.asked() => return Err(self.failed(TransferPhase::DecodeTransfer, room, errors::ABORTED)),
+            event = meeting.event() => event,
+            () = &mut deadline => {
+                self.note_lonely(room);
+                let reason = errors::timed_out(room, timeout, "WaitingForInput");
+                return Err(self.failed(TransferPhase::DecodeTransfer, room, &reason));
+            }
+        };
+        match event {
+            KvEvent::Arrived(record) => Ok(record),
+            KvEvent::Refused => Err(errors::duplicate_room(room)),
+            KvEvent::LostPrefill => {
+                let reason = errors::lost_prefill(address);
+                Err(self.failed(TransferPhase::DecodeTransfer, room, &reason))
             }
         }
     }
 
-    /// host:port of the registry, with brackets for IPv6; none without a host.
-    fn bootstrap_address(&self) -> Option<String> {
+    fn note_lonely(&self, room: Room) {
+        self.engine
+            .journal
+            .violation(Violation::LonelyRoom, || format!("room {room}"));
+    }
+
+    /// `host:port` of the registry, with brackets for IPv6. `rules` has refused a request without a host.
+    fn bootstrap_address(&self) -> String {
         let bootstrap = &self.item.bootstrap;
-        let host = bootstrap.host.as_deref()?;
+        let host = bootstrap.host.as_deref().unwrap_or_default();
         let own = match self.engine.options.bootstrap_port {
             0 => DEFAULT_BOOTSTRAP_PORT,
             port => port,
         };
         let port = bootstrap.port.unwrap_or(u64::from(own));
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        Some(if bare.contains(':') {
+        if bare.contains(':') {
             format!("[{bare}]:{port}")
         } else {
             format!("{bare}:{port}")
-        })
+        }
     }
 
     /// The forward pass over the prompt; none when aborted.
@@ -264,8 +240,8 @@ impl Run {
         }
     }
 
-    fn failed(&self, stage: Stage, room: Room, reason: &str) -> Failure {
-        errors::transfer(stage, &self.item.rid, room, reason)
+    fn failed(&self, phase: TransferPhase, room: Room, reason: &str) -> Failure {
+        errors::transfer(phase, &self.item.rid, room, reason)
     }
 
     /// An abort before anything ran has no words of its own here: it is the rendezvous' one.

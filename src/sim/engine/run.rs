@@ -17,7 +17,6 @@ use crate::sim::request::{Item, Sampling};
 pub(crate) struct Run {
     pub(super) engine: Arc<Engine>,
     pub(super) item: Item,
-    pub(super) samples: usize,
     pub(super) fault: ItemFault,
     pub(super) abort: Arc<Abort>,
     pub(super) context: Context,
@@ -93,19 +92,12 @@ pub(crate) enum Finish {
 }
 
 impl Run {
-    pub(super) fn new(
-        engine: Arc<Engine>,
-        item: Item,
-        samples: usize,
-        fault: ItemFault,
-        abort: Arc<Abort>,
-    ) -> Run {
+    pub(super) fn new(engine: Arc<Engine>, item: Item, fault: ItemFault, abort: Arc<Abort>) -> Run {
         let seed = engine.options.seed ^ item.sampling.seed;
         Run {
             context: Context::start(seed).after_all(&item.prompt),
             engine,
             item,
-            samples,
             fault,
             abort,
             progress: Progress::Waiting,

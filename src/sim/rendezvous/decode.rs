@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{DuplicateRoom, Record, Room, ToDecode, ToPrefill};
-use crate::sim::journal::{Journal, RoomState};
+use crate::sim::journal::{Journal, RoomState, Violation};
 use crate::sim::registry;
 
 /// Tries to learn a prefill's topology before a request fails.
@@ -23,6 +23,8 @@ const TRIES: usize = 15;
 pub(crate) enum KvEvent {
     /// The KV and the record are here.
     Arrived(Record),
+    /// Another decode is in the room.
+    Refused,
     /// Prefill is gone.
     LostPrefill,
 }
@@ -84,6 +86,8 @@ impl Peers {
     /// A request enters its room.
     pub(crate) fn enter(&self, room: Room) -> Result<RoomOnDecode, DuplicateRoom> {
         if !lock(&self.inner.live).insert(room) {
+            let room = || format!("room {room}");
+            self.inner.journal.violation(Violation::DuplicateRoom, room);
             return Err(DuplicateRoom);
         }
         self.inner.journal.room_opened(room);
@@ -249,11 +253,14 @@ impl Peer {
     }
 
     fn receive(&self, message: ToDecode) {
-        // An ABORT_ACK frees KV memory that is not simulated.
-        if let ToDecode::Kv(room, record) = message
-            && let Some(owner) = lock(&self.rooms).get(&room)
-        {
-            let _ = owner.send(KvEvent::Arrived(*record));
+        let (room, event) = match message {
+            ToDecode::Kv(room, record) => (room, KvEvent::Arrived(*record)),
+            ToDecode::Refused(room) => (room, KvEvent::Refused),
+            // Frees KV memory, which is not simulated.
+            ToDecode::AbortAck(_) => return,
+        };
+        if let Some(owner) = lock(&self.rooms).get(&room) {
+            let _ = owner.send(event);
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{DuplicateRoom, Record, Room, ToDecode, ToPrefill};
-use crate::sim::journal::{Event, Journal, RoomState};
+use crate::sim::journal::{Event, Journal, RoomState, Violation};
 
 /// What a prefill request hears about its room.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Rooms {
                 Some(Slot::Early(destination)) => Some(destination),
                 Some(owned) => {
                     slots.insert(room, owned);
-                    return Err(DuplicateRoom);
+                    return Err(self.duplicate(room));
                 }
             };
             if let Some(destination) = &destination {
@@ -112,8 +112,14 @@ impl Rooms {
                 let _ = owner.send(RoomEvent::Destination(destination));
                 Ok(())
             }
-            Some(_) => Err(DuplicateRoom),
+            Some(_) => Err(self.duplicate(room)),
         }
+    }
+
+    fn duplicate(&self, room: Room) -> DuplicateRoom {
+        self.journal
+            .violation(Violation::DuplicateRoom, || format!("room {room}"));
+        DuplicateRoom
     }
 
     fn taken(&self, room: Room) {
@@ -179,13 +185,7 @@ impl Drop for RoomOnPrefill {
 }
 
 /// Serves one decode's connection to the rank port until it ends.
-/// `duplicate` is called for a room that two decode requests presented.
-pub(crate) async fn serve_rank(
-    stream: TcpStream,
-    connection: u64,
-    rooms: Rooms,
-    duplicate: impl Fn(Room),
-) {
+pub(crate) async fn serve_rank(stream: TcpStream, connection: u64, rooms: Rooms) {
     let (lines, mut outgoing) = unbounded_channel::<String>();
     let (reader, mut writer) = stream.into_split();
     let writing = async move {
@@ -205,7 +205,7 @@ pub(crate) async fn serve_rank(
                         lines: lines.clone(),
                     };
                     if rooms.destination(room, destination).is_err() {
-                        duplicate(room);
+                        let _ = lines.send(ToDecode::Refused(room).line());
                     }
                 }
                 Some(ToPrefill::Taken(room)) => rooms.taken(room),

@@ -5,47 +5,9 @@
 
 use serde_json::Value;
 
+use super::python::{is_python_int, python, python_string, type_name};
+use super::report::{Site, report};
 use crate::sim::errors::Failure;
-
-/// The messages name the file of the handler, wherever that is installed.
-const HTTP_SERVER: &str =
-    "/usr/local/lib/python3.11/site-packages/sglang/srt/entrypoints/http_server.py";
-
-/// Where a failing handler stands in `http_server.py`: it is part of the message.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Site {
-    pub(crate) path: &'static str,
-    function: &'static str,
-    line: u32,
-}
-
-impl Site {
-    pub(crate) const GENERATE: Site = Site {
-        path: "/generate",
-        function: "generate_request",
-        line: 928,
-    };
-    pub(crate) const CHAT: Site = Site {
-        path: "/v1/chat/completions",
-        function: "openai_v1_chat_completions",
-        line: 1870,
-    };
-    pub(crate) const COMPLETIONS: Site = Site {
-        path: "/v1/completions",
-        function: "openai_v1_completions",
-        line: 1860,
-    };
-    pub(crate) const TOKENIZE: Site = Site {
-        path: "/tokenize",
-        function: "openai_v1_tokenize",
-        line: 1906,
-    };
-    pub(crate) const RESPONSES: Site = Site {
-        path: "/v1/responses",
-        function: "v1_responses_request",
-        line: 2066,
-    };
-}
 
 /// Roles that a chat message may have in any case of letters, beside `user`.
 /// Source: SGLang 0.5.23, `entrypoints/openai/protocol.py`, `ChatCompletionMessageGenericParam`.
@@ -374,158 +336,10 @@ fn as_list(
     errors
 }
 
-/// Python's `isinstance(value, int)`.
-fn is_python_int(value: &Value) -> bool {
-    match value {
-        Value::Bool(_) => true,
-        Value::Number(number) => number.as_str().parse::<i128>().is_ok(),
-        _ => false,
-    }
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "NoneType",
-        Value::Bool(_) => "bool",
-        Value::Number(_) if is_python_int(value) => "int",
-        Value::Number(_) => "float",
-        Value::String(_) => "str",
-        Value::Array(_) => "list",
-        Value::Object(_) => "dict",
-    }
-}
-
-/// The body is no JSON; `error` is where and why the parser stopped.
-pub(crate) fn not_json(site: Site, error: &serde_json::Error, body: &[u8]) -> Failure {
-    let why = if error.is_eof() {
-        "unexpected end of data"
-    } else {
-        "unexpected character"
-    };
-    let at = if error.is_eof() {
-        body.len()
-    } else {
-        offset(body, error.line(), error.column())
-    };
-    let entry = format!(
-        "{{'type': 'json_invalid', 'loc': ('body', {at}), 'msg': 'JSON decode error', 'input': {{}}, \
-         'ctx': {{'error': '{why}'}}}}"
-    );
-    report(&[entry], Some(site))
-}
-
-/// The body of `/generate` is JSON but no object.
-pub(super) fn not_an_object(body: &Value) -> Failure {
-    no_dictionary(&python(body))
-}
-
-/// The body of `/generate` has another content type, and was not parsed.
-pub(crate) fn not_parsed(body: &[u8]) -> Failure {
-    no_dictionary(&format!(
-        "b{}",
-        python_string(&String::from_utf8_lossy(body))
-    ))
-}
-
-fn no_dictionary(input: &str) -> Failure {
-    let entry = format!(
-        "{{'type': 'dataclass_type', 'loc': ('body',), 'msg': 'Input should be a dictionary or an instance of \
-         GenerateReqInput', 'input': {input}, 'ctx': {{'class_name': 'GenerateReqInput'}}}}"
-    );
-    report(&[entry], Some(Site::GENERATE))
-}
-
-/// The OpenAI endpoints insist on their content type.
-pub(crate) fn unsupported_media_type() -> Failure {
-    let entry = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
-                 allowed\", 'type': 'value_error'}";
-    report(&[entry.to_owned()], None)
-}
-
-fn report(entries: &[String], site: Option<Site>) -> Failure {
-    let plural = if entries.len() == 1 { "" } else { "s" };
-    let place = site.map_or(" ".to_owned(), |site| {
-        format!(
-            "\n\n  File \"{HTTP_SERVER}\", \
-             line {}, in {}\n    POST {} ",
-            site.line, site.function, site.path
-        )
-    });
-    Failure::Schema(format!(
-        "{} validation error{plural}:\n  {}{place}[{}]",
-        entries.len(),
-        entries.join("\n  "),
-        entries.join(", ")
-    ))
-}
-
-fn offset(body: &[u8], line: usize, column: usize) -> usize {
-    let lines = body
-        .split_inclusive(|&byte| byte == b'\n')
-        .take(line.saturating_sub(1));
-    lines.map(<[u8]>::len).sum::<usize>() + column.saturating_sub(1)
-}
-
-/// A JSON value as Python's `repr` prints it.
-fn python(value: &Value) -> String {
-    match value {
-        Value::Null => "None".to_owned(),
-        Value::Bool(true) => "True".to_owned(),
-        Value::Bool(false) => "False".to_owned(),
-        Value::Number(number) => number.to_string(),
-        Value::String(text) => python_string(text),
-        Value::Array(list) => {
-            format!(
-                "[{}]",
-                list.iter().map(python).collect::<Vec<_>>().join(", ")
-            )
-        }
-        Value::Object(map) => {
-            let pairs: Vec<String> = map
-                .iter()
-                .map(|(key, value)| format!("{}: {}", python_string(key), python(value)))
-                .collect();
-            format!("{{{}}}", pairs.join(", "))
-        }
-    }
-}
-
-fn python_string(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push(quote);
-    for character in text.chars() {
-        match character {
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\\' => out.push_str("\\\\"),
-            same if same == quote => {
-                out.push('\\');
-                out.push(same);
-            }
-            control if control.is_control() => out.push_str(&format!("\\x{:02x}", control as u32)),
-            other => out.push(other),
-        }
-    }
-    out.push(quote);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn values_print_as_in_python() {
-        let value = json!({"a":[null,true,1.5],"it's":"\n"});
-        assert_eq!(python(&value), r#"{'a': [None, True, 1.5], "it's": '\n'}"#);
-    }
 
     #[test]
     fn a_room_that_is_text_is_refused_in_the_transcripts_words() {

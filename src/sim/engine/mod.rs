@@ -1,9 +1,10 @@
 //! What a worker's requests share: memory, queues, live rids, the worker's phase. And how items end early.
 //!
-//! `admission` brings an item to its first token, `run` to its last. What an answer looks like is the
-//! endpoints' business.
+//! `rules` refuses what no worker serves, `admission` brings an item to its first token, `run` to its last. The
+//! shape of a response belongs to its endpoint.
 
 mod admission;
+mod rules;
 mod run;
 
 use std::collections::HashMap;
@@ -16,9 +17,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use super::chaos::{Chaos, ItemFault};
 use super::errors::{self, Failure};
 use super::journal::{Event, Journal, Violation};
-use super::rendezvous::{Peers, Room, Rooms};
+use super::rendezvous::{Peers, Rooms};
 use super::request::{Batch, Item};
-use super::{DuplicateRoom as OnDuplicate, Role, SimOptions};
+use super::{Role, SimOptions};
 
 pub(crate) use run::{Finish, Row, Run, Step, Times};
 
@@ -26,7 +27,7 @@ pub(crate) use run::{Finish, Row, Run, Step, Times};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Serving,
-    /// The scheduler died; the HTTP server still says so.
+    /// A scripted fault took the worker down: only `/health` (503) and the journal respond.
     Crashed,
     Stopped,
 }
@@ -131,7 +132,7 @@ impl Engine {
     /// Runs a task that ends with the phase, and that [`super::Worker::stop`] waits for.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ends = self.phase_ends();
-        self.spawn_watchful(async move {
+        self.spawn_tracked(async move {
             tokio::select! {
                 () = ends => {}
                 () = task => {}
@@ -140,7 +141,7 @@ impl Engine {
     }
 
     /// Runs a task that ends by itself when the phase does.
-    pub(crate) fn spawn_watchful(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn_tracked(&self, task: impl Future<Output = ()> + Send + 'static) {
         let alive = self
             .alive
             .lock()
@@ -152,6 +153,7 @@ impl Engine {
         });
     }
 
+    /// Takes the worker down, for a scripted fault.
     pub(crate) fn crash(&self) {
         self.phase.send_if_modified(|phase| {
             let serving = *phase == Phase::Serving;
@@ -167,17 +169,6 @@ impl Engine {
         self.phase.send_replace(Phase::Stopped);
         self.peers.disconnect();
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// A room was presented twice while it lives.
-    pub(crate) fn duplicate_room(&self, room: Room) -> Failure {
-        self.journal
-            .violation(Violation::DuplicateRoom, || format!("room {room}"));
-        if self.options.duplicate_room == OnDuplicate::Crash {
-            self.crash();
-        }
-        let reason = "Duplicate or cancelled bootstrap room";
-        errors::aborted(format!("KVTransferError(bootstrap_room={room}): {reason}"))
     }
 
     /// Ends the item with exactly this rid, or all; what does not match is ignored.
@@ -199,9 +190,13 @@ impl Engine {
         batch: &Batch,
         fault: ItemFault,
     ) -> Result<Vec<Run>, Failure> {
+        rules::check(self.role, batch).map_err(|broken| {
+            self.journal.violation(broken.rule, || broken.rid);
+            broken.failure
+        })?;
         let mut runs = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
-            runs.push(self.run(request, item, batch.n, fault)?);
+            runs.push(self.run(request, item, fault)?);
         }
         Ok(runs)
     }
@@ -210,7 +205,6 @@ impl Engine {
         self: &Arc<Engine>,
         request: u64,
         item: &Item,
-        n: usize,
         fault: ItemFault,
     ) -> Result<Run, Failure> {
         let abort = Arc::new(Abort::default());
@@ -221,7 +215,7 @@ impl Engine {
             std::collections::hash_map::Entry::Vacant(free) => free.insert(abort.clone()),
         };
         self.in_flight.send_modify(|items| *items += 1);
-        let run = Run::new(self.clone(), item.clone(), n, fault, abort);
+        let run = Run::new(self.clone(), item.clone(), fault, abort);
         if self.role != Role::Ordinary && !item.bootstrap.is_fake() {
             match item.bootstrap.room {
                 None => self

@@ -1,23 +1,28 @@
-//! What an action does to the request that it strikes: an answer instead, or another shape of the right one.
+//! What an action does to a request: a response in place of the engine's, or a change to the engine's response.
 
 use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 
-use super::io::{Orders, WireFault};
+use super::io::{ConnectionFaults, WireFault};
 use super::rule::{Action, End};
-use super::{ItemFault, Shaped};
+use super::{FaultyEvents, ItemFault};
 use crate::sim::engine::Engine;
 use crate::sim::wire::{self, Answer, Payload};
 
 /// The fault of one request.
-pub(crate) struct Fault(pub(crate) Action);
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fault {
+    /// The name of the rule that fired.
+    pub(crate) rule: String,
+    pub(crate) action: Action,
+}
 
 impl Fault {
-    /// What the request's items do wrong.
+    /// The part that acts within the engine.
     pub(crate) fn item(&self) -> ItemFault {
-        match self.0 {
+        match self.action {
             Action::AbortFinish { tokens } => ItemFault::AbortAfter(tokens),
             Action::LoseKv => ItemFault::LoseKv,
             Action::CrashInTransfer => ItemFault::CrashInTransfer,
@@ -25,29 +30,33 @@ impl Fault {
         }
     }
 
-    /// Whether the worker misses that the client leaves.
+    /// Whether the worker fails to notice that the client left.
     pub(crate) fn is_zombie(&self) -> bool {
-        self.0 == Action::Zombie
+        self.action == Action::Zombie
     }
 
-    /// The answer of a request that the engine never sees.
-    pub(crate) async fn instead(&self, engine: &Engine, orders: &Orders) -> Option<Answer> {
-        orders.give(self.on_the_wire());
-        match &self.0 {
+    /// The response in place of the engine's, which does not see the request then. Also prepares the connection.
+    pub(crate) async fn replacement(
+        &self,
+        engine: &Engine,
+        connection: &ConnectionFaults,
+    ) -> Option<Answer> {
+        connection.set(self.wire_fault());
+        match &self.action {
             Action::Refuse { for_ms } => {
                 engine.chaos.refuse(Duration::from_millis(*for_ms));
-                orders.end_with_reset();
+                connection.reset_on_close();
                 Some(wire::cut())
             }
-            // The client, or the end of the worker, ends the connection.
+            // Until the client leaves or the worker stops.
             Action::Silence => std::future::pending().await,
             Action::Reset => {
-                orders.end_with_reset();
+                connection.reset_on_close();
                 Some(wire::cut())
             }
             Action::Close => Some(wire::cut()),
             Action::OutOfMemory => {
-                orders.die_afterwards();
+                connection.crash_on_close();
                 Some(closing(wire::unhandled()))
             }
             Action::Status {
@@ -71,24 +80,24 @@ impl Fault {
         }
     }
 
-    /// The right answer, with the fault in it.
-    pub(crate) async fn shape(&self, mut answer: Answer, orders: &Orders) -> Answer {
-        match &self.0 {
+    /// The engine's response with the fault in it.
+    pub(crate) async fn apply(&self, mut answer: Answer, connection: &ConnectionFaults) -> Answer {
+        match &self.action {
             Action::DelayHead { ms } => tokio::time::sleep(Duration::from_millis(*ms)).await,
             Action::ContentType(value) => {
                 answer.headers_mut().insert(CONTENT_TYPE, value.0.clone());
             }
-            // What comes after a wrong length is nobody's next answer.
+            // With a wrong length the peer cannot tell where the next response begins.
             Action::ContentLength { .. } => answer = closing(answer),
             Action::CutAfterEvent {
                 end: End::Reset, ..
-            } => orders.end_with_reset(),
+            } => connection.reset_on_close(),
             _ => {}
         }
         let (mut head, payload) = answer.into_parts();
-        let payload = match (payload, &self.0) {
+        let payload = match (payload, &self.action) {
             (Payload::Events(events), action) => {
-                Payload::Shaped(Shaped::new(events, action.clone()))
+                Payload::Faulty(FaultyEvents::new(events, action.clone()))
             }
             (Payload::Whole(mut body), Action::InvalidJson) => {
                 body.truncate(body.len().saturating_sub(1));
@@ -96,7 +105,7 @@ impl Fault {
                 Payload::Whole(body)
             }
             (Payload::Whole(body), Action::CutAfterEvent { .. }) if !body.is_empty() => {
-                Payload::Shaped(Shaped::cut())
+                Payload::Faulty(FaultyEvents::cut())
             }
             (Payload::Whole(body), Action::StallAfterEvent { .. }) if !body.is_empty() => {
                 Payload::Stalled
@@ -106,8 +115,8 @@ impl Fault {
         Answer::from_parts(head, payload)
     }
 
-    fn on_the_wire(&self) -> Option<WireFault> {
-        match self.0 {
+    fn wire_fault(&self) -> Option<WireFault> {
+        match self.action {
             Action::HalfHead => Some(WireFault::HalfHead),
             Action::CutAfterBytes { bytes, end } => Some(WireFault::CutAfter { bytes, end }),
             Action::ContentLength { add } => Some(WireFault::Length(add)),
@@ -127,7 +136,7 @@ fn closing(mut answer: Answer) -> Answer {
     answer
 }
 
-/// In SGLang's flat shape.
+/// An error in SGLang's flat shape.
 fn error_body(code: u16) -> String {
     let body = serde_json::json!({"object":"error","message":"scripted fault","type":code.to_string(),
         "param":null,"code":code});

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! decode -> prefill:  destination R | taken R | abort R
-//! prefill -> decode:  kv R {record} | abort_ack R
+//! prefill -> decode:  kv R {record} | abort_ack R | refused R
 //! ```
 //!
 //! What belongs to HTTP requests (rids, error bodies, waiting times) is `engine`'s.
@@ -23,7 +23,7 @@ pub(crate) use prefill::{RoomEvent, RoomOnPrefill, Rooms, serve_rank};
 /// A rendezvous id. SGLang's is Python's unbounded integer, and only `/generate`'s schema is narrower.
 pub(crate) type Room = i128;
 
-/// The room is live on this worker already.
+/// The room is live on this worker already; the journal has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DuplicateRoom;
 
@@ -87,6 +87,8 @@ enum ToPrefill {
 enum ToDecode {
     Kv(Room, Box<Record>),
     AbortAck(Room),
+    /// Another decode is in this room.
+    Refused(Room),
 }
 
 impl ToPrefill {
@@ -119,6 +121,7 @@ impl ToDecode {
                 format!("kv {room} {record}\n")
             }
             ToDecode::AbortAck(room) => format!("abort_ack {room}\n"),
+            ToDecode::Refused(room) => format!("refused {room}\n"),
         }
     }
 
@@ -131,6 +134,7 @@ impl ToDecode {
                 serde_json::from_str(parts.next()?).ok()?,
             )),
             "abort_ack" => Some(ToDecode::AbortAck(room)),
+            "refused" => Some(ToDecode::Refused(room)),
             _ => None,
         }
     }
@@ -152,6 +156,7 @@ mod tests {
         for message in [
             ToDecode::Kv(i128::from(u64::MAX) + 1, Box::new(record)),
             ToDecode::AbortAck(-1),
+            ToDecode::Refused(4),
         ] {
             assert_eq!(ToDecode::parse(message.line().trim_end()), Some(message));
         }

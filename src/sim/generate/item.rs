@@ -1,34 +1,19 @@
-//! `/generate`: text, token ids and `meta_info`, cumulative or as deltas.
-//!
-//! Key order and which key is there when: transcripts `gen_*`, `x_*_timeout`, and for the flat forms and
-//! `token_ids_logprob` a real pair of SGLang 0.5.23.
+//! One item of `/generate`: its object, from the parts that its steps add.
 
-use bytes::Bytes;
+use super::prompt_logprobs::PromptLogprobs;
+use crate::sim::engine::{Finish, Step, Times};
+use crate::sim::render::{escape_into, float, separate, string, triple, triples, write_to};
+use crate::sim::request::{Item, LogprobPlan};
+use crate::sim::{Role, SimOptions};
 
-use super::engine::{Finish, Step, Times};
-use super::errors::{Failure, Family};
-use super::model::Context;
-use super::render::{data, escape_into, float, separate, string, triple, triples, write_to};
-use super::request::{Batch, Item};
-use super::stream::Render;
-use super::{Role, SimOptions};
-
-/// The answer of one request.
-pub(crate) struct Native {
-    items: Vec<NativeItem>,
-    list: bool,
-    stream: bool,
-    incremental: bool,
-}
-
-/// One item: everything is kept as JSON that is ready to be copied.
-struct NativeItem {
+/// One item of a request. Its parts are kept as JSON, so that an event only copies them.
+pub(super) struct NativeItem {
     role: Role,
     rid: String,
     prompt_tokens: usize,
-    plan: super::request::LogprobPlan,
-    /// The keys about the prompt; decode's are empty lists.
-    input: InputLogprobs,
+    plan: LogprobPlan,
+    /// The keys about the prompt; empty lists on decode.
+    input: PromptLogprobs,
     text: String,
     ids: String,
     rows: String,
@@ -36,129 +21,20 @@ struct NativeItem {
     id_rows: String,
     flat_values: String,
     flat_ids: String,
-    tokens: usize,
-    /// Output positions in `rows`; one more than tokens when none was asked for.
+    pub(super) tokens: usize,
+    /// Output positions in `rows`: one more than `tokens` when `max_new_tokens` is 0.
     positions: usize,
-    /// Tokens that earlier events have carried.
-    told: usize,
+    /// Tokens in the events so far.
+    pub(super) sent: usize,
     first_sent: Option<f64>,
-    finished: Option<String>,
-}
-
-/// Logprobs of prompt positions, as the JSON of whole keys.
-#[derive(Default)]
-struct InputLogprobs {
-    tokens: String,
-    top: String,
-    ids: String,
-}
-
-impl Native {
-    pub(crate) fn new(role: Role, options: &SimOptions, batch: &Batch) -> Native {
-        let items = batch
-            .items
-            .iter()
-            .map(|item| NativeItem::new(role, options, item))
-            .collect();
-        let incremental = batch.stream && options.incremental_streaming;
-        Native {
-            items,
-            list: batch.list,
-            stream: batch.stream,
-            incremental,
-        }
-    }
-}
-
-impl Render for Native {
-    const FAMILY: Family = Family::Native;
-
-    fn absorb(&mut self, index: usize, step: &Step) {
-        let (stream, incremental) = (self.stream, self.incremental);
-        let item = &mut self.items[index];
-        if incremental {
-            item.forget();
-        }
-        item.absorb(step);
-        if let Some(finish) = &step.finish {
-            let reason = finish_reason(finish);
-            item.finished = Some(item.object(&reason, step, stream));
-        }
-    }
-
-    fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>) {
-        let list = self.list;
-        let item = &mut self.items[index];
-        let object = item
-            .finished
-            .take()
-            .unwrap_or_else(|| item.object("null", step, true));
-        item.told = item.tokens;
-        out.push(event(object, list.then_some(index)));
-    }
-
-    fn failed(
-        &mut self,
-        index: usize,
-        failure: &Failure,
-        times: Times,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
-        let item = &mut self.items[index];
-        let object = match failure {
-            Failure::Engine { status, message } => item.failed(*status, message, times),
-            Failure::Refused(message) => item.refused(message, times),
-            _ => {
-                out.push(data(&failure.event(Family::Native)));
-                return false;
-            }
-        };
-        out.push(event(object, self.list.then_some(index)));
-        true
-    }
-
-    fn end(&mut self, out: &mut Vec<Bytes>) {
-        out.push(data("[DONE]"));
-    }
-
-    fn whole(&mut self) -> String {
-        let objects: Vec<String> = self
-            .items
-            .iter_mut()
-            .map(|item| item.finished.take().unwrap_or_default())
-            .collect();
-        if self.list {
-            format!("[{}]", objects.join(","))
-        } else {
-            objects.concat()
-        }
-    }
-}
-
-fn event(mut object: String, index: Option<usize>) -> Bytes {
-    if let Some(index) = index {
-        object.pop();
-        write_to(&mut object, format_args!(",\"index\":{index}}}"));
-    }
-    data(&object)
-}
-
-fn finish_reason(finish: &Finish) -> String {
-    match finish {
-        Finish::Length(length) => format!("{{\"type\":\"length\",\"length\":{length}}}"),
-        Finish::StopToken(token) => format!("{{\"type\":\"stop\",\"matched\":{token}}}"),
-        Finish::StopText(text) => format!("{{\"type\":\"stop\",\"matched\":{}}}", string(text)),
-        Finish::Abort => {
-            r#"{"type":"abort","message":"Aborted","status_code":null,"err_type":null}"#.to_owned()
-        }
-    }
+    pub(super) finished: Option<String>,
 }
 
 impl NativeItem {
-    fn new(role: Role, options: &SimOptions, item: &Item) -> NativeItem {
+    pub(super) fn new(role: Role, options: &SimOptions, item: &Item) -> NativeItem {
         let input = match role {
-            Role::Decode => InputLogprobs::absent(item),
-            Role::Prefill | Role::Ordinary => InputLogprobs::of(item, options.seed),
+            Role::Decode => PromptLogprobs::absent(item),
+            Role::Prefill | Role::Ordinary => PromptLogprobs::of(item, options.seed),
         };
         NativeItem {
             role,
@@ -175,14 +51,14 @@ impl NativeItem {
             flat_ids: String::new(),
             tokens: 0,
             positions: 0,
-            told: 0,
+            sent: 0,
             first_sent: None,
             finished: None,
         }
     }
 
-    /// With incremental streaming an event has only what is new.
-    fn forget(&mut self) {
+    /// Drops the parts that earlier events had: with incremental streaming an event has only the new ones.
+    pub(super) fn forget(&mut self) {
         for part in [
             &mut self.text,
             &mut self.ids,
@@ -194,7 +70,7 @@ impl NativeItem {
         }
     }
 
-    fn absorb(&mut self, step: &Step) {
+    pub(super) fn absorb(&mut self, step: &Step) {
         if let Some(token) = step.token {
             self.tokens += 1;
             escape_into(&step.text, &mut self.text);
@@ -221,7 +97,7 @@ impl NativeItem {
         }
     }
 
-    fn object(&mut self, finish_reason: &str, step: &Step, stream: bool) -> String {
+    pub(super) fn object(&mut self, finish_reason: &str, step: &Step, stream: bool) -> String {
         let finished = step.finish.is_some();
         let mut out = self.opening(finish_reason);
         if self.role != Role::Decode {
@@ -387,14 +263,14 @@ impl NativeItem {
     }
 
     /// Source: the transcript single_err_start_beyond_stream.
-    fn refused(&mut self, message: &str, times: Times) -> String {
+    pub(super) fn refused(&mut self, message: &str, times: Times) -> String {
         let reason = format!(
             "{{\"type\":\"abort\",\"message\":{},\"status_code\":400,\"err_type\":\"BadRequestError\"}}",
             string(message)
         );
         "0".clone_into(&mut self.ids);
         self.tokens = 1;
-        self.input = InputLogprobs {
+        self.input = PromptLogprobs {
             tokens: ",\"input_token_logprobs\":[]".to_owned(),
             ..std::mem::take(&mut self.input)
         };
@@ -413,7 +289,7 @@ impl NativeItem {
         self.object(&reason, &step, true)
     }
 
-    fn failed(&self, status: u16, message: &str, times: Times) -> String {
+    pub(super) fn failed(&self, status: u16, message: &str, times: Times) -> String {
         let reason = format!(
             "{{\"type\":\"abort\",\"message\":{},\"status_code\":{status},\"err_type\":null}}",
             string(message)
@@ -430,82 +306,4 @@ impl NativeItem {
         out.push_str("}}");
         out
     }
-}
-
-impl InputLogprobs {
-    /// Decode never sends them. Source: SGLang 0.5.23, `managers/.../output_streamer.py`.
-    fn absent(item: &Item) -> InputLogprobs {
-        let plan = &item.logprobs;
-        let top = match (plan.top, plan.flat_input) {
-            (0, _) => String::new(),
-            (_, false) => ",\"input_top_logprobs\":[]".to_owned(),
-            (top, true) => flat_input("", "", 0, top, 0),
-        };
-        InputLogprobs {
-            tokens: ",\"input_token_logprobs\":[]".to_owned(),
-            top,
-            ids: ",\"input_token_ids_logprobs\":[]".to_owned(),
-        }
-    }
-
-    fn of(item: &Item, seed: u64) -> InputLogprobs {
-        let plan = &item.logprobs;
-        let Some(start) = plan.start.filter(|_| plan.wanted) else {
-            return InputLogprobs::absent(item);
-        };
-        let wanted_ids = plan.token_ids.as_deref().unwrap_or_default();
-        let (mut tokens, mut top, mut ids) = (String::new(), String::new(), String::new());
-        let (mut values, mut flat_ids, mut rows) = (String::new(), String::new(), 0);
-        let start = start.min(item.prompt.len());
-        let mut context =
-            Context::start(seed ^ item.sampling.seed).after_all(&item.prompt[..start]);
-        for (position, &token) in item.prompt[start..].iter().enumerate() {
-            [&mut tokens, &mut top, &mut ids]
-                .into_iter()
-                .for_each(separate);
-            // Nothing predicts the first position that is asked for.
-            let known = position > 0;
-            triple(
-                known.then(|| context.logprob(token)),
-                token,
-                plan.text,
-                &mut tokens,
-            );
-            let best = if known {
-                context.top(plan.top)
-            } else {
-                Vec::new()
-            };
-            triples(known.then_some(&best), plan.text, &mut top);
-            let asked: Vec<_> = wanted_ids
-                .iter()
-                .map(|&id| (context.logprob(id), id))
-                .collect();
-            triples(known.then_some(&asked), plan.text, &mut ids);
-            rows += usize::from(known);
-            for (logprob, token) in best {
-                [&mut values, &mut flat_ids].into_iter().for_each(separate);
-                write_to(&mut values, format_args!("{logprob:?}"));
-                write_to(&mut flat_ids, format_args!("{token}"));
-            }
-            context = context.after(token);
-        }
-        let top = match (plan.top, plan.flat_input) {
-            (0, _) => String::new(),
-            (_, false) => format!(",\"input_top_logprobs\":[{top}]"),
-            (k, true) => flat_input(&values, &flat_ids, rows, k, usize::from(!tokens.is_empty())),
-        };
-        InputLogprobs {
-            tokens: format!(",\"input_token_logprobs\":[{tokens}]"),
-            top,
-            ids: format!(",\"input_token_ids_logprobs\":[{ids}]"),
-        }
-    }
-}
-
-fn flat_input(values: &str, ids: &str, rows: usize, top: usize, null_prefix: usize) -> String {
-    format!(
-        ",\"input_top_logprobs_val_flat\":[{values}],\"input_top_logprobs_idx_flat\":[{ids}],\
-         \"input_top_logprobs_shape\":[{rows},{top}],\"input_top_logprobs_null_prefix\":{null_prefix}"
-    )
 }

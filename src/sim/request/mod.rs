@@ -4,17 +4,19 @@
 //! needs no second look: the engine gets typed values. Rooms are read without a detour through doubles.
 //! Source: SGLang 0.5.23, `managers/io_struct.py`, `entrypoints/openai/protocol.py`, and transcripts.
 
-mod endpoints;
+mod fields;
+mod generate;
+mod openai;
+mod python;
+mod report;
 mod schema;
 
-use serde_json::Value;
-
 use super::errors::Failure;
-use super::model;
 use super::rendezvous::Room;
 
-pub(crate) use endpoints::{chat, chat_text, completions, generate, messages, responses, tokenize};
-pub(crate) use schema::{Site, not_json, not_parsed, unsupported_media_type};
+pub(crate) use generate::generate;
+pub(crate) use openai::{chat, chat_text, completions, messages, responses, tokenize};
+pub(crate) use report::{Site, not_json, not_parsed, unsupported_media_type};
 
 /// One request: its items, and how its answer is framed.
 #[derive(Debug)]
@@ -35,7 +37,6 @@ pub(crate) struct Item {
     pub(crate) sampling: Sampling,
     pub(crate) logprobs: LogprobPlan,
     pub(crate) bootstrap: Bootstrap,
-    pub(crate) sample: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,8 +55,8 @@ pub(crate) struct LogprobPlan {
     pub(crate) wanted: bool,
     /// First prompt position; none for "no prompt position".
     pub(crate) start: Option<usize>,
-    /// A start below -1, which the scheduler that meets it does not survive.
-    pub(crate) deadly: bool,
+    /// A start below -1, as the request has it.
+    pub(crate) below_range: Option<i128>,
     pub(crate) top: usize,
     pub(crate) token_ids: Option<Vec<u32>>,
     /// Token texts in the rows.
@@ -93,8 +94,7 @@ impl Batch {
             self.items = std::mem::take(&mut self.items)
                 .into_iter()
                 .flat_map(|item| {
-                    (0..self.n).map(move |sample| Item {
-                        sample,
+                    (0..self.n).map(move |_| Item {
                         rid: new_rid(),
                         ..item.clone()
                     })
@@ -132,79 +132,11 @@ pub(crate) fn new_rid() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// The bootstrap fields of item `index` of `batch` items.
-/// A scalar room r stands for r, r+1, ...; a list that is too short is Python's uncaught IndexError.
-fn bootstrap(body: &Value, index: usize, batch: Option<usize>) -> Result<Bootstrap, Failure> {
-    let pick = |name: &str| match body.get(name) {
-        Some(Value::Array(list)) => match (batch, list.get(index)) {
-            (Some(_), Some(value)) => Ok(Some(value)),
-            (Some(_), None) => Err(Failure::Unhandled),
-            (None, _) => Ok(list.first()),
-        },
-        other => Ok(other),
-    };
-    let room = pick("bootstrap_room")?.and_then(integer);
-    let scalar = !matches!(body.get("bootstrap_room"), Some(Value::Array(_)));
-    Ok(Bootstrap {
-        host: pick("bootstrap_host")?
-            .and_then(Value::as_str)
-            .map(str::to_owned),
-        port: pick("bootstrap_port")?
-            .and_then(integer)
-            .and_then(|port| u64::try_from(port).ok()),
-        room: room.map(|room| {
-            if scalar {
-                room.saturating_add(index as i128)
-            } else {
-                room
-            }
-        }),
-    })
-}
-
-/// An integer of any size, also as a string: pydantic reads "7" as 7.
-fn integer(value: &Value) -> Option<i128> {
-    match value {
-        Value::Number(number) => number.as_str().parse().ok(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-fn boolean(value: Option<&Value>) -> bool {
-    match value {
-        Some(Value::Bool(value)) => *value,
-        Some(Value::Number(number)) => number.as_f64() == Some(1.0),
-        Some(Value::String(text)) => {
-            matches!(
-                text.to_ascii_lowercase().as_str(),
-                "true" | "1" | "yes" | "on" | "t" | "y"
-            )
-        }
-        _ => false,
-    }
-}
-
-fn token_ids(value: &Value) -> Vec<u32> {
-    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    list.iter()
-        .filter_map(integer)
-        .map(|id| u32::try_from(id).unwrap_or(0))
-        .collect()
-}
-
-fn prompt_of(value: &Value) -> Vec<u32> {
-    match value {
-        Value::String(text) => model::encode(text),
-        other => token_ids(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn parse(body: Value) -> Result<Batch, Failure> {
         generate(&body, Limits { context_length: 64 })
@@ -227,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_list_that_is_too_short_is_an_uncaught_exception() {
+    fn a_room_list_that_is_too_short_is_an_internal_server_error() {
         let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7],
             "sampling_params":{"max_new_tokens":4}});
         assert_eq!(parse(body).unwrap_err(), Failure::Unhandled);
