@@ -113,7 +113,7 @@ impl Attempt {
     pub(crate) fn chunks(&self) -> Chunks {
         match self.plan.merge {
             Merge::None => Chunks::Joined,
-            Merge::InputLogprobs | Merge::Echo => Chunks::Apart,
+            Merge::InputLogprobs | Merge::Echo => Chunks::Separate,
         }
     }
 
@@ -219,7 +219,7 @@ impl Attempt {
         let out = self.answer.pass(piece, end, begun)?;
         if end {
             self.decode_ended = true;
-            self.loan.end();
+            self.loan.end_response();
         }
         Ok(out)
     }

@@ -196,7 +196,7 @@ impl ProxyHttp for Proxy {
         let nowhere = || Error::explain(ErrorType::InternalError, "a lease without an address");
         let exchange = ctx.exchange()?;
         let peer = exchange.decode.peer().ok_or_else(nowhere)?;
-        let (peer, loan) = self.client.lend(&peer, exchange.chunks());
+        let (peer, loan) = self.client.pooled_peer(&peer, exchange.chunks());
         exchange.loan = loan;
         Ok(Box::new(peer))
     }
