@@ -100,9 +100,9 @@ impl Attempt {
         // A merge adds the logprobs of the prompt to each event, so that joined chunks would become much longer.
         let chunks = match self.plan.merge {
             Merge::None => Chunks::Joined,
-            Merge::InputLogprobs | Merge::Echo => Chunks::Apart,
+            Merge::InputLogprobs | Merge::Echo => Chunks::Separate,
         };
-        let (peer, connection) = client.lend(&peer, chunks);
+        let (peer, connection) = client.pooled_peer(&peer, chunks);
         self.connection = connection;
         Ok(peer)
     }
@@ -254,7 +254,7 @@ impl Attempt {
         let out = self.response.pass(chunk, end)?;
         if end {
             self.decode_ended = true;
-            self.connection.end();
+            self.connection.end_response();
         }
         Ok(out)
     }

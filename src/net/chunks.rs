@@ -1,224 +1,226 @@
-//! Chunks that come together leave together.
+//! Joins the chunks of a response that arrive with one read into one chunk, in place, before Pingora sees them.
 //!
-//! SGLang's server sends each event as a chunk of its own. Pingora hands on chunk by chunk: each is a task, an
-//! allocation, a call of the filters and a frame to the client. Where a worker is ahead of its reader, one read
-//! brings hundreds; here they become one chunk, in place, before Pingora sees them. A chunk that comes alone, which
-//! is the usual case, is not touched.
+//! SGLang's server sends each event as a chunk. Pingora passes on chunk by chunk, and each one is a task, an
+//! allocation, a run of the filters and a frame to the client. When a worker is ahead of its reader, one read brings
+//! hundreds of them. A chunk that arrives alone, which is the usual case, is not changed.
 //!
-//! What is not plain (extensions, the last chunk, trailers, anything malformed) goes through as it came, so that
-//! there is one judge of framing: Pingora. Chunks mean nothing beyond their connection.
+//! Anything but plain chunks (extensions, the last chunk, trailers, malformed input) passes through unchanged, so that
+//! Pingora alone decides whether the framing is valid. Chunk boundaries have no meaning beyond their connection.
 //! Source: RFC 9112 section 7.1.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 
-use super::http1::chunk_size;
+use super::framing::chunk_size;
 
-/// The longest size that is understood, in hexadecimal digits: chunks below 4 GiB.
+/// The longest chunk size that is understood, in hexadecimal digits: chunks below 4 GiB.
 const MAX_DIGITS: usize = 8;
 const LINE_END: &[u8] = b"\r\n";
-/// The most fields of a head that is looked at.
+/// The most fields of a response head that is looked into.
 const MAX_FIELDS: usize = 32;
 
-/// What becomes of the chunks of an answer that come together.
+/// Whether the chunks of a response that arrive together are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Chunks {
-    /// One chunk.
+    /// They become one chunk.
     Joined,
-    /// What they were: for who makes much more of each, and would have to hold it all at once.
-    Apart,
+    /// They stay as they are: for a reader that makes much more of each chunk, and would otherwise have to hold the
+    /// result of all of them at once.
+    Separate,
 }
 
-/// Joins the chunks of one answer, read by read.
+/// Joins the chunks of one response, read by read.
 #[derive(Debug)]
-pub(super) struct Joiner(Place);
+pub(super) struct Joiner(State);
 
-/// Where the next byte belongs.
+/// What the next byte of the response is part of.
 #[derive(Debug)]
-enum Place {
-    /// To the head.
+enum State {
+    /// The response head.
     Head,
-    /// To a line that says how long a chunk is, of which this much has come.
-    Size(Vec<u8>),
-    /// To a chunk of which this many bytes are missing, its line end among them.
+    /// A chunk-size line, of which these bytes have arrived.
+    SizeLine(Vec<u8>),
+    /// A chunk of which this many bytes are missing, including its line end.
     Chunk(u64),
-    /// To something that is not looked at.
-    AsIs,
+    /// Bytes that pass through unchanged to the end of the response.
+    Passthrough,
 }
 
-/// What a read has at a place where a chunk may begin.
-enum Begin {
-    /// The line of a chunk with this size; the line has this many bytes.
-    Chunk {
-        size: u64,
-        line: usize,
-    },
-    /// A part of such a line, or nothing.
+/// What stands at a position where a chunk may begin.
+enum Start {
+    /// A chunk-size line: the size of the chunk, and the length of the line in bytes.
+    Chunk { size: u64, line: usize },
+    /// The beginning of such a line, or nothing.
     Incomplete,
+    /// Anything else.
     Other,
 }
 
-/// Chunks of one read, as they are joined.
+/// Adjacent chunks of one read that become one chunk. Positions are offsets in the read.
 struct Run {
-    /// Where the line of the first one begins.
-    head: usize,
-    /// Where its data begin.
+    /// Where the size line of the first chunk begins.
+    line: usize,
+    /// Where the joined data begins.
     data: usize,
-    /// Where the data of all of them end.
+    /// Where the joined data ends.
     end: usize,
-    /// The size of all of them, with what is still to come of the last one.
+    /// The size of all chunks, including the part of the last one that has not arrived.
     size: u64,
     chunks: usize,
 }
 
 impl Joiner {
-    /// At the beginning of an answer.
+    /// A joiner at the beginning of a response.
     pub(super) fn new(chunks: Chunks) -> Self {
         Self(match chunks {
-            Chunks::Joined => Place::Head,
-            Chunks::Apart => Place::AsIs,
+            Chunks::Joined => State::Head,
+            Chunks::Separate => State::Passthrough,
         })
     }
 
-    /// Joins the chunks in what one read brought; they are now the first so many bytes. Never more than there were.
+    /// Joins the chunks in the bytes of one read. Returns the new length of `read`, at most the old one.
     pub(super) fn join(&mut self, read: &mut [u8]) -> usize {
-        let at = self.finish(read);
-        if matches!(&self.0, Place::Size(line) if line.is_empty()) {
+        let at = self.skip_unfinished(read);
+        if matches!(&self.0, State::SizeLine(line) if line.is_empty()) {
             self.join_from(read, at)
         } else {
             read.len()
         }
     }
 
-    /// Passes over what the reads before have left unfinished. Where the next chunk begins, if one does.
-    fn finish(&mut self, read: &[u8]) -> usize {
+    /// Skips the rest of what earlier reads have begun. Returns where the next chunk begins, if one does.
+    fn skip_unfinished(&mut self, read: &[u8]) -> usize {
         let mut at = 0;
         match &mut self.0 {
-            Place::Head => {
-                self.0 = Place::AsIs;
+            State::Head => {
+                self.0 = State::Passthrough;
                 if let Some(end) = end_of_chunked_head(read) {
-                    self.0 = Place::Size(Vec::new());
+                    self.0 = State::SizeLine(Vec::new());
                     at = end;
                 }
             }
-            Place::Size(begun) if !begun.is_empty() => {
+            State::SizeLine(begun) if !begun.is_empty() => {
                 let rest = read.iter().position(|byte| *byte == b'\n');
                 at = rest.map_or(read.len(), |end| end + 1).min(MAX_DIGITS + 2);
                 begun.extend_from_slice(&read[..at]);
-                match begin(begun) {
-                    Begin::Chunk { size, .. } => self.0 = Place::Chunk(size + 2),
-                    Begin::Incomplete => return at,
-                    Begin::Other => self.0 = Place::AsIs,
+                match start_of_chunk(begun) {
+                    Start::Chunk { size, .. } => self.0 = State::Chunk(size + 2),
+                    Start::Incomplete => return at,
+                    Start::Other => self.0 = State::Passthrough,
                 }
             }
-            Place::Size(_) | Place::Chunk(_) | Place::AsIs => {}
+            State::SizeLine(_) | State::Chunk(_) | State::Passthrough => {}
         }
-        if let Place::Chunk(missing) = self.0 {
-            let come = (read.len() - at) as u64;
-            if come < missing {
-                self.0 = Place::Chunk(missing - come);
+        if let State::Chunk(missing) = self.0 {
+            let arrived = (read.len() - at) as u64;
+            if arrived < missing {
+                self.0 = State::Chunk(missing - arrived);
                 return read.len();
             }
             at += usize::try_from(missing).unwrap_or_default();
-            // What is before the line feed may have come earlier.
+            // Only the line feed is checked: the carriage return before it may have come with an earlier read, and
+            // Pingora checks both.
             self.0 = match read[at - 1] {
-                b'\n' => Place::Size(Vec::new()),
-                _ => Place::AsIs,
+                b'\n' => State::SizeLine(Vec::new()),
+                _ => State::Passthrough,
             };
         }
         at
     }
 
+    /// Joins the chunks from the offset `at` on, where a chunk-size line begins.
     fn join_from(&mut self, read: &mut [u8], mut at: usize) -> usize {
         let mut run: Option<Run> = None;
-        let mut whole = true;
+        let mut complete = true;
         self.0 = loop {
-            let (size, line) = match begin(&read[at..]) {
-                Begin::Chunk { size, line } => (size, line),
-                Begin::Incomplete => break Place::Size(read[at..].to_vec()),
-                Begin::Other => break Place::AsIs,
+            let (size, line) = match start_of_chunk(&read[at..]) {
+                Start::Chunk { size, line } => (size, line),
+                Start::Incomplete => break State::SizeLine(read[at..].to_vec()),
+                Start::Other => break State::Passthrough,
             };
-            let from = at + line;
-            let come = size.min((read.len() - from) as u64);
-            let to = from + usize::try_from(come).unwrap_or_default();
+            let data = at + line;
+            let arrived = size.min((read.len() - data) as u64);
+            let end = data + usize::try_from(arrived).unwrap_or_default();
             match run.as_mut() {
                 None => {
                     run = Some(Run {
-                        head: at,
-                        data: from,
-                        end: to,
+                        line: at,
+                        data,
+                        end,
                         size,
                         chunks: 1,
                     });
                 }
                 Some(run) => {
-                    read.copy_within(from..to, run.end);
-                    run.end += to - from;
+                    read.copy_within(data..end, run.end);
+                    run.end += end - data;
                     run.size += size;
                     run.chunks += 1;
                 }
             }
-            at = to;
+            at = end;
             let rest = &read[at..];
             if rest.starts_with(LINE_END) {
                 at += LINE_END.len();
                 continue;
             }
-            whole = false;
-            break if come < size || LINE_END.starts_with(rest) {
-                Place::Chunk(size - come + (LINE_END.len() - rest.len()) as u64)
+            complete = false;
+            break if arrived < size || LINE_END.starts_with(rest) {
+                State::Chunk(size - arrived + (LINE_END.len() - rest.len()) as u64)
             } else {
-                Place::AsIs
+                State::Passthrough
             };
         };
         match run {
-            Some(run) if run.chunks > 1 => write(read, &run, whole, at),
+            Some(run) if run.chunks > 1 => write_joined(read, &run, complete, at),
             _ => read.len(),
         }
     }
 }
 
-/// Writes the joined chunk, and what comes behind it, which begins `at`. There is room: each chunk but the first has
-/// left its line and a line end, and a sum has no more digits than its parts together.
-fn write(read: &mut [u8], run: &Run, whole: bool, at: usize) -> usize {
+/// Writes the size line and the end of the joined chunk, and moves the rest of the read, which begins at `at`, up to
+/// it. Returns the new length. `complete` is whether the last chunk of the run has arrived with its line end.
+fn write_joined(read: &mut [u8], run: &Run, complete: bool, at: usize) -> usize {
+    // There is room: each chunk but the first has left its size line and a line end, and a sum has no more digits
+    // than its terms together.
     let line = format!("{:x}\r\n", run.size);
-    let data = run.head + line.len();
+    let data = run.line + line.len();
     read.copy_within(run.data..run.end, data);
-    read[run.head..data].copy_from_slice(line.as_bytes());
+    read[run.line..data].copy_from_slice(line.as_bytes());
     let mut end = data + (run.end - run.data);
-    if whole {
+    if complete {
         read[end..end + LINE_END.len()].copy_from_slice(LINE_END);
         end += LINE_END.len();
     }
-    let behind = read.len() - at;
+    let rest = read.len() - at;
     read.copy_within(at.., end);
-    end + behind
+    end + rest
 }
 
-fn begin(bytes: &[u8]) -> Begin {
+fn start_of_chunk(bytes: &[u8]) -> Start {
     let first = bytes.iter().take(MAX_DIGITS + 1);
     let digits = first.take_while(|byte| byte.is_ascii_hexdigit()).count();
     if digits > MAX_DIGITS {
-        return Begin::Other;
+        return Start::Other;
     }
     match &bytes[digits..] {
-        [] => Begin::Incomplete,
-        [b'\r'] if digits > 0 => Begin::Incomplete,
+        [] => Start::Incomplete,
+        [b'\r'] if digits > 0 => Start::Incomplete,
         [b'\r', b'\n', ..] => match chunk_size(&bytes[..=digits]) {
-            // A size of nothing is the last chunk.
-            Some(size @ 1..) => Begin::Chunk {
+            // The last chunk, of size 0, is not joined: trailers may follow it.
+            Some(size @ 1..) => Start::Chunk {
                 size,
                 line: digits + LINE_END.len(),
             },
-            _ => Begin::Other,
+            _ => Start::Other,
         },
-        _ => Begin::Other,
+        _ => Start::Other,
     }
 }
 
-/// Where the head of an answer ends whose body certainly comes in chunks, if all of the head is there.
+/// The end of the response head in this read; `None` unless the head is complete and its body is certainly chunked.
 fn end_of_chunked_head(read: &[u8]) -> Option<usize> {
     let end = memchr::memmem::find(read, b"\r\n\r\n")? + 4;
-    // Most answers have a length, and need no closer look.
+    // Cheap first: most heads have a length, and are not parsed.
     memchr::memmem::find(&read[..end], b"chunked\r\n")?;
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut head = httparse::Response::new(&mut fields);

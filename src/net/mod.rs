@@ -1,283 +1,120 @@
-//! One HTTP/1.1 exchange with one worker over Pingora's pooled connections.
+//! HTTP/1.1 to the workers: connections, their pool, and the exchanges that this crate makes itself.
 //!
-//! Knows no role, no policy and no protocol of SGLang: a request goes out, an answer comes in, the
-//! connection goes back to the pool or is closed. Dropping a [`Reply`] before its end closes the
-//! connection, which is how a leg is cancelled.
+//! Knows no role, no policy and nothing of SGLang's protocol. Dropping a [`Reply`] before the end of its body closes
+//! the connection, which is how a leg is cancelled.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`Client`], which sends a request, and [`Reply`], which reads the response |
+//! | `peer.rs`, `tls.rs` | how a worker is connected to, and which certificates are trusted |
+//! | `pool.rs` | the idle connections |
+//! | `pooled.rs`, `chunks.rs` | a pooled connection for the exchanges that Pingora makes (decode), and its chunks |
+//! | `http1.rs` | a connection for all other exchanges |
+//! | `response_head.rs`, `framing.rs` | which responses are accepted, and where their bodies end |
+//! | `failure.rs` | why an exchange failed |
 
 mod chunks;
+mod failure;
+mod framing;
 mod http1;
+mod peer;
 mod pool;
 mod pooled;
+mod response_head;
 mod tls;
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
-use pingora_core::{Error, ErrorType, ImmutStr};
 use pingora_http::RequestHeader;
 
 use crate::endpoint::{WholeResponse, connection_headers, is_hop_by_hop};
-
-pub(crate) use chunks::Chunks;
-pub(crate) use http1::Head;
 use http1::Http1Connection;
 use pool::Pool;
-use pooled::PooledConnect;
-pub(crate) use pooled::PooledHandle;
 
+pub(crate) use chunks::Chunks;
+pub(crate) use failure::Failure;
+pub(crate) use peer::{Target, peer};
+pub(crate) use pooled::PooledHandle;
+pub(crate) use response_head::{Head, reject as reject_head};
 pub(crate) use tls::{Trust, pool_roots};
 
-/// An idle connection is closed before the worker does: uvicorn closes after 5 s.
-/// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
-pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
-
-/// How long a connection may take to be made where the peer does not say.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
-/// The pool watches its connections, so that more than one or two at once is already unusual.
+/// How often a request may be sent, counting repetitions because the worker had closed the pooled connection.
+///
+/// Each repetition takes one more connection out of the pool. The pool checks a connection before it hands it out,
+/// so more than one or two repetitions are unusual already.
 pub(crate) const STALE_ATTEMPTS: usize = 8;
 
-/// The longest head of an answer, in bytes. SGLang sends 200 bytes in 5.
-const MAX_HEAD_BYTES: usize = 64 << 10;
-/// The most fields of one.
-const MAX_HEAD_FIELDS: usize = 128;
-
-/// Why an exchange gave no whole answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The worker refuses connections, its host cannot be reached, or the two do not agree on TLS. No byte of a
-    /// request was sent.
-    Unreachable(String),
-    /// This process, or this machine, has no socket left for a connection. The worker knows nothing of it.
-    NoSocket(String),
-    /// The connection was not established in time.
-    ConnectTimeout,
-    /// The connection ended before the answer did.
-    Lost(String),
-    /// What the worker sent is not HTTP.
-    NotHttp(String),
-    /// The answer is longer than the caller takes, in bytes.
-    TooLong(usize),
-    /// The answer has a status that answers nothing here.
-    Unusable(StatusCode),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Unreachable(why) => write!(f, "cannot be reached ({why})"),
-            Failure::NoSocket(why) => write!(f, "could not be asked, for want of a socket ({why})"),
-            Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
-            Failure::Lost(why) => {
-                write!(f, "closed the connection before its answer ended ({why})")
-            }
-            Failure::NotHttp(why) => write!(f, "sent an answer that is not HTTP ({why})"),
-            Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
-            Failure::Unusable(status) => write!(f, "answered {status}, which is no answer"),
-        }
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl Failure {
-    /// What a Pingora error on the way to or from a worker means.
-    pub(crate) fn from_pingora(error: &Error) -> Self {
-        let why = reason(error);
-        if is_out_of_sockets(error) {
-            return Failure::NoSocket(why);
-        }
-        match error.etype() {
-            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
-            ErrorType::ConnectRefused
-            | ErrorType::ConnectNoRoute
-            | ErrorType::ConnectError
-            | ErrorType::SocketError
-            | ErrorType::TLSHandshakeFailure
-            | ErrorType::InvalidCert
-            | ErrorType::HandshakeError
-            | ErrorType::BindError => Failure::Unreachable(why),
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
-                Failure::Lost(why)
-            }
-            _ => Failure::NotHttp(safe_reason(error)),
-        }
-    }
-}
-
-/// Whether descriptors (of the process, of the machine) or ports are used up. Source: errno(3) of Linux: ENFILE,
-/// EMFILE, EADDRNOTAVAIL; pingora-core 0.9.1 `connectors/l4.rs`, to which it is an internal error.
-fn is_out_of_sockets(error: &Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<std::io::Error>();
-    matches!(
-        cause.and_then(std::io::Error::raw_os_error),
-        Some(23 | 24 | 99)
-    )
-}
-
-/// The system's word for it, or else Pingora's.
-fn reason(error: &Error) -> String {
-    match error.root_cause().downcast_ref::<std::io::Error>() {
-        Some(cause) => cause.to_string(),
-        None => match &error.context {
-            // A chain of errors in one text: the first cause says it.
-            Some(context) => {
-                let text = context.as_str();
-                let cause = text.rsplit_once(" cause: ");
-                cause.map_or(text, |(_, cause)| cause).to_owned()
-            }
-            None => error.etype().as_str().to_owned(),
-        },
-    }
-}
-
-/// What is wrong with the form of an answer. Not a byte of it: Pingora's words may repeat what the worker sent, and
-/// this goes to the log and to the client. What it puts together is owned, what it knows by heart is not.
-fn safe_reason(error: &Error) -> String {
-    let cause = error.root_cause();
-    if let Some(cause) = cause.downcast_ref::<httparse::Error>() {
-        return cause.to_string();
-    }
-    if let Some(cause) = cause.downcast_ref::<std::io::Error>() {
-        return cause.to_string();
-    }
-    match &error.context {
-        Some(ImmutStr::Static(words)) => (*words).to_owned(),
-        Some(ImmutStr::Owned(_)) | None => error.etype().as_str().to_owned(),
-    }
-}
-
-/// What is wrong with an answer whose head is this; `None` when it may be read on.
-///
-/// A redirect is never followed, and not passed on either: a worker could send whoever follows it anywhere, with
-/// the key that goes along. Nobody asks a worker for another protocol.
-pub(crate) fn reject_head(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
-    if status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
-        return Some(Failure::Unusable(status));
-    }
-    let bytes: usize = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len())
-        .sum();
-    (bytes > MAX_HEAD_BYTES || headers.len() > MAX_HEAD_FIELDS).then(|| {
-        Failure::NotHttp(format!(
-            "a head of more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_FIELDS} fields"
-        ))
-    })
-}
-
-/// A peer for Pingora: one address that speaks HTTP/1.1, over TLS with this name if there is one. How long a
-/// connected worker may take is its caller's to say; the handshake is a part of connecting.
-pub(crate) fn peer(
-    address: SocketAddr,
-    connect_timeout: Duration,
-    tls: Option<(&Trust, &str)>,
-) -> HttpPeer {
-    let name = tls.map_or("", |(_, name)| name);
-    let mut peer = HttpPeer::new(address, tls.is_some(), name.to_owned());
-    if let Some((trust, _)) = tls {
-        trust.apply(&mut peer);
-    }
-    peer.options.connection_timeout = Some(connect_timeout);
-    peer.options.total_connection_timeout = Some(connect_timeout);
-    peer.options.idle_timeout = Some(POOL_IDLE);
-    peer
-}
-
-/// Where a request goes, and what of its head is this worker's own.
-#[derive(Clone, Copy)]
-pub(crate) struct Target<'a> {
-    /// How the worker is dialled; `None` as long as nobody knows where it is.
-    pub(crate) peer: Option<&'a HttpPeer>,
-    /// The value of `Host`.
-    pub(crate) host: &'a HeaderValue,
-    /// What takes the place of the `Authorization` of the head, if it is there.
-    pub(crate) authorization: Option<&'a HeaderValue>,
-}
-
-/// The client side: a pool of connections to any number of workers.
+/// Sends requests to any number of workers over one pool of connections.
 pub(crate) struct Client {
     pool: Arc<Pool>,
 }
 
 impl Client {
-    /// A client whose pool has the size that the server configuration says.
+    /// A client with an empty pool of the size in `conf`.
     pub(crate) fn new(conf: &ServerConf) -> Self {
         Self {
             pool: Arc::new(Pool::new(conf)),
         }
     }
 
-    /// The peer for an exchange that Pingora makes. Where the worker takes plain connections it is one of this
-    /// client's, else one of Pingora's own pool.
-    pub(crate) fn lend(&self, peer: &HttpPeer, chunks: Chunks) -> (HttpPeer, PooledHandle) {
-        let (mut borrower, handle) = (peer.clone(), PooledHandle::default());
+    /// The peer for an exchange that Pingora makes, and the handle of its connection.
+    ///
+    /// A plain connection comes from this client's pool. A TLS connection comes from Pingora's own pool: Pingora
+    /// takes a transport from its caller only below TLS.
+    pub(crate) fn pooled_peer(&self, peer: &HttpPeer, chunks: Chunks) -> (HttpPeer, PooledHandle) {
+        let (mut pooled, handle) = (peer.clone(), PooledHandle::default());
         if !peer.is_tls() {
-            let options = &mut borrower.options;
-            options.total_connection_timeout = None;
-            let patience = options.connection_timeout.take();
-            options.custom_l4 = Some(Arc::new(PooledConnect {
-                pool: self.pool.clone(),
-                handle: handle.clone(),
-                chunks,
-                key: peer.reuse_hash(),
-                patience: patience.unwrap_or(CONNECT_PATIENCE),
-            }));
+            pooled::attach(&mut pooled, &self.pool, &handle, chunks);
         }
-        (borrower, handle)
+        (pooled, handle)
     }
 
-    /// Sends a request and waits for the head of the answer. `Host` and `Content-Length` are added here.
-    ///
-    /// A connection that the worker closed while it lay in the pool is replaced, as long as no byte of an
-    /// answer has come: such a worker has not begun with the request.
+    /// Sends a request and waits for the head of the response. `Host` and `Content-Length` are added here.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no head of an answer that can be used. Without a peer there is none.
+    /// [`Failure`]: no connection, or no response head that can be used. A target without a peer is unreachable.
     pub(crate) async fn send(
         &self,
         to: Target<'_>,
         head: &RequestHeader,
         body: &Bytes,
     ) -> Result<Reply, Failure> {
-        let nowhere = || Failure::Unreachable("its name has no address".into());
-        let peer = to.peer.ok_or_else(nowhere)?;
+        let unresolved = || Failure::Unreachable("its name has no address".into());
+        let peer = to.peer.ok_or_else(unresolved)?;
         let key = peer.reuse_hash();
         let mut attempt = 1;
         loop {
-            let kept = self.pool.kept(key);
-            let stale = kept.is_some();
-            let stream = match kept {
+            let pooled = self.pool.take(key);
+            let reused = pooled.is_some();
+            let stream = match pooled {
                 Some(stream) => Ok(stream),
                 None => self.pool.dial(peer).await,
             };
-            let mut wire =
-                Http1Connection::new(stream.map_err(|error| Failure::from_pingora(&error))?);
-            match exchange_heads(&mut wire, to, head, body).await {
+            let stream = stream.map_err(|error| Failure::from_pingora(&error))?;
+            let mut connection = Http1Connection::new(stream);
+            match exchange_heads(&mut connection, to, head, body).await {
                 Ok(head) => {
                     let reply = Reply {
                         pool: self.pool.clone(),
                         key,
                         head,
-                        wire: Some(wire),
+                        connection: Some(connection),
                     };
                     let head = reply.head();
                     return reject_head(head.status, &head.headers).map_or(Ok(reply), Err);
                 }
-                Err(Failure::Lost(_)) if stale && attempt < STALE_ATTEMPTS => attempt += 1,
+                // The worker closed the connection while it was in the pool: it has not begun with the request, so
+                // that sending it again is safe.
+                Err(Failure::Lost(_)) if reused && attempt < STALE_ATTEMPTS => attempt += 1,
                 Err(failure) => return Err(failure),
             }
         }
     }
 
-    /// Sends a request and reads the whole answer, at most `limit` bytes of body.
+    /// Sends a request and reads the whole response, at most `limit` bytes of body.
     ///
     /// # Errors
     /// [`Failure`].
@@ -307,35 +144,37 @@ impl Client {
     }
 }
 
-/// An answer whose head has come and whose body can be read.
+/// A response whose head has arrived and whose body can be read.
 pub(crate) struct Reply {
     pool: Arc<Pool>,
     key: u64,
     head: Head,
-    /// `None` once the body has ended and the connection went back to the pool.
-    wire: Option<Http1Connection>,
+    /// `None` once the body has ended.
+    connection: Option<Http1Connection>,
 }
 
 impl Reply {
-    /// The head of the answer.
     pub(crate) fn head(&self) -> &Head {
         &self.head
     }
 
-    /// The next piece of the body as it arrives; `None` at its end, when the connection has gone back.
+    /// The next piece of the body as it arrives; `None` at its end, where the connection returns to the pool.
     ///
     /// # Errors
     /// [`Failure`].
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        let Some(wire) = self.wire.as_mut() else {
+        let Some(connection) = self.connection.as_mut() else {
             return Ok(None);
         };
-        let chunk = wire.body().await;
+        let chunk = connection.body().await;
         let chunk = chunk.map_err(|error| Failure::from_pingora(&error))?;
         if chunk.is_none()
-            && let Some(stream) = self.wire.take().and_then(Http1Connection::into_kept)
+            && let Some(stream) = self
+                .connection
+                .take()
+                .and_then(Http1Connection::into_reusable)
         {
-            self.pool.keep(self.key, stream);
+            self.pool.put(self.key, stream);
         }
         Ok(chunk)
     }
@@ -346,6 +185,7 @@ impl Reply {
     /// [`Failure`].
     pub(crate) async fn collect(&mut self, limit: usize) -> Result<Bytes, Failure> {
         let mut whole = BytesMut::new();
+        // Most bodies are one chunk, which needs no copy.
         let mut only = None;
         while let Some(chunk) = self.chunk().await? {
             if whole.len() + chunk.len() > limit {
@@ -365,67 +205,17 @@ impl Reply {
 }
 
 async fn exchange_heads(
-    wire: &mut Http1Connection,
+    connection: &mut Http1Connection,
     to: Target<'_>,
     head: &RequestHeader,
     body: &Bytes,
 ) -> Result<Head, Failure> {
-    let written = wire.send(to, head, body).await;
-    // A worker that refuses early answers and closes before it has read everything: the answer counts, not the
-    // write that failed.
-    let answered = wire.head(&head.method).await;
-    match (written, answered) {
+    let written = connection.send(to, head, body).await;
+    // Read even when the write has failed: a worker may refuse a request and close before it has read all of it, and
+    // then its response says more than the failed write.
+    let received = connection.head(&head.method).await;
+    match (written, received) {
         (_, Ok(head)) => Ok(head),
         (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Failure::from_pingora(&error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_wrong_with_an_answer_is_said_without_its_bytes() {
-        let header = ErrorType::InvalidHTTPHeader;
-        let parser = Error::because(
-            header.clone(),
-            "buf: sk-1".to_owned(),
-            httparse::Error::HeaderName,
-        );
-        let chunk = Error::explain(
-            ErrorType::InvalidHTTPHeader,
-            format!("Invalid chunk: {}", "sk-1"),
-        );
-        let ours = Error::explain(header, "two Content-Lengths");
-        for (error, why) in [
-            (parser, "invalid header name"),
-            (chunk, "InvalidHTTPHeader"),
-            (ours, "two Content-Lengths"),
-        ] {
-            assert_eq!(
-                Failure::from_pingora(&error),
-                Failure::NotHttp(why.to_owned())
-            );
-        }
-    }
-
-    #[test]
-    fn a_want_of_descriptors_is_not_the_workers_fault() {
-        let cause = std::io::Error::from_raw_os_error(24);
-        let error = Error::because(ErrorType::InternalError, "dialling", cause);
-        assert!(matches!(
-            Failure::from_pingora(&error),
-            Failure::NoSocket(_)
-        ));
-    }
-
-    #[test]
-    fn an_idle_connection_is_closed_before_uvicorn_closes_it() {
-        let peer = peer(([127, 0, 0, 1], 1).into(), Duration::from_secs(1), None);
-        assert!(
-            peer.options
-                .idle_timeout
-                .is_some_and(|idle| idle < Duration::from_secs(5))
-        );
     }
 }

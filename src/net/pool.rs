@@ -1,10 +1,10 @@
-//! Idle connections to workers, kept by the thread that opened them.
+//! The pool: idle connections to workers, kept by the thread that opened them.
 //!
-//! Pingora's own pool watches every idle connection with a task of its own, which costs a spawn, a timer and
-//! two wake-ups for each request, and with `work_stealing: false` on another thread than the request's
-//! (Source: pingora-core 0.9.1 `connectors/mod.rs`, `release_stream`; pingora-runtime 0.9.1,
-//! `current_handle`). Here a connection is looked at when it is taken, and once a second one task for each
-//! thread closes those that nobody wants.
+//! Pingora's own pool watches each idle connection with a task, which costs a spawn, a timer and two wake-ups per
+//! request, and with `work_stealing: false` the task runs on another thread than the request. Here a connection is
+//! checked when it is taken, and once a second one task per thread closes the expired ones.
+//!
+//! Source: pingora-core 0.9.1 `connectors/mod.rs` (`release_stream`); pingora-runtime 0.9.1 (`current_handle`).
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -20,28 +20,30 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use tokio::io::AsyncReadExt;
 
-use super::POOL_IDLE;
+use super::peer::POOL_IDLE;
 
-/// How often idle connections are looked at.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often expired connections are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Threads besides those of the listener that ask workers: more of them only share a shard.
+/// Shards for threads besides those of the listener's runtime. More threads than shards share one.
 const OTHER_THREADS: usize = 8;
 
-/// The connections that wait for a request. What may share a connection has the same key: Pingora's
-/// `reuse_hash` of the peer.
+/// Idle connections, one shard per thread. Connections with the same key (Pingora's `reuse_hash` of the peer) are
+/// interchangeable.
 pub(super) struct Pool {
     transport: TransportConnector,
     shards: Box<[Mutex<Shard>]>,
-    /// The most that one shard keeps.
+    /// The most connections in one shard.
     capacity: usize,
 }
 
 #[derive(Default)]
 struct Shard {
     idle: HashMap<u64, Vec<Idle>>,
+    /// The connections under all keys.
     count: usize,
-    swept: bool,
+    /// Whether the sweeping task of this shard is running.
+    sweeping: bool,
 }
 
 struct Idle {
@@ -50,7 +52,7 @@ struct Idle {
 }
 
 impl Pool {
-    /// Keeps as many connections for each thread as the server configuration says.
+    /// An empty pool; `upstream_keepalive_pool_size` of `conf` is the capacity per thread.
     pub(super) fn new(conf: &ServerConf) -> Self {
         let options = ConnectorOptions::from_server_conf(conf);
         let shards = 0..conf.threads + OTHER_THREADS;
@@ -61,31 +63,32 @@ impl Pool {
         }
     }
 
-    /// A new connection.
+    /// Opens a connection.
     ///
     /// # Errors
     /// Pingora's, of the types that [`super::Failure::from_pingora`] knows.
     pub(super) async fn dial(&self, peer: &HttpPeer) -> Result<Stream> {
-        // Boxed, because it is large and rare: every exchange would carry it.
+        // Boxed because this future is large and rarely needed: inline, every exchange would carry its size.
         Box::pin(self.transport.new_stream(peer)).await
     }
 
-    /// The connection that this thread used last: the others may then grow old.
-    pub(super) fn kept(&self, key: u64) -> Option<Stream> {
+    /// Takes a connection of this thread out of the pool.
+    pub(super) fn take(&self, key: u64) -> Option<Stream> {
         let mut shard = self.shard(self.index());
         let shard = &mut *shard;
         let idle = shard.idle.get_mut(&key)?;
-        while let Some(mut kept) = idle.pop() {
+        // Most recently used first, so that surplus connections expire.
+        while let Some(mut candidate) = idle.pop() {
             shard.count -= 1;
-            if kept.is_fit() {
-                return Some(kept.stream);
+            if candidate.is_reusable() {
+                return Some(candidate.stream);
             }
         }
         None
     }
 
-    /// Keeps a connection whose exchange has ended well.
-    pub(super) fn keep(self: &Arc<Self>, key: u64, stream: Stream) {
+    /// Puts a connection whose exchange is complete into the pool of this thread, or closes it when that is full.
+    pub(super) fn put(self: &Arc<Self>, key: u64, stream: Stream) {
         let index = self.index();
         let mut shard = self.shard(index);
         if shard.count >= self.capacity {
@@ -93,48 +96,49 @@ impl Pool {
         }
         shard.count += 1;
         let since = Instant::now();
-        let kept = Idle { stream, since };
-        shard.idle.entry(key).or_default().push(kept);
-        // Outside a runtime nobody could sweep; then the next one to keep something does.
-        if !shard.swept
+        let connection = Idle { stream, since };
+        shard.idle.entry(key).or_default().push(connection);
+        // Outside a runtime the task cannot be spawned; the next `put` tries again.
+        if !shard.sweeping
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            shard.swept = true;
+            shard.sweeping = true;
             drop(shard);
-            // Ends when nothing is left to sweep, or with its runtime.
+            // Not joined: it ends when its shard is empty, or with the runtime.
             runtime.spawn(self.clone().sweep(index));
         }
     }
 
     async fn sweep(self: Arc<Self>, index: usize) {
         loop {
-            tokio::time::sleep(SWEEP).await;
+            tokio::time::sleep(SWEEP_INTERVAL).await;
             let mut shard = self.shard(index);
             shard.idle.retain(|_, idle| {
-                idle.retain_mut(Idle::is_fit);
+                idle.retain_mut(Idle::is_reusable);
                 !idle.is_empty()
             });
             shard.count = shard.idle.values().map(Vec::len).sum();
             if shard.count == 0 {
-                shard.swept = false;
+                shard.sweeping = false;
                 return;
             }
         }
     }
 
     fn shard(&self, index: usize) -> MutexGuard<'_, Shard> {
-        // Nothing panics while the lock is held.
+        // Nothing panics while the lock is held, so that a poisoned lock holds valid data.
         let shard = self.shards[index].lock();
         shard.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which shard is this thread's.
+    /// The index of this thread's shard.
     fn index(&self) -> usize {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static THREAD: Cell<Option<usize>> = const { Cell::new(None) };
         }
         THREAD.with(|thread| {
+            // Relaxed: only the uniqueness of the number counts, and `fetch_add` gives that by itself.
             let index = thread
                 .get()
                 .unwrap_or_else(|| THREADS.fetch_add(1, Ordering::Relaxed));
@@ -145,16 +149,18 @@ impl Pool {
 }
 
 impl Idle {
-    /// Young enough, still open, and nothing has come that nobody asked for.
-    fn is_fit(&mut self) -> bool {
+    /// Whether the connection is young enough and still open, without unsolicited bytes.
+    fn is_reusable(&mut self) -> bool {
         self.since.elapsed() < POOL_IDLE && is_quiet(&mut self.stream)
     }
 }
 
-/// Whether a connection is open with nothing to read. Costs no system call while the runtime has heard nothing.
+/// Whether a connection is open and has nothing to read. Makes a system call only when the runtime has seen the
+/// socket become readable.
 pub(super) fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
-    // Unconstrained: at the end of its budget a task would hear nothing of what has come.
+    // Unconstrained: a task that has used up its cooperative budget would get `Pending`, and a closed connection
+    // would look quiet.
     let read = tokio::task::unconstrained(stream.read(&mut byte));
     read.now_or_never().is_none()
 }
@@ -178,7 +184,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         (
             listener,
-            super::super::peer(address, Duration::from_secs(5), None),
+            super::super::peer::peer(address, Duration::from_secs(5), None),
         )
     }
 
@@ -192,66 +198,66 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_connection_that_was_kept_last_is_lent_first() {
+    async fn the_connection_that_was_put_last_is_taken_first() {
         let (listener, peer) = worker().await;
         let pool = pool(8);
         let (one, _one) = connection(&listener, &pool, &peer).await;
         let (two, mut theirs) = connection(&listener, &pool, &peer).await;
-        pool.keep(1, one);
-        pool.keep(1, two);
-        assert!(pool.kept(2).is_none());
-        let mut lent = pool.kept(1).unwrap();
-        lent.write_all(b"x").await.unwrap();
-        lent.flush().await.unwrap();
+        pool.put(1, one);
+        pool.put(1, two);
+        assert!(pool.take(2).is_none());
+        let mut taken = pool.take(1).unwrap();
+        taken.write_all(b"x").await.unwrap();
+        taken.flush().await.unwrap();
         assert_eq!(theirs.read_u8().await.unwrap(), b'x');
-        assert!(pool.kept(1).is_some());
-        assert!(pool.kept(1).is_none());
+        assert!(pool.take(1).is_some());
+        assert!(pool.take(1).is_none());
     }
 
     #[tokio::test]
-    async fn a_connection_that_the_worker_closed_or_wrote_to_is_not_lent_again() {
-        for word in [&b""[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
+    async fn a_connection_that_the_worker_closed_or_wrote_to_is_not_reused() {
+        for bytes in [&b""[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
             let (listener, peer) = worker().await;
             let pool = pool(8);
             let (mut ours, mut theirs) = connection(&listener, &pool, &peer).await;
-            theirs.write_all(word).await.unwrap();
+            theirs.write_all(bytes).await.unwrap();
             drop(theirs);
             while is_quiet(&mut ours) {
                 tokio::task::yield_now().await;
             }
-            pool.keep(1, ours);
-            assert!(pool.kept(1).is_none());
+            pool.put(1, ours);
+            assert!(pool.take(1).is_none());
         }
     }
 
     #[tokio::test]
-    async fn no_more_than_the_capacity_are_kept() {
+    async fn a_pool_holds_no_more_than_its_capacity() {
         let (listener, peer) = worker().await;
         let pool = pool(1);
         let (one, _one) = connection(&listener, &pool, &peer).await;
         let (two, _two) = connection(&listener, &pool, &peer).await;
-        pool.keep(1, one);
-        pool.keep(2, two);
-        assert!(pool.kept(1).is_some());
-        assert!(pool.kept(2).is_none());
+        pool.put(1, one);
+        pool.put(2, two);
+        assert!(pool.take(1).is_some());
+        assert!(pool.take(2).is_none());
     }
 
     #[tokio::test]
-    async fn an_idle_connection_is_closed_without_anybody_asking_for_it() {
+    async fn an_expired_connection_is_closed_by_the_sweep() {
         let (listener, peer) = worker().await;
         let pool = pool(8);
         let (stream, mut theirs) = connection(&listener, &pool, &peer).await;
-        // The age of what is kept is real time, so that it is made old here.
+        // The age of a connection is real time, which a test cannot turn: this one is entered as expired.
         let index = pool.index();
         {
             let mut shard = pool.shard(index);
             let since = Instant::now() - POOL_IDLE;
             shard.count = 1;
-            shard.swept = true;
+            shard.sweeping = true;
             shard.idle.insert(1, vec![Idle { stream, since }]);
         }
         pool.clone().sweep(index).await;
         assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
-        assert!(!pool.shard(index).swept);
+        assert!(!pool.shard(index).sweeping);
     }
 }

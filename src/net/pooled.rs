@@ -1,12 +1,14 @@
-//! A worker's connection for the time of one exchange, in the shape that Pingora takes.
+//! A pooled connection as the transport of one exchange that Pingora makes (the decode leg).
 //!
-//! Pingora lets a peer bring its own transport. [`PooledConnect`] is that of a worker without TLS: it lends a connection of the
-//! [`Pool`] for one exchange, and gets it back when Pingora has found nothing wrong with it. To Pingora every
-//! exchange has a connection of its own, so that its pool stays empty.
+//! Pingora accepts a transport from its caller. [`PooledConnect`] gives it a connection of the [`Pool`] for one
+//! exchange; the connection returns to the pool when Pingora has checked it at the end and found it reusable. To
+//! Pingora each exchange has a new connection, so its own pool stays empty. TLS connections do not come here:
+//! Pingora's transport is the part below TLS.
 //!
-//! The head of a request waits for the body, and both leave in one write: Pingora flushes in between, which
-//! costs a system call and a segment here, and a second wake-up of the worker. The chunks of an answer that come
-//! with one read are one chunk to Pingora: see [`super::chunks`].
+//! Two things happen to the bytes on the way:
+//! * The request head is held back until the body is written, so that both leave in one write. Pingora flushes in
+//!   between, which would cost a system call, a segment and a second wake-up of the worker.
+//! * The chunks of a response that arrive with one read are joined: see [`super::chunks`].
 //!
 //! Source: pingora-core 0.9.1 `protocols/l4/virt.rs`, `connectors/l4.rs`, `connectors/mod.rs`
 //! (`test_reusable_stream`), `protocols/http/v1/client.rs` (`write_request_header`).
@@ -26,48 +28,75 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::{Chunks, Joiner};
-use super::peer;
+use super::peer::peer;
 use super::pool::{Pool, is_quiet};
 
-/// What the borrower and the connection know of each other.
+/// The connect timeout when the peer has none.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the owner of an exchange and its connection tell each other while Pingora holds the connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PooledHandle(Arc<HandleState>);
 
+// Relaxed everywhere: the task of the request is the only one that reads and writes these flags. They are atomics
+// because Pingora requires its transports to be `Sync`.
 #[derive(Debug, Default)]
 struct HandleState {
     reused: AtomicBool,
-    ended: AtomicBool,
+    response_ended: AtomicBool,
 }
 
 impl PooledHandle {
-    /// The answer has been read to its end: the connection may go back when it is found quiet.
-    pub(crate) fn end(&self) {
-        self.0.ended.store(true, Ordering::Relaxed);
+    /// Notes that the response has been read to its end: the connection may return to the pool.
+    pub(crate) fn end_response(&self) {
+        self.0.response_ended.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the connection had served a request before, so that the worker may have closed it meanwhile.
+    /// Whether the connection came from the pool, so that the worker may have closed it in the meantime.
     pub(crate) fn is_reused(&self) -> bool {
         self.0.reused.load(Ordering::Relaxed)
     }
 
     fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::Relaxed)
+        self.0.response_ended.load(Ordering::Relaxed)
     }
 }
 
-/// How Pingora gets its connection to a worker.
-pub(super) struct PooledConnect {
-    pub(super) pool: Arc<Pool>,
-    pub(super) handle: PooledHandle,
-    pub(super) chunks: Chunks,
-    /// Of the connections that will do.
-    pub(super) key: u64,
-    /// With a new one.
-    pub(super) patience: Duration,
+/// Makes Pingora take its connection to this peer, which speaks plain HTTP, from the pool.
+pub(super) fn attach(
+    target: &mut HttpPeer,
+    pool: &Arc<Pool>,
+    handle: &PooledHandle,
+    chunks: Chunks,
+) {
+    let key = target.reuse_hash();
+    let options = &mut target.options;
+    // The pool's `dial` has the timeout. Pingora would set a timer for pooled connections as well.
+    options.total_connection_timeout = None;
+    let connect_timeout = options.connection_timeout.take();
+    options.custom_l4 = Some(Arc::new(PooledConnect {
+        pool: pool.clone(),
+        handle: handle.clone(),
+        chunks,
+        key,
+        connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+    }));
+}
+
+/// Connects Pingora to a worker, with a pooled connection when there is one.
+struct PooledConnect {
+    pool: Arc<Pool>,
+    handle: PooledHandle,
+    chunks: Chunks,
+    /// The pool's key of the peer.
+    key: u64,
+    /// For a new connection.
+    connect_timeout: Duration,
 }
 
 impl fmt::Debug for PooledConnect {
@@ -84,49 +113,53 @@ impl L4Connect for PooledConnect {
         let PeerAddress::Inet(worker) = worker else {
             return Error::e_explain(ErrorType::ConnectError, "a worker has an IP address");
         };
-        let kept = self.pool.kept(self.key);
+        let pooled = self.pool.take(self.key);
         self.handle
             .0
             .reused
-            .store(kept.is_some(), Ordering::Relaxed);
-        let stream = match kept {
+            .store(pooled.is_some(), Ordering::Relaxed);
+        let stream = match pooled {
             Some(stream) => stream,
-            None => self.pool.dial(&peer(*worker, self.patience, None)).await?,
+            None => {
+                let peer = peer(*worker, self.connect_timeout, None);
+                self.pool.dial(&peer).await?
+            }
         };
-        let lent = PooledStream {
+        let pooled = PooledStream {
             stream: Some(stream),
             key: self.key,
             pool: self.pool.clone(),
             handle: self.handle.clone(),
-            head: Head::Awaited,
+            head: RequestHead::NotWritten,
             joiner: Joiner::new(self.chunks),
-            fit: false,
+            reusable: false,
         };
-        Ok(L4Stream::from(VirtualSocketStream::new(Box::new(lent))))
+        Ok(L4Stream::from(VirtualSocketStream::new(Box::new(pooled))))
     }
 }
 
+/// A connection of the pool while Pingora uses it.
 struct PooledStream {
     /// `Some` until the drop.
     stream: Option<Stream>,
     key: u64,
     pool: Arc<Pool>,
     handle: PooledHandle,
-    head: Head,
+    head: RequestHead,
     joiner: Joiner,
-    /// Found quiet after the end of the answer.
-    fit: bool,
+    /// Whether the connection was found quiet after the end of the response.
+    reusable: bool,
 }
 
-/// The head of the request on its way.
-enum Head {
-    /// Not there yet.
-    Awaited,
-    /// Waits for the body. Pingora has not flushed yet.
+/// How far the request head is on its way.
+enum RequestHead {
+    /// Pingora has not written it.
+    NotWritten,
+    /// Held back for the body; Pingora has not flushed yet.
     Held(BytesMut),
-    /// Pingora has flushed it; the next flush means it.
+    /// Held back through Pingora's first flush, which comes before the body. The second one sends it.
     Flushed(BytesMut),
-    /// Gone.
+    /// On the wire.
     Sent,
 }
 
@@ -144,10 +177,11 @@ impl PooledStream {
         stream.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Sends what is held, together with `next`. How many bytes of `next` went along; none when it is empty.
+    /// Sends the held head together with `next`, and returns how many bytes of `next` were sent. An empty `next`
+    /// sends the head alone.
     fn poll_send(&mut self, cx: &mut Context<'_>, next: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let (Head::Held(head) | Head::Flushed(head)) = &mut self.head else {
+            let (RequestHead::Held(head) | RequestHead::Flushed(head)) = &mut self.head else {
                 return self.stream()?.poll_write(cx, next);
             };
             let Some(stream) = self.stream.as_mut() else {
@@ -161,7 +195,9 @@ impl PooledStream {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             if head.is_empty() {
-                self.head = Head::Sent;
+                self.head = RequestHead::Sent;
+                // A write may end exactly with the head. To return 0 for it would be an error to the caller; the next
+                // turn of the loop writes `next`.
                 if sent > of_head || next.is_empty() {
                     return Poll::Ready(Ok(sent - of_head));
                 }
@@ -177,14 +213,15 @@ impl AsyncRead for PooledStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.handle.has_ended() {
-            // Pingora looks whether the connection is fit for its pool. It is for ours.
-            self.fit = self.stream.as_mut().is_some_and(is_quiet);
+            // After the response Pingora reads once more, to see whether the connection can go to its pool. The empty
+            // read below says "closed", so that Pingora drops this transport and `drop` puts the connection into ours.
+            self.reusable = self.stream.as_mut().is_some_and(is_quiet);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         ready!(self.stream()?.poll_read(cx, buf))?;
-        let left = self.joiner.join(&mut buf.filled_mut()[before..]);
-        buf.set_filled(before + left);
+        let joined = self.joiner.join(&mut buf.filled_mut()[before..]);
+        buf.set_filled(before + joined);
         Poll::Ready(Ok(()))
     }
 }
@@ -195,21 +232,21 @@ impl AsyncWrite for PooledStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if matches!(self.head, Head::Awaited) {
-            self.head = Head::Held(BytesMut::from(buf));
+        if matches!(self.head, RequestHead::NotWritten) {
+            self.head = RequestHead::Held(BytesMut::from(buf));
             return Poll::Ready(Ok(buf.len()));
         }
         self.poll_send(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match std::mem::replace(&mut self.head, Head::Sent) {
-            Head::Held(head) => {
-                self.head = Head::Flushed(head);
+        match std::mem::replace(&mut self.head, RequestHead::Sent) {
+            RequestHead::Held(head) => {
+                self.head = RequestHead::Flushed(head);
                 return Poll::Ready(Ok(()));
             }
-            Head::Flushed(head) => {
-                self.head = Head::Flushed(head);
+            RequestHead::Flushed(head) => {
+                self.head = RequestHead::Flushed(head);
                 ready!(self.poll_send(cx, &[]))?;
             }
             other => self.head = other,
@@ -223,18 +260,18 @@ impl AsyncWrite for PooledStream {
 }
 
 impl VirtualSocket for PooledStream {
-    /// The pool has set what this proxy wants.
     fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
+        // `Pool::dial` has set the options.
         Ok(())
     }
 }
 
 impl Drop for PooledStream {
     fn drop(&mut self) {
-        if self.fit
+        if self.reusable
             && let Some(stream) = self.stream.take()
         {
-            self.pool.keep(self.key, stream);
+            self.pool.put(self.key, stream);
         }
     }
 }

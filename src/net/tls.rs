@@ -1,4 +1,4 @@
-//! Whom a connection to a worker over TLS trusts, and what it shows.
+//! TLS to the workers: which certificates are trusted, and the client certificate that is presented.
 //!
 //! The name in the certificate must be the host of the worker's URL, a name or an address, always: there is no way
 //! to switch that off. Reads no file but Pingora's own roots, to check them before Pingora loads them.
@@ -14,21 +14,23 @@ use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A file without certificates, for a balancer that trusts nobody of the system's: Pingora reads the system's
-/// roots for each pool otherwise, also when nobody speaks TLS.
+/// A file without certificates. Pingora gets it where the system's roots are not needed: without a file it would
+/// load them for each pool, even when no worker uses TLS.
 const NO_ROOTS: &str = "/dev/null";
 
-/// What all connections of a balancer over TLS have in common.
+/// The TLS settings that all workers share.
 pub(crate) struct Trust {
-    /// `None` is whom the pool trusts.
+    /// `None` for the roots of the pool.
     roots: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
-    /// Differs with the two others. Pingora shares a connection between peers that differ only in their roots.
+    /// A hash of the two other fields. Pingora's key of a connection leaves the roots out; with this in it, peers
+    /// that differ only in their roots do not share a connection.
     group: u64,
 }
 
 impl Trust {
-    /// These roots, or those of the pool when there are none; and what is shown to a worker that asks.
+    /// Trusts `roots`, or the roots of the pool when there are none, and presents `identity` (a certificate chain
+    /// and its key) to a worker that asks for a client certificate.
     pub(crate) fn new(
         roots: &[CertificateDer<'static>],
         identity: Option<(&[CertificateDer<'static>], &PrivateKeyDer<'static>)>,
@@ -55,11 +57,11 @@ impl Trust {
     }
 }
 
-/// The file of roots that a pool gets, when the user named `ca_file` and when `needed` says that workers are judged
-/// by the pool's roots. `None` is the system's.
+/// The file of root certificates for Pingora's pools; `None` for the system's roots. `ca_file` is the user's file,
+/// `needed` is whether any worker's certificate is verified with the pool's roots.
 ///
 /// # Errors
-/// Why there are no roots where some are needed, or cannot be loaded.
+/// A text for the user: the roots cannot be loaded, or some are needed and there are none.
 pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option<String>, String> {
     let mut roots = RootCertStore::empty();
     match &ca_file {
@@ -70,7 +72,7 @@ pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option
         None => return Ok(Some(NO_ROOTS.to_owned())),
     }
     if needed && roots.is_empty() {
-        return Err("there are none".to_owned());
+        return Err("none were found".to_owned());
     }
     Ok(ca_file)
 }
@@ -83,7 +85,7 @@ mod tests {
 
     use pingora_core::upstreams::peer::Peer;
 
-    use super::super::peer;
+    use super::super::peer::peer;
     use super::*;
 
     /// A certificate and its key.
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_roots_are_read_only_where_workers_are_judged_by_them() {
+    fn the_systems_roots_are_read_only_where_workers_are_verified_with_them() {
         assert_eq!(pool_roots(None, false).unwrap().unwrap(), NO_ROOTS);
         let missing = pool_roots(Some("none.pem".into()), false).unwrap_err();
         assert!(missing.starts_with("cannot use none.pem: "), "{missing}");

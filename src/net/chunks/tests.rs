@@ -1,4 +1,4 @@
-//! What the joined chunks mean, compared with what came.
+//! Joined chunks have the same meaning as the chunks that arrived.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use super::*;
 
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// What a strict reader makes of a chunked body: its chunks, and whether it has seen the end, or nonsense.
+/// A strict reader of a chunked body: its chunks, and whether the body ended, was cut off or is malformed.
 fn read(mut body: &[u8]) -> (Vec<Vec<u8>>, &'static str) {
     let mut chunks = Vec::new();
     loop {
@@ -31,7 +31,7 @@ fn read(mut body: &[u8]) -> (Vec<Vec<u8>>, &'static str) {
     }
 }
 
-/// What goes on when the bytes come in reads that end there.
+/// The reads that Pingora sees when these bytes arrive in reads that end at `ends`.
 fn joined(bytes: &[u8], ends: &[usize]) -> Vec<Vec<u8>> {
     let mut joiner = Joiner::new(Chunks::Joined);
     let mut reads = Vec::new();
@@ -68,7 +68,7 @@ fn chunks_of_one_read_are_one_chunk() {
 }
 
 #[test]
-fn what_a_read_brings_of_the_last_one_belongs_to_it() {
+fn a_chunk_of_which_only_a_part_has_arrived_is_joined_too() {
     let bytes = whole(&[4, 400, 9]);
     let out = joined(&bytes, &[HEAD.len() + 100]);
     let (chunks, end) = read(&out[0][HEAD.len()..]);
@@ -77,15 +77,15 @@ fn what_a_read_brings_of_the_last_one_belongs_to_it() {
 }
 
 #[test]
-fn who_wants_them_apart_gets_them_as_they_came() {
+fn separate_chunks_are_not_touched() {
     let bytes = whole(&[4, 400, 9]);
     let mut read = bytes.clone();
-    let left = Joiner::new(Chunks::Apart).join(&mut read);
+    let left = Joiner::new(Chunks::Separate).join(&mut read);
     assert_eq!((left, &read), (bytes.len(), &bytes));
 }
 
 #[test]
-fn a_chunk_that_comes_alone_is_not_touched() {
+fn a_chunk_that_arrives_alone_is_not_touched() {
     let bytes = whole(&[200]);
     for cut in [HEAD.len(), bytes.len() - 5] {
         assert_eq!(joined(&bytes, &[cut]).concat(), bytes);
@@ -93,7 +93,7 @@ fn a_chunk_that_comes_alone_is_not_touched() {
 }
 
 #[test]
-fn what_has_no_chunks_is_not_touched() {
+fn a_body_that_is_not_certainly_chunked_is_not_touched() {
     let chunks = &whole(&[4, 5])[HEAD.len()..];
     for head in [
         "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n",
@@ -111,14 +111,14 @@ fn what_has_no_chunks_is_not_touched() {
     ] {
         let bytes = [head.as_bytes(), chunks].concat();
         assert_eq!(joined(&bytes, &[]).concat(), bytes, "{head:?}");
-        // A head that does not come at once is not looked at.
+        // Nor is one whose head does not arrive with one read.
         let bytes = [HEAD, chunks].concat();
         assert_eq!(joined(&bytes, &[9]).concat(), bytes);
     }
 }
 
 #[test]
-fn what_is_not_plain_goes_through_as_it_came() {
+fn anything_but_plain_chunks_passes_through_unchanged() {
     for odd in [
         "5;x=y\r\nhello\r\n0\r\n\r\n",
         "5 \r\nhello\r\n0\r\n\r\n",
@@ -131,7 +131,7 @@ fn what_is_not_plain_goes_through_as_it_came() {
         let out = [HEAD, b"4\r\nabcd\r\n", odd.as_bytes()].concat();
         assert_eq!(joined(&bytes, &[]).concat(), out, "{odd:?}");
     }
-    // A chunk that is longer than it says: its line end is wrong, and stays so.
+    // A chunk that is longer than its size: its line end is wrong, and stays wrong.
     let bytes = [HEAD, b"2\r\nab\r\n2\r\ncdx\r\n2\r\nef\r\n"].concat();
     let out = [HEAD, b"4\r\nabcdx\r\n2\r\nef\r\n"].concat();
     assert_eq!(joined(&bytes, &[]).concat(), out);
@@ -139,10 +139,10 @@ fn what_is_not_plain_goes_through_as_it_came() {
 
 proptest! {
     #[test]
-    fn the_same_data_come_to_the_same_end(
+    fn joined_chunks_hold_the_same_data_and_end_in_the_same_way(
         sizes in prop::collection::vec(1usize..600, 0..20),
         ends in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
-        // A byte of the body becomes another.
+        // One byte of the body is replaced.
         flaw in prop::option::of((any::<prop::sample::Index>(), prop::sample::select(&b"\r\n0f;x"[..]))),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

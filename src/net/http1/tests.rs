@@ -1,21 +1,25 @@
-//! What a worker may send, byte by byte, and what becomes of it: over a pipe in memory.
+//! Every response that a worker may send, over a pipe in memory.
 
 #![allow(clippy::unwrap_used)]
 
-use proptest::prelude::*;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
+use super::super::framing::BAD_FRAMING;
+use super::super::response_head::{MAX_HEAD_BYTES, MAX_HEAD_FIELDS};
 use super::*;
 
-/// An answer as it was understood.
+mod sending;
+mod splits;
+
+/// A response as it was read.
 #[derive(Debug, PartialEq, Eq)]
-struct Understood {
+struct Response {
     status: u16,
     body: Vec<u8>,
-    kept: bool,
+    reusable: bool,
 }
 
-/// Whether the worker closes behind its answer.
+/// Whether the worker closes the connection after its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     Stays,
@@ -27,27 +31,27 @@ fn wire(pipe_bytes: usize) -> (Http1Connection, DuplexStream) {
     (Http1Connection::new(Box::new(ours)), theirs)
 }
 
-async fn understand(mut wire: Http1Connection, method: &Method) -> Result<Understood> {
+async fn read_response(mut wire: Http1Connection, method: &Method) -> Result<Response> {
     let head = wire.head(method).await?;
     let mut body = Vec::new();
     while let Some(piece) = wire.body().await? {
         assert!(!piece.is_empty(), "an empty piece is no end");
         body.extend_from_slice(&piece);
     }
-    Ok(Understood {
+    Ok(Response {
         status: head.status.as_u16(),
         body,
-        kept: wire.into_kept().is_some(),
+        reusable: wire.into_reusable().is_some(),
     })
 }
 
-/// What these pieces are, each of which is read by itself.
-async fn pieces(method: &Method, pieces: &[&[u8]], then: Then) -> Result<Understood> {
+/// Reads a response that arrives in these pieces.
+async fn pieces(method: &Method, pieces: &[&[u8]], then: Then) -> Result<Response> {
     let longest = pieces.iter().map(|piece| piece.len()).max();
     let (wire, mut theirs) = wire(longest.unwrap_or_default().max(1));
     let send = async {
         for piece in pieces {
-            // Fails once the answer was understood, or refused.
+            // Fails once the response has been read or refused.
             let _ = theirs.write_all(piece).await;
             tokio::task::yield_now().await;
         }
@@ -56,22 +60,22 @@ async fn pieces(method: &Method, pieces: &[&[u8]], then: Then) -> Result<Underst
             Then::Closes => None,
         }
     };
-    tokio::join!(understand(wire, method), send).0
+    tokio::join!(read_response(wire, method), send).0
 }
 
-async fn understood(method: Method, answer: impl AsRef<[u8]>, then: Then) -> Result<Understood> {
-    pieces(&method, &[answer.as_ref()], then).await
+async fn response_to(method: Method, response: impl AsRef<[u8]>, then: Then) -> Result<Response> {
+    pieces(&method, &[response.as_ref()], then).await
 }
 
-async fn refusal(answer: impl AsRef<[u8]>) -> ErrorType {
-    let error = understood(Method::POST, answer, Then::Closes).await;
+async fn refusal(response: impl AsRef<[u8]>) -> ErrorType {
+    let error = response_to(Method::POST, response, Then::Closes).await;
     error.unwrap_err().etype().clone()
 }
 
 #[tokio::test]
-async fn every_framing_gives_its_body_and_says_whether_the_connection_stays() {
+async fn every_framing_gives_its_body_and_says_whether_the_connection_is_reusable() {
     let (post, head) = (Method::POST, Method::HEAD);
-    for (method, answer, body, kept) in [
+    for (method, response, body, reusable) in [
         (
             &post,
             "200 OK\r\ncontent-length: 5\r\n\r\nhello",
@@ -152,12 +156,12 @@ async fn every_framing_gives_its_body_and_says_whether_the_connection_stays() {
         ),
         (&post, "204 No Content\r\n\r\nx", "", false),
     ] {
-        let answer = format!("HTTP/1.1 {answer}");
-        let got = understood(method.clone(), &answer, Then::Stays)
+        let response = format!("HTTP/1.1 {response}");
+        let got = response_to(method.clone(), &response, Then::Stays)
             .await
             .unwrap();
-        let got = (std::str::from_utf8(&got.body).unwrap(), got.kept);
-        assert_eq!(got, (body, kept), "{answer:?}");
+        let got = (std::str::from_utf8(&got.body).unwrap(), got.reusable);
+        assert_eq!(got, (body, reusable), "{response:?}");
     }
 }
 
@@ -167,28 +171,32 @@ async fn a_body_without_a_framing_ends_with_the_connection() {
         "HTTP/1.1 200 OK\r\n\r\n",
         "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\n\r\n",
     ] {
-        let answer = format!("{head}hello");
-        let got = understood(Method::POST, answer, Then::Closes)
+        let response = format!("{head}hello");
+        let got = response_to(Method::POST, response, Then::Closes)
             .await
             .unwrap();
-        assert_eq!((&got.body[..], got.kept), (&b"hello"[..], false));
+        assert_eq!((&got.body[..], got.reusable), (&b"hello"[..], false));
     }
 }
 
 #[tokio::test]
-async fn the_length_of_an_answer_in_http_1_0_counts_and_the_connection_does_not_stay() {
-    let answer = "HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\nhello";
-    let got = understood(Method::POST, answer, Then::Stays).await.unwrap();
-    assert_eq!((&got.body[..], got.kept), (&b"hello"[..], false));
+async fn a_response_in_http_1_0_has_its_length_and_its_connection_is_not_reused() {
+    let response = "HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\nhello";
+    let got = response_to(Method::POST, response, Then::Stays)
+        .await
+        .unwrap();
+    assert_eq!((&got.body[..], got.reusable), (&b"hello"[..], false));
 }
 
 #[tokio::test]
-async fn informational_heads_are_passed_over() {
-    let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n\
+async fn informational_heads_are_skipped() {
+    let response = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n\
                   HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\nno";
-    let got = understood(Method::POST, answer, Then::Stays).await.unwrap();
+    let got = response_to(Method::POST, response, Then::Stays)
+        .await
+        .unwrap();
     assert_eq!(
-        (got.status, &got.body[..], got.kept),
+        (got.status, &got.body[..], got.reusable),
         (429, &b"no"[..], true)
     );
     let only = refusal("HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -229,24 +237,24 @@ async fn a_head_that_can_be_read_in_two_ways_is_refused() {
         "2000 OK",
         "OK",
     ] {
-        let answer = format!("HTTP/1.1 {head}\r\n\r\nhello");
-        let refused = refusal(&answer).await;
-        assert_eq!(refused, ErrorType::InvalidHTTPHeader, "{answer:?}");
+        let response = format!("HTTP/1.1 {head}\r\n\r\nhello");
+        let refused = refusal(&response).await;
+        assert_eq!(refused, ErrorType::InvalidHTTPHeader, "{response:?}");
     }
     let old = "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
-    for answer in [
+    for response in [
         old,
         "HTTP/2.0 200 OK\r\n\r\n",
         "\x15\x03\x03\x00\x02\x02\x28",
         "hello\r\n\r\n",
     ] {
-        let refused = refusal(answer).await;
-        assert_eq!(refused, ErrorType::InvalidHTTPHeader, "{answer:?}");
+        let refused = refusal(response).await;
+        assert_eq!(refused, ErrorType::InvalidHTTPHeader, "{response:?}");
     }
 }
 
 #[tokio::test]
-async fn chunks_of_another_shape_are_refused() {
+async fn malformed_chunks_are_refused() {
     for chunks in [
         "\r\n\r\n",
         ";a=b\r\n\r\n",
@@ -266,18 +274,18 @@ async fn chunks_of_another_shape_are_refused() {
         "4\r\nhello\r\n0\r\n\r\n",
         "10000000000000000\r\nhello\r\n0\r\n\r\n",
     ] {
-        let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
-        assert_eq!(refusal(&answer).await, BAD_FRAMING, "{chunks:?}");
+        let response = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+        assert_eq!(refusal(&response).await, BAD_FRAMING, "{chunks:?}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_is_an_error_wherever_that_happens() {
-    let answers = [
+async fn a_truncated_response_is_an_error_wherever_it_is_cut() {
+    let responses = [
         "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a\r\nhello\r\n0\r\nx: y\r\n\r\n",
     ];
-    for whole in answers {
+    for whole in responses {
         for cut in 0..whole.len() {
             let refused = refusal(&whole[..cut]).await;
             assert_eq!(refused, ErrorType::ConnectionClosed, "{:?}", &whole[..cut]);
@@ -286,7 +294,7 @@ async fn an_answer_that_is_cut_is_an_error_wherever_that_happens() {
 }
 
 #[tokio::test]
-async fn what_does_not_end_is_refused_before_it_fills_the_memory() {
+async fn a_part_without_an_end_is_refused_before_it_fills_the_memory() {
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     for (begin, again, error) in [
         ("", "\r\n", ErrorType::InvalidHTTPHeader),
@@ -311,9 +319,9 @@ async fn what_does_not_end_is_refused_before_it_fills_the_memory() {
             }
             sent
         };
-        let (refused, sent) = tokio::join!(understand(wire, &Method::POST), send);
+        let (refused, sent) = tokio::join!(read_response(wire, &Method::POST), send);
         assert_eq!(*refused.unwrap_err().etype(), error, "{begin:?} {again:?}");
-        // The limit, one read, and what was on its way.
+        // The limit, one read, and the bytes that were in the pipe.
         assert!(
             sent <= MAX_HEAD_BYTES + MIN_READ + 8192,
             "{begin:?}: {sent}"
@@ -322,10 +330,10 @@ async fn what_does_not_end_is_refused_before_it_fills_the_memory() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_long_is_refused_even_when_it_comes_in_one_piece() {
+async fn a_head_that_is_too_long_is_refused_even_when_it_arrives_in_one_piece() {
     let value = "a".repeat(MAX_HEAD_BYTES);
-    let answer = format!("HTTP/1.1 200 OK\r\na: {value}\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!(refusal(answer).await, ErrorType::InvalidHTTPHeader);
+    let response = format!("HTTP/1.1 200 OK\r\na: {value}\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(refusal(response).await, ErrorType::InvalidHTTPHeader);
     let fields = |count| {
         let fields = "a: b\r\n".repeat(count);
         format!("HTTP/1.1 200 OK\r\n{fields}content-length: 0\r\n\r\n")
@@ -334,20 +342,20 @@ async fn a_head_that_is_too_long_is_refused_even_when_it_comes_in_one_piece() {
         refusal(fields(MAX_HEAD_FIELDS)).await,
         ErrorType::InvalidHTTPHeader
     );
-    understood(Method::POST, fields(MAX_HEAD_FIELDS - 1), Then::Stays)
+    response_to(Method::POST, fields(MAX_HEAD_FIELDS - 1), Then::Stays)
         .await
         .unwrap();
 }
 
 #[tokio::test]
-async fn a_length_that_never_comes_takes_no_memory() {
+async fn a_length_that_is_only_announced_takes_no_memory() {
     for framing in [
         "content-length: 18446744073709551615\r\n\r\nhello",
         "transfer-encoding: chunked\r\n\r\nffffffffffffffff\r\nhello",
     ] {
         let (mut wire, mut theirs) = wire(1024);
-        let answer = format!("HTTP/1.1 200 OK\r\n{framing}");
-        theirs.write_all(answer.as_bytes()).await.unwrap();
+        let response = format!("HTTP/1.1 200 OK\r\n{framing}");
+        theirs.write_all(response.as_bytes()).await.unwrap();
         drop(theirs);
         wire.head(&Method::POST).await.unwrap();
         assert_eq!(wire.body().await.unwrap().unwrap(), "hello");
@@ -361,195 +369,37 @@ async fn a_length_that_never_comes_takes_no_memory() {
     }
 }
 
-static WORKER: HeaderValue = HeaderValue::from_static("worker:1");
-
-static TO: Target<'_> = Target {
-    peer: None,
-    host: &WORKER,
-    authorization: None,
-};
-
-fn request(method: Method) -> RequestHeader {
-    let mut head = RequestHeader::build_no_case(method, b"/generate?a=b", None).unwrap();
-    head.insert_header(AUTHORIZATION, "Bearer client").unwrap();
-    head
-}
-
 #[tokio::test]
-async fn a_request_is_its_head_and_its_body() {
-    let (mut wire, mut theirs) = wire(1024);
-    wire.send(TO, &request(Method::POST), b"hello")
-        .await
-        .unwrap();
-    drop(wire);
-    let mut sent = String::new();
-    theirs.read_to_string(&mut sent).await.unwrap();
-    let expected = "POST /generate?a=b HTTP/1.1\r\nhost: worker:1\r\nauthorization: Bearer client\r\n\
-                    content-length: 5\r\n\r\nhello";
-    assert_eq!(sent, expected);
-}
-
-#[tokio::test]
-async fn an_answer_before_the_request_is_read_ends_the_sending() {
-    const REFUSAL: &[u8] = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno";
-    let body = vec![b'a'; 1 << 20];
-    for then in [Then::Stays, Then::Closes] {
-        let (mut wire, mut theirs) = wire(1024);
-        let answered = async {
-            theirs.read_exact(&mut [0; 10]).await.unwrap();
-            theirs.write_all(REFUSAL).await.unwrap();
-            (then == Then::Stays).then_some(theirs)
-        };
-        let head = request(Method::POST);
-        let (sent, worker) = tokio::join!(wire.send(TO, &head, &body), answered);
-        // The write to a closed connection has failed; the answer is there all the same.
-        assert_eq!(sent.is_ok(), then == Then::Stays);
-        let got = understand(wire, &Method::POST).await.unwrap();
-        assert_eq!(
-            (got.status, &got.body[..], got.kept),
-            (413, &b"no"[..], false)
-        );
-        if let Some(mut worker) = worker {
-            let mut rest = Vec::new();
-            worker.read_to_end(&mut rest).await.unwrap();
-            assert!(rest.len() < 4096, "{} bytes more", rest.len());
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_connection_serves_one_answer_after_the_other() {
+async fn a_connection_serves_one_response_after_the_other() {
     let (mut first, mut theirs) = wire(1024);
-    let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
-    theirs.write_all(answer).await.unwrap();
+    let response = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    theirs.write_all(response).await.unwrap();
     first.head(&Method::POST).await.unwrap();
     assert_eq!(first.body().await.unwrap().unwrap(), "hi");
     assert_eq!(first.body().await.unwrap(), None);
-    let second = Http1Connection::new(first.into_kept().unwrap());
-    theirs.write_all(answer).await.unwrap();
-    assert_eq!(understand(second, &Method::POST).await.unwrap().body, b"hi");
+    let second = Http1Connection::new(first.into_reusable().unwrap());
+    theirs.write_all(response).await.unwrap();
+    assert_eq!(
+        read_response(second, &Method::POST).await.unwrap().body,
+        b"hi"
+    );
 }
 
 #[tokio::test]
-async fn a_connection_whose_answer_was_not_read_to_its_end_is_not_kept() {
-    for answer in [
+async fn a_connection_whose_response_was_not_read_to_its_end_is_not_reused() {
+    for response in [
         "content-length: 5\r\n\r\nhe",
         "content-length: 5\r\n\r\nhello",
         "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
         "\r\nhello",
     ] {
         let (mut wire, mut theirs) = wire(1024);
-        let answer = format!("HTTP/1.1 200 OK\r\n{answer}");
-        theirs.write_all(answer.as_bytes()).await.unwrap();
+        let response = format!("HTTP/1.1 200 OK\r\n{response}");
+        theirs.write_all(response.as_bytes()).await.unwrap();
         wire.head(&Method::POST).await.unwrap();
-        if answer.contains("chunked") {
+        if response.contains("chunked") {
             wire.body().await.unwrap();
         }
-        assert!(wire.into_kept().is_none(), "{answer:?}");
+        assert!(wire.into_reusable().is_none(), "{response:?}");
     }
-}
-
-/// A body in one of the framings: all bytes of the answer, and whether it ends with the connection.
-fn framed(body: &[u8], framing: u8, sizes: &[usize]) -> (Vec<u8>, Then) {
-    let mut answer = b"HTTP/1.1 200 OK\r\nserver: x\r\n".to_vec();
-    match framing {
-        0 => {
-            answer.extend(format!("content-length: {}\r\n\r\n", body.len()).bytes());
-            answer.extend(body);
-            (answer, Then::Stays)
-        }
-        1 => {
-            answer.extend(b"transfer-encoding: chunked\r\n\r\n");
-            let (mut rest, mut sizes) = (body, sizes.iter().cycle());
-            while !rest.is_empty() {
-                let size = (*sizes.next().unwrap()).clamp(1, rest.len());
-                let extension = ["", ";a", " ; b=\"c\""][size % 3];
-                answer.extend(format!("{size:x}{extension}\r\n").bytes());
-                answer.extend(&rest[..size]);
-                answer.extend(b"\r\n");
-                rest = &rest[size..];
-            }
-            answer.extend(b"0\r\nx-trailer: y\r\n\r\n");
-            (answer, Then::Stays)
-        }
-        _ => {
-            answer.extend(b"\r\n");
-            answer.extend(body);
-            (answer, Then::Closes)
-        }
-    }
-}
-
-/// These bytes in pieces of these sizes, over and over.
-fn cut<'a>(mut bytes: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
-    let (mut cut, mut sizes) = (Vec::new(), sizes.iter().cycle());
-    while !bytes.is_empty() {
-        let (piece, rest) = bytes.split_at((*sizes.next().unwrap()).clamp(1, bytes.len()));
-        cut.push(piece);
-        bytes = rest;
-    }
-    cut
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.unwrap().block_on(future)
-}
-
-proptest! {
-    #[test]
-    fn every_split_of_the_bytes_gives_the_same_body(
-        body in prop::collection::vec(any::<u8>(), 0..600),
-        framing in 0..3_u8,
-        chunks in prop::collection::vec(1..80_usize, 1..6),
-        sizes in prop::collection::vec(1..60_usize, 1..6),
-    ) {
-        let (answer, then) = framed(&body, framing, &chunks);
-        let got = block_on(pieces(&Method::POST, &cut(&answer, &sizes), then)).unwrap();
-        let kept = then == Then::Stays;
-        prop_assert_eq!(got, Understood { status: 200, body, kept });
-    }
-
-    #[test]
-    fn no_split_of_any_bytes_makes_another_answer_of_them(
-        parts in prop::collection::vec(prop::sample::select(vec![
-            "HTTP/1.1 200 OK\r\n", "HTTP/1.0 200 OK\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "\r\n", "\n", "\r", " ", "a: b\r\n",
-            "content-length: 5\r\n", "transfer-encoding: chunked\r\n", "connection: close\r\n", "5\r\n", "0\r\n",
-            "5;x\r\n", "hello", "hello\r\n", "0\r\n\r\n", "\0", "ffffffffffffffff\r\n",
-        ]), 0..12),
-        begins in any::<bool>(),
-        sizes in prop::collection::vec(1..12_usize, 1..6),
-    ) {
-        let begin = if begins { "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n" } else { "" };
-        let answer = begin.to_owned() + &parts.concat();
-        let outcome = |pieces_of: &[&[u8]]| {
-            // Whether it is kept depends on what has come already of what nobody asked for.
-            let got = block_on(pieces(&Method::POST, pieces_of, Then::Closes));
-            got.ok().map(|got| (got.status, got.body))
-        };
-        let whole = outcome(&[answer.as_bytes()]);
-        prop_assert_eq!(outcome(&cut(answer.as_bytes(), &sizes)), whole);
-    }
-}
-
-fn on_the_wire_of(method: Method, key: Option<&HeaderValue>) -> String {
-    let to = Target {
-        authorization: key,
-        ..TO
-    };
-    String::from_utf8(on_the_wire(to, &request(method), 0)).unwrap()
-}
-
-#[test]
-fn a_workers_own_key_replaces_the_clients() {
-    let key = HeaderValue::from_static("Bearer worker");
-    let sent = on_the_wire_of(Method::POST, Some(&key));
-    assert!(sent.contains("\r\nauthorization: Bearer worker\r\n"));
-    assert!(!sent.contains("client"));
-}
-
-#[test]
-fn a_post_without_a_body_says_so_and_a_get_has_no_length() {
-    assert!(on_the_wire_of(Method::POST, None).ends_with("\r\ncontent-length: 0\r\n\r\n"));
-    assert!(!on_the_wire_of(Method::GET, None).contains("content-length"));
 }

@@ -1,0 +1,205 @@
+//! Why an exchange with a worker failed, as data: [`Failure`].
+//!
+//! The texts go to the log and to the client. They name what happened and the operating system's or the parser's
+//! reason for it, never bytes that the worker sent.
+
+use std::fmt;
+
+use http::StatusCode;
+use pingora_core::{Error, ErrorType, ImmutStr};
+
+/// Why an exchange gave no complete response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The worker refuses connections, its host cannot be reached, or the TLS handshake failed. No byte of the
+    /// request was sent.
+    Unreachable(String),
+    /// This process or this machine has no socket left. Says nothing about the worker.
+    NoSocket(String),
+    /// The connection was not established in time.
+    ConnectTimeout,
+    /// The connection ended before the response did.
+    Lost(String),
+    /// The worker did not send valid HTTP.
+    NotHttp(String),
+    /// The response is longer than this limit, in bytes.
+    TooLong(usize),
+    /// The response has a status that cannot be passed on.
+    Unusable(StatusCode),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Unreachable(why) => write!(f, "cannot be reached ({why})"),
+            Failure::NoSocket(why) => {
+                write!(
+                    f,
+                    "cannot be reached, the load balancer has no free socket ({why})"
+                )
+            }
+            Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
+            Failure::Lost(why) => {
+                write!(f, "closed the connection before its response ended ({why})")
+            }
+            Failure::NotHttp(why) => write!(f, "sent a response that is not valid HTTP ({why})"),
+            Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
+            Failure::Unusable(status) => write!(f, "answered {status}, which cannot be passed on"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl Failure {
+    /// The failure behind an error that Pingora reports on the way to or from a worker.
+    pub(crate) fn from_pingora(error: &Error) -> Self {
+        let why = reason(error);
+        if is_out_of_sockets(error) {
+            return Failure::NoSocket(why);
+        }
+        match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
+            ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::SocketError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::InvalidCert
+            | ErrorType::HandshakeError
+            | ErrorType::BindError => Failure::Unreachable(why),
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
+                Failure::Lost(why)
+            }
+            _ => Failure::NotHttp(safe_reason(error)),
+        }
+    }
+}
+
+/// Whether the file descriptors (of the process or the machine) or the local ports are used up.
+///
+/// Source: errno(3) of Linux (ENFILE, EMFILE, EADDRNOTAVAIL); pingora-core 0.9.1 `connectors/l4.rs`, which reports
+/// them as internal errors.
+fn is_out_of_sockets(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    matches!(
+        cause.and_then(std::io::Error::raw_os_error),
+        Some(23 | 24 | 99)
+    )
+}
+
+/// The operating system's error message, else Pingora's.
+fn reason(error: &Error) -> String {
+    match error.root_cause().downcast_ref::<std::io::Error>() {
+        Some(cause) => cause.to_string(),
+        None => match &error.context {
+            // Pingora writes a chain of errors into one text; its last part is the first cause.
+            Some(context) => {
+                let text = context.as_str();
+                let cause = text.rsplit_once(" cause: ");
+                cause.map_or(text, |(_, cause)| cause).to_owned()
+            }
+            None => error.etype().as_str().to_owned(),
+        },
+    }
+}
+
+/// The reason why a response is not valid HTTP, without a byte of it.
+fn safe_reason(error: &Error) -> String {
+    let cause = error.root_cause();
+    if let Some(cause) = cause.downcast_ref::<httparse::Error>() {
+        return cause.to_string();
+    }
+    if let Some(cause) = cause.downcast_ref::<std::io::Error>() {
+        return cause.to_string();
+    }
+    match &error.context {
+        // Pingora's static messages are safe. A formatted one (`Owned`) may repeat what the worker sent.
+        Some(ImmutStr::Static(text)) => (*text).to_owned(),
+        Some(ImmutStr::Owned(_)) | None => error.etype().as_str().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_response_is_described_without_its_bytes() {
+        let header = ErrorType::InvalidHTTPHeader;
+        let parser = Error::because(
+            header.clone(),
+            "buf: sk-1".to_owned(),
+            httparse::Error::HeaderName,
+        );
+        let chunk = Error::explain(
+            ErrorType::InvalidHTTPHeader,
+            format!("Invalid chunk: {}", "sk-1"),
+        );
+        let ours = Error::explain(header, "two Content-Lengths");
+        for (error, why) in [
+            (parser, "invalid header name"),
+            (chunk, "InvalidHTTPHeader"),
+            (ours, "two Content-Lengths"),
+        ] {
+            assert_eq!(
+                Failure::from_pingora(&error),
+                Failure::NotHttp(why.to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn exhausted_descriptors_are_not_blamed_on_the_worker() {
+        let cause = std::io::Error::from_raw_os_error(24);
+        let error = Error::because(ErrorType::InternalError, "dialling", cause);
+        assert!(matches!(
+            Failure::from_pingora(&error),
+            Failure::NoSocket(_)
+        ));
+    }
+
+    #[test]
+    fn each_stage_of_an_exchange_has_its_failure() {
+        let failure = |etype| Failure::from_pingora(&Error::new(etype));
+        for (etype, expected) in [
+            (ErrorType::ConnectTimedout, Failure::ConnectTimeout),
+            (ErrorType::TLSHandshakeTimedout, Failure::ConnectTimeout),
+            (
+                ErrorType::ConnectRefused,
+                Failure::Unreachable("ConnectRefused".into()),
+            ),
+            (
+                ErrorType::InvalidCert,
+                Failure::Unreachable("InvalidCert".into()),
+            ),
+            (
+                ErrorType::ConnectionClosed,
+                Failure::Lost("ConnectionClosed".into()),
+            ),
+            (ErrorType::ReadError, Failure::Lost("ReadError".into())),
+            (
+                ErrorType::InvalidHTTPHeader,
+                Failure::NotHttp("InvalidHTTPHeader".into()),
+            ),
+        ] {
+            assert_eq!(failure(etype), expected);
+        }
+    }
+
+    #[test]
+    fn the_reason_is_the_first_cause_of_a_chain() {
+        let os = std::io::Error::from_raw_os_error(111);
+        let with_os = Error::because(ErrorType::ConnectRefused, "to a worker", os);
+        let chain = Error::explain(ErrorType::ConnectError, "handshake cause: no route");
+        for (error, why) in [
+            (with_os, "Connection refused (os error 111)"),
+            (chain, "no route"),
+        ] {
+            assert_eq!(
+                Failure::from_pingora(&error),
+                Failure::Unreachable(why.into())
+            );
+        }
+    }
+}
