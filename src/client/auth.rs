@@ -1,8 +1,8 @@
-//! The keys that clients must show, and who may ask for what with which.
+//! API keys: which requests need one, and whether the one presented is accepted.
 //!
-//! Only digests are kept and compared: a comparison takes as long for a near miss as for a far one.
+//! Only digests are kept and compared, so that the time of a comparison says nothing about the key.
 //!
-//! Source: SGLang 0.5.23 `srt/utils/auth.py` (`decide_request_auth`), whose rules these are.
+//! Source: SGLang 0.5.23 `srt/utils/auth.py` (`decide_request_auth`), which has the same rules.
 
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, Method};
@@ -11,19 +11,21 @@ use sha2::{Digest, Sha256};
 
 use crate::endpoint::Access;
 
-/// Where clients made with Anthropic's SDK send their key.
+/// The header in which clients of Anthropic's SDK send their key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// A SHA-256 digest.
 type Hash = [u8; 32];
 
-/// The keys of a listener.
+/// The accepted keys.
 pub(crate) struct Keys {
     clients: Vec<Hash>,
     admins: Vec<Hash>,
 }
 
 impl Keys {
-    /// Without keys of its kind, a path needs none; administration needs a client's when only those are there.
+    /// With client keys, every request but those with [`Access::Open`] needs a key. With admin keys, admin requests
+    /// need one of these; without them, they need a client key like any other request.
     pub(crate) fn new<'a>(
         clients: impl IntoIterator<Item = &'a [u8]>,
         admins: impl IntoIterator<Item = &'a [u8]>,
@@ -34,31 +36,33 @@ impl Keys {
         }
     }
 
-    /// Whether a request with this head may have what it asks for.
-    pub(crate) fn admit(&self, access: Access, head: &RequestHeader) -> bool {
-        // A browser's preflight carries no key.
+    /// Whether a request with this head is accepted on a path that needs this access.
+    pub(crate) fn allow(&self, access: Access, head: &RequestHeader) -> bool {
+        // A browser sends no key with the preflight request that comes before the real one.
         if access == Access::Open || head.method == Method::OPTIONS {
             return true;
         }
-        let wanted = self.wanted(access);
-        wanted.is_empty() || shown(&head.headers).is_some_and(|key| is_among(&hash(key), wanted))
+        let accepted = self.accepted(access);
+        accepted.is_empty()
+            || presented(&head.headers).is_some_and(|key| contains(accepted, &hash(key)))
     }
 
-    /// Takes the client's key out of the head where it was for this proxy: no worker learns it. Where no key is
-    /// needed here it is for the workers, and stays.
-    pub(crate) fn keep_from_workers(&self, access: Access, head: &mut RequestHeader) {
-        if !self.wanted(access).is_empty() {
+    /// Removes the key from a head that goes on to workers, if it was for this proxy. Where this proxy needs no key, the
+    /// key is for the workers, and stays.
+    pub(crate) fn strip(&self, access: Access, head: &mut RequestHeader) {
+        if !self.accepted(access).is_empty() {
             head.remove_header(&AUTHORIZATION);
             head.remove_header(&X_API_KEY);
         }
     }
 
-    /// Whether a client's key ends here, so that a worker's refusal cannot be about it.
-    pub(crate) fn stay_here(&self) -> bool {
+    /// Whether clients need a key. If so, no worker sees it, and a worker that refuses a key means the proxy's own.
+    pub(crate) fn has_client_keys(&self) -> bool {
         !self.clients.is_empty()
     }
 
-    fn wanted(&self, access: Access) -> &[Hash] {
+    /// The keys that open a path with this access; empty when it needs none.
+    fn accepted(&self, access: Access) -> &[Hash] {
         match access {
             Access::Admins if !self.admins.is_empty() => &self.admins,
             Access::Admins | Access::Clients | Access::Open => &self.clients,
@@ -66,8 +70,8 @@ impl Keys {
     }
 }
 
-/// The key in a head, as a bearer token or in the header that Anthropic has for it.
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+/// The key in a head: a bearer token, or else the value of `x-api-key`.
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
@@ -79,11 +83,11 @@ fn hash(key: &[u8]) -> Hash {
     Sha256::digest(key).into()
 }
 
-/// Looks at every byte of every key.
-fn is_among(found: &Hash, keys: &[Hash]) -> bool {
-    keys.iter().fold(false, |among, key| {
-        let pairs = key.iter().zip(found);
-        among | (pairs.fold(0, |differs, (a, b)| differs | (a ^ b)) == 0)
+fn contains(keys: &[Hash], wanted: &Hash) -> bool {
+    // Every byte of every key is compared, without an early exit, so that the time does not depend on the key.
+    keys.iter().fold(false, |found, key| {
+        let pairs = key.iter().zip(wanted);
+        found | (pairs.fold(0, |differs, (a, b)| differs | (a ^ b)) == 0)
     })
 }
 
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn each_access_needs_the_keys_of_its_kind() {
+    fn each_access_needs_a_key_of_its_kind() {
         let bearer = |key| head("POST", &[("authorization", key)]);
         let (client, admin, wrong) = (bearer("Bearer c"), bearer("Bearer a"), bearer("Bearer x"));
         let none = head("POST", &[]);
@@ -138,18 +142,18 @@ mod tests {
         ];
         for (keys, clients, admins) in cases {
             let heads = [&client, &admin, &wrong, &none];
-            let may = |access| heads.map(|head| keys.admit(access, head));
-            assert_eq!(may(Access::Clients), clients);
-            assert_eq!(may(Access::Admins), admins);
-            assert_eq!(may(Access::Open), [true; 4]);
-            assert!(keys.admit(Access::Clients, &head("OPTIONS", &[])));
+            let allowed = |access| heads.map(|head| keys.allow(access, head));
+            assert_eq!(allowed(Access::Clients), clients);
+            assert_eq!(allowed(Access::Admins), admins);
+            assert_eq!(allowed(Access::Open), [true; 4]);
+            assert!(keys.allow(Access::Clients, &head("OPTIONS", &[])));
         }
     }
 
     #[test]
-    fn a_key_is_shown_in_one_of_two_headers_and_whole() {
+    fn a_key_is_read_from_one_of_two_headers_and_compared_whole() {
         let keys = keys(&["sk-1"], &[]);
-        for (name, value, admitted) in [
+        for (name, value, allowed) in [
             ("authorization", "bearer sk-1", true),
             ("x-api-key", "sk-1", true),
             ("authorization", "sk-1", false),
@@ -161,22 +165,22 @@ mod tests {
             ("x-api-key", "", false),
         ] {
             let head = head("POST", &[(name, value)]);
-            assert_eq!(keys.admit(Access::Clients, &head), admitted, "{value}");
+            assert_eq!(keys.allow(Access::Clients, &head), allowed, "{value}");
         }
     }
 
     #[test]
-    fn a_key_for_the_proxy_goes_no_further() {
-        let shown = [
+    fn a_key_for_the_proxy_is_stripped_and_one_for_the_workers_stays() {
+        let presented = [
             ("authorization", "Bearer c"),
             ("x-api-key", "c"),
             ("x-a", "b"),
         ];
-        let mut kept = head("POST", &shown);
-        keys(&["c"], &[]).keep_from_workers(Access::Clients, &mut kept);
-        assert_eq!(kept.headers.len(), 1);
-        let mut passed = head("POST", &shown);
-        keys(&[], &["a"]).keep_from_workers(Access::Clients, &mut passed);
+        let mut stripped = head("POST", &presented);
+        keys(&["c"], &[]).strip(Access::Clients, &mut stripped);
+        assert_eq!(stripped.headers.len(), 1);
+        let mut passed = head("POST", &presented);
+        keys(&[], &["a"]).strip(Access::Clients, &mut passed);
         assert_eq!(passed.headers.len(), 3);
     }
 }

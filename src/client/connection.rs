@@ -1,10 +1,9 @@
-//! One connection of a client: whether there is room for it, TLS, its requests one after the other, and how long
-//! it may take to ask.
+//! One connection of a client: the connection limit, TLS, its requests one after the other, and the time that each
+//! request head may take.
 //!
-//! Pingora's own loop bounds each read, so that a client that sends a byte at a time holds a connection for
-//! ever, and gives every handshake a minute and a line in the log. Here the handshake and the first head together
-//! have one deadline, and each further head has it from its first byte on. What happens once the head is there is
-//! the corridor's.
+//! Pingora bounds each read by itself, so that a client that sends one byte at a time could hold a connection for
+//! ever, and gives a TLS handshake one minute. Here the handshake and the first head share one deadline, and each
+//! further head has one from its first byte on. What happens once a head has been received is decided in `proxy`.
 //!
 //! Source: pingora-core 0.9.1 `apps/mod.rs` (`process_new`), `services/listening.rs` (`run_endpoint`),
 //! pingora-proxy 0.9.1 `lib.rs` (`process_new_http`).
@@ -18,6 +17,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_core::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
@@ -31,111 +31,122 @@ use super::connection_limit::{ConnectionLimit, Permit};
 use super::counted::{CountedStream, ReadCounter};
 use super::inflight::Inflight;
 
-/// Pingora keeps a connection between two requests for as long as its task does, which has a timer of its own.
-pub(crate) const WITHOUT_TIMER: u64 = 0;
+/// Keep-alive without Pingora's timer for idle connections: [`HeadDeadline`] has the time.
+pub(crate) const NO_IDLE_TIMER: u64 = 0;
 
-/// Whose connections a listener takes.
+/// The listeners of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Listener {
-    /// Those of clients, of whom there are at most so many.
+    /// The main listener.
     Clients,
-    /// Those of who administers the workers.
+    /// The admin listener.
     Admins,
 }
 
-/// The application of one listener.
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) listener: Listener,
+    /// Whether its connection is over the connection limit, and gets one response.
+    pub(crate) overflow: bool,
+}
+
+/// The connections of one listener, as an application for Pingora.
 pub(crate) struct Connections<A> {
     pub(crate) app: Arc<A>,
     pub(crate) listener: Listener,
-    /// `None` is plain HTTP.
+    /// `None` for plain HTTP.
     pub(crate) tls: Option<Arc<Acceptor>>,
-    /// From the opening of a connection to the end of its first head, and from the first byte of each further
-    /// head to its end.
+    /// From the opening of a connection to the end of its first head, and from the first byte of each further head to
+    /// its end.
     pub(crate) head_timeout: Duration,
     /// From the end of a request to the first byte of the next.
     pub(crate) idle_timeout: Duration,
-    /// `None` lets in everybody.
-    pub(crate) crowd: Option<Arc<ConnectionLimit>>,
-    /// Who is connected. Pingora closes idle connections as soon as it stops listening; here they stay for a
-    /// last request, until the process has left.
+    /// `None` for no limit.
+    pub(crate) limit: Option<Arc<ConnectionLimit>>,
+    /// The open connections. Pingora would close idle ones as soon as it stops listening; here they stay open for one
+    /// more request until the shutdown is complete.
     pub(crate) open: Arc<Inflight>,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
-    /// One request. The connection, when another one may follow.
-    async fn request(
+    /// Serves one request. Returns the connection when another request may follow.
+    async fn serve(
         &self,
         mut session: ServerSession,
-        heard: &Arc<ReadCounter>,
-        patience: HeadDeadline,
-        spare: bool,
+        counter: &Arc<ReadCounter>,
+        deadline: HeadDeadline,
+        overflow: bool,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        session.set_connection_user_context(Some(Box::new(Arrival {
-            heard: heard.clone(),
-            listener: self.listener,
-            spare,
+        session.set_connection_user_context(Some(Box::new(Awaited {
+            counter: counter.clone(),
+            origin: Origin {
+                listener: self.listener,
+                overflow,
+            },
         })));
         tokio::select! {
-            // The first one reads, the second one looks at what it has read: all within one task.
+            // In this order: the first branch reads, and the second one compares what has been read by then.
             biased;
             next = self.app.process_new_http(session, shutdown) => next,
-            () = patience.ends(heard) => {
-                log::debug!("connection closed, no request arrived in time");
+            () = deadline.expired(counter) => {
+                log::debug!("connection closed, no request head arrived in time");
                 None
             }
         }
     }
 
-    /// The connection as HTTP is spoken on it. A client that fails at this concerns nobody else.
+    /// Completes the TLS handshake, if any. A failure affects this client only.
     async fn accept_tls(&self, stream: Stream) -> Option<Stream> {
         let Some(tls) = &self.tls else {
             return Some(stream);
         };
         let socket = stream.into_any().downcast::<Socket>().ok()?;
-        // Boxed, because it is large: a plain connection would carry its room as long as it lives.
+        // Boxed because it is large: inline, each connection would reserve its size for as long as it is open.
         let handshake = Box::pin(tls.tls_handshake(*socket));
         match tokio::time::timeout(self.head_timeout, handshake).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
-                log::debug!("connection closed, no TLS handshake error={error}");
+                log::debug!("connection closed, TLS handshake failed error={error}");
                 None
             }
             Err(_) => {
-                log::debug!("connection closed, the TLS handshake did not end in time");
+                log::debug!("connection closed, TLS handshake did not end in time");
                 None
             }
         }
     }
 }
 
-/// How long is waited for the head of a request.
+/// The deadline of one request head.
 struct HeadDeadline {
-    /// Until its first byte.
+    /// The time until its first byte.
     idle: Duration,
-    /// From then on.
+    /// The time from then on.
     head: Duration,
-    /// Whether that byte is there.
+    /// Whether its first byte has already been read.
     begun: bool,
 }
 
 impl HeadDeadline {
-    /// Resolves when the head is overdue, and never once it is there. To be polled after every read: nothing else
-    /// wakes it.
-    async fn ends(self, heard: &ReadCounter) {
-        let before = heard.received();
+    /// Resolves when the head is overdue; pending for ever once it has been received.
+    ///
+    /// Must be polled after each read, because a read does not wake it.
+    async fn expired(self, counter: &ReadCounter) {
+        let before = counter.bytes_read();
         let mut begun = self.begun;
         let wait = if begun { self.head } else { self.idle };
-        let mut overdue = pin!(Some(tokio::time::sleep(wait)));
+        let mut timer = pin!(Some(tokio::time::sleep(wait)));
         poll_fn(|cx| {
-            if heard.is_answered() {
-                overdue.set(None);
-            } else if !begun && heard.received() > before {
+            if counter.is_head_finished() {
+                timer.set(None);
+            } else if !begun && counter.bytes_read() > before {
                 begun = true;
-                overdue.set(Some(tokio::time::sleep(self.head)));
+                timer.set(Some(tokio::time::sleep(self.head)));
             }
-            match overdue.as_mut().as_pin_mut() {
-                Some(overdue) => overdue.poll(cx),
+            match timer.as_mut().as_pin_mut() {
+                Some(timer) => timer.poll(cx),
                 None => Poll::Pending,
             }
         })
@@ -143,41 +154,41 @@ impl HeadDeadline {
     }
 }
 
-/// What the corridor is told of the connection of a request. Pingora hands it over as the context of the
-/// connection, or drops it when there is no request.
-struct Arrival {
-    heard: Arc<ReadCounter>,
-    listener: Listener,
-    spare: bool,
+/// A request whose head is awaited. Pingora returns it with the head, or drops it when there is no valid one.
+struct Awaited {
+    counter: Arc<ReadCounter>,
+    origin: Origin,
 }
 
-impl Drop for Arrival {
+impl Drop for Awaited {
     fn drop(&mut self) {
-        // Arrived, or refused by Pingora's parser: either way it is being answered.
-        self.heard.answer();
+        // In both cases a response follows, and the deadline of the head is over.
+        self.counter.finish_head();
     }
 }
 
-/// The corridor has a head. Whose connection it came on, and whether that is one too many.
-pub(crate) fn note_head(
+/// Notes that the head of a request has been received. `context` is what Pingora has kept with the connection; `None`
+/// when it is not one of [`Connections`].
+pub(crate) fn head_received(
     session: &Session,
     context: Box<dyn Any + Send + Sync>,
-) -> Option<(Listener, bool)> {
-    let arrival = context.downcast::<Arrival>().ok()?;
+) -> Option<Origin> {
+    let awaited = context.downcast::<Awaited>().ok()?;
     let head = session.downstream_session.as_http1()?;
-    let bytes = head.get_headers_raw_bytes().len() as u64;
-    let headers = &session.req_header().headers;
-    let body = match headers.get(CONTENT_LENGTH) {
-        Some(length) => length
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse::<u64>().ok()),
+    let head_bytes = head.get_headers_raw_bytes().len() as u64;
+    let body_bytes = body_length(&session.req_header().headers);
+    awaited
+        .counter
+        .attribute(body_bytes.map(|body_bytes| head_bytes.saturating_add(body_bytes)));
+    Some(awaited.origin)
+}
+
+/// The length of the body that follows this head, in bytes; `None` when it is chunked or not a number.
+fn body_length(headers: &HeaderMap) -> Option<u64> {
+    match headers.get(CONTENT_LENGTH) {
+        Some(length) => length.to_str().ok()?.parse().ok(),
         None => (!headers.contains_key(TRANSFER_ENCODING)).then_some(0),
-    };
-    arrival
-        .heard
-        .claim(body.map(|body| bytes.saturating_add(body)));
-    Some((arrival.listener, arrival.spare))
+    }
 }
 
 fn address(stream: &Stream) -> Option<IpAddr> {
@@ -193,26 +204,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let opened = Instant::now();
-        let place = match &self.crowd {
-            Some(crowd) => Some(crowd.enter(|| address(&stream), opened)?),
+        let permit = match &self.limit {
+            Some(limit) => Some(limit.acquire(|| address(&stream), opened)?),
             None => None,
         };
-        let spare = place.as_ref().is_some_and(Permit::is_overflow);
-        let _connected = self.open.enter();
+        let overflow = permit.as_ref().is_some_and(Permit::is_overflow);
+        let _open = self.open.enter();
         let stream = self.accept_tls(stream).await?;
-        let heard = Arc::<ReadCounter>::default();
-        let mut session =
-            ServerSession::new_http1(Box::new(CountedStream::new(stream, heard.clone())));
-        let open = !*shutdown.borrow() && !spare;
-        session.set_keepalive(open.then_some(WITHOUT_TIMER));
-        // The first head is awaited from the opening on.
-        let mut patience = HeadDeadline {
+        let counter = Arc::<ReadCounter>::default();
+        let stream = CountedStream::new(stream, counter.clone());
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        let keep_alive = !*shutdown.borrow() && !overflow;
+        session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
+        let mut deadline = HeadDeadline {
             idle: self.head_timeout,
+            // The first head shares its time with the handshake, which is over by now.
             head: self.head_timeout.saturating_sub(opened.elapsed()),
             begun: true,
         };
         while let Some(next) = self
-            .request(session, &heard, patience, spare, shutdown)
+            .serve(session, &counter, deadline, overflow, shutdown)
             .await
         {
             let (stream, settings) = next.consume();
@@ -220,10 +231,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             if let Some(settings) = settings {
                 settings.apply_to_session(&mut session);
             }
-            patience = HeadDeadline {
+            deadline = HeadDeadline {
                 idle: self.idle_timeout,
                 head: self.head_timeout,
-                begun: heard.next(),
+                begun: counter.next_request(),
             };
         }
         None
@@ -232,12 +243,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const HEAD: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
 
-    fn patience(begun: bool) -> HeadDeadline {
+    fn deadline(begun: bool) -> HeadDeadline {
         HeadDeadline {
             idle: IDLE,
             head: HEAD,
@@ -247,41 +260,70 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_of_a_head_begins_with_its_first_byte() {
-        let heard = ReadCounter::default();
-        heard.next();
+        let counter = ReadCounter::default();
+        counter.next_request();
         let begun = tokio::time::Instant::now();
-        let mut ends = pin!(patience(false).ends(&heard));
+        let mut expired = pin!(deadline(false).expired(&counter));
         tokio::time::advance(IDLE / 3).await;
-        assert!(futures_util::poll!(&mut ends).is_pending());
-        heard.hear(1);
-        assert!(futures_util::poll!(&mut ends).is_pending());
-        ends.await;
+        assert!(futures_util::poll!(&mut expired).is_pending());
+        counter.record_read(1);
+        assert!(futures_util::poll!(&mut expired).is_pending());
+        expired.await;
         assert_eq!(begun.elapsed(), IDLE / 3 + HEAD);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_is_there_has_no_deadline() {
-        let heard = ReadCounter::default();
-        let mut ends = pin!(patience(true).ends(&heard));
-        assert!(futures_util::poll!(&mut ends).is_pending());
-        heard.answer();
-        assert!(futures_util::poll!(&mut ends).is_pending());
+    async fn a_connection_without_a_byte_ends_with_the_idle_time() {
+        let counter = ReadCounter::default();
+        let begun = tokio::time::Instant::now();
+        deadline(false).expired(&counter).await;
+        assert_eq!(begun.elapsed(), IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_already_begun_has_no_idle_time() {
+        let counter = ReadCounter::default();
+        let begun = tokio::time::Instant::now();
+        deadline(true).expired(&counter).await;
+        assert_eq!(begun.elapsed(), HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_has_been_received_has_no_deadline() {
+        let counter = ReadCounter::default();
+        let mut expired = pin!(deadline(true).expired(&counter));
+        assert!(futures_util::poll!(&mut expired).is_pending());
+        counter.finish_head();
+        assert!(futures_util::poll!(&mut expired).is_pending());
         tokio::time::advance(IDLE * 2).await;
-        assert!(futures_util::poll!(&mut ends).is_pending());
+        assert!(futures_util::poll!(&mut expired).is_pending());
     }
 
     #[test]
-    fn what_came_along_with_the_request_before_is_the_beginning_of_the_next() {
-        let heard = ReadCounter::default();
-        assert!(!heard.next());
-        heard.hear(120);
-        heard.claim(Some(100));
-        assert!(heard.next(), "20 bytes belong to nobody yet");
-        heard.hear(80);
-        heard.claim(Some(100));
-        assert!(!heard.next());
-        heard.hear(300);
-        heard.claim(None);
-        assert!(!heard.next(), "nobody knows, so it is not assumed");
+    fn an_awaited_head_is_finished_when_pingora_drops_it() {
+        let counter = Arc::<ReadCounter>::default();
+        let awaited = Awaited {
+            counter: counter.clone(),
+            origin: Origin {
+                listener: Listener::Clients,
+                overflow: false,
+            },
+        };
+        assert!(!counter.is_head_finished());
+        drop(awaited);
+        assert!(counter.is_head_finished());
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_known_unless_it_is_chunked() {
+        for (name, value, length) in [
+            (CONTENT_LENGTH, "17", Some(17)),
+            (CONTENT_LENGTH, "x", None),
+            (TRANSFER_ENCODING, "chunked", None),
+        ] {
+            let headers = HeaderMap::from_iter([(name, HeaderValue::from_static(value))]);
+            assert_eq!(body_length(&headers), length, "{value}");
+        }
+        assert_eq!(body_length(&HeaderMap::new()), Some(0));
     }
 }

@@ -1,7 +1,7 @@
-//! How many clients may be connected, in all and from one address.
+//! How many clients may be connected, in total and from one IP address.
 //!
-//! A connection beyond the limit is closed before a byte of it is read. The first few beyond the limit of all are
-//! let in for one answer: whether the process lives can still be asked, everything else is told to come again.
+//! A connection over the limit is closed before a byte of it is read. A few connections over the total limit still
+//! get one response each, so that health checks work at full load; other requests on them get 503.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,117 +9,125 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Connections beyond the limit that get one answer.
+/// Connections over the total limit that get one response.
 const OVERFLOW: usize = 16;
 
-/// Refusals are told of once in this time.
+/// Refused connections are logged at most once per interval, with their number.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Who is connected to a listener.
+/// The limits of one listener, and its open connections.
 pub(crate) struct ConnectionLimit {
-    most: usize,
-    /// `None` is no limit, and nobody is counted.
-    most_of_one: Option<usize>,
-    live: AtomicUsize,
-    of: Mutex<HashMap<IpAddr, usize>>,
-    refused: Mutex<Refused>,
+    max: usize,
+    /// `None` for no limit; addresses are not counted then.
+    max_per_ip: Option<usize>,
+    open: AtomicUsize,
+    /// Holds only addresses with open connections.
+    open_per_ip: Mutex<HashMap<IpAddr, usize>>,
+    refusals: Mutex<Refusals>,
 }
 
-/// One connection. Counted until it is dropped.
+/// One accepted connection, counted until it is dropped.
 pub(crate) struct Permit {
-    crowd: Arc<ConnectionLimit>,
-    counted: Option<IpAddr>,
-    spare: bool,
+    limit: Arc<ConnectionLimit>,
+    /// The address under which the connection is counted.
+    ip: Option<IpAddr>,
+    overflow: bool,
 }
 
-/// Connections that were closed, and when that was last told.
+/// Refused connections since the last log line, and when that was written.
 #[derive(Default)]
-struct Refused {
-    untold: usize,
-    told: Option<Instant>,
+struct Refusals {
+    unlogged: usize,
+    logged: Option<Instant>,
 }
 
 impl ConnectionLimit {
-    /// At most so many in all, and of one address.
-    pub(crate) fn new(most: usize, most_of_one: Option<usize>) -> Self {
+    /// At most `max` connections, and `max_per_ip` from one address.
+    pub(crate) fn new(max: usize, max_per_ip: Option<usize>) -> Self {
         Self {
-            most,
-            most_of_one,
-            live: AtomicUsize::new(0),
-            of: Mutex::default(),
-            refused: Mutex::default(),
+            max,
+            max_per_ip,
+            open: AtomicUsize::new(0),
+            open_per_ip: Mutex::default(),
+            refusals: Mutex::default(),
         }
     }
 
-    /// A place for one more, if there is one. Its address is asked for only where it is counted.
-    pub(crate) fn enter(
+    /// A permit for one more connection; `None` when it must be closed.
+    ///
+    /// `address` is called only where connections per address are limited.
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         address: impl FnOnce() -> Option<IpAddr>,
         now: Instant,
     ) -> Option<Permit> {
-        let before = self.live.fetch_add(1, Ordering::Relaxed);
-        let mut place = Permit {
-            crowd: self.clone(),
-            counted: None,
-            spare: before >= self.most,
+        // Relaxed: the number alone decides. Counted before it is compared, so that connections that arrive at the
+        // same time cannot all see the last free place; the permit takes the count back when it is not returned.
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let mut permit = Permit {
+            limit: self.clone(),
+            ip: None,
+            overflow: before >= self.max,
         };
-        if before >= self.most.saturating_add(OVERFLOW) {
+        if before >= self.max.saturating_add(OVERFLOW) {
             self.note_refusal("max_connections", now);
             return None;
         }
-        if let Some(most) = self.most_of_one
+        if let Some(max) = self.max_per_ip
             && let Some(address) = address()
         {
+            // An IPv4 client of a dual-stack socket has a mapped address, and is counted as the same client.
             let address = address.to_canonical();
-            let mut of = lock(&self.of);
-            let live = of.entry(address).or_default();
-            *live += 1;
-            let fits = *live <= most;
-            drop(of);
-            place.counted = Some(address);
+            let mut open_per_ip = lock(&self.open_per_ip);
+            let open = open_per_ip.entry(address).or_default();
+            *open += 1;
+            let fits = *open <= max;
+            // Before the permit can be dropped, which takes this lock.
+            drop(open_per_ip);
+            permit.ip = Some(address);
             if !fits {
                 self.note_refusal("max_connections_per_ip", now);
                 return None;
             }
         }
-        Some(place)
+        Some(permit)
     }
 
-    fn note_refusal(&self, because: &str, now: Instant) {
-        let mut refused = lock(&self.refused);
-        refused.untold += 1;
-        let is_told = |told: Instant| now.saturating_duration_since(told) < LOG_INTERVAL;
-        if refused.told.is_some_and(is_told) {
+    fn note_refusal(&self, limit: &str, now: Instant) {
+        let mut refusals = lock(&self.refusals);
+        refusals.unlogged += 1;
+        let is_recent = |logged: Instant| now.saturating_duration_since(logged) < LOG_INTERVAL;
+        if refusals.logged.is_some_and(is_recent) {
             return;
         }
         log::warn!(
-            "connections refused because={because} refused={} connections={}",
-            refused.untold,
-            self.live.load(Ordering::Relaxed).saturating_sub(1)
+            "connections refused limit={limit} refused={} connections={}",
+            refusals.unlogged,
+            self.open.load(Ordering::Relaxed).saturating_sub(1)
         );
-        *refused = Refused {
-            untold: 0,
-            told: Some(now),
+        *refusals = Refusals {
+            unlogged: 0,
+            logged: Some(now),
         };
     }
 }
 
 impl Permit {
-    /// Whether it is one beyond the limit, for one answer.
+    /// Whether the connection is over the total limit, and gets one response.
     pub(crate) fn is_overflow(&self) -> bool {
-        self.spare
+        self.overflow
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.crowd.live.fetch_sub(1, Ordering::Relaxed);
-        if let Some(address) = self.counted {
-            let mut of = lock(&self.crowd.of);
-            if let Some(live) = of.get_mut(&address) {
-                *live -= 1;
-                if *live == 0 {
-                    of.remove(&address);
+        self.limit.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(ip) = self.ip {
+            let mut open_per_ip = lock(&self.limit.open_per_ip);
+            if let Some(open) = open_per_ip.get_mut(&ip) {
+                *open -= 1;
+                if *open == 0 {
+                    open_per_ip.remove(&ip);
                 }
             }
         }
@@ -127,7 +135,7 @@ impl Drop for Permit {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while a lock is held.
+    // Nothing panics while a lock is held, so that a poisoned lock holds valid data.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -141,46 +149,61 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_a_few_get_one_answer_and_the_rest_nothing() {
-        let crowd = Arc::new(ConnectionLimit::new(2, None));
+    fn over_the_limit_a_few_get_one_response_and_the_rest_nothing() {
+        let limit = Arc::new(ConnectionLimit::new(2, None));
         let now = Instant::now();
-        let enter = || crowd.enter(|| panic!("nobody counts addresses"), now);
-        let mut inside: Vec<_> = (0..2 + OVERFLOW).map(|_| enter().unwrap()).collect();
-        let spare: Vec<_> = inside.iter().map(Permit::is_overflow).collect();
-        assert_eq!(spare[..3], [false, false, true]);
-        assert_eq!(spare.iter().filter(|spare| **spare).count(), OVERFLOW);
-        assert!(enter().is_none());
-        assert!(enter().is_none(), "who is refused takes no place");
-        inside.truncate(1);
-        assert!(!enter().unwrap().is_overflow());
+        let acquire = || limit.acquire(|| panic!("addresses are not limited"), now);
+        let mut permits: Vec<_> = (0..2 + OVERFLOW).map(|_| acquire().unwrap()).collect();
+        let overflow: Vec<_> = permits.iter().map(Permit::is_overflow).collect();
+        assert_eq!(overflow[..3], [false, false, true]);
+        assert_eq!(overflow.iter().filter(|over| **over).count(), OVERFLOW);
+        assert!(acquire().is_none());
+        assert!(
+            acquire().is_none(),
+            "a refused connection is not counted as open"
+        );
+        permits.truncate(1);
+        assert!(!acquire().unwrap().is_overflow());
     }
 
     #[test]
-    fn one_address_has_its_own_limit_and_leaves_nothing_behind() {
-        let crowd = Arc::new(ConnectionLimit::new(100, Some(1)));
+    fn each_address_has_a_limit_and_is_forgotten_with_its_last_connection() {
+        let limit = Arc::new(ConnectionLimit::new(100, Some(1)));
         let now = Instant::now();
-        let first = crowd.enter(from(1), now).unwrap();
-        assert!(crowd.enter(from(1), now).is_none());
+        let first = limit.acquire(from(1), now).unwrap();
+        assert!(limit.acquire(from(1), now).is_none());
         let mapped = || Some("::ffff:10.0.0.1".parse().unwrap());
-        assert!(crowd.enter(mapped, now).is_none(), "the same over IPv6");
-        let other = crowd.enter(from(2), now).unwrap();
+        assert!(
+            limit.acquire(mapped, now).is_none(),
+            "the same client over IPv6"
+        );
+        let other = limit.acquire(from(2), now).unwrap();
         drop(first);
-        assert!(crowd.enter(from(1), now).is_some());
+        assert!(limit.acquire(from(1), now).is_some());
         drop(other);
-        assert!(lock(&crowd.of).is_empty());
-        assert_eq!(crowd.live.load(Ordering::Relaxed), 0);
+        assert!(lock(&limit.open_per_ip).is_empty());
+        assert_eq!(limit.open.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn a_burst_of_refusals_is_told_once() {
-        let crowd = Arc::new(ConnectionLimit::new(100, Some(1)));
+    fn a_client_without_an_address_counts_only_for_the_total() {
+        let limit = Arc::new(ConnectionLimit::new(100, Some(1)));
         let now = Instant::now();
-        let _inside = crowd.enter(from(1), now).unwrap();
+        let permits = [(); 3].map(|()| limit.acquire(|| None, now).unwrap());
+        assert!(lock(&limit.open_per_ip).is_empty());
+        assert_eq!(limit.open.load(Ordering::Relaxed), permits.len());
+    }
+
+    #[test]
+    fn a_burst_of_refusals_is_logged_once() {
+        let limit = Arc::new(ConnectionLimit::new(100, Some(1)));
+        let now = Instant::now();
+        let _permit = limit.acquire(from(1), now).unwrap();
         for _ in 0..100 {
-            assert!(crowd.enter(from(1), now).is_none());
+            assert!(limit.acquire(from(1), now).is_none());
         }
-        assert_eq!(lock(&crowd.refused).untold, 99);
-        assert!(crowd.enter(from(1), now + LOG_INTERVAL).is_none());
-        assert_eq!(lock(&crowd.refused).untold, 0);
+        assert_eq!(lock(&limit.refusals).unlogged, 99);
+        assert!(limit.acquire(from(1), now + LOG_INTERVAL).is_none());
+        assert_eq!(lock(&limit.refusals).unlogged, 0);
     }
 }

@@ -1,7 +1,7 @@
-//! A client's connection that is listened to: whether anything has come of the next request.
+//! Counts the bytes read from a client, to tell an idle connection from one with a half-sent request head.
 //!
-//! Pingora's timer for an idle connection covers the first read only, and tells nobody that it has ended; this
-//! counts what is read, whatever the transport. Every byte passes as it is.
+//! Pingora's timer for an idle connection covers only the first read of a request, and its end cannot be observed.
+//! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged.
 //!
 //! Source: pingora-core 0.9.1, `protocols/http/v1/server.rs` (`read_request`), `protocols/mod.rs` (`IO`).
 
@@ -21,75 +21,79 @@ use pingora_core::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What has been heard on one connection. Only the connection's own task reads and writes it.
+/// The bytes read on one connection, and the part of them that is known to belong to a request.
+// Relaxed everywhere: only the task of the connection reads and writes these. They are atomics because Pingora holds
+// the stream while `connection.rs` watches the counter.
 #[derive(Debug, Default)]
 pub(crate) struct ReadCounter {
-    /// Bytes that were read.
-    received: AtomicU64,
-    /// Those that belong to requests whose heads are known.
-    claimed: AtomicU64,
-    /// Whether the last of them has a length that nobody knows.
+    read: AtomicU64,
+    /// Bytes of requests whose heads have been received.
+    attributed: AtomicU64,
+    /// Whether the last of these requests has a body of unknown length.
     open_ended: AtomicBool,
-    /// Whether the head of the present request is there, or will never be.
-    answered: AtomicBool,
+    /// Whether the head of the current request has been received, or never will be.
+    head_finished: AtomicBool,
 }
 
 impl ReadCounter {
-    /// A request begins. Whether a part of it has come along with the one before, as far as that can be known:
-    /// Pingora keeps it to itself, and of a chunked body how long it was. Such a part may then stay alone for
-    /// as long as a connection may be idle.
-    pub(crate) fn next(&self) -> bool {
-        self.answered.store(false, Ordering::Relaxed);
-        let received = self.received();
+    /// Begins the next request. Returns whether a part of it has already been read, together with the request before,
+    /// as far as that can be known.
+    ///
+    /// After a chunked body it cannot: Pingora reads ahead and does not say how long the body was. Such a part is
+    /// then taken for an idle connection, and may stay as long as one.
+    pub(crate) fn next_request(&self) -> bool {
+        self.head_finished.store(false, Ordering::Relaxed);
+        let read = self.bytes_read();
         if self.open_ended.swap(false, Ordering::Relaxed) {
-            self.claimed.store(received, Ordering::Relaxed);
+            self.attributed.store(read, Ordering::Relaxed);
         }
-        received > self.claimed.load(Ordering::Relaxed)
+        read > self.attributed.load(Ordering::Relaxed)
     }
 
-    /// So many bytes have been read.
-    pub(crate) fn hear(&self, bytes: u64) {
+    /// Records a read.
+    pub(crate) fn record_read(&self, bytes: u64) {
+        // Most polls read nothing, and an atomic addition costs more than this branch.
         if bytes > 0 {
-            self.received.fetch_add(bytes, Ordering::Relaxed);
+            self.read.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
-    /// All bytes so far.
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+    /// All bytes read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
-    /// A head has been read: so many bytes belong to its request, if that is known.
-    pub(crate) fn claim(&self, bytes: Option<u64>) {
+    /// Attributes the bytes of a request, head and body, once its head has been received; `None` when the length of
+    /// its body is unknown.
+    pub(crate) fn attribute(&self, bytes: Option<u64>) {
         match bytes {
             Some(bytes) => {
-                self.claimed.fetch_add(bytes, Ordering::Relaxed);
+                self.attributed.fetch_add(bytes, Ordering::Relaxed);
             }
             None => self.open_ended.store(true, Ordering::Relaxed),
         }
     }
 
-    /// Nobody waits for a head any more.
-    pub(crate) fn answer(&self) {
-        self.answered.store(true, Ordering::Relaxed);
+    /// Notes that the head of the current request has been received, or has been given up.
+    pub(crate) fn finish_head(&self) {
+        self.head_finished.store(true, Ordering::Relaxed);
     }
 
-    /// Whether that is so.
-    pub(crate) fn is_answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
+    pub(crate) fn is_head_finished(&self) -> bool {
+        self.head_finished.load(Ordering::Relaxed)
     }
 }
 
-/// The connection.
+/// A client's connection whose reads are counted.
 #[derive(Debug)]
 pub(crate) struct CountedStream {
     stream: Stream,
-    heard: Arc<ReadCounter>,
+    counter: Arc<ReadCounter>,
 }
 
 impl CountedStream {
-    pub(crate) fn new(stream: Stream, heard: Arc<ReadCounter>) -> Self {
-        Self { stream, heard }
+    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>) -> Self {
+        Self { stream, counter }
     }
 }
 
@@ -101,10 +105,13 @@ impl AsyncRead for CountedStream {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.heard.hear((buf.filled().len() - before) as u64);
+        self.counter
+            .record_read((buf.filled().len() - before) as u64);
         polled
     }
 }
+
+// Everything below delegates to the wrapped stream.
 
 impl AsyncWrite for CountedStream {
     fn poll_write(
@@ -201,5 +208,65 @@ impl GetSocketDigest for CountedStream {
 impl Peek for CountedStream {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         self.stream.try_peek(buf).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[test]
+    fn bytes_read_with_the_request_before_are_the_beginning_of_the_next() {
+        let counter = ReadCounter::default();
+        assert!(!counter.next_request());
+        counter.record_read(120);
+        counter.attribute(Some(100));
+        assert!(counter.next_request(), "20 bytes belong to no request yet");
+        counter.record_read(80);
+        counter.attribute(Some(100));
+        assert!(!counter.next_request());
+    }
+
+    #[test]
+    fn bytes_after_a_body_of_unknown_length_are_not_taken_for_a_request() {
+        let counter = ReadCounter::default();
+        counter.record_read(300);
+        counter.attribute(None);
+        assert!(!counter.next_request());
+        counter.record_read(1);
+        assert!(
+            counter.next_request(),
+            "only the request before was unknown"
+        );
+    }
+
+    #[test]
+    fn the_next_request_waits_for_its_own_head() {
+        let counter = ReadCounter::default();
+        counter.finish_head();
+        assert!(counter.is_head_finished());
+        counter.next_request();
+        assert!(!counter.is_head_finished());
+    }
+
+    #[tokio::test]
+    async fn reads_are_counted_and_bytes_pass_unchanged() {
+        let (ours, mut client) = duplex(64);
+        let counter = Arc::<ReadCounter>::default();
+        let mut stream = CountedStream::new(Box::new(ours), counter.clone());
+        client.write_all(b"hello").await.unwrap();
+        let mut read = [0; 5];
+        stream.read_exact(&mut read[..2]).await.unwrap();
+        assert_eq!(counter.bytes_read(), 2);
+        stream.read_exact(&mut read[2..]).await.unwrap();
+        assert_eq!((&read, counter.bytes_read()), (b"hello", 5));
+        stream.write_all(b"bye").await.unwrap();
+        drop(stream);
+        let mut written = String::new();
+        client.read_to_string(&mut written).await.unwrap();
+        assert_eq!((written.as_str(), counter.bytes_read()), ("bye", 5));
     }
 }

@@ -1,98 +1,26 @@
-//! How many requests (or connections) are live, the moment when none is, and how far the process is with leaving.
+//! How many requests, or connections, are live, and the moment at which none is.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
-/// How far the process is with leaving. The stages come in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) enum Stage {
-    /// It is not.
-    #[default]
-    Serving,
-    /// Every answer asks its client to take another connection.
-    Leaving,
-    /// No new connections; live requests go on.
-    Closed,
-    /// Live requests end now.
-    CutOff,
-}
-
-/// The stage as the corridor sees it. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct ShutdownWatcher(watch::Receiver<Stage>);
-
-impl ShutdownWatcher {
-    /// Follows this stage.
-    pub(crate) fn new(stage: watch::Receiver<Stage>) -> Self {
-        Self(stage)
-    }
-
-    /// Whether the process is about to go.
-    pub(crate) fn has_begun(&self) -> bool {
-        *self.0.borrow() >= Stage::Leaving
-    }
-
-    /// Resolves when live requests must end, and never otherwise.
-    pub(crate) fn over(&self) -> CutOff {
-        let mut stage = self.0.clone();
-        let over = Box::pin(async move {
-            if stage
-                .wait_for(|stage| *stage == Stage::CutOff)
-                .await
-                .is_err()
-            {
-                std::future::pending::<()>().await;
-            }
-        });
-        CutOff {
-            stage: self.0.clone(),
-            over,
-            waker: None,
-        }
-    }
-}
-
-/// See [`ShutdownWatcher::over`]. Every piece of every answer asks: where nothing has changed it takes no lock.
-pub(crate) struct CutOff {
-    stage: watch::Receiver<Stage>,
-    over: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
-    /// Who is told already.
-    waker: Option<Waker>,
-}
-
-impl Future for CutOff {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let is_told = |waker: &Waker| waker.will_wake(cx.waker());
-        if self.waker.as_ref().is_some_and(is_told) && matches!(self.stage.has_changed(), Ok(false))
-        {
-            return Poll::Pending;
-        }
-        self.waker = Some(cx.waker().clone());
-        self.over.as_mut().poll(cx)
-    }
-}
-
-/// The number of live requests, or connections, of one listener.
+/// The live requests, or connections, of one listener.
 #[derive(Default)]
 pub(crate) struct Inflight {
     live: AtomicUsize,
+    /// Notified when `live` leaves 0 and when it returns to it.
     changed: Notify,
 }
 
-/// One live request or connection. Counted until it is dropped.
+/// One live request or connection, counted until it is dropped.
 pub(crate) struct Admitted(Arc<Inflight>);
 
 impl Inflight {
     /// Counts one more.
     pub(crate) fn enter(self: &Arc<Self>) -> Admitted {
+        // AcqRel, with the Acquire of `live`: a task that reads 0 sees all that the last request wrote before its end.
         if self.live.fetch_add(1, Ordering::AcqRel) == 0 {
             self.changed.notify_waiters();
         }
@@ -107,6 +35,7 @@ impl Inflight {
     /// Resolves when none is live.
     pub(crate) async fn none(&self) {
         loop {
+            // Before the count is read: a notification in between is not lost.
             let changed = self.changed.notified();
             if self.live() == 0 {
                 return;
@@ -119,14 +48,14 @@ impl Inflight {
     pub(crate) async fn none_for(&self, pause: Duration) {
         loop {
             self.none().await;
-            if tokio::time::timeout(pause, self.some()).await.is_err() {
+            if tokio::time::timeout(pause, self.any()).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Resolves when one is live, or was since the call.
-    async fn some(&self) {
+    /// Resolves when one is live, or has been since the call.
+    async fn any(&self) {
         let changed = self.changed.notified();
         if self.live() == 0 {
             changed.await;
@@ -149,19 +78,21 @@ mod tests {
     const PAUSE: Duration = Duration::from_secs(1);
 
     #[tokio::test]
-    async fn none_is_awaited_until_the_last_one_is_dropped() {
+    async fn none_resolves_when_the_last_one_is_dropped() {
         let inflight = Arc::new(Inflight::default());
         let (one, two) = (inflight.enter(), inflight.enter());
+        assert_eq!(inflight.live(), 2);
         let none = inflight.none();
         tokio::pin!(none);
         drop(one);
         assert!(futures_util::poll!(&mut none).is_pending());
         drop(two);
         none.await;
+        assert_eq!(inflight.live(), 0);
     }
 
     #[tokio::test]
-    async fn a_pause_begins_anew_with_each_one_that_comes() {
+    async fn a_pause_starts_again_with_each_new_request() {
         tokio::time::pause();
         let inflight = Arc::new(Inflight::default());
         let pause = inflight.none_for(PAUSE);
@@ -174,21 +105,5 @@ mod tests {
         assert!(futures_util::poll!(&mut pause).is_pending());
         tokio::time::advance(PAUSE / 4).await;
         pause.await;
-    }
-
-    #[tokio::test]
-    async fn what_is_over_was_begun_before() {
-        let (stage, seen) = watch::channel(Stage::Serving);
-        let departure = ShutdownWatcher::new(seen);
-        let over = departure.over();
-        tokio::pin!(over);
-        assert!(!departure.has_begun());
-        for next in [Stage::Leaving, Stage::Closed] {
-            stage.send_replace(next);
-            assert!(departure.has_begun());
-            assert!(futures_util::poll!(&mut over).is_pending());
-        }
-        stage.send_replace(Stage::CutOff);
-        over.await;
     }
 }

@@ -1,8 +1,16 @@
-//! The client's side of a request: its connection, its head, its key, its body.
+//! The client's side of a request: its connection, its head, its key and its body.
 //!
-//! Nothing here knows a worker, a leg or a policy. The proxy calls these files in the order in which a request
-//! meets them: [`connection_limit`], [`connection`] (TLS, deadlines of heads), [`request_head`], [`auth`],
-//! [`request_body`]; [`inflight`] counts what is live, for limits and for shutdown.
+//! Knows no worker, no leg and no policy. A request meets the files in this order:
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `connection_limit.rs` | whether one more connection is accepted |
+//! | `connection.rs`, `counted.rs` | TLS, and the time that a request head may take |
+//! | `request_head.rs` | whether the head has exactly one meaning |
+//! | `auth.rs` | whether the client's key is accepted |
+//! | `request_body.rs` | whether the body fits into memory and arrives in time |
+//! | `inflight.rs` | how many requests or connections are live |
+//! | `shutdown.rs` | which stage of the shutdown the process has reached |
 
 mod auth;
 mod connection;
@@ -11,11 +19,13 @@ mod counted;
 mod inflight;
 mod request_body;
 mod request_head;
+mod shutdown;
 
 pub(crate) use auth::Keys;
-pub(crate) use connection::{Connections, Listener, WITHOUT_TIMER, note_head};
+pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
-pub(crate) use inflight::{Admitted, CutOff, Inflight, ShutdownWatcher, Stage};
-pub(crate) use request_body::{BodyError, BodyMemory, Share, drain, left, read};
+pub(crate) use inflight::{Admitted, Inflight};
+pub(crate) use request_body::{BodyError, BodyMemory, Share, disconnected, drain_body, read_body};
 pub(crate) use request_head::BadHead;
 pub use request_head::check;
+pub(crate) use shutdown::{CutOff, ShutdownWatcher, Stage};

@@ -1,77 +1,79 @@
-//! The body of a request on its way into memory: how long it may be, how long it may take, and how much all
+//! Reads a request body into memory, within three limits: its length, the time it takes, and the memory that all
 //! bodies together may hold.
 //!
-//! What the bytes mean is not this file's business.
+//! Does not interpret the bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
+use tokio::time::Instant;
 
-/// The longest body that is read only to be thrown away, in bytes.
+/// The longest body that is read only to be discarded, in bytes.
 const DRAIN_LIMIT: usize = 16 << 20;
 
-/// The share of a chunked body that is reserved before its length is known, in bytes.
-const CHUNKED_RESERVE: usize = 8 << 10;
+/// The first capacity for a chunked body, whose length is not known, in bytes.
+const CHUNKED_CAPACITY: usize = 8 << 10;
 
-/// Why a body could not be read.
+/// Why a body is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BodyError {
-    /// It is longer than the limit, in bytes.
+    /// The body is longer than this limit, in bytes.
     TooLarge(usize),
-    /// It did not arrive in time.
-    Late,
-    /// Its framing is broken.
+    /// The body did not arrive in time.
+    Timeout,
+    /// The framing of the body is invalid.
     Framing(String),
     /// All bodies together would hold more memory than they may.
     NoMemory,
 }
 
-/// The bytes of all bodies that are in memory.
+/// The memory for all request bodies, in bytes.
 pub(crate) struct BodyMemory {
-    held: AtomicUsize,
+    used: AtomicUsize,
     limit: usize,
 }
 
-/// The part of one request. Given back when dropped.
+/// The part of [`BodyMemory`] that one request uses. Returned when dropped.
 pub(crate) struct Share {
-    of: Arc<BodyMemory>,
+    memory: Arc<BodyMemory>,
     bytes: usize,
 }
 
 impl BodyMemory {
-    /// Nothing yet, and at most `limit` bytes at once.
+    /// At most `limit` bytes at once.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            held: AtomicUsize::new(0),
+            used: AtomicUsize::new(0),
             limit,
         })
     }
 
-    /// A share without bytes.
+    /// An empty share.
     pub(crate) fn share(self: &Arc<Self>) -> Share {
         Share {
-            of: self.clone(),
+            memory: self.clone(),
             bytes: 0,
         }
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.limit.saturating_sub(self.held.load(Ordering::Relaxed)) >= bytes
+        self.limit.saturating_sub(self.used.load(Ordering::Relaxed)) >= bytes
     }
 }
 
 impl Share {
-    /// Takes more; false, and nothing is taken, when it is not there.
+    /// Takes this many bytes more; returns false, and takes nothing, when they are not free.
     fn grow(&mut self, bytes: usize) -> bool {
-        let held = self.of.held.fetch_add(bytes, Ordering::Relaxed);
-        // One by one on top of each other: whoever passes the limit gives its own piece back.
-        if held.saturating_add(bytes) > self.of.limit {
-            self.of.held.fetch_sub(bytes, Ordering::Relaxed);
+        // Relaxed: the number alone decides. Taken before it is compared, so that requests that grow at the same time
+        // cannot all see the same room; the one that passes the limit returns what it took.
+        let used = self.memory.used.fetch_add(bytes, Ordering::Relaxed);
+        if used.saturating_add(bytes) > self.memory.limit {
+            self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
             return false;
         }
         self.bytes += bytes;
@@ -81,18 +83,19 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.of.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// The whole body of a request, with spare room for what is injected. Empty it may take `patience`, and a
-/// second more for each MiB.
+/// Reads the whole body, at most `limit` bytes, into a buffer with `reserve` bytes to spare. `timeout` is for an empty
+/// body; each MiB adds one second.
 ///
-/// The outer error is the client's connection, the inner one is the body.
-pub(crate) async fn read(
+/// # Errors
+/// The outer error: the client's connection has failed. The inner one: the body is refused.
+pub(crate) async fn read_body(
     session: &mut Session,
     limit: usize,
-    patience: Duration,
+    timeout: Duration,
     reserve: usize,
     share: &mut Share,
 ) -> Result<Result<BytesMut, BodyError>> {
@@ -104,25 +107,24 @@ pub(crate) async fn read(
     if length.is_some_and(|length| length > limit) {
         return Ok(Err(BodyError::TooLarge(limit)));
     }
-    // What is only announced is not counted, so that nobody can claim the room without sending.
-    if !share.of.has_room(length.unwrap_or(0)) {
+    // Checked and not taken: a client that only announces a body must not use up the memory.
+    if !share.memory.has_room(length.unwrap_or(0)) {
         return Ok(Err(BodyError::NoMemory));
     }
-    // With `100 Continue` before the body Pingora gives the connection up.
+    // Pingora gives up keep-alive when it writes `100 Continue`. It is set again once the body has been read.
     let keepalive = session.get_keepalive();
     if expects_continue(session) {
         session.downstream_session.write_continue_response().await?;
     }
-    let expected = length.unwrap_or(CHUNKED_RESERVE);
-    let mut body = BytesMut::with_capacity(expected + reserve);
+    let mut body = BytesMut::with_capacity(length.unwrap_or(CHUNKED_CAPACITY) + reserve);
     loop {
-        // 1 MiB/s is slower than any link on which such bodies make sense. Without a length only what has
-        // come can speak for more time.
+        // 1 MiB/s is slower than any link on which such bodies make sense. Without a length, only the bytes that have
+        // arrived extend the time.
         let mebibytes = length.unwrap_or(body.len()) >> 20;
-        let deadline = started + patience + Duration::from_secs(mebibytes as u64);
+        let deadline = started + timeout + Duration::from_secs(mebibytes as u64);
         let read = session.downstream_session.read_request_body();
-        let Ok(read) = tokio::time::timeout_at(deadline.into(), read).await else {
-            return Ok(Err(BodyError::Late));
+        let Ok(read) = tokio::time::timeout_at(deadline, read).await else {
+            return Ok(Err(BodyError::Timeout));
         };
         match read {
             Ok(Some(piece)) if body.len() + piece.len() > limit => {
@@ -136,20 +138,29 @@ pub(crate) async fn read(
                 session.set_keepalive(keepalive);
                 return Ok(Ok(body));
             }
-            Err(error) => match error.etype() {
-                ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => {
-                    return Err(error.into_down());
-                }
-                ErrorType::ReadTimedout => return Ok(Err(BodyError::Late)),
-                _ => return Ok(Err(BodyError::Framing(error.root_cause().to_string()))),
-            },
+            Err(error) => return refusal(error).map(Err),
         }
     }
 }
 
-/// Reads a body that nobody wants, so that its sender gets to read the answer. Whether its end was reached:
-/// a longer one is cut off with the connection, and one that the client holds back is not asked for.
-pub(crate) async fn drain(session: &mut Session, patience: Duration) -> Result<bool> {
+/// Tells a body that is refused from a connection that has failed, which is the error.
+fn refusal(error: Box<Error>) -> Result<BodyError> {
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => {
+            Err(error.into_down())
+        }
+        ErrorType::ReadTimedout => Ok(BodyError::Timeout),
+        _ => Ok(BodyError::Framing(error.root_cause().to_string())),
+    }
+}
+
+/// Reads and discards a body, so that its sender gets to read the response. Returns whether the end of the body was
+/// reached: one that is longer than [`DRAIN_LIMIT`] or takes longer than `timeout` ends with the connection.
+///
+/// # Errors
+/// The client's connection has failed.
+pub(crate) async fn drain_body(session: &mut Session, timeout: Duration) -> Result<bool> {
+    // The client holds the body back until it is asked for it, and is not asked.
     if expects_continue(session) {
         return Ok(false);
     }
@@ -163,13 +174,14 @@ pub(crate) async fn drain(session: &mut Session, patience: Duration) -> Result<b
         }
         Ok(true)
     };
-    tokio::time::timeout(patience, drained)
+    tokio::time::timeout(timeout, drained)
         .await
         .unwrap_or(Ok(false))
 }
 
-/// Resolves when the client leaves, whose body has been read to its end. May be dropped and called again.
-pub(crate) async fn left(session: &mut Session) -> Box<Error> {
+/// Resolves when the client disconnects, with the error to end the request with. The body must have been read to its
+/// end. May be dropped and called again.
+pub(crate) async fn disconnected(session: &mut Session) -> Box<Error> {
     let ended = session.downstream_session.read_body_or_idle(true).await;
     let closed = || Error::new(ErrorType::ConnectionClosed);
     ended.err().unwrap_or_else(closed).into_down()
@@ -184,19 +196,157 @@ fn expects_continue(session: &Session) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
     use super::*;
 
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
     #[test]
-    fn shares_add_up_to_the_limit_and_are_given_back() {
-        let buffered = BodyMemory::new(10);
-        let (mut first, mut second) = (buffered.share(), buffered.share());
-        assert!(first.grow(6) && second.grow(4) && buffered.has_room(0));
-        assert!(!second.grow(1) && !buffered.has_room(1));
+    fn shares_add_up_to_the_limit_and_are_returned() {
+        let memory = BodyMemory::new(10);
+        let (mut first, mut second) = (memory.share(), memory.share());
+        assert!(first.grow(6) && second.grow(4) && memory.has_room(0));
+        assert!(!second.grow(1) && !memory.has_room(1));
         drop(first);
-        assert!(buffered.has_room(6) && second.grow(6) && !second.grow(1));
+        assert!(memory.has_room(6) && second.grow(6) && !second.grow(1));
         assert!(!second.grow(usize::MAX / 2));
         drop(second);
-        assert!(buffered.has_room(10) && !buffered.has_room(11));
+        assert!(memory.has_room(10) && !memory.has_room(11));
+    }
+
+    /// The session of a POST with these header lines and these first bytes of its body, and the client's end.
+    async fn post(lines: &str, body: &str) -> (Session, DuplexStream) {
+        let (ours, mut client) = duplex(64 << 10);
+        let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n{body}");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut session = Session::new_h1(Box::new(ours));
+        session.downstream_session.read_request().await.unwrap();
+        (session, client)
+    }
+
+    async fn read(session: &mut Session, limit: usize) -> Result<Result<BytesMut, BodyError>> {
+        let mut share = BodyMemory::new(1 << 20).share();
+        read_body(session, limit, TIMEOUT, 0, &mut share).await
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_in_either_framing_and_uses_its_share() {
+        for (lines, sent) in [
+            ("content-length: 5", "hello"),
+            (
+                "transfer-encoding: chunked",
+                "2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+            ),
+        ] {
+            let (mut session, _client) = post(lines, sent).await;
+            let memory = BodyMemory::new(10);
+            let mut share = memory.share();
+            let body = read_body(&mut session, 5, TIMEOUT, 3, &mut share).await;
+            let body = body.unwrap().unwrap();
+            assert_eq!(&body[..], b"hello");
+            assert!(body.capacity() >= body.len() + 3);
+            assert!(memory.has_room(5) && !memory.has_room(6));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_before_or_while_it_arrives() {
+        for (lines, sent) in [
+            ("content-length: 6", ""),
+            ("transfer-encoding: chunked", "6\r\nhello!"),
+        ] {
+            let (mut session, _client) = post(lines, sent).await;
+            let refused = read(&mut session, 5).await.unwrap();
+            assert_eq!(refused, Err(BodyError::TooLarge(5)), "{lines}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_that_do_not_fit_into_memory_are_refused() {
+        for (lines, sent) in [
+            ("content-length: 6", ""),
+            ("transfer-encoding: chunked", "6\r\nhello!"),
+        ] {
+            let (mut session, _client) = post(lines, sent).await;
+            let memory = BodyMemory::new(5);
+            let mut share = memory.share();
+            let refused = read_body(&mut session, 100, TIMEOUT, 0, &mut share).await;
+            assert_eq!(refused.unwrap(), Err(BodyError::NoMemory), "{lines}");
+            assert!(memory.has_room(5), "nothing was taken");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_one_second_more_for_each_mebibyte() {
+        for (lines, sent, more) in [
+            ("content-length: 5", "he", 0),
+            ("content-length: 3145728", "he", 3),
+            // Announced by no length: only what has arrived counts.
+            ("transfer-encoding: chunked", "300000\r\nhe", 0),
+        ] {
+            let (mut session, _client) = post(lines, sent).await;
+            let begun = Instant::now();
+            let mut share = BodyMemory::new(4 << 20).share();
+            let late = read_body(&mut session, 4 << 20, TIMEOUT, 0, &mut share).await;
+            assert_eq!(late.unwrap(), Err(BodyError::Timeout), "{lines}");
+            assert_eq!(begun.elapsed().as_secs(), TIMEOUT.as_secs() + more);
+        }
+    }
+
+    #[tokio::test]
+    async fn invalid_framing_is_refused_and_a_lost_client_is_an_error() {
+        let (mut session, client) = post("transfer-encoding: chunked", "x\r\nhello\r\n").await;
+        let refused = read(&mut session, 100).await.unwrap();
+        assert!(matches!(refused, Err(BodyError::Framing(_))), "{refused:?}");
+        drop(client);
+        let (mut session, client) = post("content-length: 5", "he").await;
+        drop(client);
+        assert!(read(&mut session, 100).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_for_100_continue_gets_it_and_keeps_its_connection() {
+        let (mut session, mut client) = post("expect: 100-continue\r\ncontent-length: 5", "").await;
+        session.set_keepalive(Some(0));
+        let send = async {
+            let mut said = [0; 25];
+            client.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"HTTP/1.1 100 Continue\r\n\r\n");
+            client.write_all(b"hello").await.unwrap();
+        };
+        let (body, ()) = tokio::join!(read(&mut session, 5), send);
+        assert_eq!(body.unwrap().unwrap(), "hello");
+        assert_eq!(session.get_keepalive(), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unwanted_body_is_drained_for_a_while_and_not_asked_for() {
+        for (lines, sent, drained) in [
+            ("content-length: 5", "hello", true),
+            ("content-length: 0", "", true),
+            ("content-length: 5", "he", false),
+            ("expect: 100-Continue\r\ncontent-length: 5", "hello", false),
+        ] {
+            let (mut session, _client) = post(lines, sent).await;
+            let ended = drain_body(&mut session, TIMEOUT).await.unwrap();
+            assert_eq!(ended, drained, "{lines} {sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_is_noticed_after_the_body() {
+        let (mut session, client) = post("content-length: 5", "hello").await;
+        read(&mut session, 5).await.unwrap().unwrap();
+        {
+            let left = disconnected(&mut session);
+            tokio::pin!(left);
+            assert!(futures_util::poll!(&mut left).is_pending());
+        }
+        drop(client);
+        let error = disconnected(&mut session).await;
+        assert_eq!(*error.esource(), pingora_core::ErrorSource::Downstream);
     }
 }

@@ -1,53 +1,53 @@
-//! What a request's head must look like to be let in: one meaning, for every parser that may read it later.
+//! Which request heads are accepted: those that have the same meaning for every parser that may read them later.
 //!
-//! A pure function over the bytes of the head as they came. Pingora's parser is lenient and tidies up before a
-//! filter runs (it deletes a Content-Length beside a Transfer-Encoding and takes bare line feeds),
-//! so the parsed head cannot tell. What Pingora itself refuses with 400 does not come here, but is refused here
-//! too where that costs nothing.
+//! A pure function over the raw bytes of the head. The parsed head would not do: Pingora's parser is lenient and
+//! normalises before a filter runs (it deletes a Content-Length beside a Transfer-Encoding and accepts bare line
+//! feeds). Heads that Pingora refuses by itself, with 400, never come here; some are refused here too, where that
+//! costs nothing.
 //!
-//! Source: RFC 9112 (the section stands beside each rule); pingora-core 0.9.1 `protocols/http/v1/server.rs`.
+//! Source: RFC 9112 (its section stands beside each rule); pingora-core 0.9.1 `protocols/http/v1/server.rs`.
 
 use std::fmt;
 
-/// The longest head, in bytes. Four times what other servers take for one line, and thirty times what clients
-/// send.
+/// The longest head, in bytes: four times the limit of other servers for one line, thirty times the heads of usual
+/// clients.
 const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// The most header fields.
 const MAX_FIELDS: usize = 100;
 
-/// Fields whose names mean framing or routing to a parser that takes `_` for `-`, as CGI and WSGI do.
+/// Names of framing and routing fields as a parser sees them that takes `_` for `-`, as CGI and WSGI do.
 const UNDERSCORE_ALIASES: [&str; 4] = ["content_length", "transfer_encoding", "host", "connection"];
 
-/// Why a head is not let in.
+/// Why a head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadHead {
-    /// Longer than [`MAX_HEAD_BYTES`].
+    /// The head is longer than [`MAX_HEAD_BYTES`].
     TooLong,
-    /// More fields than [`MAX_FIELDS`].
+    /// The head has more fields than [`MAX_FIELDS`].
     TooManyFields,
     /// A line feed without a carriage return before it, or the reverse.
     LineEnd,
-    /// Not three words of which the last is a version.
+    /// The request line is not three words, the last of them a version.
     RequestLine,
-    /// Neither a path nor a URL, or one with a control character, escaped or not, or a second version.
+    /// The target is neither a path nor a URL, or contains a control character, escaped or not, or a second version.
     Target,
-    /// A line that is no field, or continues one.
+    /// A line is not a field, or continues the field before.
     Field,
-    /// Both Content-Length and Transfer-Encoding.
+    /// Both Content-Length and Transfer-Encoding are present.
     TwoFramings,
-    /// More than one Content-Length, or one that is no plain number.
+    /// More than one Content-Length, or one that is not a plain number.
     ContentLength,
-    /// Anything but one `chunked`, or one in HTTP/1.0.
+    /// A Transfer-Encoding other than a single `chunked`, or one in HTTP/1.0.
     TransferEncoding,
-    /// None in HTTP/1.1, more than one, or one that is no name, address and port.
+    /// No Host in HTTP/1.1, more than one, or one with characters that no host and port has.
     Host,
-    /// One of [`UNDERSCORE_ALIASES`].
+    /// A field has one of the names in [`UNDERSCORE_ALIASES`].
     UnderscoreAlias,
 }
 
 impl BadHead {
-    /// Whether it is only too large, not wrong.
+    /// Whether the head is only too large, so that 431 is the status, and not 400.
     pub(crate) fn is_too_large(self) -> bool {
         matches!(self, BadHead::TooLong | BadHead::TooManyFields)
     }
@@ -65,47 +65,47 @@ impl fmt::Display for BadHead {
             BadHead::TooManyFields => {
                 return write!(f, "the request has more than {MAX_FIELDS} header fields");
             }
-            BadHead::LineEnd => "the lines of a request's head must end with CR LF",
-            BadHead::RequestLine => "the request line is not METHOD, target and version",
+            BadHead::LineEnd => "each line of the request head must end with CR LF",
+            BadHead::RequestLine => "the request line must be a method, a target and a version",
             BadHead::Target => {
-                "the target must be a path or a URL, without control characters, escaped or not"
+                "the request target must be a path or a URL, without control characters, escaped or not"
             }
-            BadHead::Field => "a line of the head is not a header field",
+            BadHead::Field => "a line of the request head is not a header field",
             BadHead::TwoFramings => "Content-Length and Transfer-Encoding exclude each other",
-            BadHead::ContentLength => "Content-Length must be there once and be a plain number",
+            BadHead::ContentLength => "Content-Length must appear once and be a plain number",
             BadHead::TransferEncoding => {
-                "Transfer-Encoding must be there once and be `chunked`, in HTTP/1.1"
+                "Transfer-Encoding must appear once and be `chunked`, in HTTP/1.1"
             }
-            BadHead::Host => "a request needs exactly one Host, and a valid one",
+            BadHead::Host => "the request must have exactly one Host, and a valid one",
             BadHead::UnderscoreAlias => {
-                "a header field has the name of a framing field, written with `_`"
+                "a header field has the name of a framing or routing field, written with `_`"
             }
         })
     }
 }
 
-/// Looks at a whole head, with the empty line at its end.
+/// Checks a whole head, including the empty line at its end.
 ///
 /// # Errors
-/// The first rule that it breaks.
+/// The first rule that the head breaks.
 pub fn check(head: &[u8]) -> Result<(), BadHead> {
     if head.len() > MAX_HEAD_BYTES {
         return Err(BadHead::TooLong);
     }
-    // Section 2.2: empty lines before the request line are ignored.
+    // Section 2.2: a server should ignore empty lines before the request line.
     let mut lines = Lines(head).skip_while(|line| *line == Ok(b""));
     let version = request_line(lines.next().unwrap_or(Err(BadHead::RequestLine))?)?;
-    let mut seen = Seen::default();
+    let mut fields = FieldCounts::default();
     for line in lines {
         match line? {
             b"" => break,
-            line => seen.field(line)?,
+            line => fields.add(line)?,
         }
     }
-    seen.verdict(version)
+    fields.check(version)
 }
 
-/// The lines without their ends.
+/// The lines of a head, without their line ends.
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
@@ -115,7 +115,7 @@ impl<'a> Iterator for Lines<'a> {
         let end = memchr::memchr(b'\n', self.0)?;
         let (line, rest) = self.0.split_at(end);
         self.0 = &rest[1..];
-        // Section 2.2: a lone CR or LF is a line's end to some parsers and not to others.
+        // Section 2.2: a bare CR or LF ends a line for some parsers, and not for others.
         Some(match line.strip_suffix(b"\r") {
             Some(line) if memchr::memchr(b'\r', line).is_none() => Ok(line),
             _ => Err(BadHead::LineEnd),
@@ -129,7 +129,7 @@ enum Version {
     Http11,
 }
 
-/// Section 3.
+/// The version in a request line whose method, target and version are valid (section 3).
 fn request_line(line: &[u8]) -> Result<Version, BadHead> {
     let mut words = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
@@ -137,7 +137,7 @@ fn request_line(line: &[u8]) -> Result<Version, BadHead> {
     else {
         return Err(BadHead::RequestLine);
     };
-    if is_ambiguous(target) || !has_form(target, method) {
+    if is_ambiguous(target) || !has_known_form(target, method) {
         return Err(BadHead::Target);
     }
     match version {
@@ -147,24 +147,23 @@ fn request_line(line: &[u8]) -> Result<Version, BadHead> {
     }
 }
 
-/// Section 3.2: a path, a URL, `*`, or the authority of CONNECT. Two spaces behind the method come here as a
-/// target that begins with `%20`.
-fn has_form(target: &[u8], method: &[u8]) -> bool {
+/// Whether the target is a path, a URL, `*`, or the authority of CONNECT (section 3.2).
+fn has_known_form(target: &[u8], method: &[u8]) -> bool {
     let is_url = || {
         let scheme = memchr::memmem::find(target, b"://").map(|end| &target[..end]);
         scheme.is_some_and(|scheme| {
             scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https")
         })
     };
+    // Two spaces after the method arrive as a target that begins with `%20`, which is none of these.
     target.starts_with(b"/") || target == b"*" || method == b"CONNECT" || is_url()
 }
 
-/// Whether another parser may find another end of the target: a control character, escaped or not, or what
-/// looks like a version behind a space.
-///
-/// Other spaces pass. Pingora has escaped the raw ones, so that they cannot be told from `%20`, which a model's
-/// name may have; and a worker gets the escaped target in a request line of our own (section 3.2 allows that).
+/// Whether another parser may find another end of the target: it contains a control character, escaped or not, or a
+/// space followed by something like a version.
 fn is_ambiguous(target: &[u8]) -> bool {
+    // Other spaces are accepted. Pingora has escaped them, so that they cannot be told from a `%20` that the client
+    // sent, in the name of a model for example; and workers get the escaped target (section 3.2 allows that).
     let hex = |byte: u8| char::from(byte).to_digit(16);
     let mut escaped = target.windows(3).filter_map(|window| match *window {
         [b'%', high, low] => u8::try_from(hex(high)? * 16 + hex(low)?).ok(),
@@ -175,60 +174,62 @@ fn is_ambiguous(target: &[u8]) -> bool {
         || memchr::memmem::find(target, b"%20HTTP/").is_some()
 }
 
-/// What the fields have said so far.
+/// How often the fields with a meaning for framing and routing have appeared.
 #[derive(Default)]
-struct Seen {
+struct FieldCounts {
     fields: usize,
     lengths: usize,
     encodings: usize,
     hosts: usize,
 }
 
-impl Seen {
-    fn field(&mut self, line: &[u8]) -> Result<(), BadHead> {
+impl FieldCounts {
+    /// Counts one field, and checks what can be said of it alone.
+    fn add(&mut self, line: &[u8]) -> Result<(), BadHead> {
         self.fields += 1;
         if self.fields > MAX_FIELDS {
             return Err(BadHead::TooManyFields);
         }
         let colon = memchr::memchr(b':', line).ok_or(BadHead::Field)?;
-        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
-        // Sections 5.1 and 5.2: neither space before the colon nor a folded line.
+        let (name, value) = (&line[..colon], trim_blanks(&line[colon + 1..]));
+        // Sections 5.1 and 5.2: no space before the colon, and no folded line.
         if name.is_empty() || name.iter().any(|byte| !byte.is_ascii_graphic()) {
             return Err(BadHead::Field);
         }
         if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
-            // Section 6.3: a list of equal numbers is a number to some.
+            // Section 6.3: some parsers take a list of equal numbers for one number.
             if self.lengths > 1 || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
                 return Err(BadHead::ContentLength);
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.encodings += 1;
-            // Section 6.1: a coding that is not understood is refused, and only `chunked` is.
+            // Section 6.1: an unknown coding is refused, and `chunked` is the only one known here.
             if self.encodings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(BadHead::TransferEncoding);
             }
         } else if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
-            // Section 3.2: one that is not valid is refused too.
-            if self.hosts > 1 || !value.iter().all(is_of_authority) {
+            // Section 3.2: an invalid Host is refused like a missing one.
+            if self.hosts > 1 || !value.iter().all(is_authority_byte) {
                 return Err(BadHead::Host);
             }
-        } else if is_shadow(name) {
+        } else if is_underscore_alias(name) {
             return Err(BadHead::UnderscoreAlias);
         }
         Ok(())
     }
 
-    fn verdict(&self, version: Version) -> Result<(), BadHead> {
-        // Section 6.1: a server may refuse the pair, and the next parser may take either.
+    /// Checks the fields of the whole head together.
+    fn check(&self, version: Version) -> Result<(), BadHead> {
+        // Section 6.1: a server may refuse the combination; another parser may follow either of the two.
         if self.lengths > 0 && self.encodings > 0 {
             return Err(BadHead::TwoFramings);
         }
         if self.encodings > 0 && version == Version::Http10 {
             return Err(BadHead::TransferEncoding);
         }
-        // Section 3.2.
+        // Section 3.2: HTTP/1.1 requires Host.
         match (version, self.hosts) {
             (_, 1) | (Version::Http10, 0) => Ok(()),
             _ => Err(BadHead::Host),
@@ -236,13 +237,13 @@ impl Seen {
     }
 }
 
-/// What a host and a port are written with. Source: RFC 3986, section 3.2.2.
-fn is_of_authority(byte: &u8) -> bool {
+/// Whether the byte can be part of a host and a port. Source: RFC 3986, section 3.2.2.
+fn is_authority_byte(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
 }
 
-/// Without the white space that section 5.1 allows around a value, and no other.
-fn trimmed(value: &[u8]) -> &[u8] {
+/// The value without the blanks that section 5.1 allows around it. Not `trim_ascii`, which removes other white space.
+fn trim_blanks(value: &[u8]) -> &[u8] {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let start = value.iter().position(|byte| !is_blank(byte));
     let end = value.iter().rposition(|byte| !is_blank(byte));
@@ -252,15 +253,15 @@ fn trimmed(value: &[u8]) -> &[u8] {
     }
 }
 
-fn is_shadow(name: &[u8]) -> bool {
-    let is_called = |shadowed: &&str| {
-        name.len() == shadowed.len()
-            && name.iter().zip(shadowed.bytes()).all(|(byte, wanted)| {
+fn is_underscore_alias(name: &[u8]) -> bool {
+    let is_named = |alias: &&str| {
+        name.len() == alias.len()
+            && name.iter().zip(alias.bytes()).all(|(byte, wanted)| {
                 let byte = if *byte == b'-' { b'_' } else { *byte };
                 byte.eq_ignore_ascii_case(&wanted)
             })
     };
-    memchr::memchr(b'_', name).is_some() && UNDERSCORE_ALIASES.iter().any(is_called)
+    memchr::memchr(b'_', name).is_some() && UNDERSCORE_ALIASES.iter().any(is_named)
 }
 
 #[cfg(test)]
@@ -268,7 +269,7 @@ fn is_shadow(name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A POST with these lines behind Host.
+    /// A POST with these lines after Host.
     fn with(lines: &str) -> Result<(), BadHead> {
         check(format!("POST /generate HTTP/1.1\r\nHost: a\r\n{lines}\r\n").as_bytes())
     }
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_send_is_let_in() {
+    fn heads_of_usual_clients_are_accepted() {
         for lines in [
             "",
             "Content-Length: 5\r\n",
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_with_both_characters() {
+    fn a_line_ends_with_cr_and_lf() {
         for head in [
             "GET / HTTP/1.1\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\n\r\n",
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_one_host_and_one_target() {
+    fn a_request_has_one_host_and_one_target() {
         assert_eq!(check(b"GET / HTTP/1.1\r\n\r\n"), Err(BadHead::Host));
         assert_eq!(with("host: a\r\n"), Err(BadHead::Host));
         for (host, verdict) in [
@@ -420,8 +421,8 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_a_size_and_a_number_of_fields() {
-        // Host is one of them.
+    fn the_size_and_the_number_of_fields_are_limited() {
+        // Host is one of the fields.
         assert_eq!(with(&"X-A: b\r\n".repeat(MAX_FIELDS - 1)), Ok(()));
         let many = with(&"X-A: b\r\n".repeat(MAX_FIELDS));
         assert_eq!(many, Err(BadHead::TooManyFields));

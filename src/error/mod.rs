@@ -89,7 +89,7 @@ impl From<BodyError> for ProxyError {
     fn from(error: BodyError) -> Self {
         match error {
             BodyError::TooLarge(limit) => ProxyError::BodyTooLarge(limit),
-            BodyError::Late => ProxyError::BodyTimeout,
+            BodyError::Timeout => ProxyError::BodyTimeout,
             BodyError::Framing(why) => ProxyError::BadFraming(why),
             BodyError::NoMemory => ProxyError::Overloaded(Exhausted::Memory),
         }

@@ -6,7 +6,7 @@ use pingora_proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;
-use crate::client::{self, Listener, WITHOUT_TIMER};
+use crate::client::{self, Listener, NO_IDLE_TIMER};
 use crate::endpoint::Access;
 use crate::error::{Exhausted, ProxyError};
 use crate::legs;
@@ -18,7 +18,7 @@ impl Proxy {
         let keeps = session.get_keepalive().is_some();
         // The bytes behind an upgrade request that is not granted may be no HTTP.
         let upgrades = session.is_upgrade_req();
-        session.set_keepalive((keeps && !upgrades && !ctx.overflow).then_some(WITHOUT_TIMER));
+        session.set_keepalive((keeps && !upgrades && !ctx.overflow).then_some(NO_IDLE_TIMER));
         self.announce_shutdown(session);
         session.set_write_timeout(Some(self.limits.client_stall_timeout));
         // Without this, a pipelined request would end the response before it. The price: Pingora reads no further, so
@@ -50,11 +50,10 @@ impl Proxy {
         if access == Access::Open && ctx.listener == Listener::Admins {
             ctx.uncount();
         }
-        if !self.keys.admit(access, head) {
+        if !self.keys.allow(access, head) {
             return Err(ctx.refuse(ProxyError::Unauthorized));
         }
-        self.keys
-            .keep_from_workers(access, session.req_header_mut());
+        self.keys.strip(access, session.req_header_mut());
         match self.used_up(access, ctx) {
             Some(error) => Err(ctx.refuse(error)),
             None => Ok(()),

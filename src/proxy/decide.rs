@@ -202,7 +202,7 @@ impl Proxy {
         let Leg::Rejected(status @ (401 | 403)) = leg else {
             return None;
         };
-        let not_the_clients = worker.authorization().is_some() || self.keys.stay_here();
+        let not_the_clients = worker.authorization().is_some() || self.keys.has_client_keys();
         not_the_clients
             .then(|| ProxyError::WorkerKey(worker.role(), worker.url().to_owned(), status))
     }

@@ -44,7 +44,7 @@ impl Proxy {
         // With room for the fields of one prompt, so that preparing it moves no byte.
         let reserve = pd::tail_reserve(1);
         let share = ctx.share.insert(self.body_memory.share());
-        let body = match client::read(session, limit, timeout, reserve, share).await? {
+        let body = match client::read_body(session, limit, timeout, reserve, share).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };

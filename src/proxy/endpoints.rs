@@ -29,7 +29,7 @@ impl Proxy {
         let response = tokio::select! {
             response = responding => response,
             // Only behind the end of the body can a client be watched.
-            left = client::left(session), if at_end => return Err(left),
+            left = client::disconnected(session), if at_end => return Err(left),
         };
         note_response(ctx, &response);
         self.announce_shutdown(session);
@@ -54,11 +54,11 @@ impl Proxy {
         };
         let timeout = self.limits.body_timeout;
         if limit == 0 {
-            let at_end = client::drain(session, timeout).await?;
+            let at_end = client::drain_body(session, timeout).await?;
             return Ok((request, at_end));
         }
         let share = ctx.share.insert(self.body_memory.share());
-        match client::read(session, limit, timeout, 0, share).await? {
+        match client::read_body(session, limit, timeout, 0, share).await? {
             Ok(body) => request.body = body.freeze(),
             Err(error) => return Err(ctx.refuse(error.into())),
         }

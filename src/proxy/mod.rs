@@ -102,9 +102,9 @@ impl ProxyHttp for Proxy {
         ctx: &mut Box<RequestContext>,
         context: Box<dyn Any + Send + Sync>,
     ) {
-        if let Some((listener, overflow)) = client::note_head(session, context) {
-            ctx.listener = listener;
-            ctx.overflow = overflow;
+        if let Some(origin) = client::head_received(session, context) {
+            ctx.listener = origin.listener;
+            ctx.overflow = origin.overflow;
         }
     }
 

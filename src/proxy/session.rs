@@ -115,7 +115,7 @@ pub(super) fn install(
         body,
         taken: false,
         prefill_failed: Some(interrupt),
-        cut_off: shutdown.over(),
+        cut_off: shutdown.cut_off(),
         shutdown,
         held: None,
         is_stream: false,

@@ -51,14 +51,14 @@ impl Proxy {
     ) -> Result<Lease> {
         let begun = Instant::now();
         let (deadline, late) = self.wait_deadline(ctx, begun);
-        let cut_off = self.shutdown.over();
+        let cut_off = self.shutdown.cut_off();
         tokio::pin!(cut_off);
         let ended = loop {
             let look = deadline.min(Instant::now() + POLL_INTERVAL);
             tokio::select! {
                 // In this order, so that no leg is sent when the wait ends in the moment of the turn.
                 biased;
-                left = client::left(session) => break Err(left),
+                left = client::disconnected(session) => break Err(left),
                 () = &mut cut_off => break Err(ctx.refuse(ProxyError::ShuttingDown)),
                 lease = ticket.turn() => break Ok(lease),
                 () = tokio::time::sleep_until(look.into()) => {

@@ -409,12 +409,12 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         tls: acceptor.clone(),
         head_timeout: gate.head_timeout,
         idle_timeout: gate.client_idle_timeout,
-        crowd: None,
+        limit: None,
         open: Arc::default(),
     };
     Ok(Assembled {
         clients: Connections {
-            crowd: Some(Arc::new(crowd)),
+            limit: Some(Arc::new(crowd)),
             open: exit.connections.clone(),
             ..connections(Listener::Clients)
         },

@@ -81,7 +81,7 @@ impl Shutdown {
             // When idle can end it any more, it has ended.
             match listener {
                 Listener::Clients => {
-                    let _ = stage.wait_for(|stage| *stage >= Stage::Closed).await;
+                    let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
                 }
                 Listener::Admins => {
                     let _ = admin_closed.wait_for(|admin_closed| *admin_closed).await;
@@ -93,7 +93,7 @@ impl Shutdown {
     /// Settles, and drains. The listener for administration tells until the end that nothing is ready.
     pub(super) async fn leave(&self) {
         self.unready.send_replace(true);
-        self.stage.send_replace(Stage::Leaving);
+        self.stage.send_replace(Stage::Settling);
         // Said when it is so: whoever reads it may act on it.
         log::info!(
             "leaving settle_secs={} grace_secs={} requests={} connections={}",
@@ -127,7 +127,7 @@ impl Shutdown {
 
     /// Accepts no client, and resolves when the live requests have ended, one way or the other.
     async fn drain(&self) {
-        self.stage.send_replace(Stage::Closed);
+        self.stage.send_replace(Stage::Draining);
         let ended = async {
             tokio::select! {
                 () = self.idle() => {}
