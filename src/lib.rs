@@ -16,7 +16,7 @@
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
 //! | `proxy` | the corridor: Pingora's `ProxyHttp`, phase by phase | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd` |
-//! | `discovery` | what makes and watches the workers: names and probes | `config`, `fleet`, `net` |
+//! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
 //! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
 //! | [`config`] | the user's settings, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |

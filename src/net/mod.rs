@@ -11,14 +11,16 @@ mod pooled;
 mod tls;
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use pingora_core::protocols::Stream;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, ImmutStr};
 use pingora_http::RequestHeader;
 
@@ -36,9 +38,6 @@ pub(crate) use tls::{Trust, pool_roots};
 /// An idle connection is closed before the worker does: uvicorn closes after 5 s.
 /// Source: SGLang 0.5.23 `environ.py`, `SGLANG_TIMEOUT_KEEP_ALIVE`.
 pub(crate) const POOL_IDLE: Duration = Duration::from_secs(3);
-
-/// How long a connection may take to be made where the peer does not say.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Each attempt takes one more connection out of the pool that the worker may have closed meanwhile.
 /// The pool watches its connections, so that more than one or two at once is already unusual.
@@ -191,11 +190,35 @@ pub(crate) fn peer(
     peer
 }
 
+/// How workers are connected to, wherever they are.
+pub(crate) struct Dialling {
+    /// The longest time until a connection is open, with the TLS handshake.
+    pub(crate) connect_timeout: Duration,
+    /// For workers that speak TLS.
+    pub(crate) trust: Trust,
+}
+
+impl Dialling {
+    fn peer(&self, address: SocketAddr, server_name: Option<&str>) -> HttpPeer {
+        let tls = server_name.map(|name| (&self.trust, name));
+        peer(address, self.connect_timeout, tls)
+    }
+}
+
+/// Connections with the same key can stand in for one another: a client has one [`Dialling`] for all.
+fn reuse_key(address: SocketAddr, server_name: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (address, server_name).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Where a request goes, and what of its head is this worker's own.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
-    /// How the worker is dialled; `None` as long as nobody knows where it is.
-    pub(crate) peer: Option<&'a HttpPeer>,
+    /// Where the worker is dialled; `None` until its name has been looked up.
+    pub(crate) address: Option<SocketAddr>,
+    /// The name that the worker's certificate must have; `None` for a worker without TLS.
+    pub(crate) server_name: Option<&'a str>,
     /// The value of `Host`.
     pub(crate) host: &'a HeaderValue,
     /// What takes the place of the `Authorization` of the head, if it is there.
@@ -205,33 +228,41 @@ pub(crate) struct Target<'a> {
 /// The client side: a pool of connections to any number of workers.
 pub(crate) struct Client {
     pool: Arc<Pool>,
+    dialling: Dialling,
 }
 
 impl Client {
     /// A client whose pool has the size that the server configuration says.
-    pub(crate) fn new(conf: &ServerConf) -> Self {
+    pub(crate) fn new(conf: &ServerConf, dialling: Dialling) -> Self {
         Self {
             pool: Arc::new(Pool::new(conf)),
+            dialling,
         }
     }
 
     /// The peer for an exchange that Pingora makes. Where the worker takes plain connections it is one of this
     /// client's, else one of Pingora's own pool.
-    pub(crate) fn lend(&self, peer: &HttpPeer, chunks: Chunks) -> (HttpPeer, PooledHandle) {
-        let (mut borrower, handle) = (peer.clone(), PooledHandle::default());
-        if !peer.is_tls() {
-            let options = &mut borrower.options;
+    pub(crate) fn lend(
+        &self,
+        address: SocketAddr,
+        server_name: Option<&str>,
+        chunks: Chunks,
+    ) -> (HttpPeer, PooledHandle) {
+        let mut peer = self.dialling.peer(address, server_name);
+        let handle = PooledHandle::default();
+        if server_name.is_none() {
+            let options = &mut peer.options;
             options.total_connection_timeout = None;
-            let patience = options.connection_timeout.take();
+            options.connection_timeout = None;
             options.custom_l4 = Some(Arc::new(PooledConnect {
                 pool: self.pool.clone(),
                 handle: handle.clone(),
                 chunks,
-                key: peer.reuse_hash(),
-                patience: patience.unwrap_or(CONNECT_PATIENCE),
+                key: reuse_key(address, server_name),
+                patience: self.dialling.connect_timeout,
             }));
         }
-        (borrower, handle)
+        (peer, handle)
     }
 
     /// Sends a request and waits for the head of the answer. `Host` and `Content-Length` are added here.
@@ -240,7 +271,7 @@ impl Client {
     /// answer has come: such a worker has not begun with the request.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no head of an answer that can be used. Without a peer there is none.
+    /// [`Failure`]: no connection, or no head of an answer that can be used. Without an address there is none.
     pub(crate) async fn send(
         &self,
         to: Target<'_>,
@@ -248,15 +279,16 @@ impl Client {
         body: &Bytes,
     ) -> Result<Reply, Failure> {
         let nowhere = || Failure::Unreachable("its name has no address".into());
-        let peer = to.peer.ok_or_else(nowhere)?;
-        let key = peer.reuse_hash();
+        let address = to.address.ok_or_else(nowhere)?;
+        let key = reuse_key(address, to.server_name);
         let mut attempt = 1;
         loop {
             let kept = self.pool.kept(key);
             let stale = kept.is_some();
             let stream = match kept {
                 Some(stream) => Ok(stream),
-                None => self.pool.dial(peer).await,
+                // Boxed, because the peer is large and this is rare: every exchange would carry it.
+                None => Box::pin(self.dial(address, to.server_name)).await,
             };
             let mut wire =
                 Http1Connection::new(stream.map_err(|error| Failure::from_pingora(&error))?);
@@ -275,6 +307,15 @@ impl Client {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        server_name: Option<&str>,
+    ) -> pingora_core::Result<Stream> {
+        let peer = self.dialling.peer(address, server_name);
+        self.pool.dial(&peer).await
     }
 
     /// Sends a request and reads the whole answer, at most `limit` bytes of body.
@@ -383,6 +424,34 @@ async fn exchange_heads(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pingora_core::upstreams::peer::Peer;
+
+    #[test]
+    fn a_certificate_must_have_the_server_name_wherever_the_worker_is() {
+        let dialling = Dialling {
+            connect_timeout: Duration::from_secs(1),
+            trust: Trust::new(&[], None),
+        };
+        let address = ([10, 0, 0, 1], 1).into();
+        let peer = dialling.peer(address, Some("decode"));
+        assert!(peer.is_tls());
+        assert_eq!(peer.sni(), "decode");
+        assert!(!dialling.peer(address, None).is_tls());
+    }
+
+    #[test]
+    fn a_connection_is_reused_for_the_same_address_and_server_name_only() {
+        let key = |port, name| reuse_key(([10, 0, 0, 1], port).into(), name);
+        let keys = [
+            key(1, None),
+            key(2, None),
+            key(1, Some("a")),
+            key(1, Some("b")),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.into_iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+        assert_eq!(key(1, Some("a")), key(1, Some("a")));
+    }
 
     #[test]
     fn what_is_wrong_with_an_answer_is_said_without_its_bytes() {

@@ -195,8 +195,9 @@ impl ProxyHttp for Proxy {
         }
         let nowhere = || Error::explain(ErrorType::InternalError, "a lease without an address");
         let exchange = ctx.exchange()?;
-        let peer = exchange.decode.peer().ok_or_else(nowhere)?;
-        let (peer, loan) = self.client.lend(&peer, exchange.chunks());
+        let address = exchange.decode.address().ok_or_else(nowhere)?;
+        let name = exchange.decode.server_name();
+        let (peer, loan) = self.client.lend(address, name, exchange.chunks());
         exchange.loan = loan;
         Ok(Box::new(peer))
     }

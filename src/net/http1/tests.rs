@@ -364,7 +364,8 @@ async fn a_length_that_never_comes_takes_no_memory() {
 static WORKER: HeaderValue = HeaderValue::from_static("worker:1");
 
 static TO: Target<'_> = Target {
-    peer: None,
+    address: None,
+    server_name: None,
     host: &WORKER,
     authorization: None,
 };
