@@ -28,8 +28,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Shards for threads besides those of the listener's runtime. More threads than shards share one.
 const OTHER_THREADS: usize = 8;
 
-/// Idle connections, one shard per thread. Connections with the same key (Pingora's `reuse_hash` of the peer) are
-/// interchangeable.
+/// Idle connections, one shard per thread. Connections with the same key ([`super::peer::reuse_key`]) are interchangeable.
 pub(super) struct Pool {
     transport: TransportConnector,
     shards: Box<[Mutex<Shard>]>,

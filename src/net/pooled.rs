@@ -28,16 +28,13 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::{Chunks, Joiner};
 use super::peer::peer;
 use super::pool::{Pool, is_quiet};
-
-/// The connect timeout when the peer has none.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the owner of an exchange and its connection tell each other while Pingora holds the connection.
 #[derive(Debug, Clone, Default)]
@@ -67,36 +64,26 @@ impl PooledHandle {
     }
 }
 
-/// Makes Pingora take its connection to this peer, which speaks plain HTTP, from the pool.
-pub(super) fn attach(
-    target: &mut HttpPeer,
-    pool: &Arc<Pool>,
-    handle: &PooledHandle,
-    chunks: Chunks,
-) {
-    let key = target.reuse_hash();
-    let options = &mut target.options;
-    // The pool's `dial` has the timeout. Pingora would set a timer for pooled connections as well.
-    options.total_connection_timeout = None;
-    let connect_timeout = options.connection_timeout.take();
-    options.custom_l4 = Some(Arc::new(PooledConnect {
-        pool: pool.clone(),
-        handle: handle.clone(),
-        chunks,
-        key,
-        connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-    }));
+/// Connects Pingora to a worker, with a pooled connection when there is one.
+pub(super) struct PooledConnect {
+    pub(super) pool: Arc<Pool>,
+    pub(super) handle: PooledHandle,
+    pub(super) chunks: Chunks,
+    /// The pool's key for this worker.
+    pub(super) key: u64,
+    /// For a new connection.
+    pub(super) connect_timeout: Duration,
 }
 
-/// Connects Pingora to a worker, with a pooled connection when there is one.
-struct PooledConnect {
-    pool: Arc<Pool>,
-    handle: PooledHandle,
-    chunks: Chunks,
-    /// The pool's key of the peer.
-    key: u64,
-    /// For a new connection.
-    connect_timeout: Duration,
+impl PooledConnect {
+    /// Makes Pingora take its connection to this peer, which speaks plain HTTP, from the pool.
+    pub(super) fn attach(self, peer: &mut HttpPeer) {
+        let options = &mut peer.options;
+        // The pool's `dial` has the timeout. Pingora would set a timer for pooled connections as well.
+        options.total_connection_timeout = None;
+        options.connection_timeout = None;
+        options.custom_l4 = Some(Arc::new(self));
+    }
 }
 
 impl fmt::Debug for PooledConnect {
