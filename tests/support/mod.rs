@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, unused_imports)]
 
 pub mod client;
+pub mod markdown;
 pub mod process;
 pub mod tls;
 pub mod worker;
