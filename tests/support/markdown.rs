@@ -94,9 +94,18 @@ pub fn hold(name: &str, heading: &[&str], expected: &[Cells]) {
             "table `{name}` in {}, line {at}:\n{is}\nbut the code says:\n{should}\n\
              {UPDATE}=1 cargo test --test {} rewrites it",
             path.display(),
-            env!("CARGO_CRATE_NAME")
+            this_test()
         );
     }
+}
+
+/// The name of the running test target, as `--test` takes it: its file has a hash behind it.
+fn this_test() -> String {
+    let program = std::env::current_exe().unwrap();
+    let name = program.file_stem().unwrap().to_string_lossy();
+    name.rsplit_once('-')
+        .map_or(&*name, |(target, _)| target)
+        .to_owned()
 }
 
 /// The rows with the keys that the code has: a key in backticks that it lacks is left out, a new one gets a row
