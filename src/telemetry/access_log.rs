@@ -1,18 +1,59 @@
-//! One log line for each finished request, in `key=value` fields.
+//! One log line for each finished request, in `key=value` fields, and at debug level another one that says when each of its
+//! steps happened.
 //!
 //! Only what the proxy itself knows: no prompt, no header's value, no query.
 
 use std::fmt::{self, Display};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Record;
+use crate::pd::Route;
 
-/// The target of the lines, for filters such as `--log-level info,mini_lb::access=off`.
-const TARGET: &str = "mini_lb::access";
+/// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
+const ACCESS: &str = "mini_lb::access";
+const TIMING: &str = "mini_lb::timing";
 
-/// Writes the line, unless lines of this target are filtered out.
+/// Writes the lines, unless their targets are filtered out.
 pub(super) fn write(record: &Record) {
-    log::info!(target: TARGET, "request finished {}", Line(record));
+    log::info!(target: ACCESS, "request finished {}", Line(record));
+    log::debug!(target: TIMING, "request steps {}", Steps(record));
+}
+
+/// When each step happened, in milliseconds from the head of the request, and the sizes. Steps that were not reached are
+/// left out.
+struct Steps<'a>(&'a Record);
+
+impl Display for Steps<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.0;
+        let route = record.route.map_or("other", Route::name);
+        write!(
+            f,
+            "request_id={} route={route} rooms={} request_bytes={} events={}",
+            record.request_id.to_str().unwrap_or("-"),
+            record.rooms,
+            record.request_bytes,
+            record.events,
+        )?;
+        let times = &record.times;
+        let steps: [(&str, Option<Instant>); 8] = [
+            ("read", times.read),
+            ("selected", times.selected),
+            ("sent", times.sent),
+            ("prefill_head", times.prefill_head),
+            ("prefill_end", times.prefill_end),
+            ("decode_head", times.decode_head),
+            ("first_byte", times.first_byte),
+            ("ended", times.ended),
+        ];
+        for (step, at) in steps {
+            if let Some(at) = at {
+                let since = at.saturating_duration_since(times.started);
+                write!(f, " {step}_ms={:.1}", millis(since))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The fields of the line. Those that say nothing about a request are left out.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod dependencies;
+mod doc_tables;
 mod examples;
 mod readme;
 mod rooms;

@@ -1,201 +1,163 @@
-//! The README's tables name what the program has: no key, path or code is missing, and none is made up.
+//! README.md and docs/ can be followed: commands are understood, configurations load, links lead somewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
+use std::process::Command as Program;
 
-use support::program::post_json;
-use support::{Balancer, Client, Worker, config};
+use mini_lb::cli::{self, Command};
+use support::markdown::{blocks, documents, without_blocks};
 
-/// The rows of the table behind the comment with this name, as cells without their backticks' surroundings.
-fn table(name: &str) -> Vec<Vec<String>> {
-    let readme = fs::read_to_string("README.md").unwrap();
-    let marker = format!("<!-- table: {name} -->\n");
-    let (_, table) = readme
-        .split_once(&marker)
-        .unwrap_or_else(|| panic!("no {marker}"));
-    let rows = table
-        .lines()
-        .take_while(|line| line.starts_with('|'))
-        .skip(2);
-    let cells = |row: &str| {
-        row.trim_matches('|')
-            .split('|')
-            .map(|cell| cell.trim().to_owned())
-            .collect()
+const README_LINES: usize = 200;
+
+#[test]
+fn pictures_are_what_the_script_draws() {
+    let check = Program::new("python3")
+        .args(["docs/pictures/draw.py", "--check"])
+        .output();
+    let Ok(check) = check else {
+        eprintln!("pictures were not drawn again: there is no python3");
+        return;
     };
-    rows.map(cells).collect()
-}
-
-/// What stands in backticks.
-fn quoted(cell: &str) -> Vec<String> {
-    cell.split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect()
-}
-
-/// What stands behind `before` in backticks or brackets of a flag's help, up to the bracket.
-fn note(help: &str, before: &str) -> Option<String> {
-    let (_, rest) = help.split_once(&format!("[{before}: "))?;
-    Some(rest.split_once(']')?.0.to_owned())
-}
-
-#[test]
-fn the_configuration_table_has_every_key_with_its_flag_variable_and_default() {
-    let command = mini_lb::cli::command();
-    let settings: Vec<_> = command
-        .get_arguments()
-        .filter(|argument| argument.get_long() != Some("conf"))
-        .filter_map(|argument| {
-            let help = argument.get_help()?.to_string();
-            let variable = note(&help, "env")?;
-            let default = note(&help, "default").unwrap_or_default();
-            let key = argument.get_id().to_string();
-            Some([
-                key,
-                format!("--{}", argument.get_long()?),
-                variable,
-                default,
-            ])
-        })
-        .collect();
-    assert!(!settings.is_empty());
-    let unquoted = |row: Vec<String>| [0, 1, 2, 3].map(|cell| quoted(&row[cell]).concat());
-    let told: Vec<_> = table("configuration").into_iter().map(unquoted).collect();
-    assert_eq!(told, settings);
-}
-
-#[test]
-fn the_table_of_a_worker_has_the_keys_of_the_reference_file() {
-    let text = fs::read_to_string("conf/mini-lb.yaml").unwrap();
-    let file: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
-    let worker = file["prefill"][0].as_mapping().unwrap();
-    let keys: Vec<_> = worker
-        .keys()
-        .map(|key| key.as_str().unwrap().to_owned())
-        .collect();
-    let told: Vec<_> = table("worker")
-        .iter()
-        .flat_map(|row| quoted(&row[0]))
-        .collect();
-    assert_eq!(told, keys);
-}
-
-/// The string literals of a source between two lines.
-fn literals(path: &str, from: &str, to: &str) -> Vec<String> {
-    let source = fs::read_to_string(path).unwrap();
-    let (_, rest) = source
-        .split_once(from)
-        .unwrap_or_else(|| panic!("no {from:?} in {path}"));
-    let (part, _) = rest
-        .split_once(to)
-        .unwrap_or_else(|| panic!("no {to:?} in {path}"));
-    let lines = part
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
-    lines
-        .filter_map(|line| Some(line.split('"').nth(1)?.to_owned()))
-        .collect()
-}
-
-#[test]
-fn the_table_of_endpoints_has_the_paths_of_the_program() {
-    let served = literals("src/ops/table.rs", "static TABLE", "\n];");
-    let told: Vec<_> = table("endpoints")
-        .iter()
-        .flat_map(|row| quoted(&row[0]))
-        .collect();
-    let sorted = |paths: &[String]| paths.iter().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(sorted(&told), sorted(&served));
-    assert_eq!(
-        told.len(),
-        served.len(),
-        "a path stands in the README twice"
+    assert!(
+        check.status.success(),
+        "{}",
+        String::from_utf8_lossy(&check.stderr)
     );
 }
 
-/// The answer to a method that no path takes says which ones it does take.
-#[tokio::test]
-async fn every_endpoint_takes_the_methods_that_the_table_says() {
-    let (prefill, decode) = (Worker::refusing().await, Worker::refusing().await);
-    let balancer = Balancer::start(config(&[prefill], &[decode])).await;
-    for row in table("endpoints") {
-        for path in quoted(&row[0]) {
-            let path = path.replace('*', "x");
-            let mut client = Client::connect(balancer.address).await;
-            client
-                .send(format!("DELETE {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
-                .await;
-            let answer = client.answer().await;
-            let (status, methods, code) = match row[1].as_str() {
-                "" => (501, None, "not_served_by_pd"),
-                methods => (405, Some(methods), "method_not_allowed"),
+/// The words of a command line, as a shell has them.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for letter in line.chars().chain([' ']) {
+        match (letter, quote) {
+            (letter, Some(open)) if letter == open => quote = None,
+            (letter, Some(_)) => word.push(letter),
+            ('\'' | '"', None) => quote = Some(letter),
+            ('#', None) if word.is_empty() => break,
+            (' ', None) if word.is_empty() => {}
+            (' ', None) => words.push(std::mem::take(&mut word)),
+            (letter, None) => word.push(letter),
+        }
+    }
+    words
+}
+
+/// Fails when cargo does not have this target.
+fn is_target(kind: &str, name: &str) {
+    let folder = match kind {
+        "--bench" => "benches",
+        "--example" => "examples",
+        _ => "tests",
+    };
+    let places = [
+        format!("{folder}/{name}.rs"),
+        format!("{folder}/{name}/main.rs"),
+    ];
+    assert!(
+        places.iter().any(|place| Path::new(place).exists()),
+        "{kind} {name}"
+    );
+}
+
+#[test]
+fn every_command_of_the_documents_is_understood() {
+    let mut understood = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        for block in blocks(&text, "sh") {
+            for line in block.replace("\\\n", " ").lines() {
+                let words = words(line);
+                for pair in words
+                    .windows(2)
+                    .filter(|pair| ["--bench", "--test", "--example"].contains(&&*pair[0]))
+                {
+                    if words[0] == "cargo" {
+                        is_target(&pair[0], &pair[1]);
+                    }
+                }
+                let own = match words.first().map(String::as_str) {
+                    Some("mini-lb") => &words[..],
+                    Some("cargo") if words[1] == "run" && !words.contains(&"--example".into()) => {
+                        let dashes = words.iter().position(|word| word == "--").unwrap();
+                        &words[dashes..]
+                    }
+                    _ => continue,
+                };
+                if let Err(error) = cli::parse(own.iter().cloned()) {
+                    panic!("{}: {line}\n{error}", path.display());
+                }
+                understood += 1;
+            }
+        }
+    }
+    assert!(understood > 10);
+}
+
+#[test]
+fn every_configuration_of_the_documents_loads() {
+    for path in documents() {
+        for block in blocks(&fs::read_to_string(&path).unwrap(), "yaml") {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), block).unwrap();
+            let line = ["mini-lb", "--conf", file.path().to_str().unwrap()];
+            let Ok(Command::Serve(serve)) = cli::parse(line) else {
+                panic!("{line:?}")
             };
-            assert_eq!(answer.status(), status, "{path}");
-            assert_eq!(answer.header("allow"), methods, "{path}");
-            assert_eq!(answer.header("x-mini-lb-error"), Some(code), "{path}");
+            if let Err(error) = serve.sources.load(&|_: &str| None) {
+                panic!("{}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// The anchor of a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading
+        .chars()
+        .filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn every_link_leads_to_a_file_and_to_a_heading() {
+    for path in documents() {
+        let text = without_blocks(&fs::read_to_string(&path).unwrap());
+        let links = text
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split_once(')').unwrap().0);
+        let sources = ["src=\"", "srcset=\"", "href=\""]
+            .into_iter()
+            .flat_map(|name| text.split(name).skip(1));
+        let sources = sources.map(|rest| rest.split_once('"').unwrap().0);
+        for link in links
+            .chain(sources)
+            .filter(|link| !link.starts_with("http"))
+        {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            assert!(target.exists(), "{}: {link}", path.display());
+            if !heading.is_empty() {
+                let page = without_blocks(&fs::read_to_string(&target).unwrap());
+                let mut headings = page.lines().filter(|line| line.starts_with('#'));
+                let is_there =
+                    headings.any(|line| anchor(line.trim_start_matches('#').trim()) == heading);
+                assert!(is_there, "{}: {link}", path.display());
+            }
         }
     }
 }
 
 #[test]
-fn the_table_of_codes_has_the_codes_of_the_program() {
-    let mut codes = literals("src/proxy/error.rs", "fn code(&self)", "\n    }\n");
-    codes.extend(literals("src/ops/error.rs", "fn name(self)", "\n    }\n"));
-    let codes: BTreeSet<_> = codes.into_iter().collect();
-    let told: Vec<_> = table("codes")
-        .iter()
-        .flat_map(|row| quoted(&row[0]))
-        .collect();
-    assert_eq!(told.iter().cloned().collect::<BTreeSet<_>>(), codes);
-    assert_eq!(told.len(), codes.len(), "a code stands in the README twice");
-}
-
-#[tokio::test]
-async fn errors_have_the_status_and_the_code_that_the_table_says() {
-    let told: BTreeMap<_, _> = table("codes")
-        .into_iter()
-        .flat_map(|row| {
-            quoted(&row[0])
-                .into_iter()
-                .map(move |code| (code, row[1].clone()))
-        })
-        .collect();
-    let (prefill, decode) = (Worker::refusing().await, Worker::refusing().await);
-    let balancer = Balancer::start(config(&[prefill], &[decode]).max_payload_size(64)).await;
-    let long = format!(r#"{{"text":"{}"}}"#, "a".repeat(64));
-    for (path, body, code) in [
-        ("/generate", "{", "invalid_json"),
-        (
-            "/generate",
-            r#"{"text":"a","sampling_params":{"n":2}}"#,
-            "n_not_supported",
-        ),
-        ("/generate", &long, "body_too_large"),
-        ("/v1/models", "", "method_not_allowed"),
-        ("/v1/embeddings", "{}", "not_served_by_pd"),
-        ("/nope", "{}", "not_found"),
-        ("/tokenize", "{}", "worker_unreachable"),
-    ] {
-        let answer = post_json(balancer.address, path, body).await;
-        assert_eq!(
-            answer.header("x-mini-lb-error"),
-            Some(code),
-            "{path} {body}"
-        );
-        assert_eq!(answer.status().to_string(), told[code], "{path} {body}");
-    }
-}
-
-#[test]
-fn every_file_that_the_readme_links_to_exists() {
+fn the_readme_is_short_and_names_the_compiler_that_is_needed() {
     let readme = fs::read_to_string("README.md").unwrap();
-    let links = readme
-        .split("](")
-        .skip(1)
-        .map(|rest| rest.split_once(')').unwrap().0);
-    for link in links.filter(|link| !link.starts_with("http") && !link.starts_with('#')) {
-        assert!(fs::exists(link).unwrap(), "{link}");
-    }
+    let lines = readme.lines().count();
+    assert!(lines <= README_LINES, "{lines} lines");
+    let manifest = fs::read_to_string("Cargo.toml").unwrap();
+    let (_, version) = manifest.split_once("rust-version = \"").unwrap();
+    let version = version.split_once('"').unwrap().0;
+    assert!(readme.contains(&format!("Rust {version}")), "{version}");
 }

@@ -7,3 +7,4 @@ mod binary;
 mod fan_out;
 mod leaving;
 mod log;
+mod steps;

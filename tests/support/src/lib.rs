@@ -7,6 +7,7 @@
 
 pub mod baseline;
 pub mod client;
+pub mod markdown;
 pub mod mock_worker;
 pub mod plain_proxy;
 pub mod process;

@@ -1,7 +1,5 @@
 //! What the crates below this one need on a machine, and that the crate that stands in for another does its work.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::process::Command;
 

@@ -1,0 +1,72 @@
+//! The line with the steps of a request: where the time to the first token went.
+
+use support::{Client, Worker, mini_lb, post};
+
+/// The value of a field of a log line.
+fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    let (_, rest) = line
+        .split_once(&format!(" {name}="))
+        .unwrap_or_else(|| panic!("no {name} in {line}"));
+    rest.split_whitespace().next().unwrap()
+}
+
+#[tokio::test]
+async fn a_served_request_has_all_steps_in_order_and_its_sizes() {
+    const BODY: &str = r#"{"text":"a","stream":true}"#;
+    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --disable-health-check --log-level debug --prefill {} 8998 --decode {}",
+        prefill.url(),
+        decode.url()
+    );
+    let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
+    let mut client = Client::connect(process.address().await).await;
+    client.send(post("/generate", BODY)).await;
+    let (prefill, mut decode) = (prefill.request().await, decode.request().await);
+    prefill.answer("200 OK", "{}").await;
+    decode.begin_stream().await;
+    for event in ["data: 1\n\n", "data: 2\n\ndata: [DONE]\n\n"] {
+        decode.chunk(event).await;
+    }
+    decode.send("0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+    let line = process.line("request steps").await;
+    let sizes = ["route", "rooms", "request_bytes", "events"].map(|name| field(&line, name));
+    assert_eq!(sizes, ["generate", "1", &BODY.len().to_string(), "3"]);
+    let at = |step: &&str| field(&line, &format!("{step}_ms")).parse::<f64>().unwrap();
+    let own: Vec<f64> = [
+        "read",
+        "selected",
+        "sent",
+        "decode_head",
+        "first_byte",
+        "ended",
+    ]
+    .iter()
+    .map(at)
+    .collect();
+    assert!(own.is_sorted(), "{line}");
+    let prefill: Vec<f64> = ["sent", "prefill_head", "prefill_end", "ended"]
+        .iter()
+        .map(at)
+        .collect();
+    assert!(prefill.is_sorted(), "{line}");
+}
+
+#[tokio::test]
+async fn a_refused_request_has_the_steps_that_it_reached() {
+    let (prefill, decode) = (Worker::refusing().await, Worker::refusing().await);
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --disable-health-check --log-level debug --prefill {prefill} 8998 --decode {decode}"
+    );
+    let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
+    let mut client = Client::connect(process.address().await).await;
+    client.send(post("/generate", "{")).await;
+    assert_eq!(client.answer().await.status(), 400);
+    let line = process.line("request steps").await;
+    assert_eq!(field(&line, "rooms"), "0");
+    assert!(
+        !line.contains("sent_ms") && line.contains("ended_ms"),
+        "{line}"
+    );
+}
