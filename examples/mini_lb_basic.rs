@@ -5,8 +5,8 @@
 //! cargo run --example mini_lb_basic -- PREFILL_URL BOOTSTRAP_PORT DECODE_URL
 //! ```
 //!
-//! Without workers it starts two simulated ones. It listens on 127.0.0.1:8080 (`--port` chooses another
-//! port, 0 a free one) until Ctrl-C.
+//! Without arguments it starts two simulated workers. It listens on 127.0.0.1:8080 until Ctrl-C; `--port` sets another
+//! port, and with 0 the system chooses one.
 
 use std::error::Error;
 
@@ -19,7 +19,7 @@ struct Arguments {
     /// Port to listen on; 0 lets the system choose.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// The workers; none: simulated ones.
+    /// A prefill and a decode worker; simulated ones unless given.
     #[arg(num_args = 3, value_names = ["PREFILL_URL", "BOOTSTRAP_PORT", "DECODE_URL"])]
     workers: Vec<String>,
 }

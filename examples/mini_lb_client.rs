@@ -1,4 +1,4 @@
-//! A client of a running balancer: health, models, chat, chat as a stream, and logprobs of a prompt.
+//! A client of a running balancer: health, models, chat, streamed chat, and logprobs of a prompt.
 //!
 //! ```text
 //! cargo run -- demo                                    # in another terminal
@@ -6,7 +6,7 @@
 //! cargo run --example mini_lb_client -- http://HOST:PORT
 //! ```
 //!
-//! One connection serves all requests. The exit code is not 0 when something is wrong.
+//! All requests share one connection. The exit code is 1 when a request fails.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -47,15 +47,18 @@ async fn show(url: &str) -> Result<(), Box<dyn Error>> {
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "max_tokens": 12,
     });
-    let answer = balancer.post("/v1/chat/completions", &chat).await?;
-    let answer: Value = serde_json::from_slice(&whole(answer).await?)?;
-    println!("chat     {}", text(&answer, "/choices/0/message/content")?);
+    let response = balancer.post("/v1/chat/completions", &chat).await?;
+    let response: Value = serde_json::from_slice(&whole(response).await?)?;
+    println!(
+        "chat     {}",
+        text(&response, "/choices/0/message/content")?
+    );
 
     let mut streamed = chat;
     streamed["stream"] = true.into();
-    let answer = balancer.post("/v1/chat/completions", &streamed).await?;
+    let response = balancer.post("/v1/chat/completions", &streamed).await?;
     print!("stream   ");
-    let events = stream(answer, |event| {
+    let events = stream(response, |event| {
         if let Ok(delta) = text(event, "/choices/0/delta/content") {
             print!("{delta}");
         }
@@ -70,10 +73,10 @@ async fn show(url: &str) -> Result<(), Box<dyn Error>> {
         "return_text_in_logprobs": true,
         "sampling_params": {"max_new_tokens": 4},
     });
-    let answer = balancer.post("/generate", &generate).await?;
-    let answer: Value = serde_json::from_slice(&whole(answer).await?)?;
-    println!("generate {}", text(&answer, "/text")?);
-    let logprobs = answer.pointer("/meta_info/input_token_logprobs");
+    let response = balancer.post("/generate", &generate).await?;
+    let response: Value = serde_json::from_slice(&whole(response).await?)?;
+    println!("generate {}", text(&response, "/text")?);
+    let logprobs = response.pointer("/meta_info/input_token_logprobs");
     for row in logprobs
         .and_then(Value::as_array)
         .ok_or("no logprobs of the prompt")?
@@ -92,7 +95,7 @@ struct Balancer {
 impl Balancer {
     async fn connect(url: &str) -> Result<Balancer, Box<dyn Error>> {
         let url: Uri = url.parse()?;
-        let authority = url.authority().ok_or("http://HOST:PORT is needed")?;
+        let authority = url.authority().ok_or("expected http://HOST:PORT")?;
         let port = authority.port_u16().unwrap_or(80);
         let stream = TcpStream::connect((authority.host(), port)).await?;
         let (connection, driver) = handshake(TokioIo::new(stream)).await?;
@@ -119,36 +122,36 @@ impl Balancer {
         self.send(request.body(body.to_string().into())?).await
     }
 
-    /// An answer that is no success is an error, with what it says.
+    /// Sends a request. A response without a 2xx status is an error with the response's body.
     async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Box<dyn Error>> {
         self.connection.ready().await?;
         let path = request.uri().to_string();
-        let answer = self.connection.send_request(request).await?;
-        let status = answer.status();
+        let response = self.connection.send_request(request).await?;
+        let status = response.status();
         if status.is_success() {
-            return Ok(answer);
+            return Ok(response);
         }
-        let body = whole(answer).await?;
+        let body = whole(response).await?;
         Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&body)).into())
     }
 }
 
-async fn whole(answer: Response<Incoming>) -> Result<Bytes, Box<dyn Error>> {
-    Ok(answer.into_body().collect().await?.to_bytes())
+async fn whole(response: Response<Incoming>) -> Result<Bytes, Box<dyn Error>> {
+    Ok(response.into_body().collect().await?.to_bytes())
 }
 
-/// Calls `each` with the JSON of every event, and counts them. A network chunk is not an event: it may have
+/// Calls `each` with the JSON of every event and returns their number. A network chunk is not an event: it may hold
 /// several, or a part of one.
 async fn stream(
-    answer: Response<Incoming>,
+    response: Response<Incoming>,
     mut each: impl FnMut(&Value),
 ) -> Result<usize, Box<dyn Error>> {
-    let mut body = answer.into_body();
+    let mut body = response.into_body();
     let (mut received, mut events, mut done) = (Vec::new(), 0, false);
-    // To its very end: a body that is left half read costs the connection.
+    // To the end of the body: the connection can be used again only then.
     while let Some(frame) = body.frame().await {
         received.extend_from_slice(&frame?.into_data().unwrap_or_default());
         while let Some(end) = received.windows(2).position(|pair| pair == b"\n\n") {
@@ -161,7 +164,7 @@ async fn stream(
                 continue;
             }
             let event: Value = serde_json::from_slice(data)?;
-            // After a stream has begun, this is how SGLang and the balancer say that it failed.
+            // SGLang and the balancer report a failure after the first event this way.
             if let Some(error) = event.get("error") {
                 return Err(error.to_string().into());
             }

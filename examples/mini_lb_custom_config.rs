@@ -1,11 +1,11 @@
-//! Two balancers in one process: other limits for other clients of the same workers, and a graceful end.
+//! Two balancers in one process: the same workers with different limits for different clients, and a graceful stop.
 //!
 //! ```text
 //! cargo run --example mini_lb_custom_config
 //! ```
 //!
-//! The workers are simulated and want an API key, which the balancers know and their clients do not. The
-//! program sends a few requests, stops a balancer in the middle of a stream, and ends.
+//! The workers are simulated and require an API key, which the balancers have and their clients do not. The program
+//! sends a few requests, stops both balancers in the middle of a stream, and ends when the stream is complete.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         )
         .policy(Policy::Random)
         .worker_api_key(WORKER_KEY)
-        // Where decode finds prefill's bootstrap server, when that is not the host of prefill's URL.
+        // Only needed when decode cannot reach prefill's bootstrap server at the host of prefill's URL.
         .bootstrap_host(0, "127.0.0.1")
     };
 
@@ -61,14 +61,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         status(&post(large_address, &long).await?)
     );
 
-    // Streams that have begun are finished after `stop`, and only then `start` returns.
+    // After `stop` the streams under way are completed, and only then `start` returns.
     let stream = r#"{"text":"Hello","stream":true,"sampling_params":{"max_new_tokens":40}}"#;
     let mut connection = send(large_address, stream).await?;
-    let mut answer = vec![connection.read_u8().await?];
+    let mut response = vec![connection.read_u8().await?];
     small.stop();
     large.stop();
-    connection.read_to_end(&mut answer).await?;
-    let whole = String::from_utf8(answer)?.contains("data: [DONE]");
+    connection.read_to_end(&mut response).await?;
+    let whole = String::from_utf8(response)?.contains("data: [DONE]");
     println!("stream        {}", if whole { "whole" } else { "cut" });
     small_ended.await??;
     large_ended.await??;
@@ -78,14 +78,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 type Ended = JoinHandle<Result<(), mini_lb::StartError>>;
 
-/// Starts a balancer beside the caller, and waits until it listens.
+/// Starts a balancer on a task and waits until it listens.
 async fn start(config: MiniLbConfig) -> Result<(Handle, SocketAddr, Ended), Box<dyn Error>> {
     let balancer = MiniLoadBalancer::new(config)?;
     let handle = balancer.handle();
     let ended = tokio::spawn(balancer.start());
     match handle.address().await {
         Some(address) => Ok((handle, address, ended)),
-        // `start` has returned, and says why.
+        // The balancer has ended without listening; its result has the reason.
         None => Err(ended
             .await?
             .err()
@@ -94,9 +94,12 @@ async fn start(config: MiniLbConfig) -> Result<(Handle, SocketAddr, Ended), Box<
 }
 
 async fn post(address: SocketAddr, body: &str) -> Result<String, Box<dyn Error>> {
-    let mut answer = Vec::new();
-    send(address, body).await?.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8(answer)?)
+    let mut response = Vec::new();
+    send(address, body)
+        .await?
+        .read_to_end(&mut response)
+        .await?;
+    Ok(String::from_utf8(response)?)
 }
 
 async fn send(address: SocketAddr, body: &str) -> Result<TcpStream, Box<dyn Error>> {
@@ -110,11 +113,11 @@ async fn send(address: SocketAddr, body: &str) -> Result<TcpStream, Box<dyn Erro
     Ok(connection)
 }
 
-/// The status line, and the code of an error that the balancer itself made.
-fn status(answer: &str) -> String {
-    let code = answer
+/// The status line, and the error code if the response is one of the balancer's own errors.
+fn status(response: &str) -> String {
+    let code = response
         .lines()
         .find_map(|line| line.strip_prefix("x-mini-lb-error: "));
-    let status = answer.lines().next().unwrap_or_default();
+    let status = response.lines().next().unwrap_or_default();
     code.map_or(status.to_owned(), |code| format!("{status} ({code})"))
 }

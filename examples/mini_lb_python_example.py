@@ -1,10 +1,10 @@
-"""A client of a running balancer with Python's standard library: health, models, chat, chat as a stream, and
-logprobs of a prompt. With the package `openai` installed, also a call with that.
+"""A client of a running balancer with Python's standard library: health, models, chat, streamed chat, and logprobs of
+a prompt; and with the package `openai`, if it is installed.
 
     cargo run -- demo                                    # in another terminal
     python examples/mini_lb_python_example.py [URL]      # http://127.0.0.1:8080
 
-The exit code is not 0 when something is wrong.
+The exit code is 1 when a request fails.
 """
 
 import json
@@ -16,21 +16,21 @@ TIMEOUT_SECS = 60
 
 
 def ask(url, body=None):
-    """The open answer to a GET, or to a POST when there is a body."""
+    """Sends a GET, or a POST with a body, and returns the open response."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
     return urllib.request.urlopen(request, timeout=TIMEOUT_SECS)
 
 
 def ask_json(url, body=None):
-    with ask(url, body) as answer:
-        return json.load(answer)
+    with ask(url, body) as response:
+        return json.load(response)
 
 
-def events(answer):
-    """The JSON of each event of a stream, which must say [DONE] before it ends."""
+def events(response):
+    """Yields the JSON of each event of a stream; raises when the stream ends without [DONE]."""
     done = False
-    for line in answer:
+    for line in response:
         if not line.startswith(b"data: "):
             continue
         data = line.removeprefix(b"data: ").strip()
@@ -38,7 +38,7 @@ def events(answer):
             done = True
             continue
         event = json.loads(data)
-        # After a stream has begun, this is how SGLang and the balancer say that it failed.
+        # SGLang and the balancer report a failure after the first event this way.
         if "error" in event:
             raise ValueError(event["error"])
         yield event
@@ -55,11 +55,11 @@ def show(url):
 
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     chat = {"model": model, "messages": messages, "max_tokens": 12}
-    answer = ask_json(url + "/v1/chat/completions", chat)
-    print("chat     ", answer["choices"][0]["message"]["content"].strip())
+    response = ask_json(url + "/v1/chat/completions", chat)
+    print("chat     ", response["choices"][0]["message"]["content"].strip())
 
-    with ask(url + "/v1/chat/completions", chat | {"stream": True}) as answer:
-        deltas = [event["choices"][0]["delta"].get("content") or "" for event in events(answer)]
+    with ask(url + "/v1/chat/completions", chat | {"stream": True}) as response:
+        deltas = [event["choices"][0]["delta"].get("content") or "" for event in events(response)]
     print("stream   ", "".join(deltas).strip(), f"({len(deltas)} events)")
 
     generate = {
@@ -69,9 +69,9 @@ def show(url):
         "return_text_in_logprobs": True,
         "sampling_params": {"max_new_tokens": 4},
     }
-    answer = ask_json(url + "/generate", generate)
-    print("generate ", answer["text"].strip())
-    for logprob, _token_id, text in answer["meta_info"]["input_token_logprobs"]:
+    response = ask_json(url + "/generate", generate)
+    print("generate ", response["text"].strip())
+    for logprob, _token_id, text in response["meta_info"]["input_token_logprobs"]:
         print(f"  prompt  {text!r:<12} {logprob}")
 
     try:
@@ -80,8 +80,8 @@ def show(url):
         print("openai    not installed")
         return
     client = openai.OpenAI(base_url=url + "/v1", api_key="none", timeout=TIMEOUT_SECS)
-    answer = client.chat.completions.create(**chat)
-    print("openai   ", answer.choices[0].message.content.strip())
+    response = client.chat.completions.create(**chat)
+    print("openai   ", response.choices[0].message.content.strip())
 
 
 def main():

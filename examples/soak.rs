@@ -1,14 +1,14 @@
-//! Runs mini-lb for minutes under a mixed load with faults and says whether anything was lost or left behind.
+//! A soak test: runs mini-lb for minutes under a mixed load with faults and checks that nothing is lost or leaked.
 //!
 //! ```text
 //! cargo build --release --bins --examples
 //! cargo run --release --example soak -- --minutes 10 --seed 1
 //! ```
 //!
-//! Two prefill and two decode workers (simulated), which are killed and started again every few seconds; clients
-//! that leave early or send what is no request; at the end upgrades of the running process. Exit code 1 when a
-//! request was lost, hung or answered wrongly, when a room or a connection was left at a worker, when memory or
-//! descriptors grew by more than a tenth, or when anything panicked.
+//! Two prefill and two decode workers are simulated, and stopped and started again every few seconds. Some clients
+//! leave early or send malformed requests. At the end the running process is upgraded several times. The exit code is
+//! 1 when a request got no response or a wrong one, when a room or a connection is left at a worker, when memory or
+//! descriptors grew by more than a tenth, or when mini-lb panicked.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,18 +17,18 @@ use clap::Parser;
 use support::soak;
 
 #[derive(Parser)]
-#[command(about = "mini-lb under a mixed load with faults")]
+#[command(about = "Runs mini-lb under a mixed load with faults")]
 struct Arguments {
-    /// How long the load with faults lasts.
+    /// Duration of the load in minutes.
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// Of the choice of requests and faults.
+    /// Seed of the requests and faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Requests at the same time.
+    /// Concurrent requests.
     #[arg(long, default_value_t = 32)]
     clients: usize,
-    /// Upgrades of the running process at the end.
+    /// Upgrades of the running process after the load.
     #[arg(long, default_value_t = 20)]
     upgrades: usize,
 }
@@ -43,7 +43,7 @@ async fn main() -> ExitCode {
         .map(|target| target.join("mini-lb"))
         .filter(|binary| binary.exists())
     else {
-        eprintln!("no mini-lb beside the examples: cargo build --release --bins");
+        eprintln!("there is no mini-lb beside the examples; run cargo build --release --bins");
         return ExitCode::FAILURE;
     };
     let plan = soak::Plan {

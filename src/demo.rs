@@ -1,4 +1,4 @@
-//! `mini-lb demo`: a cluster of simulated workers with a balancer in front, for the first minute.
+//! `mini-lb demo`: simulated workers with a balancer in front of them, to try mini-lb without a GPU.
 
 use std::error::Error;
 use std::io::Write;
@@ -7,15 +7,15 @@ use mini_lb::sim::cli::{DemoArgs, demo_workers};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// No single answer of a simulated worker takes as long.
+/// Far above the time of any response of a simulated worker with default options.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
 
-/// Starts the cluster, prints what to paste, and runs until Ctrl-C.
+/// Starts the workers and the balancer, prints their addresses and three commands to paste, and runs until Ctrl-C.
 ///
 /// # Errors
-/// A port is taken, or stdout is closed.
+/// When the port is in use, or stdout is closed.
 pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
-    // Before anything is printed: whoever reads it may stop the demo at once.
+    // Before anything is printed: a program that reads the output may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let model = args.knobs.served_model_name.clone();
     let (prefills, decodes) = demo_workers(args.prefills, args.decodes, args.knobs.into()).await?;
@@ -32,18 +32,18 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
     let handle = balancer.handle();
     let serving = tokio::spawn(balancer.start());
     let Some(address) = handle.address().await else {
-        // It ended without an address: it says why.
+        // The balancer has ended without listening; its result has the reason.
         return Ok(serving.await??);
     };
-    let mut stdout = std::io::stdout();
+    let mut workers = String::new();
     for worker in &prefills {
-        writeln!(stdout, "prefill  {}", worker.url())?;
+        workers += &format!("  prefill  {}\n", worker.url());
     }
     for worker in &decodes {
-        writeln!(stdout, "decode   {}", worker.url())?;
+        workers += &format!("  decode   {}\n", worker.url());
     }
-    let to_paste = to_paste(&address.to_string(), &model);
-    writeln!(stdout, "mini-lb  http://{address}\n{to_paste}")?;
+    let welcome = welcome(&workers, &address.to_string(), &model);
+    std::io::stdout().write_all(welcome.as_bytes())?;
     interrupt.recv().await;
     handle.stop();
     for worker in prefills.into_iter().chain(decodes) {
@@ -52,19 +52,30 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
     Ok(serving.await??)
 }
 
-fn to_paste(address: &str, model: &str) -> String {
+fn welcome(workers: &str, address: &str, model: &str) -> String {
     format!(
-        r#"
-Paste one of these into another terminal. Ctrl-C ends all of it.
+        r#"The demo is running: simulated SGLang workers, and mini-lb in front of them.
+
+{workers}  mini-lb  http://{address}
+
+Paste these into another terminal. The workers have no real model and respond with made-up words.
+
+A chat completion:
 
   curl http://{address}/v1/chat/completions -H 'content-type: application/json' \
     -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}'
 
+The same as a stream, token by token:
+
   curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
     -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}],"stream":true}}'
 
+Logprobs of the prompt, which mini-lb merges from prefill's response into decode's:
+
   curl http://{address}/generate -H 'content-type: application/json' \
     -d '{{"text":"Hello","return_logprob":true,"logprob_start_len":0,"sampling_params":{{"max_new_tokens":4}}}}'
+
+Press Ctrl-C to stop the demo.
 "#
     )
 }

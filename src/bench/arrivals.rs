@@ -1,17 +1,17 @@
-//! When requests start. Pure: the draws and the clock are the caller's.
+//! When requests start. Pure: the caller passes draws in and has the clock.
 
 use std::time::Duration;
 
-/// What makes a user send its next request.
+/// When a user sends its next request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arrivals {
-    /// The end of its last one: a closed loop, in which a slow server is asked less.
+    /// When its last one is complete: a closed loop, in which a slow server gets fewer requests.
     WhenFree,
-    /// The clock: an open loop, in which a slow server has a queue, as in real life.
+    /// On schedule: an open loop, in which a slow server builds up a queue, as with independent users.
     AtRate {
         /// Requests per second, on average; above 0.
         per_second: f64,
-        /// How they are spread.
+        /// How they are spread over time.
         spacing: Spacing,
     },
 }
@@ -19,37 +19,37 @@ pub enum Arrivals {
 /// How the arrivals of an open loop are spread over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Spacing {
-    /// Independent of each other, as those of many users are.
+    /// Independent of each other, like those of many users: exponential gaps.
     Poisson,
-    /// All the same time apart.
+    /// Equal gaps.
     Constant,
 }
 
-/// The start of one request after the other.
+/// The scheduled start of each request in turn.
 ///
-/// A latency is measured from the start that is intended here, not from when a user was free to send: or a
-/// server that stalls would be asked less in that time, and its stall would be seen once instead of by
-/// every request that it held up ("coordinated omission").
+/// A latency counts from the scheduled start, not from when a user was free to send. Otherwise a server that stalls
+/// would get fewer requests in that time, and its stall would show in one latency instead of in those of all requests
+/// that it delayed ("coordinated omission").
 #[derive(Debug)]
 pub struct Schedule {
     arrivals: Arrivals,
-    given: u64,
+    count: u64,
     seconds: f64,
 }
 
 impl Schedule {
-    /// A schedule at its beginning.
+    /// A schedule before its first request.
     #[must_use]
     pub fn new(arrivals: Arrivals) -> Schedule {
         Schedule {
             arrivals,
-            given: 0,
+            count: 0,
             seconds: 0.0,
         }
     }
 
-    /// When the next request is to start, from the beginning of the load; `None` stands for at once. `draw` is
-    /// uniform in `0.0..1.0`.
+    /// Start of the next request, from the beginning of the load; `None` means immediately. `draw` is uniform in
+    /// `0.0..1.0`.
     pub fn next(&mut self, draw: impl FnOnce() -> f64) -> Option<Duration> {
         let Arrivals::AtRate {
             per_second,
@@ -59,11 +59,11 @@ impl Schedule {
             return None;
         };
         self.seconds = match spacing {
-            // Multiplied, not added up: no error grows.
-            Spacing::Constant => self.given as f64 / per_second,
+            // A product and not a sum, in which rounding errors would add up.
+            Spacing::Constant => self.count as f64 / per_second,
             Spacing::Poisson => self.seconds - (1.0 - draw()).ln() / per_second,
         };
-        self.given += 1;
+        self.count += 1;
         Some(Duration::try_from_secs_f64(self.seconds).unwrap_or(Duration::MAX))
     }
 }
@@ -110,7 +110,7 @@ mod tests {
     fn poisson_arrivals_come_at_the_rate_on_average() {
         let mut schedule = at_rate(100.0, Spacing::Poisson);
         let mut last = Duration::ZERO;
-        // The middles of a thousand equal parts stand for the draws: their mean is the distribution's.
+        // The middles of a thousand equal parts as draws: their mean is that of the distribution.
         for part in 0..1000 {
             last = schedule
                 .next(|| (f64::from(part) + 0.5) / 1000.0)

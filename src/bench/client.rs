@@ -1,7 +1,7 @@
-//! One connection to the server, one exchange on it, and the ways in which it fails.
+//! One connection to the server, one exchange on it, and its failures.
 //!
-//! The connection is driven by whoever asks on it: no task of its own, no hop between two. What the
-//! exchanges add up to is `tally`'s business.
+//! The future of the exchange drives the connection: there is no task per connection, so no wake-up from one task to
+//! another adds to a latency. Sums over exchanges are `tally`'s.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -22,29 +22,29 @@ use tokio::net::TcpStream;
 
 use crate::pd::sse::{self, Splitter};
 
-/// No event of SGLang is as long.
+/// Upper bound of an event, in bytes; far above any event of SGLang.
 const LONGEST_EVENT_BYTES: usize = 1 << 30;
-/// How much of an error's body is kept, to be shown.
+/// How much of an error's body is kept for the report, in bytes.
 const ERROR_BYTES: usize = 300;
 
-/// Why a request did not get its answer.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// Nothing listens.
+    /// The connection was refused: nothing listens at the address.
     Refused,
-    /// The connection did not open, for another reason.
+    /// The connection could not be opened for another reason.
     Connect(String),
-    /// The connection ended before the answer's head.
+    /// The connection ended before the response's head.
     Lost,
-    /// It ended within the answer's body.
+    /// The connection ended within the response's body.
     Cut,
-    /// A stream ended well as HTTP, but without its `[DONE]`.
+    /// A stream was complete as HTTP, but had no `[DONE]`.
     NoDone,
-    /// An event of a stream was an error.
+    /// A stream had an error event.
     ErrorEvent,
-    /// The answer was no 200.
+    /// The response had this status, which is not 200.
     Status(u16),
-    /// There was no answer, or not all of it, in the time that was given.
+    /// The response was not complete within the timeout.
     Timeout,
 }
 
@@ -52,10 +52,10 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Refused => f.write_str("refused"),
-            Failure::Connect(reason) => write!(f, "no connection: {reason}"),
-            Failure::Lost => f.write_str("lost before the answer"),
-            Failure::Cut => f.write_str("cut within the answer"),
-            Failure::NoDone => f.write_str("stream without its end"),
+            Failure::Connect(reason) => write!(f, "cannot connect: {reason}"),
+            Failure::Lost => f.write_str("connection lost before the response"),
+            Failure::Cut => f.write_str("connection lost within the response"),
+            Failure::NoDone => f.write_str("stream without [DONE]"),
             Failure::ErrorEvent => f.write_str("error event"),
             Failure::Status(status) => write!(f, "status {status}"),
             Failure::Timeout => f.write_str("timeout"),
@@ -63,37 +63,37 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What one answer was, as far as it came.
+/// What has been received of one response.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Received {
     /// When the first byte of the body came.
     pub(crate) first: Option<Instant>,
-    /// When the last one did.
+    /// When the last byte of the body came.
     pub(crate) last: Instant,
     /// Bytes of the body.
     pub(crate) bytes: u64,
-    /// Events, without the one that says the stream is over.
+    /// Events, without `[DONE]`.
     pub(crate) events: u64,
-    /// Tokens that it has, where it says so.
+    /// Generated tokens, if the response has their number.
     pub(crate) tokens: Option<u64>,
-    /// The beginning of an error's text.
+    /// The beginning of an error's body.
     pub(crate) error: Option<String>,
 }
 
 /// An open connection.
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    /// `None` once it is closed.
+    /// `None` when the connection is closed.
     driver: Option<Driver>,
-    /// Whether an answer came on it: if so, its end may be a keep-alive that ran out.
+    /// Whether it has had a response. Its end may then be the server's keep-alive timeout.
     pub(crate) served: bool,
 }
 
-/// What moves bytes between the socket and the exchange.
+/// hyper's side of the connection, which moves bytes between the socket and the exchange.
 type Driver = Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>;
 
 impl Connection {
-    /// Connects.
+    /// Opens a connection.
     pub(crate) async fn open(address: SocketAddr) -> Result<Connection, Failure> {
         let stream = TcpStream::connect(address)
             .await
@@ -117,12 +117,12 @@ impl Connection {
         self.driver.is_some() && !self.sender.is_closed()
     }
 
-    /// Sends a request and reads its answer to the end. `gap` is told of the time between two events of a
+    /// Sends a request and reads its response to the end. `gap` is called with the time between two events of a
     /// stream, in nanoseconds.
     pub(crate) async fn exchange(
         &mut self,
         request: Request<Full<Bytes>>,
-        answer: &mut Answer,
+        received: &mut Received,
         gap: impl FnMut(u64),
     ) -> Result<(), Failure> {
         let response = self.sender.send_request(request);
@@ -130,7 +130,7 @@ impl Connection {
         let exchange = async {
             let response = response.await.map_err(|_| Failure::Lost)?;
             served = true;
-            read(response, answer, gap).await
+            read(response, received, gap).await
         };
         let result = drive(&mut self.driver, exchange).await;
         self.served |= served;
@@ -141,10 +141,10 @@ impl Connection {
     }
 }
 
-/// One request on a connection of its own, with its answer as a whole.
+/// Sends one request on a new connection and returns the whole response, whatever its status.
 ///
 /// # Errors
-/// When there is no answer, or not all of it. An answer with an error's status is an answer.
+/// When there is no complete response.
 pub async fn fetch(
     address: SocketAddr,
     request: Request<Full<Bytes>>,
@@ -159,14 +159,14 @@ pub async fn fetch(
     drive(&mut connection.driver, exchange).await
 }
 
-/// Moves the connection on whenever the exchange is looked at.
+/// Runs the exchange, and the connection with it.
 async fn drive<T>(driver: &mut Option<Driver>, exchange: impl Future<Output = T>) -> T {
     let mut exchange = pin!(exchange);
     poll_fn(|context| {
         if let Some(open) = driver
             && open.as_mut().poll(context).is_ready()
         {
-            // Its error is the exchange's as well.
+            // The exchange sees the same error.
             *driver = None;
         }
         exchange.as_mut().poll(context)
@@ -174,9 +174,9 @@ async fn drive<T>(driver: &mut Option<Driver>, exchange: impl Future<Output = T>
     .await
 }
 
-impl Answer {
-    pub(crate) fn awaited() -> Answer {
-        Answer {
+impl Received {
+    pub(crate) fn nothing() -> Received {
+        Received {
             first: None,
             last: Instant::now(),
             bytes: 0,
@@ -189,7 +189,7 @@ impl Answer {
 
 async fn read(
     response: Response<Incoming>,
-    answer: &mut Answer,
+    received: &mut Received,
     gap: impl FnMut(u64),
 ) -> Result<(), Failure> {
     let status = response.status().as_u16();
@@ -199,16 +199,16 @@ async fn read(
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let body = response.into_body();
     match (status, is_stream) {
-        (200, true) => read_events(body, answer, gap).await,
-        (200, false) => read_whole(body, answer).await,
+        (200, true) => read_events(body, received, gap).await,
+        (200, false) => read_whole(body, received).await,
         _ => {
             let mut kept = Vec::new();
-            read_chunks(body, answer, |chunk, _| {
+            read_chunks(body, received, |chunk, _| {
                 let room = ERROR_BYTES - kept.len();
                 kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
             })
             .await?;
-            answer.error = Some(String::from_utf8_lossy(&kept).into_owned());
+            received.error = Some(String::from_utf8_lossy(&kept).into_owned());
             Err(Failure::Status(status))
         }
     }
@@ -216,14 +216,14 @@ async fn read(
 
 async fn read_events(
     body: Incoming,
-    answer: &mut Answer,
+    received: &mut Received,
     mut gap: impl FnMut(u64),
 ) -> Result<(), Failure> {
     let mut events = Splitter::new(LONGEST_EVENT_BYTES);
     let (mut count, mut done, mut error) = (0, false, None);
     let mut before: Option<Instant> = None;
     let mut last_with_data = None;
-    read_chunks(body, answer, |chunk, now| {
+    read_chunks(body, received, |chunk, now| {
         events.push(chunk);
         while let Ok(Some(event)) = events.next_event() {
             if sse::is_done(&event) {
@@ -242,12 +242,12 @@ async fn read_events(
         }
     })
     .await?;
-    answer.events = count;
-    answer.tokens = last_with_data.and_then(|event| completion_tokens(&event));
+    received.events = count;
+    received.tokens = last_with_data.and_then(|event| completion_tokens(&event));
     match (error, done) {
         (Some(error), _) => {
             let shown = &error[..error.len().min(ERROR_BYTES)];
-            answer.error = Some(String::from_utf8_lossy(shown).trim().to_owned());
+            received.error = Some(String::from_utf8_lossy(shown).trim().to_owned());
             Err(Failure::ErrorEvent)
         }
         (None, true) => Ok(()),
@@ -255,10 +255,10 @@ async fn read_events(
     }
 }
 
-async fn read_whole(body: Incoming, answer: &mut Answer) -> Result<(), Failure> {
+async fn read_whole(body: Incoming, received: &mut Received) -> Result<(), Failure> {
     let mut tail = Vec::new();
-    read_chunks(body, answer, |chunk, _| {
-        // The count stands in the usage at the end; no more than that is kept of a long answer.
+    read_chunks(body, received, |chunk, _| {
+        // The number of tokens is in the usage, at the end of the body.
         if tail.len() > 8192 {
             tail.drain(..tail.len() - 4096);
         }
@@ -266,13 +266,13 @@ async fn read_whole(body: Incoming, answer: &mut Answer) -> Result<(), Failure> 
         tail.extend_from_slice(&chunk[from..]);
     })
     .await?;
-    answer.tokens = completion_tokens(&tail);
+    received.tokens = completion_tokens(&tail);
     Ok(())
 }
 
 async fn read_chunks(
     mut body: Incoming,
-    answer: &mut Answer,
+    received: &mut Received,
     mut each: impl FnMut(Bytes, Instant),
 ) -> Result<(), Failure> {
     while let Some(frame) = body.frame().await {
@@ -280,16 +280,16 @@ async fn read_chunks(
             continue;
         };
         let now = Instant::now();
-        answer.first.get_or_insert(now);
-        answer.last = now;
-        answer.bytes += chunk.len() as u64;
+        received.first.get_or_insert(now);
+        received.last = now;
+        received.bytes += chunk.len() as u64;
         each(chunk, now);
     }
-    answer.last = Instant::now();
+    received.last = Instant::now();
     Ok(())
 }
 
-/// In every shape that SGLang has, the object begins with the error, or the event is named after it.
+/// In each of SGLang's shapes the object begins with the error, or the event has the name `error`.
 fn is_error(event: &[u8]) -> bool {
     event.starts_with(b"event: error")
         || sse::data(event).is_some_and(|data| {
@@ -298,7 +298,7 @@ fn is_error(event: &[u8]) -> bool {
         })
 }
 
-/// The last count of generated tokens in a body or an event.
+/// The last number of generated tokens in a body or an event.
 fn completion_tokens(text: &[u8]) -> Option<u64> {
     [&b"\"completion_tokens\":"[..], b"\"output_tokens\":"]
         .iter()
@@ -324,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_count_of_tokens_is_read_with_or_without_a_space() {
+    fn the_last_number_of_tokens_is_read_with_or_without_a_space() {
         for (text, tokens) in [
             (&b"{\"usage\":{\"completion_tokens\":12}}"[..], Some(12)),
             (
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_known_in_every_shape_that_a_stream_has_and_a_word_of_the_answer_is_none() {
+    fn an_error_event_is_recognised_in_every_shape_and_an_error_within_text_is_not() {
         for event in [
             "data: {\"error\":{\"message\":\"x\"}}\n\n",
             "data: {\"object\":\"error\",\"message\":\"x\"}\n\n",

@@ -1,4 +1,4 @@
-//! Level by level: the server alone, or in turn with a worker behind it.
+//! Measures each level of concurrency: the server alone, or in turn with a worker behind it.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -10,17 +10,18 @@ use http::{Method, Request};
 use http_body_util::Full;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::cli::{BenchArgs, BenchError};
+use super::args::BenchArgs;
 use super::client::{Failure, fetch};
+use super::error::BenchError;
 use super::load::{Ask, Load, Target, run};
 use super::prompt::{Endpoint, Prompt};
 use super::tally::Tally;
 use super::url::Url;
 
-/// How often a level changes from one server to the other. What else goes on on the machine hits both.
+/// Turns of each server within a level: other work on the machine then affects both alike.
 const TURNS: u32 = 5;
 
-/// What one level came to.
+/// The results of one level of concurrency.
 #[derive(Debug)]
 pub(crate) struct Level {
     pub(crate) load: Load,
@@ -28,17 +29,20 @@ pub(crate) struct Level {
     pub(crate) direct: Option<Tally>,
 }
 
-/// One server, ready to be asked.
+/// One server, and the requests for it.
 struct Server {
     url: Url,
     addresses: Vec<SocketAddr>,
     headers: HeaderMap,
     prompt: Prompt,
-    /// Requests that it got, so that none has the prompt of another.
-    asked: u64,
+    /// Requests sent so far: the number of the next prompt, so that no prompt is sent twice.
+    sent: u64,
 }
 
 /// Runs every level.
+///
+/// # Errors
+/// When a server does not serve the first request, or all requests fail.
 pub(crate) async fn measure(args: &BenchArgs) -> Result<Vec<Level>, BenchError> {
     let mut server = Server::new(args.server()?, args).await?;
     let mut direct = match &args.direct {
@@ -115,7 +119,7 @@ impl Server {
                 extra: args.extra_request_body.clone().unwrap_or_default(),
                 seed: args.seed,
             },
-            asked: 0,
+            sent: 0,
         };
         server.prompt.model = match &args.model {
             Some(model) => model.clone(),
@@ -125,21 +129,21 @@ impl Server {
         Ok(server)
     }
 
-    /// The name of a model that it serves.
+    /// The first model of `/v1/models`; `default` on a server without that endpoint.
     async fn first_model(&self) -> Result<String, BenchError> {
-        let answer = self.ask(Method::GET, "/v1/models").await?;
+        let response = self.ask(Method::GET, "/v1/models").await?;
         let unusable = |failure| BenchError::Unusable {
             url: format!("{}/v1/models", self.url),
             failure,
-            said: Some(String::from_utf8_lossy(answer.body()).into_owned()),
+            message: Some(String::from_utf8_lossy(response.body()).into_owned()),
         };
-        match answer.status().as_u16() {
+        match response.status().as_u16() {
             200 => {}
             status @ (401 | 403) => return Err(unusable(Failure::Status(status))),
-            // Not every server has this endpoint, and hardly one looks at the name.
+            // Not every server has this endpoint, and most ignore the name.
             _ => return Ok("default".to_owned()),
         }
-        let models: serde_json::Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let models: serde_json::Value = serde_json::from_slice(response.body()).unwrap_or_default();
         let first = models["data"][0]["id"].as_str();
         Ok(first.unwrap_or("default").to_owned())
     }
@@ -155,19 +159,19 @@ impl Server {
             .map_err(|failure| BenchError::Unusable {
                 url: self.url.to_string(),
                 failure,
-                said: None,
+                message: None,
             })
     }
 
-    /// Empties caches if asked to, and warms up. Here a server that cannot be used shows itself.
+    /// Flushes the caches if `--flush-cache` is given, and warms up. A server that cannot be used fails here.
     async fn prepare(&mut self, args: &BenchArgs, load: &Load) -> Result<(), BenchError> {
         if args.flush_cache {
-            let answer = self.ask(Method::POST, "/flush_cache?timeout=60").await?;
-            if !answer.status().is_success() {
+            let response = self.ask(Method::POST, "/flush_cache?timeout=60").await?;
+            if !response.status().is_success() {
                 return Err(BenchError::Unusable {
                     url: format!("{}/flush_cache", self.url),
-                    failure: Failure::Status(answer.status().as_u16()),
-                    said: Some(String::from_utf8_lossy(answer.body()).into_owned()),
+                    failure: Failure::Status(response.status().as_u16()),
+                    message: Some(String::from_utf8_lossy(response.body()).into_owned()),
                 });
             }
         }
@@ -178,12 +182,12 @@ impl Server {
             ..load.clone()
         };
         let tally = run(self.target()?, &warm_up, |_| {}).await;
-        self.asked += tally.requests();
+        self.sent += tally.requests();
         match (tally.answered, tally.failed.into_iter().next()) {
             (0, Some((failure, _))) => Err(BenchError::Unusable {
                 url: format!("{}{}", self.url, self.prompt.endpoint.path()),
                 failure,
-                said: tally.first_error,
+                message: tally.first_error,
             }),
             _ => Ok(()),
         }
@@ -210,12 +214,12 @@ impl Server {
         })
         .await;
         bar.finish_and_clear();
-        self.asked += tally.requests();
+        self.sent += tally.requests();
         Ok(tally)
     }
 
     fn target(&self) -> Result<Target, BenchError> {
-        let (prompt, first) = (self.prompt.clone(), self.asked);
+        let (prompt, first) = (self.prompt.clone(), self.sent);
         Ok(Target {
             addresses: self.addresses.clone(),
             host: self.url.host()?,
@@ -229,12 +233,12 @@ impl Server {
     }
 }
 
-/// On a terminal only.
-fn progress_bar(load: &Load, label: &str, silent: bool) -> ProgressBar {
-    if silent || !std::io::stderr().is_terminal() {
+/// Visible only on a terminal.
+fn progress_bar(load: &Load, label: &str, hidden: bool) -> ProgressBar {
+    if hidden || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let (length, what) = match load.requests {
+    let (length, unit) = match load.requests {
         u64::MAX => (
             load.time.as_millis().try_into().unwrap_or(u64::MAX),
             "{eta} left",
@@ -242,7 +246,7 @@ fn progress_bar(load: &Load, label: &str, silent: bool) -> ProgressBar {
         requests => (requests, "{human_pos}/{human_len}, {eta} left"),
     };
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10));
-    let template = format!("concurrency {{prefix}} [{{wide_bar}}] {what} {{msg}}");
+    let template = format!("concurrency {{prefix}} [{{wide_bar}}] {unit} {{msg}}");
     if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style.progress_chars("=> "));
     }

@@ -1,4 +1,4 @@
-//! One page with everything in it: what was asked, a table, charts. Nothing is loaded from elsewhere.
+//! A self-contained HTML page with the parameters, a table and charts. It loads nothing.
 
 use super::plot::{Chart, STYLE, escaped};
 
@@ -11,7 +11,7 @@ grid-template-columns:repeat(auto-fit,minmax(28rem,1fr));gap:1.5rem}svg{width:10
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}dt{font-weight:600}dd{margin:0;overflow-wrap:anywhere}\
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}}";
 
-/// A page: a title, facts as pairs of name and value, a table whose first row is its head, and charts.
+/// Formats a page: a title, facts as pairs of name and value, a table whose first row is its head, and charts.
 #[must_use]
 pub fn page(
     title: &str,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use crate::bench::plot::{Scale, Series};
 
-    /// The elements that are open at the end, and everything that refers to another place.
+    /// The elements that are still open at the end of the page.
     fn open_elements(page: &str) -> Vec<String> {
         let mut open: Vec<String> = Vec::new();
         for tag in page.split('<').skip(1) {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_closes_what_it_opens_escapes_what_it_is_given_and_loads_nothing() {
+    fn a_page_closes_its_elements_escapes_its_texts_and_loads_nothing() {
         let chart = Chart {
             title: "TTFT <ms>".to_owned(),
             x_label: "concurrency".to_owned(),

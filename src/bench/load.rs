@@ -1,7 +1,7 @@
-//! The users: each sends one request at a time, until there have been enough.
+//! Runs a load: concurrent users that each send one request at a time, until the load's requests or time are used up.
 //!
-//! All of them run on the thread that calls [`run`]; they share a pool of connections, so that the one that
-//! was used last is used next and none grows old.
+//! All users run on the thread that calls [`run`]. They share a pool of connections, of which the most recently used
+//! one comes first, so that surplus connections expire.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -18,64 +18,64 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::{JoinSet, LocalSet};
 
 use super::arrivals::{Arrivals, Schedule};
-use super::client::{Answer, Connection, Failure, nanoseconds};
+use super::client::{Connection, Failure, Received, nanoseconds};
 use super::tally::Tally;
 
-/// How much is asked.
+/// How many requests, how fast, for how long.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Requests at the same time, at most.
+    /// Number of users: the upper bound of concurrent requests.
     pub concurrency: usize,
-    /// When they start.
+    /// When requests start.
     pub arrivals: Arrivals,
-    /// No request starts after so many.
+    /// Number of requests after which none starts.
     pub requests: u64,
-    /// No request starts after this time.
+    /// Time after which no request starts.
     pub time: Duration,
-    /// How long one request may take.
+    /// Timeout of one request.
     pub request_timeout: Duration,
-    /// Of the arrivals.
+    /// Seed of the arrivals.
     pub seed: u64,
 }
 
-/// Who is asked for what.
+/// The server and the requests for it.
 pub struct Target {
-    /// The server. Several are asked in turn.
+    /// Addresses of the server; user `i` takes the one at `i` modulo their number.
     pub addresses: Vec<SocketAddr>,
-    /// The value of the header `host`.
+    /// Header `host`.
     pub host: HeaderValue,
-    /// Path and query.
+    /// Path and query of every request.
     pub path: http::Uri,
     /// Headers of every request.
     pub headers: HeaderMap,
-    /// What each request asks.
+    /// The body and headers of each request.
     pub asks: Asks,
 }
 
-/// The request with this number; the numbers of a load begin at 0.
+/// Gives the request with a number; numbers start at 0.
 pub type Asks = Box<dyn Fn(u64) -> Ask>;
 
-/// One request.
+/// The parts of a request that differ from one to the next.
 #[derive(Debug, Clone, Default)]
 pub struct Ask {
-    /// JSON.
+    /// JSON body.
     pub body: Bytes,
-    /// Headers of this request only.
+    /// Headers in addition to [`Target::headers`].
     pub headers: HeaderMap,
-    /// Another worker, which gets the same request at the same time; its answer is read and not counted, but
-    /// the request fails when it does.
+    /// A second server that gets the same request at the same time. Its response is read and not counted, but its
+    /// failure fails the request.
     pub beside: Option<SocketAddr>,
 }
 
-/// Sends the load, and returns when the last answer is there. `progress` is told of every request that ended, and
-/// of every event of a stream but the first. A load that is dropped closes its connections.
+/// Sends the load and returns when its last response is complete. `progress` is called after every request and after
+/// every event of a stream but the first. Dropping the future closes all connections.
 pub async fn run(target: Target, load: &Load, progress: impl Fn(&Tally) + 'static) -> Tally {
     let users = load.concurrency.max(1);
     let shared = Rc::new(Shared {
         started: Instant::now(),
         load: load.clone(),
         target,
-        given: Cell::new(0),
+        next: Cell::new(0),
         schedule: RefCell::new(Schedule::new(load.arrivals)),
         draws: RefCell::new(SmallRng::seed_from_u64(load.seed)),
         idle: RefCell::default(),
@@ -97,15 +97,16 @@ pub async fn run(target: Target, load: &Load, progress: impl Fn(&Tally) + 'stati
     tally
 }
 
-/// What the users share.
+/// State that all users share.
 struct Shared {
     started: Instant,
     load: Load,
     target: Target,
-    given: Cell<u64>,
+    /// Number of the next request.
+    next: Cell<u64>,
     schedule: RefCell<Schedule>,
     draws: RefCell<SmallRng>,
-    /// Open connections that nobody uses, the last one used at the end.
+    /// Idle connections, the most recently used at the end.
     idle: RefCell<HashMap<SocketAddr, Vec<Connection>>>,
     tally: RefCell<Tally>,
     progress: Box<dyn Fn(&Tally)>,
@@ -113,7 +114,7 @@ struct Shared {
 
 impl Shared {
     async fn user(self: Rc<Self>, user: usize) {
-        while let Some((number, intended)) = self.turn() {
+        while let Some((number, intended)) = self.next_request() {
             let mut started = Instant::now();
             if let Some(intended) = intended {
                 if intended > started {
@@ -130,20 +131,20 @@ impl Shared {
         }
     }
 
-    /// The number of the next request and when it is to start; `None` when there have been enough.
-    fn turn(&self) -> Option<(u64, Option<Instant>)> {
-        let number = self.given.get();
+    /// Number and scheduled start of the next request; `None` when the load is used up.
+    fn next_request(&self) -> Option<(u64, Option<Instant>)> {
+        let number = self.next.get();
         if number >= self.load.requests {
             return None;
         }
         let draw = || self.draws.borrow_mut().random::<f64>();
         let at = self.schedule.borrow_mut().next(draw);
         if at.unwrap_or_else(|| self.started.elapsed()) >= self.load.time {
-            // All that follow are later.
-            self.given.set(u64::MAX);
+            // Later requests are scheduled even later.
+            self.next.set(u64::MAX);
             return None;
         }
-        self.given.set(number + 1);
+        self.next.set(number + 1);
         Some((number, at.map(|at| self.started + at)))
     }
 
@@ -151,15 +152,15 @@ impl Shared {
         let ask = (self.target.asks)(number);
         let address = self.target.addresses[user % self.target.addresses.len()];
         self.tally.borrow_mut().sent_bytes += ask.body.len() as u64;
-        let mut answer = Answer::awaited();
+        let mut received = Received::nothing();
         let both = async {
             let Some(beside) = ask.beside else {
-                return self.exchange(address, &ask, &mut answer, true).await;
+                return self.exchange(address, &ask, &mut received, true).await;
             };
-            let mut dropped = Answer::awaited();
+            let mut uncounted = Received::nothing();
             let (shown, other) = tokio::join!(
-                self.exchange(address, &ask, &mut answer, true),
-                self.exchange(beside, &ask, &mut dropped, false)
+                self.exchange(address, &ask, &mut received, true),
+                self.exchange(beside, &ask, &mut uncounted, false)
             );
             shown.and(other)
         };
@@ -167,7 +168,7 @@ impl Shared {
             .await
             .unwrap_or(Err(Failure::Timeout));
         let mut tally = self.tally.borrow_mut();
-        tally.finish(started, result, answer);
+        tally.finish(started, result, received);
         (self.progress)(&tally);
     }
 
@@ -175,7 +176,7 @@ impl Shared {
         &self,
         address: SocketAddr,
         ask: &Ask,
-        answer: &mut Answer,
+        received: &mut Received,
         counted: bool,
     ) -> Result<(), Failure> {
         let gap = |nanoseconds| {
@@ -189,12 +190,12 @@ impl Shared {
             let mut connection = self.connection(address).await?;
             let was_used = connection.served;
             let request = self.http_request(ask);
-            let result = connection.exchange(request, answer, gap).await;
+            let result = connection.exchange(request, received, gap).await;
             if connection.is_open() {
                 let mut idle = self.idle.borrow_mut();
                 idle.entry(address).or_default().push(connection);
             }
-            // The server closed an idle connection just then: no fault of anybody.
+            // The server closed the idle connection at the same moment, which is not a failure: try again.
             if result == Err(Failure::Lost) && was_used {
                 continue;
             }

@@ -1,27 +1,30 @@
-//! A load generator: many requests to one server, and what they took.
+//! A load generator: sends many requests to one server and measures throughput and latencies.
 //!
-//! `mini-lb bench` is this for users, `benches/end_to_end` measures the balancer and its peers with it. It
-//! speaks HTTP through hyper, on one thread, because it shares the machine with what it measures. What a
-//! balancer does is not known here: any server with SGLang's generation endpoints can be asked.
+//! Users run it as `mini-lb bench`; `benches/end_to_end` measures the balancer and its peers with it. It speaks HTTP
+//! through hyper, on one thread, because it shares the machine with the server that it measures. It knows nothing of
+//! balancers: any server with SGLang's generation endpoints will do.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `arrivals` | when requests start: as soon as a user is free, or at a rate |
-//! | `client` | one connection, one exchange, and how it can fail |
-//! | `load` | the users: [`run`] sends what a [`Load`] asks for |
-//! | `tally` | what came of it: histograms and counts |
-//! | `prompt` | bodies for SGLang's endpoints, of a wanted length |
-//! | `url` | where the server is |
-//! | `cli` | `mini-lb bench`: its options |
-//! | `compare` | `mini-lb bench`: level by level, alone or beside a second server |
-//! | `report` | `mini-lb bench`: what it prints and writes |
-//! | `summary` | a tally in numbers: a row of the table, and JSON |
-//! | `table`, `plot`, `html` | text in columns; charts as SVG; one page with all of it |
+//! | `client` | one connection, one exchange on it, and its failures |
+//! | `load` | the users: [`run`] sends the requests of a [`Load`] |
+//! | `tally` | the results of a load: histograms and counts |
+//! | `summary` | a tally as numbers: a row of the table, and JSON |
+//! | `prompt` | request bodies for SGLang's endpoints, of a given length |
+//! | `url` | the server's URL and its addresses |
+//! | `table`, `plot`, `html` | text in columns; charts as SVG; one page with both |
+//! | `cli` | `mini-lb bench`, from its arguments to the report |
+//! | `args`, `error` | its command line; why it has nothing to report |
+//! | `compare` | its levels of concurrency, alone or beside a second server |
+//! | `report` | its output: table, JSON, page |
 
+mod args;
 mod arrivals;
 pub mod cli;
 mod client;
 mod compare;
+mod error;
 mod html;
 mod load;
 pub mod plot;

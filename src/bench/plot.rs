@@ -1,4 +1,4 @@
-//! Line charts as SVG that is readable in light and dark, without scripts or fonts from elsewhere.
+//! Line charts as SVG for light and dark backgrounds, without scripts and without external fonts.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 84.0;
 
-/// The colours of charts and of the text in them, as CSS: eight that differ for most eyes, on white and on black.
+/// CSS for charts: text, axes and eight line colours, for white and for black backgrounds.
 pub const STYLE: &str = "\
 .chart{font:12px system-ui,sans-serif;fill:#1f2328}.chart .axis{stroke:#8b949e}.chart .grid{stroke:#8b949e;\
 stroke-opacity:.25}.chart path{fill:none;stroke-width:2}.chart .title{font-weight:600;font-size:14px}\
@@ -23,49 +23,49 @@ stroke-opacity:.25}.chart path{fill:none;stroke-width:2}.chart .title{font-weigh
 .s4{stroke:#f778ba;fill:#f778ba}.s5{stroke:#d29922;fill:#d29922}.s6{stroke:#39c5cf;fill:#39c5cf}\
 .s7{stroke:#8b949e;fill:#8b949e}}";
 
-/// How the numbers of an axis are laid out.
+/// How the values of an axis are placed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
-    /// From 0, evenly.
+    /// Linear from 0.
     Linear,
-    /// Each step the double or the tenfold; for values above 0.
+    /// Logarithmic, for values above 0.
     Log,
-    /// Evenly, with marks at these places.
+    /// Linear, with labels at these values.
     Marked(Vec<(f64, String)>),
 }
 
 /// One line of a chart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
-    /// What the legend says.
+    /// Name in the legend.
     pub name: String,
-    /// Its points, from left to right.
+    /// Points (x, y), by ascending x.
     pub points: Vec<(f64, f64)>,
 }
 
 /// A line chart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
-    /// What it shows.
+    /// Title, with the unit of y.
     pub title: String,
-    /// What lies along the bottom.
+    /// Label of the x axis.
     pub x_label: String,
-    /// How it does.
+    /// Scale of the x axis.
     pub x: Scale,
-    /// How what goes up is laid out; its unit belongs into the title.
+    /// Scale of the y axis.
     pub y: Scale,
-    /// The lines.
+    /// Lines, in the order of the legend.
     pub series: Vec<Series>,
 }
 
 impl Chart {
-    /// An `<svg>` to be put into a page that has [`STYLE`].
+    /// An `<svg>` element for a page that includes [`STYLE`].
     #[must_use]
     pub fn svg(&self) -> String {
         self.drawn("")
     }
 
-    /// An SVG file.
+    /// A self-contained SVG file.
     #[must_use]
     pub fn svg_file(&self) -> String {
         self.drawn(&format!("<style>{STYLE}</style>"))
@@ -94,7 +94,7 @@ impl Chart {
                     legend + 10.0
                 ),
             );
-            // Letters of this size are about 6.6 units wide.
+            // A letter of this font size is about 6.6 units wide.
             legend += 30.0 + 6.6 * series.name.chars().count() as f64;
         }
         out.push_str("</svg>");
@@ -163,7 +163,7 @@ fn draw_line(series: &Series, class: &str, x: &Axis, y: &Axis, out: &mut String)
     );
 }
 
-/// Where values lie on the page.
+/// Maps values to positions in the drawing.
 struct Axis {
     log: bool,
     low: f64,
@@ -220,7 +220,7 @@ impl Axis {
     }
 }
 
-/// 0 and up to five more, at round numbers, the last not below `high`.
+/// Round numbers from 0 to at least `high`, up to six of them.
 fn linear_marks(high: f64) -> Vec<f64> {
     if high <= 0.0 {
         return vec![0.0, 1.0];
@@ -238,7 +238,7 @@ fn linear_marks(high: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Powers of ten around the values, with 2 and 5 between them where they are few.
+/// Powers of ten around the values; with multiples of 2 and 5 if the values span at most two decades.
 fn log_marks(low: f64, high: f64) -> Vec<f64> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let between: &[f64] = if last - first <= 2 {
@@ -265,7 +265,7 @@ fn short(value: f64) -> String {
         million if million >= 1e6 => format!("{}M", value / 1e6),
         thousand if thousand >= 1e4 => format!("{}k", value / 1e3),
         _ => {
-            // 0.30000000000000004 is three steps of 0.1.
+            // Three steps of 0.1 are 0.30000000000000004.
             let rounded = format!("{value:.6}");
             rounded
                 .trim_end_matches('0')
@@ -275,7 +275,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Text for the inside of an element.
+/// Escapes text for an element or an attribute.
 pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_of_nothing_of_one_point_and_of_zeros_has_no_broken_number() {
+    fn a_chart_without_points_with_one_or_with_zeros_has_only_finite_numbers() {
         for points in [vec![], vec![(1.0, 5.0)], vec![(0.0, 0.0), (1.0, 0.0)]] {
             for scale in [Scale::Linear, Scale::Log] {
                 let chart = Chart {

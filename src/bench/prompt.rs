@@ -1,7 +1,7 @@
-//! What is asked: bodies for SGLang's generation endpoints, of a wanted length.
+//! Request bodies for SGLang's generation endpoints, of a given length.
 //!
-//! Every request has another prompt, as SGLang would answer a known one from its cache. The same seed and
-//! number give the same prompt.
+//! Every request has a different prompt, because SGLang caches the KV of prompts. The same seed and number give the
+//! same prompt.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 
-/// An endpoint that generates.
+/// A generation endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
@@ -22,7 +22,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Its path.
+    /// Path of the endpoint.
     #[must_use]
     pub fn path(self) -> &'static str {
         match self {
@@ -33,40 +33,39 @@ impl Endpoint {
     }
 }
 
-/// How long a prompt is.
+/// Length of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputLength {
-    /// Of text.
+    /// Text of this many bytes.
     Bytes(usize),
-    /// Ids where the endpoint takes ids; words of about one token each where it takes only text.
+    /// Token ids; words of about one token each on an endpoint that takes only text.
     Tokens(usize),
 }
 
-/// The requests of one load.
+/// The parameters of a load's request bodies.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// Who is asked.
+    /// Endpoint that the bodies are for.
     pub endpoint: Endpoint,
-    /// How long the prompt is.
+    /// Length of the prompt.
     pub input: InputLength,
-    /// Tokens to generate.
+    /// Number of tokens to generate.
     pub output_tokens: usize,
-    /// The shortest input and output, as a part of the longest: 1 for all the same.
+    /// Shortest input and output as a fraction of the longest, from 0 to 1. With 1 all have the same length.
     pub range_ratio: f64,
-    /// As events.
+    /// Whether to request a stream.
     pub stream: bool,
-    /// The answer does not end before `output_tokens`.
+    /// Whether to generate all of `output_tokens`, past an end-of-sequence token.
     pub ignore_eos: bool,
-    /// `model`; `/generate` has none.
+    /// Field `model`, which `/generate` does not have.
     pub model: String,
-    /// More fields of the body; they win.
+    /// Fields to add to the body or to replace in it.
     pub extra: Map<String, Value>,
-    /// Of prompts and lengths.
+    /// Seed of the prompts and their lengths.
     pub seed: u64,
 }
 
-/// Ids that every model has and that are no special tokens. The same range as in sglang.bench_serving would
-/// need the tokenizer.
+/// Token ids of ordinary tokens in all common vocabularies. sglang.bench_serving takes the range from the tokenizer.
 const IDS: std::ops::Range<u32> = 1_000..20_000;
 
 impl Prompt {
@@ -135,7 +134,7 @@ fn text_or_ids(input: InputLength, draws: &mut SmallRng) -> Value {
     }
 }
 
-/// Words of four letters, which are about a token each.
+/// Words of four letters, about one token each.
 fn text(input: InputLength, draws: &mut SmallRng) -> String {
     let bytes = match input {
         InputLength::Bytes(bytes) => bytes,
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_has_a_prompt_of_its_own_and_keeps_it() {
+    fn each_number_has_its_prompt_and_always_the_same() {
         let prompt = prompt(Endpoint::Chat, InputLength::Tokens(8));
         assert_ne!(prompt.body(0), prompt.body(1));
         assert_eq!(prompt.body(1), prompt.body(1));
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_fields_win() {
+    fn extra_fields_replace_the_others() {
         let mut prompt = prompt(Endpoint::Chat, InputLength::Tokens(1));
         prompt.extra.insert("max_tokens".to_owned(), 9.into());
         assert_eq!(body(&prompt, 0)["max_tokens"], 9);

@@ -1,4 +1,4 @@
-//! What `mini-lb bench` prints and writes: a table, JSON, a page.
+//! The output of `mini-lb bench`: a table, JSON, an HTML page.
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,8 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::cli::{BenchArgs, BenchError};
+use super::args::BenchArgs;
 use super::compare::Level;
+use super::error::BenchError;
 use super::html::page;
 use super::plot::{Chart, Scale, Series};
 use super::prompt::InputLength;
@@ -17,8 +18,11 @@ use super::summary::Summary;
 use super::table::{columns, number};
 use super::tally::Tally;
 
-/// Shows the levels as the command line asks.
-pub(crate) fn tell(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError> {
+/// Writes the results to where the command line says.
+///
+/// # Errors
+/// When stdout or a file cannot be written.
+pub(crate) fn write(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError> {
     let rows = rows(levels);
     let to_stdout = args.json.as_deref() == Some(Path::new("-"));
     if !to_stdout {
@@ -44,7 +48,7 @@ pub(crate) fn tell(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError>
     Ok(())
 }
 
-/// The table: one row for a level, or three where a second server was asked.
+/// The table: one row for a level, or three with `--direct`.
 fn rows(levels: &[Level]) -> Vec<Vec<String>> {
     let head = [
         "concurrency",
@@ -114,7 +118,7 @@ fn latencies(summary: &Summary) -> [f64; 7] {
     ]
 }
 
-/// Lines about what went wrong at a level; none when nothing did.
+/// The failures and delays of a level, a line each.
 fn failures(level: &Level) -> String {
     let mut text = String::new();
     for (name, tally) in [
@@ -128,16 +132,16 @@ fn failures(level: &Level) -> String {
                 level.load.concurrency
             ));
         }
-        if let Some(said) = &tally.first_error {
-            text.push_str(&format!("  the first said: {said}\n"));
+        if let Some(message) = &tally.first_error {
+            text.push_str(&format!("  the first response: {message}\n"));
         }
         let late = Summary::of(tally).late_ms;
-        // Requests that start late show in the latencies, and are not always the server's fault. Its clock ticks in
-        // milliseconds, so up to one is usual.
+        // Late requests have longer latencies, and the server is not always the cause. tokio's timer has a resolution
+        // of a millisecond, so a delay of up to one is usual.
         if late.p50 > 2.0 {
             text.push_str(&format!(
-                "concurrency {}, {name}: requests began {} ms late (p50): all users were busy, as the server does not \
-                 keep up with --rate or --concurrency is too low, or this machine was\n",
+                "concurrency {}, {name}: requests started {} ms late (p50). The server does not keep up with --rate, \
+                 --concurrency is too low, or this machine is overloaded\n",
                 level.load.concurrency,
                 number(late.p50)
             ));
@@ -237,7 +241,7 @@ fn servers(level: &Level) -> impl Iterator<Item = (&'static str, &Tally)> {
     std::iter::once((name, &level.server)).chain(direct)
 }
 
-/// One of a tally's histograms.
+/// Selects one of a tally's histograms.
 type Of = fn(&Tally) -> &Histogram<u64>;
 
 type Reading<'a> = (&'a str, &'a dyn Fn(&Summary) -> f64);
@@ -269,7 +273,7 @@ fn against_concurrency(levels: &[Level], title: &str, readings: &[Reading<'_>]) 
     }
 }
 
-/// Evenly in nines: the slowest of a thousand requests take as much room as the slowest of ten.
+/// The x axis is even in nines: from 99 to 99.9 takes as much room as from 90 to 99.
 fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
     let nines = |part: f64| -(1.0 - part).log10();
     let marks = [

@@ -1,4 +1,4 @@
-//! A tally in numbers that people read: one row of the table, one object of the JSON.
+//! A tally as numbers for the report: a row of the table, an object of the JSON.
 
 use std::collections::BTreeMap;
 
@@ -7,60 +7,60 @@ use serde::Serialize;
 
 use super::tally::Tally;
 
-/// Some points of a distribution, in milliseconds.
+/// Quantiles of a distribution, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Quantiles {
-    /// The average.
+    /// Arithmetic mean.
     pub mean: f64,
-    /// Half are below.
+    /// Median.
     pub p50: f64,
-    /// 90 of 100 are below.
+    /// 90th percentile.
     pub p90: f64,
-    /// 99 of 100 are below.
+    /// 99th percentile.
     pub p99: f64,
-    /// 999 of 1,000 are below.
+    /// 99.9th percentile.
     pub p999: f64,
-    /// The largest.
+    /// Largest value.
     pub max: f64,
 }
 
-/// What a load came to.
+/// The results of a load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// Seconds from the first request to the end of the last.
     pub seconds: f64,
-    /// Requests that got their whole answer.
+    /// Requests with a complete response.
     pub answered: u64,
-    /// The others.
+    /// The other requests.
     pub failed: u64,
-    /// The others, by what happened.
+    /// The number of requests for each failure.
     pub failures: BTreeMap<String, u64>,
-    /// Answered requests per second.
+    /// Requests with a complete response, per second.
     pub requests_per_second: f64,
-    /// Generated tokens.
+    /// Generated tokens, of the responses that have their number.
     pub output_tokens: u64,
-    /// Generated tokens per second.
+    /// The same per second.
     pub output_tokens_per_second: f64,
-    /// Events of streams.
+    /// Events of streams, without `[DONE]`.
     pub events: u64,
     /// Bytes of request bodies.
     pub sent_bytes: u64,
-    /// Bytes of answers' bodies.
+    /// Bytes of response bodies.
     pub received_bytes: u64,
-    /// Connections that were opened.
+    /// Connections opened.
     pub connections: u64,
-    /// Time to the first byte of an answer's body.
+    /// Time to first token: to the first byte of a response's body.
     pub ttft_ms: Quantiles,
-    /// Time between two events of a stream.
+    /// Inter-token latency: between two events of a stream.
     pub itl_ms: Quantiles,
-    /// Time to the end of an answer.
+    /// End-to-end latency: to the end of a response.
     pub e2e_ms: Quantiles,
-    /// How much later than intended requests were sent; it is part of the other latencies.
+    /// Delay of requests behind their schedule. It is part of the other latencies.
     pub late_ms: Quantiles,
 }
 
 impl Quantiles {
-    /// Those of a histogram of nanoseconds.
+    /// The quantiles of a histogram of nanoseconds.
     #[must_use]
     pub fn of(histogram: &Histogram<u64>) -> Quantiles {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e6;
@@ -76,7 +76,7 @@ impl Quantiles {
 }
 
 impl Summary {
-    /// The numbers of a tally.
+    /// Summarises a tally.
     #[must_use]
     pub fn of(tally: &Tally) -> Summary {
         let seconds = tally.elapsed.as_secs_f64();

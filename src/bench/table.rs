@@ -1,6 +1,6 @@
-//! Text in columns: the first to the left, the others to the right, as numbers are.
+//! Text in columns: the first is left-aligned, the others, which are numbers, right-aligned.
 
-/// Rows as lines; the first row is the head. A shorter row has empty cells at its end.
+/// Formats rows as lines. The first row is the head; a shorter row is filled up with empty cells.
 #[must_use]
 pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -31,7 +31,7 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// A number with about three digits that say something, without exponents.
+/// Formats a number with about three significant digits and without an exponent.
 #[must_use]
 pub fn number(value: f64) -> String {
     match value.abs() {
@@ -68,14 +68,14 @@ mod tests {
             vec!["é"],
         ]
         .map(|row| row.into_iter().map(str::to_owned).collect());
-        let told = columns(&rows);
+        let text = columns(&rows);
         let expected = "\
 load          p50      p99
 --------------------------
 a longer one    1  1,000.5
 é
 ";
-        assert_eq!(told, expected);
+        assert_eq!(text, expected);
     }
 
     #[test]

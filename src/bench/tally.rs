@@ -1,42 +1,42 @@
-//! What a load came to: latencies as histograms, everything else as counts.
+//! The results of a load: latencies as histograms, everything else as counts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::client::{Answer, Failure, nanoseconds};
+use super::client::{Failure, Received, nanoseconds};
 
-/// Three digits of every latency, from a nanosecond to the day that is the longest time of a request.
+/// Significant decimal digits of every latency. The range ends at a day, which is the longest timeout of a request.
 const DIGITS: u8 = 3;
 const LONGEST_NANOSECONDS: u64 = 86_400_000_000_000;
 
-/// The sum of many requests.
+/// Sums over the requests of a load.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// Requests that got their whole answer.
+    /// Requests with a complete response.
     pub answered: u64,
-    /// The others, by what happened.
+    /// The other requests, by their failure.
     pub failed: BTreeMap<Failure, u64>,
-    /// What the first failing answer said.
+    /// The beginning of the first error's body.
     pub first_error: Option<String>,
     /// Bytes of request bodies.
     pub sent_bytes: u64,
-    /// Bytes of answers' bodies.
+    /// Bytes of response bodies.
     pub received_bytes: u64,
-    /// Events of streams, without those that end them.
+    /// Events of streams, without `[DONE]`.
     pub events: u64,
-    /// Generated tokens, as far as the answers have a count.
+    /// Generated tokens, of the responses that have their number.
     pub tokens: u64,
-    /// Connections that were opened.
+    /// Connections opened.
     pub connections: u64,
-    /// Nanoseconds from the start of a request to the first byte of its answer's body.
+    /// Nanoseconds from the start of a request to the first byte of the response's body.
     pub ttft: Histogram<u64>,
     /// Nanoseconds between two events of a stream.
     pub gaps: Histogram<u64>,
-    /// Nanoseconds from the start of a request to the end of its answer.
+    /// Nanoseconds from the start of a request to the end of its response.
     pub total: Histogram<u64>,
-    /// Nanoseconds by which requests were sent later than intended. Always 0 in a closed loop.
+    /// Nanoseconds by which requests were sent later than scheduled. Empty in a closed loop.
     pub late: Histogram<u64>,
     /// From the first request to the end of the last one.
     pub elapsed: Duration,
@@ -63,19 +63,19 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// All requests, answered or not.
+    /// Number of all requests, failed or not.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.answered + self.failures()
     }
 
-    /// Requests that failed.
+    /// Number of failed requests.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
     }
 
-    /// Adds what another load came to, as if the two had run one after the other.
+    /// Adds the results of another load, as if the two had run one after the other.
     pub fn add(&mut self, other: &Tally) {
         self.answered += other.answered;
         for (failure, count) in &other.failed {
@@ -105,29 +105,29 @@ impl Tally {
         self.gaps.saturating_record(nanoseconds);
     }
 
-    /// One request is over. `started` is when it was meant to be.
+    /// Adds one finished request. `started` is its scheduled start.
     pub(crate) fn finish(
         &mut self,
         started: std::time::Instant,
         result: Result<(), Failure>,
-        answer: Answer,
+        received: Received,
     ) {
-        self.received_bytes += answer.bytes;
-        self.events += answer.events;
-        self.tokens += answer.tokens.unwrap_or(0);
+        self.received_bytes += received.bytes;
+        self.events += received.events;
+        self.tokens += received.tokens.unwrap_or(0);
         match result {
             Ok(()) => {
                 self.answered += 1;
-                if let Some(first) = answer.first {
+                if let Some(first) = received.first {
                     self.ttft.saturating_record(nanoseconds(first - started));
                 }
                 self.total
-                    .saturating_record(nanoseconds(answer.last - started));
+                    .saturating_record(nanoseconds(received.last - started));
             }
             Err(failure) => {
                 *self.failed.entry(failure).or_default() += 1;
                 if self.first_error.is_none() {
-                    self.first_error = answer.error;
+                    self.first_error = received.error;
                 }
             }
         }

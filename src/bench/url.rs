@@ -1,27 +1,27 @@
-//! Where the server is: a URL as a user writes it, and the addresses that it stands for.
+//! The server's URL as a user writes it, and its addresses.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use http::header::HeaderValue;
 
-/// A server's URL, without a path of its own but for a prefix.
+/// URL of a server, with an optional path prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
-    /// Host and port, as in the header `host`.
+    /// Host and port, as in header `host`.
     pub authority: String,
-    /// What stands before every path; empty, or with a slash at its beginning only.
+    /// Prefix of every path: empty, or with a slash at its beginning and none at its end.
     pub prefix: String,
 }
 
-/// Why a URL cannot be asked.
+/// Why a URL cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UrlError {
-    /// It is none.
+    /// The text is not a URL.
     Malformed(String),
-    /// Its scheme is not `http`.
+    /// The scheme is not `http`.
     Scheme(String),
-    /// Its host has no address.
+    /// The host (first) could not be resolved, for this reason.
     Unknown(String, String),
 }
 
@@ -29,13 +29,16 @@ impl fmt::Display for UrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UrlError::Malformed(url) => {
-                write!(f, "{url:?} is no URL; it looks like http://127.0.0.1:8080")
+                write!(
+                    f,
+                    "{url:?} is not a URL; expected one like http://127.0.0.1:8080"
+                )
             }
             UrlError::Scheme(scheme) => write!(
                 f,
-                "{scheme}:// is not spoken here, only http://; give the address of the plain HTTP port"
+                "{scheme}:// is not supported, only http://; give the address of the plain HTTP port"
             ),
-            UrlError::Unknown(host, reason) => write!(f, "{host} has no address: {reason}"),
+            UrlError::Unknown(host, reason) => write!(f, "cannot resolve {host}: {reason}"),
         }
     }
 }
@@ -74,10 +77,10 @@ impl fmt::Display for Url {
 }
 
 impl Url {
-    /// The addresses of its host; port 80 where none is named.
+    /// Resolves the host. The port is 80 unless the URL has one.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the host has no address.
     pub async fn addresses(&self) -> Result<Vec<SocketAddr>, UrlError> {
         let has_port = self
             .authority
@@ -92,27 +95,27 @@ impl Url {
             .await
             .map_err(|error| unknown(error.to_string()))?
             .collect();
-        // One is enough: `localhost` is often two, of which one refuses.
+        // The first IPv4 address only: `localhost` often has an IPv6 address too, at which nothing listens.
         match found.iter().find(|address| address.is_ipv4()) {
             Some(address) => Ok(vec![*address]),
-            None if found.is_empty() => Err(unknown("nothing was found".to_owned())),
+            None if found.is_empty() => Err(unknown("no address found".to_owned())),
             None => Ok(found),
         }
     }
 
-    /// The header `host`.
+    /// Value of header `host`.
     ///
     /// # Errors
-    /// When the URL cannot stand in a header.
+    /// When the authority has characters that a header cannot have.
     pub fn host(&self) -> Result<HeaderValue, UrlError> {
         HeaderValue::from_str(&self.authority)
             .map_err(|_| UrlError::Malformed(self.authority.clone()))
     }
 
-    /// A path of the server.
+    /// A path with the URL's prefix.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the result is not a valid path.
     pub fn path(&self, path: &str) -> Result<http::Uri, UrlError> {
         let path = format!("{}{path}", self.prefix);
         path.parse().map_err(|_| UrlError::Malformed(path.clone()))
@@ -141,11 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_says_why() {
+    fn an_unusable_url_is_refused_with_the_reason() {
         let error = |text: &str| text.parse::<Url>().unwrap_err().to_string();
         assert!(error("https://a:1").contains("only http://"));
-        assert!(error("http://").contains("looks like"));
-        assert!(error("http://u:p@a:1").contains("looks like"));
+        assert!(error("http://").contains("expected one like"));
+        assert!(error("http://u:p@a:1").contains("expected one like"));
     }
 
     #[tokio::test]

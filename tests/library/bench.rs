@@ -303,7 +303,7 @@ async fn the_command_says_what_to_do_when_the_server_cannot_be_asked() {
     for (options, words) in [
         (
             ["--url", &refusing, "--endpoint", "chat"],
-            "nothing listens there",
+            "nothing listens at",
         ),
         (["--url", &keyed, "--endpoint", "chat"], "--api-key"),
         (["--url", &keyed, "--endpoint", "generate"], "--api-key"),
