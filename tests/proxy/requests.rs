@@ -266,3 +266,18 @@ async fn a_request_without_an_id_gets_one_that_both_legs_and_the_client_see() {
         Some(id.as_str())
     );
 }
+
+#[tokio::test]
+async fn a_start_before_the_prompt_never_reaches_a_worker() {
+    let mut pair = Pair::start().await;
+    for start in ["-2", "[0,-7]"] {
+        let body =
+            format!(r#"{{"text":["a","b"],"return_logprob":true,"logprob_start_len":{start}}}"#);
+        let request = post("/generate", &body);
+        pair.refuses(start, request, 400, "invalid_logprob_start_len")
+            .await;
+    }
+    // Without logprobs it means nothing to the engine.
+    pair.legs("/generate", r#"{"text":"a","logprob_start_len":-2}"#)
+        .await;
+}
