@@ -3,12 +3,9 @@
 
 use std::fs;
 
-use mini_lb::MiniLbConfig;
-use support::{Balancer, Client, Process, Signal, Worker, config, post, soon};
+use support::{BODY, Client, Pair, Process, Signal, Worker, post, soon};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-
-const JSON: &str = r#"{"text":"a"}"#;
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: balancer\r\n\r\n")
@@ -24,47 +21,28 @@ const ADMINISTRATION: [&str; 6] = [
     "/stop_profile",
 ];
 
-struct Stage {
-    balancer: Balancer,
-    prefill: Worker,
-    decode: Worker,
-}
-
-impl Stage {
-    async fn with(change: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        let config = config(&[prefill.url()], &[decode.url()]);
-        Self {
-            balancer: Balancer::start(change(config)).await,
-            prefill,
-            decode,
-        }
-    }
-
-    /// Both workers get a request, with this key.
-    async fn both_get(&mut self, what: &str, key: Option<&str>) {
-        for worker in [&mut self.prefill, &mut self.decode] {
-            let exchange = worker.request().await;
-            assert_eq!(exchange.request.header("authorization"), key, "{what}");
-            exchange.answer("200 OK", "{}").await;
-        }
+/// Both workers get a request with this key.
+async fn both_get(pair: &mut Pair, what: &str, key: Option<&str>) {
+    for worker in [&mut pair.prefill, &mut pair.decode] {
+        let exchange = worker.request().await;
+        assert_eq!(exchange.request.header("authorization"), key, "{what}");
+        exchange.answer("200 OK", "{}").await;
     }
 }
 
 #[tokio::test]
 async fn workers_are_administered_at_their_own_listener_only() {
-    let mut stage = Stage::with(|config| config.admin_listen("127.0.0.1:0")).await;
+    let mut pair = Pair::with(|config| config.admin_listen("127.0.0.1:0")).await;
     for path in ADMINISTRATION {
-        let mut client = stage.balancer.client().await;
+        let mut client = pair.balancer.client().await;
         client.send(post(path, "{\"abort_all\":true}")).await;
         let answer = client.answer().await;
-        assert_eq!(answer.status(), 403, "{path}");
-        let code = answer.header("x-mini-lb-error");
-        assert_eq!(code, Some("admin_listener_only"), "{path}");
+        let outcome = (403, Some("admin_listener_only"));
+        assert_eq!(answer.outcome(), outcome, "{path}");
         assert!(answer.text().contains("admin_listen"), "{}", answer.text());
-        let mut admin = stage.balancer.admin().await;
+        let mut admin = pair.balancer.admin().await;
         admin.send(post(path, "{\"abort_all\":true}")).await;
-        stage.both_get(path, None).await;
+        both_get(&mut pair, path, None).await;
         assert_eq!(admin.answer().await.status(), 200, "{path}");
     }
     // A preflight and another method are no way around it.
@@ -72,26 +50,26 @@ async fn workers_are_administered_at_their_own_listener_only() {
         "OPTIONS /flush_cache HTTP/1.1\r\nhost: a\r\norigin: b\r\naccess-control-request-method: POST\r\n\r\n",
         "GET /flush_cache?timeout=1 HTTP/1.1\r\nhost: a\r\n\r\n",
     ] {
-        let mut client = stage.balancer.client().await;
+        let mut client = pair.balancer.client().await;
         client.send(request).await;
         assert_eq!(client.answer().await.status(), 403, "{request}");
     }
-    assert!(!stage.prefill.has_request() && !stage.decode.has_request());
+    assert!(pair.is_idle());
 }
 
 #[tokio::test]
 async fn everything_else_is_answered_at_both_listeners() {
-    let mut stage = Stage::with(|config| config.admin_listen("127.0.0.1:0")).await;
-    for mut client in [stage.balancer.client().await, stage.balancer.admin().await] {
+    let mut pair = Pair::with(|config| config.admin_listen("127.0.0.1:0")).await;
+    for mut client in [pair.balancer.client().await, pair.balancer.admin().await] {
         for path in ["/health", "/ready", "/liveness"] {
             client.send(get(path)).await;
             assert_eq!(client.answer().await.status(), 200, "{path}");
         }
         client.send(get("/server_info")).await;
-        stage.both_get("/server_info", None).await;
+        both_get(&mut pair, "/server_info", None).await;
         assert_eq!(client.answer().await.status(), 200);
-        client.send(post("/generate", JSON)).await;
-        stage.both_get("/generate", None).await;
+        client.send(post("/generate", BODY)).await;
+        both_get(&mut pair, "/generate", None).await;
         assert_eq!(client.answer().await.status(), 200);
         client.send(get("/pause_generation")).await;
         assert_eq!(client.answer().await.status(), 501);
@@ -100,34 +78,34 @@ async fn everything_else_is_answered_at_both_listeners() {
 
 #[tokio::test]
 async fn without_a_second_listener_the_first_serves_all() {
-    let mut stage = Stage::with(|config| config).await;
-    let mut client = stage.balancer.client().await;
+    let mut pair = Pair::start().await;
+    let mut client = pair.balancer.client().await;
     client.send(post("/flush_cache", "")).await;
-    stage.both_get("/flush_cache", None).await;
+    both_get(&mut pair, "/flush_cache", None).await;
     assert_eq!(client.answer().await.status(), 200);
 }
 
 #[tokio::test]
 async fn the_key_of_administration_is_asked_for_at_its_listener_too() {
-    let mut stage = Stage::with(|config| {
+    let mut pair = Pair::with(|config| {
         let config = config.admin_listen("127.0.0.1:0");
         config.admin_api_key("sk-a").worker_admin_api_key("sk-w")
     })
     .await;
-    let mut admin = stage.balancer.admin().await;
+    let mut admin = pair.balancer.admin().await;
     admin.send(post("/flush_cache", "")).await;
     assert_eq!(admin.answer().await.status(), 401);
     let with_key =
         post("/flush_cache", "").replacen("\r\n", "\r\nauthorization: Bearer sk-a\r\n", 1);
     admin.send(with_key).await;
-    stage.both_get("/flush_cache", Some("Bearer sk-w")).await;
+    both_get(&mut pair, "/flush_cache", Some("Bearer sk-w")).await;
     assert_eq!(admin.answer().await.status(), 200);
 }
 
 #[tokio::test]
 async fn workers_get_their_key_for_administration_there_and_nowhere_else() {
     for (shared, elsewhere) in [(None, None), (Some("sk-n"), Some("Bearer sk-n"))] {
-        let mut stage = Stage::with(|config| {
+        let mut pair = Pair::with(|config| {
             let config = config.worker_admin_api_key("sk-w");
             match shared {
                 Some(key) => config.worker_api_key(key),
@@ -135,52 +113,47 @@ async fn workers_get_their_key_for_administration_there_and_nowhere_else() {
             }
         })
         .await;
-        let mut client = stage.balancer.client().await;
+        let mut client = pair.balancer.client().await;
         for path in ADMINISTRATION {
             client.send(post(path, "{}")).await;
-            stage.both_get(path, Some("Bearer sk-w")).await;
+            both_get(&mut pair, path, Some("Bearer sk-w")).await;
             assert_eq!(client.answer().await.status(), 200, "{path}");
         }
         client.send(get("/server_info")).await;
-        stage.both_get("/server_info", elsewhere).await;
+        both_get(&mut pair, "/server_info", elsewhere).await;
         assert_eq!(client.answer().await.status(), 200);
-        client.send(post("/generate", JSON)).await;
-        stage.both_get("/generate", elsewhere).await;
+        client.send(post("/generate", BODY)).await;
+        both_get(&mut pair, "/generate", elsewhere).await;
         assert_eq!(client.answer().await.status(), 200);
     }
 }
 
 #[tokio::test]
 async fn a_cancelled_leg_is_aborted_with_the_workers_key_for_administration() {
-    let mut stage = Stage::with(|config| config.worker_admin_api_key("sk-w").retries(0)).await;
-    let mut client = stage.balancer.client().await;
-    client.send(post("/generate", JSON)).await;
-    let leg = stage.decode.request().await;
-    stage
-        .prefill
-        .request()
-        .await
-        .answer("400 Bad Request", "{}")
-        .await;
+    let mut pair = Pair::with(|config| config.worker_admin_api_key("sk-w").retries(0)).await;
+    let mut client = pair.balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let leg = pair.decode.request().await;
+    let prefill = pair.prefill.request().await;
+    prefill.answer("400 Bad Request", "{}").await;
     assert_eq!(client.answer().await.status(), 400);
     leg.closed().await;
-    let abort = stage.decode.request().await;
+    let abort = pair.decode.request().await;
     assert!(abort.request.head.starts_with("POST /abort_request "));
     assert_eq!(abort.request.header("authorization"), Some("Bearer sk-w"));
 }
 
 #[tokio::test]
 async fn connections_for_administration_are_not_among_those_of_clients() {
-    let stage = Stage::with(|config| {
+    let mut pair = Pair::with(|config| {
         let config = config.admin_listen("127.0.0.1:0");
         config.max_connections(1).max_connections_per_ip(1)
     })
     .await;
-    let mut client = stage.balancer.client().await;
-    client.send(get("/health")).await;
-    assert_eq!(client.answer().await.status(), 200);
+    pair.client.send(get("/health")).await;
+    assert_eq!(pair.client.answer().await.status(), 200);
     for _ in 0..3 {
-        let mut admin = stage.balancer.admin().await;
+        let mut admin = pair.balancer.admin().await;
         admin.send(get("/health")).await;
         let answer = admin.answer().await;
         assert_eq!(
@@ -241,7 +214,7 @@ impl Running {
 
 #[tokio::test]
 async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_ready() {
-    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
+    let (mut prefill, mut decode) = Worker::pair().await;
     let mut running = Running::before(&prefill, &decode).await;
     let mut client = Client::connect(running.clients).await;
     client
@@ -276,7 +249,7 @@ async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_
 
 #[tokio::test]
 async fn an_upgrade_hands_both_listeners_over() {
-    let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+    let (prefill, decode) = Worker::pair().await;
     let mut running = Running::before(&prefill, &decode).await;
     let urls = (prefill.url(), decode.url());
     let (port, admins) = (running.clients.port(), running.admins.to_string());
