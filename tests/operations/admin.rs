@@ -1,11 +1,11 @@
 //! The listener for administration: what is served there only, what everywhere, which key workers get, and that it
 //! stays until the process has left.
 
-use std::fs;
+use std::net::SocketAddr;
 
-use support::{BODY, Client, Pair, Process, Signal, Worker, post, soon};
-use tempfile::TempDir;
-use tokio::net::TcpStream;
+use support::{BODY, Client, Pair, Signal, post, soon};
+
+use crate::process_pair::ProcessPair;
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: balancer\r\n\r\n")
@@ -163,105 +163,46 @@ async fn connections_for_administration_are_not_among_those_of_clients() {
     }
 }
 
-/// A process with both listeners, and where it keeps its upgrade socket.
-struct Running {
-    process: Process,
-    place: TempDir,
-    clients: std::net::SocketAddr,
-    admins: std::net::SocketAddr,
-}
-
-impl Running {
-    fn start(
-        place: &TempDir,
-        workers: (&str, &str),
-        port: u16,
-        admin: &str,
-        more: &str,
-    ) -> Process {
-        let directory = place.path().display();
-        let conf = place.path().join("conf.yaml");
-        let text = format!(
-            "version: 1\nthreads: 2\nupgrade_sock: {directory}/up.sock\npid_file: {directory}/pid\n"
-        );
-        fs::write(&conf, text).unwrap();
-        let line = format!(
-            "--conf {} --host 127.0.0.1 --port {port} --admin-listen {admin} --disable-health-check \
-             --prefill {} --decode {} {more}",
-            conf.display(),
-            workers.0,
-            workers.1
-        );
-        let arguments: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-        Process::start(env!("CARGO_BIN_EXE_mini-lb"), &arguments)
-    }
-
-    async fn before(prefill: &Worker, decode: &Worker) -> Self {
-        let place = TempDir::new().unwrap();
-        let urls = (prefill.url(), decode.url());
-        let mut process = Self::start(&place, (&urls.0, &urls.1), 0, "127.0.0.1:0", "");
-        let clients = process.address().await;
-        let line = process.line("open for administration address=").await;
-        let admins = line.rsplit_once('=').unwrap().1.parse().unwrap();
-        Self {
-            process,
-            place,
-            clients,
-            admins,
-        }
-    }
+/// A process with both listeners, and the address of the one for administration.
+async fn with_admin_listener() -> (ProcessPair, SocketAddr) {
+    let mut pair = ProcessPair::start("--admin-listen 127.0.0.1:0").await;
+    let line = pair.process.line("open for administration address=").await;
+    let admins = line.rsplit_once('=').unwrap().1.parse().unwrap();
+    (pair, admins)
 }
 
 #[tokio::test]
 async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_ready() {
-    let (mut prefill, mut decode) = Worker::pair().await;
-    let mut running = Running::before(&prefill, &decode).await;
-    let mut client = Client::connect(running.clients).await;
-    client
-        .send(post("/generate", r#"{"text":"a","stream":true}"#))
-        .await;
-    prefill.request().await.answer("200 OK", "{}").await;
-    let mut leg = decode.request().await;
-    leg.begin_stream().await;
-    leg.chunk("data: 1\n\n").await;
-    client.head().await;
-    assert_eq!(client.chunk().await.as_deref(), Some("data: 1\n\n"));
-    let mut idle = Client::connect(running.admins).await;
+    let (mut pair, admins) = with_admin_listener().await;
+    let (mut client, mut leg) = pair.stream().await;
+    let mut idle = Client::connect(admins).await;
     idle.send(get("/ready")).await;
     assert_eq!(idle.answer().await.status(), 200);
 
-    running.process.signal(Signal::Terminate).await;
+    pair.process.signal(Signal::Terminate).await;
     soon("new clients are refused", async {
-        while TcpStream::connect(running.clients).await.is_ok() {}
+        while !pair.refuses_connections().await {}
     })
     .await;
     for (path, status) in [("/ready", 503), ("/health", 200)] {
-        let mut admin = Client::connect(running.admins).await;
+        let mut admin = Client::connect(admins).await;
         admin.send(get(path)).await;
         assert_eq!(admin.answer().await.status(), status, "{path}");
     }
     leg.chunk("").await;
     assert_eq!(client.chunk().await, None);
-    // The idle connection for administration does not keep the process.
+    // The idle connection for administration does not delay the end of the process.
     drop(client);
-    assert!(running.process.ended().await.success());
+    assert!(pair.process.ended().await.success());
 }
 
 #[tokio::test]
 async fn an_upgrade_hands_both_listeners_over() {
-    let (prefill, decode) = Worker::pair().await;
-    let mut running = Running::before(&prefill, &decode).await;
-    let urls = (prefill.url(), decode.url());
-    let (port, admins) = (running.clients.port(), running.admins.to_string());
-    let workers = (urls.0.as_str(), urls.1.as_str());
-    let mut new = Running::start(&running.place, workers, port, &admins, "--upgrade");
-    // Pingora's line when it waits at the upgrade socket.
-    new.line("No incoming socket transfer").await;
-    running.process.signal(Signal::Quit).await;
-    running.process.line("successor listens").await;
+    let (mut pair, admins) = with_admin_listener().await;
+    let mut new = pair.succeed(&format!("--admin-listen {admins}")).await;
     new.line("open for administration").await;
-    assert!(running.process.ended().await.success());
-    for address in [running.clients, running.admins] {
+    assert!(pair.process.ended().await.success());
+    for address in [pair.address, admins] {
         let mut client = Client::connect(address).await;
         client.send(get("/ready")).await;
         assert_eq!(client.answer().await.status(), 200, "{address}");
