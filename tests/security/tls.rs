@@ -15,6 +15,9 @@ use tokio::net::TcpListener;
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: balancer\r\n\r\n";
 
+/// How many requests show that connections are kept.
+const SERVED: usize = 10;
+
 /// Short enough to wait for.
 const SHORT: Duration = Duration::from_millis(500);
 
@@ -60,6 +63,14 @@ impl Encrypted {
     fn handshakes(&self) -> [usize; 2] {
         [0, 1].map(|at: usize| self.terminators[at].handshakes())
     }
+
+    /// After [`SERVED`] requests, one after the other.
+    fn have_kept_their_connections(&self) {
+        let [prefill, decode] = self.handshakes();
+        assert_eq!(decode, 1);
+        // Prefill's connection may still be on its way back when the next request leaves.
+        assert!((1..=SERVED / 2).contains(&prefill), "{prefill}");
+    }
 }
 
 #[tokio::test]
@@ -67,7 +78,7 @@ async fn legs_speak_tls_with_a_name_and_with_an_address_and_keep_their_connectio
     let mut workers = Encrypted::start(None).await;
     let balancer = Balancer::start(workers.config()).await;
     let mut client = balancer.client().await;
-    for _ in 0..3 {
+    for _ in 0..SERVED {
         client.send(post("/generate", BODY)).await;
         let (prefill, decode) = workers.legs().await;
         let sent = decode.request.json();
@@ -83,7 +94,7 @@ async fn legs_speak_tls_with_a_name_and_with_an_address_and_keep_their_connectio
         let answer = client.answer().await;
         assert_eq!((answer.status(), answer.text()), (200, "{\"a\":1}"));
     }
-    assert_eq!(workers.handshakes(), [1, 1]);
+    workers.have_kept_their_connections();
 }
 
 #[tokio::test]
@@ -198,12 +209,12 @@ async fn a_worker_that_asks_for_a_certificate_gets_it() {
     let (certificate, key) = shown.paths();
     let balancer = Balancer::start(workers.config().client_cert(certificate, key)).await;
     let mut client = balancer.client().await;
-    for _ in 0..2 {
+    for _ in 0..SERVED {
         client.send(post("/generate", BODY)).await;
         serve(workers.legs().await).await;
         assert_eq!(client.answer().await.status(), 200);
     }
-    assert_eq!(workers.handshakes(), [1, 1]);
+    workers.have_kept_their_connections();
 }
 
 #[tokio::test]
