@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `scenarios` | what goes wrong, and what is read of it |
 //! | `rounds` | one scenario with one balancer |
-//! | `stage` | the workers |
+//! | `workers` | the workers, and what each of them does in a round |
 //! | `recorded` | what they say |
 //! | `client` | the client |
 //! | `report` | the table, JSON |
@@ -24,7 +24,7 @@ mod recorded;
 mod report;
 mod rounds;
 mod scenarios;
-mod stage;
+mod workers;
 
 use std::path::PathBuf;
 

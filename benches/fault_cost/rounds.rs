@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::client::{Client, Heard, Outcome};
 use super::recorded::Recorded;
 use super::scenarios::{Moment, Scenario};
-use super::stage::{Leg, Play, Stage};
+use super::workers::{Leg, ScriptedWorkers, State};
 use crate::programs::balancer::{Workers, free_port, serving};
 
 /// Who waits longer hangs.
@@ -66,44 +66,43 @@ pub async fn rounds(
     mini_lb: &str,
     count: usize,
 ) -> Result<Vec<Round>, String> {
-    let stage = Stage::open(scenario.prefill.len(), scenario.decode.len()).await;
+    let workers = ScriptedWorkers::open(scenario.prefill.len(), scenario.decode.len()).await;
     let files = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let result = on_stage(&stage, scenario, target, mini_lb, count, files.path()).await;
-    stage.close().await;
+    let result = rounds_with(&workers, scenario, target, mini_lb, count, files.path()).await;
+    workers.close().await;
     result
 }
 
-async fn on_stage(
-    stage: &Stage,
+async fn rounds_with(
+    workers: &ScriptedWorkers,
     scenario: &Scenario,
     target: &Target,
     mini_lb: &str,
     count: usize,
     files: &Path,
 ) -> Result<Vec<Round>, String> {
-    let workers = Workers {
-        prefill: &stage.prefill,
-        decode: &stage.decode,
+    let flags = Workers {
+        prefill: &workers.prefill,
+        decode: &workers.decode,
         single: &[],
     };
     let port = free_port()?;
-    let mut command = workers.command(&target.command, mini_lb, port);
+    let mut command = flags.command(&target.command, mini_lb, port);
     command.current_dir(files);
     let log = files.join("log");
     let _program = serving(&target.name, &mut command, port, &log).await?;
-    let course = Course {
-        stage,
+    let run = Run {
+        workers,
         address: SocketAddr::from(([127, 0, 0, 1], port)),
         recorded: Arc::new(Recorded::read(scenario.recorded)?),
     };
-    course
-        .warm_up(&scenario.without_fault())
+    run.warm_up(&scenario.without_fault())
         .await
         .map_err(|got| format!("{} serves nothing of it: {got}", target.name))?;
-    stage.end(scenario.down()).await;
+    workers.end(scenario.down()).await;
     let (mut rounds, mut hung, begun) = (Vec::new(), 0, Instant::now());
     while rounds.len() < count && hung < HUNG_ROUNDS && begun.elapsed() < LONGEST {
-        let round = course.round(scenario).await;
+        let round = run.round(scenario).await;
         hung += usize::from(round.is_reached && round.has_hung(scenario.leaves));
         rounds.push(round);
         tokio::time::sleep(scenario.pause).await;
@@ -111,13 +110,13 @@ async fn on_stage(
     Ok(rounds)
 }
 
-struct Course<'a> {
-    stage: &'a Stage,
+struct Run<'a> {
+    workers: &'a ScriptedWorkers,
     address: SocketAddr,
     recorded: Arc<Recorded>,
 }
 
-impl Course<'_> {
+impl Run<'_> {
     /// Asks until so many requests were served in turn. Gives what the last one got instead.
     async fn warm_up(&self, scenario: &Scenario) -> Result<(), String> {
         let (mut served, begun) = (0, Instant::now());
@@ -135,10 +134,10 @@ impl Course<'_> {
     }
 
     async fn round(&self, scenario: &Scenario) -> Round {
-        let stage = self.stage;
-        stage.begin(&self.recorded, &scenario.prefill, &scenario.decode);
+        let workers = self.workers;
+        workers.begin(&self.recorded, &scenario.prefill, &scenario.decode);
         if scenario.moment == Moment::Asked {
-            stage.fail();
+            workers.fail();
         }
         let asked_at = Instant::now();
         let mut client = Client::ask(self.address, scenario.path, &self.recorded.request);
@@ -151,10 +150,10 @@ impl Course<'_> {
         if is_reached && scenario.leaves {
             since = Instant::now();
             client.leave().await;
-            let _ = timeout(CAP, stage.until(all_ended)).await;
+            let _ = timeout(CAP, workers.until(all_ended)).await;
         } else {
             if is_reached && scenario.moment != Moment::Asked {
-                stage.fail();
+                workers.fail();
                 since = Instant::now();
             }
             let _ = timeout(CAP, async {
@@ -165,22 +164,22 @@ impl Course<'_> {
                     .await;
                 // Not all of it follows from what the client hears.
                 if is_reached {
-                    stage.until(all_ended).await;
+                    workers.until(all_ended).await;
                 }
             })
             .await;
             heard = Some(client.heard.borrow().clone());
             client.leave().await;
         }
-        let round = stage.now(|play| {
+        let round = workers.now(|state| {
             let since = match scenario.moment {
                 // What it costs there is the whole request.
                 Moment::Asked => since,
-                _ => play.legs.iter().find_map(Leg::failed_at).unwrap_or(since),
+                _ => state.legs.iter().find_map(Leg::failed_at).unwrap_or(since),
             };
-            self.read(play, heard.as_ref(), is_reached, since)
+            self.read(state, heard.as_ref(), is_reached, since)
         });
-        stage.end(scenario.down()).await;
+        workers.end(scenario.down()).await;
         round
     }
 
@@ -188,12 +187,12 @@ impl Course<'_> {
     async fn moment(&self, scenario: &Scenario, client: &mut Client) -> bool {
         let waits_for_prefill =
             scenario.moment == Moment::FirstEvent && scenario.has_prefill_served();
-        let both = self.stage.until(|play| {
+        let both = self.workers.until(|state| {
             let has = |is_prefill: bool| {
-                let mut legs = play.legs.iter();
+                let mut legs = state.legs.iter();
                 legs.any(|leg| {
                     let is_ready = !is_prefill || !waits_for_prefill || leg.end.is_some();
-                    leg.place.is_prefill() == is_prefill && is_ready
+                    leg.worker_id.is_prefill() == is_prefill && is_ready
                 })
             };
             has(true) && has(false)
@@ -213,19 +212,25 @@ impl Course<'_> {
         }
     }
 
-    fn read(&self, play: &Play, heard: Option<&Heard>, is_reached: bool, since: Instant) -> Round {
+    fn read(
+        &self,
+        state: &State,
+        heard: Option<&Heard>,
+        is_reached: bool,
+        since: Instant,
+    ) -> Round {
         let ms =
             |since: Instant, at: Instant| at.saturating_duration_since(since).as_secs_f64() * 1e3;
         // The longest time that a leg lived on: after the failure of its own other leg, or since it came, if that was later.
         let ends = |is_prefill| {
             let legs = || {
-                let of_role = |leg: &&Leg| leg.place.is_prefill() == is_prefill;
-                play.legs.iter().filter(of_role)
+                let of_role = |leg: &&Leg| leg.worker_id.is_prefill() == is_prefill;
+                state.legs.iter().filter(of_role)
             };
             let lives: Option<Vec<f64>> = legs()
                 .map(|leg| {
                     let other = |other: &&Leg| other.rooms == leg.rooms;
-                    let mut others = play.legs.iter().filter(other);
+                    let mut others = state.legs.iter().filter(other);
                     let since = others
                         .find_map(Leg::failed_at)
                         .unwrap_or(since.max(leg.came));
@@ -249,8 +254,8 @@ impl Course<'_> {
             decode_ends_ms,
             prefill_requests,
             decode_requests,
-            rooms: play.legs.first().map_or(0, |leg| leg.rooms.len()),
-            retried: retried(&play.legs),
+            rooms: state.legs.first().map_or(0, |leg| leg.rooms.len()),
+            retried: retried(&state.legs),
             has_prompt_logprobs: heard.is_some_and(|heard| {
                 let mut events = heard.events().into_iter();
                 events.any(|event| !event["meta_info"]["input_token_logprobs"][0].is_null())
@@ -269,13 +274,13 @@ impl Round {
     }
 }
 
-fn all_ended(play: &Play) -> bool {
-    play.legs.iter().all(|leg| leg.end.is_some())
+fn all_ended(state: &State) -> bool {
+    state.legs.iter().all(|leg| leg.end.is_some())
 }
 
 /// The legs at prefill after the first that failed.
 fn retried(legs: &[Leg]) -> Option<NewRoom> {
-    let mut prefill = legs.iter().filter(|leg| leg.place.is_prefill());
+    let mut prefill = legs.iter().filter(|leg| leg.worker_id.is_prefill());
     let failed = prefill.find(|leg| leg.failed_at().is_some())?;
     let next = prefill.next()?;
     Some(match failed.rooms == next.rooms {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::stage::{Act, First, Place, Then};
+use super::workers::{Behaviour, First, Then, WorkerId};
 
 /// One fault.
 #[derive(Debug, Clone)]
@@ -13,8 +13,8 @@ pub struct Scenario {
     pub recorded: &'static str,
     pub path: &'static str,
     /// What each worker does; as many as there are.
-    pub prefill: Vec<Act>,
-    pub decode: Vec<Act>,
+    pub prefill: Vec<Behaviour>,
+    pub decode: Vec<Behaviour>,
     /// Prefill workers that refuse connections all the time.
     pub refusing: Vec<usize>,
     pub moment: Moment,
@@ -59,9 +59,9 @@ pub enum Reading {
     Rooms,
 }
 
-const SERVE: Act = act(First::Nothing, Then::Serve);
-const HOLD: Act = act(First::Nothing, Then::Hold);
-const OPEN: Act = act(First::Opening, Then::Hold);
+const SERVE: Behaviour = behaviour(First::Nothing, Then::Serve);
+const HOLD: Behaviour = behaviour(First::Nothing, Then::Hold);
+const OPEN: Behaviour = behaviour(First::Opening, Then::Hold);
 
 const CLIENT_AND_DECODE: &[Reading] = &[Reading::Client, Reading::DecodeEnds];
 const CLIENT_AND_PREFILL: &[Reading] = &[Reading::Client, Reading::PrefillEnds];
@@ -99,14 +99,14 @@ impl Scenario {
     }
 
     /// Who refuses connections all the time.
-    pub fn down(&self) -> impl Iterator<Item = Place> {
-        self.refusing.iter().copied().map(Place::Prefill)
+    pub fn down(&self) -> impl Iterator<Item = WorkerId> {
+        self.refusing.iter().copied().map(WorkerId::Prefill)
     }
 }
 
 fn prefill_fails() -> Vec<Scenario> {
     let fails = |name, about, then| Scenario {
-        prefill: vec![act(First::Nothing, then)],
+        prefill: vec![behaviour(First::Nothing, then)],
         decode: vec![HOLD],
         readings: CLIENT_AND_DECODE,
         ..streamed(name, about)
@@ -126,26 +126,26 @@ fn decode_fails() -> Vec<Scenario> {
     vec![
         Scenario {
             prefill: vec![HOLD],
-            decode: vec![act(First::Nothing, Then::Status(500))],
+            decode: vec![behaviour(First::Nothing, Then::Status(500))],
             readings: CLIENT_AND_PREFILL,
             ..streamed("decode answers 500", "prefill is busy")
         },
         Scenario {
             prefill: vec![HOLD],
-            decode: vec![act(First::Nothing, Then::Close)],
+            decode: vec![behaviour(First::Nothing, Then::Close)],
             readings: CLIENT_AND_PREFILL,
             ..streamed("decode closes", "before its first byte, prefill is busy")
         },
         Scenario {
             prefill: vec![SERVE],
-            decode: vec![act(First::Opening, Then::Close)],
+            decode: vec![behaviour(First::Opening, Then::Close)],
             moment: Moment::FirstEvent,
             readings: &[Reading::Client],
             ..streamed("decode cuts a stream", "prefill has answered")
         },
         Scenario {
             prefill: vec![OPEN],
-            decode: vec![act(First::Opening, Then::Close)],
+            decode: vec![behaviour(First::Opening, Then::Close)],
             moment: Moment::FirstEvent,
             readings: CLIENT_AND_PREFILL,
             ..streamed(
@@ -155,7 +155,7 @@ fn decode_fails() -> Vec<Scenario> {
         },
         Scenario {
             prefill: vec![SERVE],
-            decode: vec![act(First::Half, Then::Close)],
+            decode: vec![behaviour(First::Half, Then::Close)],
             readings: &[Reading::Client],
             ..whole(
                 "decode cuts an answer",
@@ -244,7 +244,7 @@ fn outages() -> Vec<Scenario> {
         ..whole(name, about)
     };
     let refuse = "connections, all the time";
-    let full = act(First::Nothing, Then::Status(503));
+    let full = behaviour(First::Nothing, Then::Status(503));
     let of_two_full = Scenario {
         readings: &[
             Reading::Served,
@@ -335,6 +335,6 @@ fn logprobs(name: &'static str, about: &'static str) -> Scenario {
     }
 }
 
-const fn act(first: First, then: Then) -> Act {
-    Act { first, then }
+const fn behaviour(first: First, then: Then) -> Behaviour {
+    Behaviour { first, then }
 }

@@ -114,7 +114,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     say(text(&machine));
     let (mut readings, mut starts) = (Vec::new(), Vec::new());
     for workload in &workloads {
-        let mut course = Course {
+        let mut comparison = Comparison {
             arguments: &arguments,
             workload,
             fleet: Fleet::start(&arguments.mini_lb, workload.plan)?,
@@ -122,14 +122,14 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
             starts: &mut starts,
         };
         if arguments.syscalls {
-            say(course.trace(&targets).await?);
+            say(comparison.trace(&targets).await?);
             continue;
         }
         if arguments.instructions {
-            say(course.instructions(&targets).await?);
+            say(comparison.instructions(&targets).await?);
             continue;
         }
-        readings.extend(course.rounds(&targets, &mut say).await);
+        readings.extend(comparison.rounds(&targets, &mut say).await);
         say(report::table(workload, &names, &readings));
         // After each one: who ends it early keeps what there is.
         if let Some(path) = &arguments.json {
@@ -154,7 +154,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
 }
 
 /// One workload with its workers.
-struct Course<'a> {
+struct Comparison<'a> {
     arguments: &'a Arguments,
     workload: &'a Workload,
     fleet: Fleet,
@@ -163,7 +163,7 @@ struct Course<'a> {
     starts: &'a mut Vec<Start>,
 }
 
-impl Course<'_> {
+impl Comparison<'_> {
     /// Every target in turn, round by round. One that fails is out, and the others go on.
     async fn rounds(&mut self, targets: &[Target], say: &mut impl FnMut(String)) -> Vec<Reading> {
         let (rounds, effort) = self.effort();

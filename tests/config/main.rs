@@ -2,4 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod resolve;
+mod command_line;
+mod files;
+mod helpers;
+mod keys;
+mod library;
+mod printed;

@@ -1,6 +1,9 @@
-//! Workers and clients that fail or leave: the response of the client, and the other leg.
+//! Workers and clients that fail or leave: the response to the client, and the other leg.
 
 #![allow(clippy::unwrap_used)]
 
-mod legs;
+mod aborts;
+mod absent_workers;
+mod deadlines;
+mod retries;
 mod soak;

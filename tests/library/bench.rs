@@ -9,7 +9,7 @@ use mini_lb::sim::chaos::Script;
 use mini_lb::sim::{SimOptions, Worker};
 use serde_json::{Value, json};
 use support::mini_lb;
-use support::sim::{Pair, post_text, quick};
+use support::sim::{SimPair, post_text, quick};
 
 const TOKENS: u64 = 5;
 
@@ -210,7 +210,7 @@ async fn a_load_ends_with_its_time_and_finishes_what_it_has_begun() {
 
 #[tokio::test]
 async fn a_load_can_send_both_legs_itself() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let (host, port) = ("127.0.0.1", pair.prefill.bootstrap_port());
     let prefill = pair.prefill.address();
     let asks = move |number: u64| {

@@ -1,7 +1,6 @@
 //! What never reaches the log: keys, prompts, the values of headers and queries, whatever becomes of a request.
 
-use support::mini_lb;
-use support::{Client, Process, Signal, Worker};
+use support::{Client, Process, Signal, Worker, mini_lb};
 
 /// Words that are in nothing but what must stay out of the log.
 const SECRETS: [&str; 12] = [
@@ -19,8 +18,8 @@ const SECRETS: [&str; 12] = [
     "name-of-the-user",
 ];
 
-/// A process whose log is as long as its own words can make it.
-struct Stage {
+/// A process that logs as much as it can.
+struct Verbose {
     process: Process,
     prefill: Worker,
     decode: Worker,
@@ -28,9 +27,9 @@ struct Stage {
     _keys: tempfile::TempDir,
 }
 
-impl Stage {
-    async fn set(more: &str) -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+impl Verbose {
+    async fn start(more: &str) -> Self {
+        let (prefill, decode) = Worker::pair().await;
         let keys = tempfile::TempDir::new().unwrap();
         let file = |name: &str, key: &str| {
             let path = keys.path().join(name);
@@ -97,7 +96,7 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
     const PROMPT: &str = r#"{"text":"Tell-me-a-secret","user":"name-of-the-user"}"#;
     const STREAM: &str = r#"{"text":"Tell-me-a-secret","stream":true}"#;
     const CLIENT: &str = "sk-of-the-client";
-    let mut stage = Stage::set("--disable-abort-requests").await;
+    let mut verbose = Verbose::start("--disable-abort-requests").await;
     let said = r#"{"text":"words-of-the-worker"}"#;
     let fine = answer("200 OK", said);
     let no_json = answer("200 OK", "words-of-the-worker");
@@ -117,12 +116,15 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         (LOGPROBS, &no_json, &no_json, 502),
         (STREAM, "", event, 400),
     ] {
-        let got = stage.legs(body, prefill, decode).await;
+        let got = verbose.legs(body, prefill, decode).await;
         assert_eq!(got, status, "{body} {prefill} {decode}");
     }
     // Nothing at all until the deadline.
-    let mut client = stage.ask(CLIENT, "/generate", STREAM).await;
-    let _silent = (stage.prefill.request().await, stage.decode.request().await);
+    let mut client = verbose.ask(CLIENT, "/generate", STREAM).await;
+    let _silent = (
+        verbose.prefill.request().await,
+        verbose.decode.request().await,
+    );
     assert_eq!(client.answer().await.status(), 504);
     // What ends before a worker hears of it.
     let long = format!("{{\"text\":\"Tell-me-a-secret{}\"}}", "x".repeat(8192));
@@ -145,7 +147,7 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         (CLIENT, "/v1/embeddings?key=sk-in-the-query", PROMPT, 501),
         (CLIENT, "/nothing/here?key=sk-in-the-query", PROMPT, 404),
     ] {
-        let mut client = stage.ask(key, target, body).await;
+        let mut client = verbose.ask(key, target, body).await;
         assert_eq!(client.answer().await.status(), status, "{target} {body}");
     }
     // Heads that are refused, by the gate and by the parser.
@@ -155,24 +157,27 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         "POST /generate?key=sk-in-the-query HTTP/1.1\r\nhost: a\r\nauthorization: Bearer\0sk-of-the-client\r\n\r\n",
         "sk-of-the-client\r\n\r\n",
     ] {
-        let mut client = Client::connect(stage.address).await;
+        let mut client = Client::connect(verbose.address).await;
         client.send(head).await;
         client.rest().await;
     }
     // Without legs, and a client that leaves.
-    let mut client = stage
+    let mut client = verbose
         .ask(CLIENT, "/tokenize?key=sk-in-the-query", PROMPT)
         .await;
     let refusal = answer("500 Internal Server Error", said);
-    stage.prefill.request().await.send(&refusal).await;
+    verbose.prefill.request().await.send(&refusal).await;
     assert_eq!(client.answer().await.status(), 500);
-    let leaving = stage.ask(CLIENT, "/generate", PROMPT).await;
-    let legs = (stage.prefill.request().await, stage.decode.request().await);
+    let leaving = verbose.ask(CLIENT, "/generate", PROMPT).await;
+    let legs = (
+        verbose.prefill.request().await,
+        verbose.decode.request().await,
+    );
     leaving.reset();
     legs.0.closed().await;
     legs.1.closed().await;
 
-    let Stage { process, .. } = stage;
+    let Verbose { process, .. } = verbose;
     process.signal(Signal::Terminate).await;
     let log = process.end().await.text();
     // It is the log of all that, and not an empty one.
@@ -192,18 +197,21 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
 
 #[tokio::test]
 async fn what_a_client_calls_its_request_makes_no_line_of_its_own() {
-    let mut stage = Stage::set("").await;
+    let mut verbose = Verbose::start("").await;
     let body = r#"{"text":"a","rid":"r-1\nforged"}"#;
-    let leaving = stage.ask("sk-of-the-client", "/generate", body).await;
-    let legs = (stage.prefill.request().await, stage.decode.request().await);
+    let leaving = verbose.ask("sk-of-the-client", "/generate", body).await;
+    let legs = (
+        verbose.prefill.request().await,
+        verbose.decode.request().await,
+    );
     leaving.reset();
     legs.0.closed().await;
     legs.1.closed().await;
-    for worker in [&mut stage.prefill, &mut stage.decode] {
+    for worker in [&mut verbose.prefill, &mut verbose.decode] {
         let abort = worker.request().await;
         assert!(abort.request.head.starts_with("POST /abort_request "));
         drop(abort);
-        let line = stage.process.line("abort not delivered").await;
+        let line = verbose.process.line("abort not delivered").await;
         assert!(line.ends_with(r#"rid="r-1\nforged""#), "{line}");
     }
 }

@@ -5,6 +5,10 @@
 mod admin;
 mod binary;
 mod fan_out;
+mod hyper_client;
 mod leaving;
 mod log;
+mod one_worker;
+mod own_endpoints;
+mod process_pair;
 mod steps;

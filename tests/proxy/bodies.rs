@@ -2,57 +2,9 @@
 
 use std::time::Duration;
 
-use mini_lb::MiniLbConfig;
-use support::{Balancer, Client, Exchange, Worker, config, post, soon};
+use support::pair::serve;
+use support::{BODY, CHAT, Exchange, Pair, STREAM, post, soon};
 use tokio::sync::watch;
-
-const CHAT: &str = "/v1/chat/completions";
-const BODY: &str = r#"{"text":"a"}"#;
-const STREAM: &str = r#"{"stream":true}"#;
-
-struct Stage {
-    prefill: Worker,
-    decode: Worker,
-    balancer: Balancer,
-    client: Client,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        Self::with(|config| config).await
-    }
-
-    async fn with(change: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> Self {
-        let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        let config = change(config(&[prefill.url()], &[decode.url()]));
-        let balancer = Balancer::start(config).await;
-        let client = balancer.client().await;
-        Self {
-            prefill,
-            decode,
-            balancer,
-            client,
-        }
-    }
-
-    async fn legs(&mut self, request: impl AsRef<[u8]>) -> (Exchange, Exchange) {
-        self.client.send(request).await;
-        (self.prefill.request().await, self.decode.request().await)
-    }
-
-    /// The request is refused with this status and code, and no worker hears of it.
-    async fn refuses(&mut self, what: &str, request: impl AsRef<[u8]>, status: u16, code: &str) {
-        let mut client = self.balancer.client().await;
-        client.send(request).await;
-        let answer = client.answer().await;
-        assert_eq!(
-            (answer.status(), answer.header("x-mini-lb-error")),
-            (status, Some(code)),
-            "{what}"
-        );
-        assert!(!self.prefill.has_request() && !self.decode.has_request());
-    }
-}
 
 /// A POST to `/generate` with these lines in its head, and a body of any bytes.
 fn generate(lines: &str, body: &[u8]) -> Vec<u8> {
@@ -64,7 +16,7 @@ fn generate(lines: &str, body: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_no_json_object_reaches_no_worker() {
-    let mut stage = Stage::set().await;
+    let pair = Pair::start().await;
     let deep = "[".repeat(1_000_000);
     let deep_value = format!("{{\"a\":{deep}");
     for (what, body) in [
@@ -88,13 +40,13 @@ async fn what_is_no_json_object_reaches_no_worker() {
         ("a million brackets in a value", deep_value.as_bytes()),
     ] {
         let request = generate("", body);
-        stage.refuses(what, request, 400, "invalid_json").await;
+        pair.refuses(what, request, 400, "invalid_json").await;
     }
 }
 
 #[tokio::test]
 async fn whatever_is_json_reaches_both_workers_byte_for_byte() {
-    let mut stage = Stage::set().await;
+    let mut pair = Pair::start().await;
     for value in [
         "9223372036854775808",
         "18446744073709551616",
@@ -111,55 +63,53 @@ async fn whatever_is_json_reaches_both_workers_byte_for_byte() {
     ] {
         let body = format!("{{\"x\" : {value},\t\"text\":\"a\",\"x\":{value}");
         let request = generate("", format!("{body}}}").as_bytes());
-        let (prefill, decode) = stage.legs(request).await;
+        let (prefill, decode) = pair.legs_of(request).await;
         assert!(prefill.request.text().starts_with(&body), "{value}");
         assert_eq!(prefill.request.body, decode.request.body);
-        prefill.answer("200 OK", "{}").await;
-        decode.answer("200 OK", "{}").await;
-        assert_eq!(stage.client.answer().await.status(), 200);
+        serve((prefill, decode)).await;
+        assert_eq!(pair.client.answer().await.status(), 200);
     }
 }
 
 #[tokio::test]
 async fn a_body_in_another_encoding_is_refused_before_it_is_read() {
-    let mut stage = Stage::set().await;
+    let mut pair = Pair::start().await;
     for encoding in ["gzip", "zstd", "br", "deflate, gzip", "identity, gzip"] {
         let head = format!(
             "POST /generate HTTP/1.1\r\nhost: b\r\ncontent-encoding: {encoding}\r\ncontent-length: 1000\r\n\r\n"
         );
-        stage
-            .refuses(encoding, head, 415, "unsupported_encoding")
+        pair.refuses(encoding, head, 415, "unsupported_encoding")
             .await;
     }
     let request = generate("content-encoding: Identity\r\n", BODY.as_bytes());
-    let (_prefill, decode) = stage.legs(request).await;
+    let (_prefill, decode) = pair.legs_of(request).await;
     assert_eq!(decode.request.header("content-encoding"), None);
 }
 
 #[tokio::test]
 async fn the_content_type_is_the_workers_to_judge() {
-    let mut stage = Stage::set().await;
+    let mut pair = Pair::start().await;
     for content_type in [
         "text/plain",
         "application/x-www-form-urlencoded",
         "application/json; charset=utf-16",
     ] {
         let lines = format!("content-type: {content_type}\r\n");
-        let (prefill, decode) = stage.legs(generate(&lines, BODY.as_bytes())).await;
+        let (prefill, decode) = pair.legs_of(generate(&lines, BODY.as_bytes())).await;
         for leg in [&prefill, &decode] {
             assert_eq!(leg.request.header("content-type"), Some(content_type));
         }
         prefill.answer("200 OK", "{}").await;
         decode.answer("415 Unsupported Media Type", "{}").await;
-        assert_eq!(stage.client.answer().await.status(), 415);
+        assert_eq!(pair.client.answer().await.status(), 415);
     }
 }
 
 #[tokio::test]
 async fn trailers_of_a_body_end_here() {
-    let mut stage = Stage::set().await;
+    let mut pair = Pair::start().await;
     let request = "POST /generate HTTP/1.1\r\nhost: b\r\ntrailer: x-t\r\ntransfer-encoding: chunked\r\n\r\nc\r\n{\"text\":\"a\"}\r\n0\r\nx-t: 1\r\ncontent-length: 9\r\n\r\n";
-    let (prefill, decode) = stage.legs(request).await;
+    let (prefill, decode) = pair.legs_of(request).await;
     for leg in [&prefill, &decode] {
         for name in ["trailer", "x-t", "transfer-encoding", "te"] {
             assert_eq!(leg.request.header(name), None, "{name}");
@@ -171,7 +121,7 @@ async fn trailers_of_a_body_end_here() {
 
 #[tokio::test]
 async fn a_client_that_will_be_refused_is_not_told_to_go_on() {
-    let mut stage = Stage::with(|config| config.api_key("sk-c").max_payload_size(100)).await;
+    let pair = Pair::with(|config| config.api_key("sk-c").max_payload_size(100)).await;
     for (what, lines, status, code) in [
         ("no key", "content-length: 12", 401, "unauthorized"),
         (
@@ -190,15 +140,15 @@ async fn a_client_that_will_be_refused_is_not_told_to_go_on() {
         let head = format!(
             "POST /generate HTTP/1.1\r\nhost: b\r\nexpect: 100-continue\r\n{lines}\r\n\r\n"
         );
-        stage.refuses(what, head, status, code).await;
+        pair.refuses(what, head, status, code).await;
     }
 }
 
 #[tokio::test]
 async fn control_characters_in_a_head_are_refused() {
-    let stage = Stage::set().await;
+    let pair = Pair::start().await;
     for byte in [0, 1, 0x0b, 0x7f] {
-        let mut client = stage.balancer.client().await;
+        let mut client = pair.balancer.client().await;
         let head = [b"x-request-id: a".as_slice(), &[byte], b"b\r\n"].concat();
         let request = generate("", BODY.as_bytes());
         let at = b"POST /generate HTTP/1.1\r\n".len();
@@ -211,9 +161,7 @@ async fn control_characters_in_a_head_are_refused() {
 
 #[tokio::test]
 async fn headers_that_a_client_nominates_for_one_hop_do_not_take_the_proxys_away() {
-    let (mut prefill, mut decode) = (Worker::listen().await, Worker::listen().await);
-    let config = config(&[prefill.url()], &[decode.url()]).worker_api_key("sk-w");
-    let balancer = Balancer::start(config).await;
+    let mut pair = Pair::with(|config| config.worker_api_key("sk-w")).await;
     let many = (0..50).map(|n| format!("x-{n}, ")).collect::<String>();
     for nominated in [
         "host",
@@ -223,11 +171,11 @@ async fn headers_that_a_client_nominates_for_one_hop_do_not_take_the_proxys_away
         "not a name, , \"",
         &many,
     ] {
-        let mut client = balancer.client().await;
+        let mut client = pair.balancer.client().await;
         let lines =
             format!("connection: {nominated}, x-a\r\nauthorization: Bearer sk-c\r\nx-a: 1\r\n");
         client.send(generate(&lines, BODY.as_bytes())).await;
-        for leg in [prefill.request().await, decode.request().await] {
+        for leg in <[Exchange; 2]>::from(pair.next_legs().await) {
             assert_eq!(leg.request.header("authorization"), Some("Bearer sk-w"));
             assert!(leg.request.header("x-request-id").is_some());
             assert!(leg.request.header("host").is_some());
@@ -241,7 +189,7 @@ async fn headers_that_a_client_nominates_for_one_hop_do_not_take_the_proxys_away
 
 #[tokio::test]
 async fn targets_that_are_no_path_reach_no_worker() {
-    let mut stage = Stage::set().await;
+    let pair = Pair::start().await;
     for target in [
         "CONNECT b:80",
         "CONNECT /generate",
@@ -251,7 +199,7 @@ async fn targets_that_are_no_path_reach_no_worker() {
         "TRACE /generate",
         "FETCH /generate",
     ] {
-        let mut client = stage.balancer.client().await;
+        let mut client = pair.balancer.client().await;
         client
             .send(format!(
                 "{target} HTTP/1.1\r\nhost: b\r\ncontent-length: 0\r\n\r\n"
@@ -260,26 +208,26 @@ async fn targets_that_are_no_path_reach_no_worker() {
         let status = client.answer().await.status();
         assert!([400, 404, 405].contains(&status), "{target}: {status}");
     }
-    assert!(!stage.prefill.has_request() && !stage.decode.has_request());
+    assert!(pair.is_idle());
 }
 
 #[tokio::test]
 async fn a_client_leaves_by_a_close_a_reset_and_half_a_close() {
     for leaves in ["close", "reset", "half"] {
         for body in [BODY, STREAM] {
-            let mut stage = Stage::set().await;
-            let (prefill, mut decode) = stage.legs(post(CHAT, body)).await;
+            let mut pair = Pair::start().await;
+            let (prefill, mut decode) = pair.legs_of(post(CHAT, body)).await;
             if body == STREAM {
                 decode.begin_stream().await;
                 decode.chunk("data: {\"a\":1}\n\n").await;
-                stage.client.head().await;
-                stage.client.chunk().await.unwrap();
+                pair.client.head().await;
+                pair.client.chunk().await.unwrap();
             }
             match leaves {
-                "close" => drop(stage.client),
-                "reset" => stage.client.reset(),
+                "close" => drop(pair.client),
+                "reset" => pair.client.reset(),
                 _ => {
-                    stage.client.finish().await;
+                    pair.client.finish().await;
                     prefill.closed().await;
                     decode.closed().await;
                     continue;
@@ -308,8 +256,8 @@ fn flood(mut decode: Exchange) -> watch::Receiver<usize> {
 
 #[tokio::test]
 async fn decode_is_read_no_faster_than_the_client_reads() {
-    let mut stage = Stage::set().await;
-    let (prefill, mut decode) = stage.legs(post(CHAT, STREAM)).await;
+    let mut pair = Pair::start().await;
+    let (prefill, mut decode) = pair.legs_of(post(CHAT, STREAM)).await;
     prefill.answer("200 OK", "{}").await;
     decode.begin_stream().await;
     let mut taken = flood(decode);
@@ -321,10 +269,10 @@ async fn decode_is_read_no_faster_than_the_client_reads() {
         );
     }
     let before = *taken.borrow();
-    stage.client.head().await;
+    pair.client.head().await;
     let mut got = 0;
     while got <= before + (1 << 20) {
-        got += stage.client.chunk().await.unwrap().len();
+        got += pair.client.chunk().await.unwrap().len();
     }
     assert!(*taken.borrow() > before, "it goes on when the client does");
 }
@@ -332,8 +280,8 @@ async fn decode_is_read_no_faster_than_the_client_reads() {
 #[tokio::test]
 async fn a_client_that_takes_nothing_is_given_up_and_both_legs_end() {
     let limit = Duration::from_millis(300);
-    let mut stage = Stage::with(|config| config.client_stall_timeout(limit)).await;
-    let (prefill, mut decode) = stage.legs(post(CHAT, STREAM)).await;
+    let mut pair = Pair::with(|config| config.client_stall_timeout(limit)).await;
+    let (prefill, mut decode) = pair.legs_of(post(CHAT, STREAM)).await;
     decode.begin_stream().await;
     let mut taken = flood(decode);
     // The end of the flood is the end of the leg.

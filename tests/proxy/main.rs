@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod answers;
 mod bodies;
+mod connections;
+mod limits;
 mod queue;
 mod regression;
+mod requests;
+mod responses;
+mod streams;
 mod two_legs;

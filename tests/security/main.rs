@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod counted;
+mod framing;
 mod gunicorn_corpus;
-mod hostile;
+mod keys;
+mod limits;
 mod smuggling;
 mod tls;
 mod witnessed;

@@ -4,7 +4,7 @@
 use mini_lb::sim::journal::Violation;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
-use support::sim::{Pair, Reply, get, post, post_text, quick, send};
+use support::sim::{Reply, SimPair, get, post, post_text, quick, send};
 
 /// Keys of `meta_info` that say when and under which name, not what.
 const INCIDENTAL: [&str; 13] = [
@@ -59,7 +59,7 @@ fn merged(prefill: &Value, decode: &Value) -> Value {
 
 #[tokio::test]
 async fn prefills_prompt_and_decodes_answer_make_the_ordinary_answer() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let ordinary = Worker::start_ordinary(quick()).await.unwrap();
     let text = "This program is free software; you can redistribute it";
     let sampling = json!({"max_new_tokens":6,"ignore_eos":true});
@@ -99,7 +99,7 @@ async fn prefills_prompt_and_decodes_answer_make_the_ordinary_answer() {
 
 #[tokio::test]
 async fn echoed_logprobs_of_both_legs_make_the_ordinary_answer() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let ordinary = Worker::start_ordinary(quick()).await.unwrap();
     let body = json!({"model":"sim","prompt":["one two three","é 語"],"echo":true,"logprobs":2,"max_tokens":5,
         "ignore_eos":true});
@@ -282,7 +282,7 @@ async fn tokenizing_and_detokenizing_are_inverse() {
 
 #[tokio::test]
 async fn the_journal_shows_requests_and_their_bodies_hashes() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = json!({"text":"a","sampling_params":{"max_new_tokens":2}});
     let (prefill, decode) = pair.both("/generate", &body, 77).await;
     assert_eq!((prefill.status, decode.status), (200, 200));
@@ -337,7 +337,7 @@ async fn put_generates_as_post_does() {
 
 #[tokio::test]
 async fn decode_shows_prefills_row_when_no_token_is_asked_for() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = json!({"text":"a b","return_logprob":true,"top_logprobs_num":2,
         "sampling_params":{"max_new_tokens":0}});
     let (_, decode) = pair.both("/generate", &body, 91).await;

@@ -4,5 +4,8 @@
 
 mod answers;
 mod chaos;
+mod disconnects;
 mod fidelity;
+mod fidelity_of_errors;
 mod rendezvous;
+mod worker_faults;

@@ -3,24 +3,24 @@
 use std::time::Duration;
 
 use mini_lb::sim::cli::demo_workers;
-use mini_lb::sim::journal::{ClosedBy, RoomState, Violation};
-use mini_lb::sim::{DisconnectNotice, Event, SimOptions, Worker};
+use mini_lb::sim::journal::{RoomState, Violation};
+use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
-use support::sim::{Pair, Reply, SOON, get, open, open_post, post, quick};
+use support::sim::{SimPair, get, open_post, post, quick, wait_for};
 use tokio::io::AsyncReadExt;
 
-fn generate(tokens: usize) -> Value {
+pub(crate) fn generate(tokens: usize) -> Value {
     json!({"text":"This program is free software; you can redistribute it",
         "sampling_params":{"temperature":0,"max_new_tokens":tokens,"ignore_eos":true}})
 }
 
-fn is_state(event: &Event, wanted: RoomState) -> bool {
+pub(crate) fn is_state(event: &Event, wanted: RoomState) -> bool {
     matches!(event, Event::RoomState { state, .. } if *state == wanted)
 }
 
 #[tokio::test]
 async fn both_legs_together_give_the_ordinary_workers_answer() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let ordinary = Worker::start_ordinary(quick()).await.unwrap();
     let (prefill, decode) = pair.both("/generate", &generate(8), 7).await;
     let alone = post(&ordinary, "/generate", &generate(8)).await;
@@ -40,20 +40,11 @@ async fn both_legs_together_give_the_ordinary_workers_answer() {
 
 #[tokio::test]
 async fn prefill_answers_only_after_decode_came() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = pair.with_room(&generate(4), 11);
     let mut prefill = open_post(&pair.prefill, "/generate", &body).await;
     let journal = pair.prefill.journal();
-    journal
-        .wait_for(
-            |seen| {
-                seen.iter()
-                    .any(|e| is_state(&e.event, RoomState::Bootstrapping))
-            },
-            SOON,
-        )
-        .await
-        .unwrap();
+    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
     let early = journal
         .entries()
         .iter()
@@ -67,20 +58,10 @@ async fn prefill_answers_only_after_decode_came() {
 
 #[tokio::test]
 async fn decode_waits_for_a_prefill_that_comes_later() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = pair.with_room(&generate(4), 12);
     let mut decode = open_post(&pair.decode, "/generate", &body).await;
-    pair.decode
-        .journal()
-        .wait_for(
-            |seen| {
-                seen.iter()
-                    .any(|e| is_state(&e.event, RoomState::WaitingForInput))
-            },
-            SOON,
-        )
-        .await
-        .unwrap();
+    wait_for_state(&pair.decode, RoomState::WaitingForInput).await;
     assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
     let mut first = [0; 12];
     decode.read_exact(&mut first).await.unwrap();
@@ -89,7 +70,7 @@ async fn decode_waits_for_a_prefill_that_comes_later() {
 
 #[tokio::test]
 async fn a_scalar_room_counts_up_over_a_batch_and_lists_are_taken_as_they_are() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let mut body = pair.with_room(&generate(3), 500);
     body["text"] = json!(["one", "two", "three"]);
     let mut lists = body.clone();
@@ -131,7 +112,7 @@ async fn a_scalar_room_counts_up_over_a_batch_and_lists_are_taken_as_they_are() 
 
 #[tokio::test]
 async fn a_room_can_be_used_again_after_its_end() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     for _ in 0..3 {
         let (prefill, decode) = pair.both("/generate", &generate(2), 8051).await;
         assert_eq!((prefill.status, decode.status), (200, 200));
@@ -141,7 +122,7 @@ async fn a_room_can_be_used_again_after_its_end() {
 
 #[tokio::test]
 async fn a_room_that_is_live_is_refused_and_noted_and_its_first_request_goes_on() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = pair.with_room(&generate(2), 67);
     let mut first = open_post(&pair.prefill, "/generate", &body).await;
     wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
@@ -163,7 +144,7 @@ async fn a_room_that_is_live_is_refused_and_noted_and_its_first_request_goes_on(
 
 #[tokio::test]
 async fn a_room_of_two_decodes_is_refused_to_one_of_them_and_noted_by_prefill() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let other = Worker::start_decode(quick()).await.unwrap();
     let body = pair.with_room(&generate(2), 68);
     let mut decodes = [
@@ -179,11 +160,7 @@ async fn a_room_of_two_decodes_is_refused_to_one_of_them_and_noted_by_prefill() 
             }
         )
     };
-    pair.prefill
-        .journal()
-        .wait_for(|seen| seen.iter().any(|e| noted(&e.event)), SOON)
-        .await
-        .unwrap();
+    wait_for(&pair.prefill, noted).await;
     assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
     let mut heads = Vec::new();
     for decode in &mut decodes {
@@ -197,7 +174,7 @@ async fn a_room_of_two_decodes_is_refused_to_one_of_them_and_noted_by_prefill() 
 
 #[tokio::test]
 async fn a_request_that_breaks_a_rule_of_the_rendezvous_is_refused_and_noted() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let mut samples = pair.with_room(&generate(4), 61);
     samples["sampling_params"]["n"] = json!(2);
     let mut no_host = pair.with_room(&generate(4), 62);
@@ -245,7 +222,7 @@ async fn a_request_that_breaks_a_rule_of_the_rendezvous_is_refused_and_noted() {
 
 #[tokio::test]
 async fn a_leg_whose_other_leg_does_not_come_fails_in_time_and_is_noted() {
-    let pair = Pair::start(SimOptions {
+    let pair = SimPair::start(SimOptions {
         timers_scale: 0.001,
         ..quick()
     })
@@ -267,235 +244,26 @@ async fn a_leg_whose_other_leg_does_not_come_fails_in_time_and_is_noted() {
 }
 
 #[tokio::test]
-async fn decodes_disconnect_reaches_prefill_and_prefills_reaches_nobody() {
-    let pair = Pair::start(quick()).await;
-    let body = pair.with_room(&generate(2), 21);
-    let decode = open_post(&pair.decode, "/generate", &body).await;
-    wait_for_state(&pair.decode, RoomState::WaitingForInput).await;
-    drop(decode);
-    let journal = pair.prefill.journal();
-    let told = |event: &Event| matches!(event, Event::AbortByPeer { room } if room == "21");
-    journal
-        .wait_for(|seen| seen.iter().any(|e| told(&e.event)), SOON)
-        .await
-        .unwrap();
-
-    let body = pair.with_room(&generate(2), 22);
-    let prefill = open_post(&pair.prefill, "/generate", &body).await;
-    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
-    drop(prefill);
-    wait_for_state(&pair.prefill, RoomState::Failed).await;
-    let _decode = open_post(&pair.decode, "/generate", &body).await;
-    let waiting = |seen: &[mini_lb::sim::Entry]| {
-        seen.iter()
-            .filter(|e| is_state(&e.event, RoomState::WaitingForInput))
-            .count()
-            == 2
-    };
-    pair.decode.journal().wait_for(waiting, SOON).await.unwrap();
-    assert_eq!(pair.decode.journal().open_rooms(), 1, "decode waits on");
-}
-
-#[tokio::test]
-async fn prefill_fails_when_decode_leaves_during_the_prompt() {
-    let slow = SimOptions {
-        time_per_prompt_token: Duration::from_secs(60),
-        ..quick()
-    };
-    let pair = Pair::start(slow).await;
-    let body = pair.with_room(&generate(2), 23);
-    let mut prefill = open_post(&pair.prefill, "/generate", &body).await;
-    let decode = open_post(&pair.decode, "/generate", &body).await;
-    wait_for_state(&pair.prefill, RoomState::WaitingForInput).await;
-    drop(decode);
-    let mut head = [0; 12];
-    prefill.read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 500");
-}
-
-#[tokio::test]
-async fn a_disconnect_is_noticed_late_when_asked_for() {
-    // The prefill leg's connection is gone, the request is not: decode still finds it.
-    let pair = Pair::start(SimOptions {
-        disconnect: DisconnectNotice::AsSglang,
-        ..quick()
-    })
-    .await;
-    let body = pair.with_room(&generate(2), 24);
-    let prefill = open_post(&pair.prefill, "/generate", &body).await;
-    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
-    drop(prefill);
-    let left = |event: &Event| matches!(event, Event::AbortByDisconnect { .. });
-    pair.prefill
-        .journal()
-        .wait_for(|seen| seen.iter().any(|e| left(&e.event)), SOON)
-        .await
-        .unwrap();
-    assert_eq!(post(&pair.decode, "/generate", &body).await.status, 200);
-}
-
-#[tokio::test]
-async fn a_stream_that_the_client_leaves_ends_the_request() {
-    let slow = SimOptions {
-        time_per_output_token: Duration::from_secs(60),
-        ..quick()
-    };
-    let ordinary = Worker::start_ordinary(slow).await.unwrap();
-    let mut body = generate(8);
-    body["stream"] = json!(true);
-    let mut stream = open_post(&ordinary, "/generate", &body).await;
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.unwrap();
-    assert_eq!(
-        get(&ordinary, "/v1/loads").await.json()["loads"][0]["num_running_reqs"],
-        1
-    );
-    drop(stream);
-    let left = |event: &Event| matches!(event, Event::AbortByDisconnect { .. });
-    let journal = ordinary.journal();
-    journal
-        .wait_for(|seen| seen.iter().any(|e| left(&e.event)), SOON)
-        .await
-        .unwrap();
-    // A flush waits for the last item: its success says that nothing runs any more.
-    assert_eq!(
-        post(&ordinary, "/flush_cache?timeout=20", &json!({}))
-            .await
-            .status,
-        200
-    );
-}
-
-#[tokio::test]
-async fn an_idle_connection_is_closed_after_the_keep_alive_time() {
-    let options = SimOptions {
-        keep_alive: Duration::from_millis(20),
-        ..quick()
-    };
-    let ordinary = Worker::start_ordinary(options).await.unwrap();
-    let mut stream = open(ordinary.address(), "GET", "/v1/models", "", "").await;
-    let mut raw = Vec::new();
-    stream.read_to_end(&mut raw).await.unwrap();
-    assert_eq!(Reply::parse(&raw).status, 200);
-    let closed = |event: &Event| {
-        matches!(
-            event,
-            Event::ConnectionClosed {
-                by: ClosedBy::KeepAlive,
-                ..
-            }
-        )
-    };
-    ordinary
-        .journal()
-        .wait_for(|seen| seen.iter().any(|e| closed(&e.event)), SOON)
-        .await
-        .unwrap();
-    assert_eq!(
-        (
-            ordinary.journal().open_connections(),
-            ordinary.journal().connections_total()
-        ),
-        (0, 1)
-    );
-}
-
-#[tokio::test]
-async fn an_abort_by_rid_ends_a_running_request_in_order_and_a_waiting_one_with_500() {
-    let slow = SimOptions {
-        time_per_output_token: Duration::from_secs(60),
-        ..quick()
-    };
-    let pair = Pair::start(slow).await;
-    let mut body = pair.with_room(&generate(8), 31);
-    body["rid"] = json!("running");
-    let decode = post(&pair.decode, "/generate", &body);
-    let rest = async {
-        assert_eq!(post(&pair.prefill, "/generate", &body).await.status, 200);
-        wait_for_state(&pair.decode, RoomState::Success).await;
-        assert_eq!(
-            post(&pair.decode, "/abort_request", &json!({"rid":"runnin"}))
-                .await
-                .status,
-            200
-        );
-        assert_eq!(
-            post(&pair.decode, "/abort_request", &json!({"rid":"running"}))
-                .await
-                .status,
-            200
-        );
-    };
-    let (decode, ()) = tokio::join!(decode, rest);
-    let reason = &decode.json()["meta_info"]["finish_reason"];
-    assert_eq!(
-        *reason,
-        json!({"type":"abort","message":"Aborted","status_code":null,"err_type":null})
-    );
-
-    let mut body = pair.with_room(&generate(8), 32);
-    body["rid"] = json!("waiting");
-    let waits = post(&pair.prefill, "/generate", &body);
-    let abort = async {
-        let opened = |e: &mini_lb::sim::Entry| matches!(&e.event, Event::RoomState { room, .. } if room == "32");
-        pair.prefill
-            .journal()
-            .wait_for(|seen| seen.iter().any(opened), SOON)
-            .await
-            .unwrap();
-        post(&pair.prefill, "/abort_request", &json!({"abort_all":true})).await
-    };
-    let (failed, aborted) = tokio::join!(waits, abort);
-    assert_eq!((failed.status, aborted.status), (500, 200));
-    assert!(
-        failed.text().contains("Aborted by AbortReq."),
-        "{}",
-        failed.text()
-    );
-}
-
-#[tokio::test]
-async fn a_live_rid_cannot_be_used_twice() {
-    let pair = Pair::start(quick()).await;
-    let mut body = pair.with_room(&generate(8), 41);
-    body["rid"] = json!("same");
-    let _first = open_post(&pair.prefill, "/generate", &body).await;
-    wait_for_state(&pair.prefill, RoomState::Bootstrapping).await;
-    body["bootstrap_room"] = json!(42);
-    let second = post(&pair.prefill, "/generate", &body).await;
-    assert_eq!(second.status, 400);
-    assert_eq!(
-        second.text(),
-        r#"{"error":{"message":"Duplicate request ID detected: same"}}"#
-    );
-}
-
-#[tokio::test]
 async fn requests_without_a_kv_slot_wait_before_the_rendezvous() {
     let one = SimOptions {
         kv_slots: 1,
         time_per_output_token: Duration::from_secs(60),
         ..quick()
     };
-    let pair = Pair::start(one).await;
+    let pair = SimPair::start(one).await;
     let first = pair.with_room(&generate(8), 51);
     let holder = open_post(&pair.decode, "/generate", &first).await;
     assert_eq!(post(&pair.prefill, "/generate", &first).await.status, 200);
     let second = pair.with_room(&generate(1), 52);
     let mut queued = open_post(&pair.decode, "/generate", &second).await;
     let mut prefill = open_post(&pair.prefill, "/generate", &second).await;
-    let opened =
-        |e: &mini_lb::sim::Entry| matches!(&e.event, Event::RoomState { room, .. } if room == "52");
-    pair.decode
-        .journal()
-        .wait_for(|seen| seen.iter().any(opened), SOON)
-        .await
-        .unwrap();
-    pair.prefill
-        .journal()
-        .wait_for(|seen| seen.iter().any(opened), SOON)
-        .await
-        .unwrap();
+    for worker in [&pair.decode, &pair.prefill] {
+        wait_for(
+            worker,
+            |event| matches!(event, Event::RoomState { room, .. } if room == "52"),
+        )
+        .await;
+    }
     let met = pair.prefill.journal().entries().iter().any(|e| {
         matches!(&e.event, Event::RoomState { room, state: RoomState::WaitingForInput } if room == "52")
     });
@@ -509,7 +277,7 @@ async fn requests_without_a_kv_slot_wait_before_the_rendezvous() {
 
 #[tokio::test]
 async fn legs_with_different_prompts_are_noticed() {
-    let pair = Pair::start(quick()).await;
+    let pair = SimPair::start(quick()).await;
     let body = pair.with_room(&generate(2), 71);
     let mut other = body.clone();
     other["text"] = json!("something else");
@@ -537,7 +305,7 @@ async fn a_null_port_is_decodes_own_bootstrap_port() {
     })
     .await
     .unwrap();
-    let pair = Pair { prefill, decode };
+    let pair = SimPair { prefill, decode };
     let mut body = pair.with_room(&generate(2), 81);
     body["bootstrap_port"] = Value::Null;
     let (prefill, decode) = tokio::join!(
@@ -549,15 +317,15 @@ async fn a_null_port_is_decodes_own_bootstrap_port() {
 
 #[tokio::test]
 async fn a_restarted_prefill_is_found_again() {
-    let Pair { prefill, decode } = Pair::start(SimOptions {
+    let SimPair { prefill, decode } = SimPair::start(SimOptions {
         timers_scale: 0.001,
         ..quick()
     })
     .await;
     let port = prefill.bootstrap_port().unwrap();
-    let pair = Pair { prefill, decode };
+    let pair = SimPair { prefill, decode };
     assert_eq!(pair.both("/generate", &generate(2), 91).await.1.status, 200);
-    let Pair { prefill, decode } = pair;
+    let SimPair { prefill, decode } = pair;
     prefill.stop().await;
     let prefill = Worker::start_prefill(SimOptions {
         bootstrap_port: port,
@@ -566,7 +334,7 @@ async fn a_restarted_prefill_is_found_again() {
     })
     .await
     .unwrap();
-    let pair = Pair { prefill, decode };
+    let pair = SimPair { prefill, decode };
     // Until the heartbeats have missed twice, rooms are lost with the prefill that stopped.
     for room in 92.. {
         let body = pair.with_room(&generate(2), room);
@@ -620,56 +388,6 @@ async fn a_prefill_that_listens_everywhere_is_found_at_its_registry() {
     assert_eq!(post(&decode, "/generate", &body).await.status, 200);
 }
 
-#[tokio::test]
-async fn a_stopped_worker_leaves_nothing_open() {
-    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
-    let (address, journal) = (ordinary.address(), ordinary.journal().clone());
-    let mut idle = open(address, "GET", "/v1/models", "", "").await;
-    let mut head = [0; 12];
-    idle.read_exact(&mut head).await.unwrap();
-    ordinary.stop().await;
-    assert_eq!(journal.open_connections(), 0);
-    assert!(tokio::net::TcpStream::connect(address).await.is_err());
-    let by_worker = |event: &Event| {
-        matches!(
-            event,
-            Event::ConnectionClosed {
-                by: ClosedBy::Worker,
-                ..
-            }
-        )
-    };
-    assert!(
-        journal
-            .entries()
-            .iter()
-            .any(|entry| by_worker(&entry.event))
-    );
-}
-
-#[tokio::test]
-async fn a_chunked_request_is_served_and_noted() {
-    use tokio::io::AsyncWriteExt;
-    let ordinary = Worker::start_ordinary(quick()).await.unwrap();
-    let mut stream = tokio::net::TcpStream::connect(ordinary.address())
-        .await
-        .unwrap();
-    let body = r#"{"text":"a","sampling_params":{"max_new_tokens":1}}"#;
-    let request = format!(
-        "POST /generate HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await.unwrap();
-    assert_eq!(&head, b"HTTP/1.1 200");
-    assert_eq!(
-        ordinary.journal().violations()[&Violation::ChunkedRequestBody],
-        1
-    );
-}
-
-async fn wait_for_state(worker: &Worker, state: RoomState) {
-    let reached = |seen: &[mini_lb::sim::Entry]| seen.iter().any(|e| is_state(&e.event, state));
-    worker.journal().wait_for(reached, SOON).await.unwrap();
+pub(crate) async fn wait_for_state(worker: &Worker, state: RoomState) {
+    wait_for(worker, |event| is_state(event, state)).await;
 }

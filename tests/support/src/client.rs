@@ -149,6 +149,11 @@ impl Message {
     pub fn status(&self) -> u16 {
         self.head.split(' ').nth(1).unwrap().parse().unwrap()
     }
+
+    /// The status, and the code of the balancer's own error.
+    pub fn outcome(&self) -> (u16, Option<&str>) {
+        (self.status(), self.header("x-mini-lb-error"))
+    }
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {

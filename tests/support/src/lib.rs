@@ -9,6 +9,7 @@ pub mod baseline;
 pub mod client;
 pub mod markdown;
 pub mod mock_worker;
+pub mod pair;
 pub mod plain_proxy;
 pub mod process;
 pub mod program;
@@ -26,11 +27,18 @@ use mini_lb::{Handle, MiniLbConfig, MiniLoadBalancer};
 use tokio::task::JoinHandle;
 
 pub use client::{Answer, Client};
+pub use pair::{Pair, TwoPairs};
 pub use process::{Ended, Process, Signal};
 pub use worker::{Exchange, Worker};
 
 /// After this long a test that waits has failed. No claim is about time: it only ends what hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const CHAT: &str = "/v1/chat/completions";
+/// A request whose response is one JSON document.
+pub const BODY: &str = r#"{"text":"a"}"#;
+/// A request whose response is a stream of events.
+pub const STREAM: &str = r#"{"stream":true}"#;
 
 /// What the future gives, or a failed test that says what was awaited.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -111,19 +119,4 @@ pub fn post(path: &str, body: &str) -> String {
         "POST {path} HTTP/1.1\r\nhost: balancer\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
-}
-
-/// The next request at whichever worker that is not an abort.
-pub async fn leg(workers: &mut [Worker; 2]) -> (usize, Exchange) {
-    loop {
-        let [one, two] = workers;
-        let (place, exchange) = tokio::select! {
-            exchange = one.request() => (0, exchange),
-            exchange = two.request() => (1, exchange),
-        };
-        if !exchange.request.head.contains("/abort_request") {
-            return (place, exchange);
-        }
-        exchange.answer("200 OK", "").await;
-    }
 }

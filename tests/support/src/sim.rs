@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mini_lb::sim::{SimOptions, Worker};
+use mini_lb::sim::{Entry, Event, SimOptions, Worker};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -188,6 +188,12 @@ pub async fn get(worker: &Worker, path: &str) -> Reply {
     Reply::parse(&send(worker.address(), "GET", path, "", "").await)
 }
 
+/// Returns when the worker's journal has an event like this one.
+pub async fn wait_for(worker: &Worker, is_wanted: impl Fn(&Event) -> bool) {
+    let has_one = |seen: &[Entry]| seen.iter().any(|entry| is_wanted(&entry.event));
+    worker.journal().wait_for(has_one, SOON).await.unwrap();
+}
+
 /// Opens a POST without waiting for its answer.
 pub async fn open_post(worker: &Worker, path: &str, body: &Value) -> TcpStream {
     open(
@@ -200,15 +206,15 @@ pub async fn open_post(worker: &Worker, path: &str, body: &Value) -> TcpStream {
     .await
 }
 
-/// A prefill and a decode.
-pub struct Pair {
+/// A simulated prefill worker and a simulated decode worker, without a balancer.
+pub struct SimPair {
     pub prefill: Worker,
     pub decode: Worker,
 }
 
-impl Pair {
-    pub async fn start(options: SimOptions) -> Pair {
-        Pair {
+impl SimPair {
+    pub async fn start(options: SimOptions) -> SimPair {
+        SimPair {
             prefill: Worker::start_prefill(options.clone()).await.unwrap(),
             decode: Worker::start_decode(options).await.unwrap(),
         }

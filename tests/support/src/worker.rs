@@ -32,6 +32,11 @@ impl Worker {
         Self::listen_on(([127, 0, 0, 1], 0).into()).await
     }
 
+    /// A prefill and a decode worker.
+    pub async fn pair() -> (Self, Self) {
+        (Self::listen().await, Self::listen().await)
+    }
+
     pub async fn listen_on(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -143,7 +148,7 @@ impl Worker {
     }
 
     /// Whether a request has arrived that nobody took.
-    pub fn has_request(&mut self) -> bool {
+    pub fn has_request(&self) -> bool {
         !self.requests.is_empty()
     }
 

@@ -5,6 +5,7 @@
 //! `examples/soak.rs` for minutes and by `tests/faults/soak.rs` for seconds.
 
 pub mod client;
+mod fleet;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,13 +17,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mini_lb::sim::{Role, SimOptions, Worker};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use self::client::{Case, Client, Outcome};
+use self::fleet::Fleet;
 use crate::process::{Process, Signal};
 
 /// The longest that a request may take before it counts as hung: many times the longest answer.
@@ -34,9 +35,6 @@ const KEPT: usize = 4;
 
 /// How long everything may take to come to rest. Pooled connections are idle for some seconds first.
 const REST: Duration = Duration::from_secs(30);
-
-/// A worker that was away is found again by a probe, each second; requests that met it fail until then.
-const AFTERMATH: Duration = Duration::from_secs(3);
 
 /// How many lines of a process that is gone are shown.
 const LAST_LINES: usize = 20;
@@ -373,158 +371,5 @@ impl Visitor {
                 seen.push(format!("{}: {words}", case.name));
             }
         }
-    }
-}
-
-/// The workers, which are killed and started again on the same ports.
-struct Fleet {
-    workers: Vec<tokio::sync::Mutex<Place>>,
-    restarts: AtomicUsize,
-    disturbed: Mutex<Disturbed>,
-    violations: Mutex<Vec<String>>,
-}
-
-/// Where a worker is, or will be again.
-struct Place {
-    role: Role,
-    address: SocketAddr,
-    bootstrap_port: u16,
-    worker: Option<Worker>,
-}
-
-/// When a worker was missing.
-#[derive(Default)]
-struct Disturbed {
-    now: bool,
-    until: Option<Instant>,
-}
-
-impl Fleet {
-    async fn start() -> Self {
-        let mut workers = Vec::new();
-        for role in [Role::Prefill, Role::Prefill, Role::Decode, Role::Decode] {
-            let worker = Worker::start(role, options(0, 0)).await.unwrap();
-            workers.push(tokio::sync::Mutex::new(Place {
-                role,
-                address: worker.address(),
-                bootstrap_port: worker.bootstrap_port().unwrap_or(0),
-                worker: Some(worker),
-            }));
-        }
-        Self {
-            workers,
-            restarts: AtomicUsize::new(0),
-            disturbed: Mutex::default(),
-            violations: Mutex::default(),
-        }
-    }
-
-    /// The command line of a balancer in front of them.
-    fn arguments(&self, conf: PathBuf, port: u16, more: &str) -> Vec<String> {
-        let mut line = format!(
-            "--conf {} --host 127.0.0.1 --port {port} --log-level warn,mini_lb::server=info {more}",
-            conf.display()
-        );
-        for place in &self.workers {
-            let place = place.try_lock().unwrap();
-            line += &match place.role {
-                Role::Prefill => {
-                    format!(
-                        " --prefill http://{} {}",
-                        place.address, place.bootstrap_port
-                    )
-                }
-                _ => format!(" --decode http://{}", place.address),
-            };
-        }
-        line.split_whitespace().map(str::to_owned).collect()
-    }
-
-    /// Kills a worker in the middle of what it does, and starts another one in its place.
-    async fn restart_one(&self, rng: &mut StdRng) {
-        let mut place = self.workers[rng.random_range(0..self.workers.len())]
-            .lock()
-            .await;
-        self.disturbed.lock().unwrap().now = true;
-        if let Some(worker) = place.worker.take() {
-            self.note_violations(&worker);
-            worker.stop().await;
-        }
-        tokio::time::sleep(Duration::from_millis(rng.random_range(0..500))).await;
-        let options = options(place.address.port(), place.bootstrap_port);
-        place.worker = Some(Worker::start(place.role, options).await.unwrap());
-        self.restarts.fetch_add(1, Ordering::Relaxed);
-        *self.disturbed.lock().unwrap() = Disturbed {
-            now: false,
-            until: Some(Instant::now() + AFTERMATH),
-        };
-    }
-
-    /// Whether a worker was missing, or just back, at some time since then.
-    fn was_disturbed_since(&self, begun: Instant) -> bool {
-        let disturbed = self.disturbed.lock().unwrap();
-        disturbed.now || disturbed.until.is_some_and(|until| until > begun)
-    }
-
-    /// Whether no room is open, and hardly a connection.
-    async fn rests(&self, kept: usize) -> bool {
-        let (connections, rooms) = self.open().await;
-        connections <= kept && rooms == 0
-    }
-
-    /// Connections and rooms at all workers.
-    async fn open(&self) -> (usize, usize) {
-        let mut open = (0, 0);
-        for place in &self.workers {
-            if let Some(worker) = &place.lock().await.worker {
-                open.0 += worker.journal().open_connections();
-                open.1 += worker.journal().open_rooms();
-            }
-        }
-        open
-    }
-
-    /// As [`Self::open`], of the workers that are not being restarted.
-    fn glimpse(&self) -> (usize, usize) {
-        let places = self
-            .workers
-            .iter()
-            .filter_map(|place| place.try_lock().ok());
-        places.fold((0, 0), |(connections, rooms), place| match &place.worker {
-            Some(worker) => (
-                connections + worker.journal().open_connections(),
-                rooms + worker.journal().open_rooms(),
-            ),
-            None => (connections, rooms),
-        })
-    }
-
-    fn note_violations(&self, worker: &Worker) {
-        let found = worker.journal().violations();
-        if !found.is_empty() {
-            self.violations.lock().unwrap().push(format!("{found:?}"));
-        }
-    }
-
-    async fn violations(&self) -> String {
-        for place in &self.workers {
-            if let Some(worker) = &place.lock().await.worker {
-                self.note_violations(worker);
-            }
-        }
-        self.violations.lock().unwrap().join(" ")
-    }
-}
-
-/// Quick workers, whose timeouts are short enough to be met, and who notice at once when somebody leaves.
-fn options(port: u16, bootstrap_port: u16) -> SimOptions {
-    SimOptions {
-        port,
-        bootstrap_port,
-        time_per_output_token: Duration::from_millis(1),
-        timers_scale: 0.03,
-        keep_alive: Duration::from_secs(4),
-        journal_entries: 0,
-        ..SimOptions::default()
     }
 }

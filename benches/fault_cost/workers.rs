@@ -22,20 +22,20 @@ const LISTEN: Duration = Duration::from_secs(10);
 
 /// Which worker: prefill comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum WorkerId {
     Prefill(usize),
     Decode(usize),
 }
 
-impl Place {
+impl WorkerId {
     pub fn is_prefill(self) -> bool {
-        matches!(self, Place::Prefill(_))
+        matches!(self, WorkerId::Prefill(_))
     }
 }
 
 /// What a worker does with a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Act {
+pub struct Behaviour {
     pub first: First,
     pub then: Then,
 }
@@ -69,7 +69,7 @@ pub enum Then {
 /// A request at a worker.
 #[derive(Debug, Clone)]
 pub struct Leg {
-    pub place: Place,
+    pub worker_id: WorkerId,
     pub rooms: Vec<u64>,
     pub came: Instant,
     /// When it ended, and how.
@@ -86,101 +86,101 @@ pub enum How {
 
 /// What goes on.
 #[derive(Debug, Default)]
-pub struct Play {
+pub struct State {
     /// Counts the rounds; what belongs to an earlier one is over.
     round: u64,
     recorded: Arc<Recorded>,
-    prefill: Vec<Act>,
-    decode: Vec<Act>,
+    prefill: Vec<Behaviour>,
+    decode: Vec<Behaviour>,
     /// Whether those who shall fail fail now.
     go: bool,
     served_rooms: BTreeSet<u64>,
     pub legs: Vec<Leg>,
     running: usize,
     /// Who shall refuse connections, and who does.
-    down: BTreeSet<Place>,
-    refusing: BTreeSet<Place>,
+    down: BTreeSet<WorkerId>,
+    refusing: BTreeSet<WorkerId>,
 }
 
 /// The workers, and what they know of each other.
-pub struct Stage {
+pub struct ScriptedWorkers {
     pub prefill: Vec<balancer::Worker>,
     pub decode: Vec<balancer::Worker>,
-    play: watch::Sender<Play>,
+    state: watch::Sender<State>,
 }
 
-impl Stage {
+impl ScriptedWorkers {
     /// Workers on ports of their own.
-    pub async fn open(prefill: usize, decode: usize) -> Stage {
-        let mut stage = Stage {
+    pub async fn open(prefill: usize, decode: usize) -> ScriptedWorkers {
+        let mut workers = ScriptedWorkers {
             prefill: Vec::new(),
             decode: Vec::new(),
-            play: watch::Sender::default(),
+            state: watch::Sender::default(),
         };
-        let prefill = (0..prefill).map(Place::Prefill);
-        for place in prefill.chain((0..decode).map(Place::Decode)) {
+        let prefill = (0..prefill).map(WorkerId::Prefill);
+        for worker_id in prefill.chain((0..decode).map(WorkerId::Decode)) {
             let worker = Worker::listen().await;
             let address = worker.address;
-            let (of_role, bootstrap_port) = match place {
-                Place::Prefill(_) => (&mut stage.prefill, Some(BOOTSTRAP_PORT)),
-                Place::Decode(_) => (&mut stage.decode, None),
+            let (of_role, bootstrap_port) = match worker_id {
+                WorkerId::Prefill(_) => (&mut workers.prefill, Some(BOOTSTRAP_PORT)),
+                WorkerId::Decode(_) => (&mut workers.decode, None),
             };
             of_role.push(balancer::Worker {
                 address,
                 bootstrap_port,
             });
-            tokio::spawn(be(place, worker, stage.play.clone()));
+            tokio::spawn(run_worker(worker_id, worker, workers.state.clone()));
         }
-        stage
+        workers
     }
 
     /// A new round, in which each worker does this.
-    pub fn begin(&self, recorded: &Arc<Recorded>, prefill: &[Act], decode: &[Act]) {
-        self.play.send_modify(|play| {
-            *play = Play {
-                round: play.round + 1,
+    pub fn begin(&self, recorded: &Arc<Recorded>, prefill: &[Behaviour], decode: &[Behaviour]) {
+        self.state.send_modify(|state| {
+            *state = State {
+                round: state.round + 1,
                 recorded: recorded.clone(),
                 prefill: prefill.to_vec(),
                 decode: decode.to_vec(),
-                running: play.running,
-                down: std::mem::take(&mut play.down),
-                refusing: std::mem::take(&mut play.refusing),
-                ..Play::default()
+                running: state.running,
+                down: std::mem::take(&mut state.down),
+                refusing: std::mem::take(&mut state.refusing),
+                ..State::default()
             };
         });
     }
 
     /// Those who shall fail fail.
     pub fn fail(&self) {
-        self.play.send_modify(|play| play.go = true);
+        self.state.send_modify(|state| state.go = true);
     }
 
     /// Closes what is still open; who died is back, apart from these. Returns when that is so.
-    pub async fn end(&self, down: impl IntoIterator<Item = Place>) {
-        self.play.send_modify(|play| {
-            play.round += 1;
-            play.down = down.into_iter().collect();
+    pub async fn end(&self, down: impl IntoIterator<Item = WorkerId>) {
+        self.state.send_modify(|state| {
+            state.round += 1;
+            state.down = down.into_iter().collect();
         });
-        self.until(|play| play.running == 0 && play.down == play.refusing)
+        self.until(|state| state.running == 0 && state.down == state.refusing)
             .await;
     }
 
     /// No worker listens any more.
     pub async fn close(&self) {
-        let prefill = (0..self.prefill.len()).map(Place::Prefill);
-        self.end(prefill.chain((0..self.decode.len()).map(Place::Decode)))
+        let prefill = (0..self.prefill.len()).map(WorkerId::Prefill);
+        self.end(prefill.chain((0..self.decode.len()).map(WorkerId::Decode)))
             .await;
     }
 
     /// Waits for something to be so.
-    pub async fn until(&self, is_so: impl Fn(&Play) -> bool) {
+    pub async fn until(&self, is_so: impl Fn(&State) -> bool) {
         // The sender is in self.
-        let _ = self.play.subscribe().wait_for(|play| is_so(play)).await;
+        let _ = self.state.subscribe().wait_for(|state| is_so(state)).await;
     }
 
     /// What goes on now.
-    pub fn now<T>(&self, look: impl FnOnce(&Play) -> T) -> T {
-        look(&self.play.borrow())
+    pub fn now<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.borrow())
     }
 }
 
@@ -192,54 +192,56 @@ impl Leg {
     }
 }
 
-impl Play {
-    fn act(&self, place: Place) -> Option<Act> {
-        match place {
-            Place::Prefill(index) => self.prefill.get(index).copied(),
-            Place::Decode(index) => self.decode.get(index).copied(),
+impl State {
+    fn behaviour(&self, worker_id: WorkerId) -> Option<Behaviour> {
+        match worker_id {
+            WorkerId::Prefill(index) => self.prefill.get(index).copied(),
+            WorkerId::Decode(index) => self.decode.get(index).copied(),
         }
     }
 }
 
 /// A worker, while it is there and while it is not.
-async fn be(place: Place, mut worker: Worker, play: watch::Sender<Play>) {
+async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sender<State>) {
     loop {
         let is_down = async {
             // The sender is ours.
-            let mut seen = play.subscribe();
-            let _ = seen.wait_for(|play| play.down.contains(&place)).await;
+            let mut seen = state.subscribe();
+            let _ = seen.wait_for(|state| state.down.contains(&worker_id)).await;
         };
         tokio::pin!(is_down);
         loop {
             tokio::select! {
                 () = &mut is_down => break,
                 asked = timeout(LISTEN, worker.request()) => if let Ok(exchange) = asked {
-                    tokio::spawn(serve(place, exchange, play.clone()));
+                    tokio::spawn(serve(worker_id, exchange, state.clone()));
                 },
             }
         }
         let address: SocketAddr = worker.address;
         worker.stop_listening().await;
         drop(worker);
-        play.send_modify(|play| {
-            play.refusing.insert(place);
+        state.send_modify(|state| {
+            state.refusing.insert(worker_id);
         });
-        let mut seen = play.subscribe();
-        let _ = seen.wait_for(|play| !play.down.contains(&place)).await;
+        let mut seen = state.subscribe();
+        let _ = seen
+            .wait_for(|state| !state.down.contains(&worker_id))
+            .await;
         worker = Worker::listen_on(address).await;
-        play.send_modify(|play| {
-            play.refusing.remove(&place);
+        state.send_modify(|state| {
+            state.refusing.remove(&worker_id);
         });
     }
 }
 
 /// One request: a leg, or a question about the worker.
-async fn serve(place: Place, exchange: Exchange, play: watch::Sender<Play>) {
+async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<State>) {
     let target = exchange.request.head.split(' ').nth(1).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     let is_leg = ["/generate", "/v1/chat/completions", "/v1/completions"].contains(&path);
     if !is_leg {
-        let said = about_the_worker(path, place.is_prefill());
+        let said = about_the_worker(path, worker_id.is_prefill());
         // Who asked may be gone.
         let _ = match said {
             Some(Value::Null) => exchange.try_answer("200 OK", "").await,
@@ -250,54 +252,56 @@ async fn serve(place: Place, exchange: Exchange, play: watch::Sender<Play>) {
     }
     let (mut at, mut role) = ((0, 0), None);
     let rooms = rooms_of(&exchange.request.body);
-    play.send_modify(|play| {
-        let reply = match place {
-            Place::Prefill(_) => play.recorded.prefill.clone(),
-            Place::Decode(_) => play.recorded.decode.clone(),
+    state.send_modify(|state| {
+        let reply = match worker_id {
+            WorkerId::Prefill(_) => state.recorded.prefill.clone(),
+            WorkerId::Decode(_) => state.recorded.decode.clone(),
         };
-        role = play.act(place).map(|act| (act, reply));
-        at = (play.round, play.legs.len());
-        play.legs.push(Leg {
-            place,
+        role = state
+            .behaviour(worker_id)
+            .map(|behaviour| (behaviour, reply));
+        at = (state.round, state.legs.len());
+        state.legs.push(Leg {
+            worker_id,
             rooms: rooms.clone(),
             came: Instant::now(),
             end: None,
         });
-        play.running += 1;
+        state.running += 1;
     });
-    let performance = Performance {
-        place,
+    let leg = RunningLeg {
+        worker_id,
         rooms,
-        play: &play,
+        state: &state,
         at,
     };
     let is_over = async {
-        let is_over = |play: &Play| play.round != at.0 || role.is_none();
+        let is_over = |state: &State| state.round != at.0 || role.is_none();
         // The sender is ours.
-        let _ = play.subscribe().wait_for(is_over).await;
+        let _ = state.subscribe().wait_for(is_over).await;
     };
     tokio::select! {
-        how = performance.go(exchange, role.as_ref()) => performance.note_end(how),
+        how = leg.go(exchange, role.as_ref()) => leg.note_end(how),
         () = is_over => {}
     }
-    play.send_modify(|play| play.running -= 1);
+    state.send_modify(|state| state.running -= 1);
 }
 
 /// A worker's part in one leg.
-struct Performance<'a> {
-    place: Place,
+struct RunningLeg<'a> {
+    worker_id: WorkerId,
     rooms: Vec<u64>,
-    play: &'a watch::Sender<Play>,
+    state: &'a watch::Sender<State>,
     /// Its round, and its number among the legs.
     at: (u64, usize),
 }
 
-impl Performance<'_> {
-    async fn go(&self, mut exchange: Exchange, role: Option<&(Act, Reply)>) -> How {
-        let Some((act, reply)) = role else {
+impl RunningLeg<'_> {
+    async fn go(&self, mut exchange: Exchange, role: Option<&(Behaviour, Reply)>) -> How {
+        let Some((behaviour, reply)) = role else {
             return std::future::pending().await;
         };
-        let begun = match act.first {
+        let begun = match behaviour.first {
             First::Nothing => &[],
             First::Opening => reply.opening(),
             First::Half => reply.half(),
@@ -305,8 +309,8 @@ impl Performance<'_> {
         if exchange.try_send(begun).await.is_err() {
             return How::Closed;
         }
-        let streams = act.first == First::Opening && !self.place.is_prefill();
-        let is_due = self.until_due(act.then);
+        let streams = behaviour.first == First::Opening && !self.worker_id.is_prefill();
+        let is_due = self.until_due(behaviour.then);
         tokio::pin!(is_due);
         loop {
             tokio::select! {
@@ -317,23 +321,23 @@ impl Performance<'_> {
                 },
             }
         }
-        self.finish(act.then, exchange, reply).await
+        self.finish(behaviour.then, exchange, reply).await
     }
 
     async fn until_due(&self, then: Then) {
-        let mut seen = self.play.subscribe();
+        let mut seen = self.state.subscribe();
         // The sender is ours.
-        let _ = match (then, self.place) {
+        let _ = match (then, self.worker_id) {
             (Then::Hold, _) => std::future::pending().await,
-            (Then::Serve, Place::Prefill(_)) => return,
-            (Then::Serve, Place::Decode(_)) => {
-                let has_met = |play: &Play| {
+            (Then::Serve, WorkerId::Prefill(_)) => return,
+            (Then::Serve, WorkerId::Decode(_)) => {
+                let has_met = |state: &State| {
                     let mut rooms = self.rooms.iter();
-                    rooms.all(|room| play.served_rooms.contains(room))
+                    rooms.all(|room| state.served_rooms.contains(room))
                 };
                 seen.wait_for(has_met).await
             }
-            _ => seen.wait_for(|play| play.go).await,
+            _ => seen.wait_for(|state| state.go).await,
         };
     }
 
@@ -342,9 +346,9 @@ impl Performance<'_> {
         match then {
             Then::Hold => return std::future::pending().await,
             Then::Serve => {
-                if self.place.is_prefill() {
-                    self.play
-                        .send_modify(|play| play.served_rooms.extend(&self.rooms));
+                if self.worker_id.is_prefill() {
+                    self.state
+                        .send_modify(|state| state.served_rooms.extend(&self.rooms));
                 }
                 if exchange.try_send(reply.whole()).await.is_err() {
                     return How::Closed;
@@ -365,13 +369,13 @@ impl Performance<'_> {
                 drop(exchange);
             }
             Then::Die => {
-                self.play.send_modify(|play| {
-                    play.down.insert(self.place);
+                self.state.send_modify(|state| {
+                    state.down.insert(self.worker_id);
                 });
-                let mut seen = self.play.subscribe();
+                let mut seen = self.state.subscribe();
                 // The sender is ours.
                 let _ = seen
-                    .wait_for(|play| play.refusing.contains(&self.place))
+                    .wait_for(|state| state.refusing.contains(&self.worker_id))
                     .await;
                 self.note_end(How::Failed);
                 exchange.reset();
@@ -383,9 +387,9 @@ impl Performance<'_> {
     /// Who fails has ended when it begins to.
     fn note_end(&self, how: How) {
         let (round, number) = self.at;
-        self.play.send_modify(|play| {
-            if play.round == round {
-                play.legs[number]
+        self.state.send_modify(|state| {
+            if state.round == round {
+                state.legs[number]
                     .end
                     .get_or_insert_with(|| (Instant::now(), how));
             }

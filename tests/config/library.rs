@@ -1,0 +1,67 @@
+//! The configuration that the library builds: the same as that of the command line.
+
+use std::time::Duration;
+
+use mini_lb::config::Policy;
+
+use crate::helpers::{config, library, meaning, temporary};
+
+#[test]
+fn the_library_resolves_to_what_the_command_line_resolves_to() {
+    let key = temporary("sk-1");
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --prefill http://a:1 p0:8998 --prefill http://b:1 --decode http://c:1 \
+         --request-timeout-secs 60 --connect-timeout-secs 0.1 --max-payload-size 10 --policy random \
+         --log-level warn --worker-api-key-file {}",
+        key.path().display()
+    );
+    let mut expected = config(&line, &[]);
+    expected.server.threads = 1;
+    let found = library(
+        &[("http://a:1", Some(8998)), ("b:1", None)],
+        &["http://c:1/"],
+        60,
+    )
+    .bootstrap_host(0, "p0")
+    .connect_timeout(Duration::from_millis(100))
+    .max_payload_size(10)
+    .policy(Policy::Random)
+    .log_level("warn")
+    .worker_api_key("sk-1")
+    .threads(1)
+    .resolve()
+    .unwrap();
+    assert_eq!(meaning(found), meaning(expected));
+}
+
+#[test]
+fn the_library_refuses_what_the_command_line_refuses() {
+    let found = library(
+        &[("http://a:0", Some(0)), ("http://b:1", None)],
+        &["http://b:1"],
+        0,
+    )
+    .threads(0)
+    .resolve();
+    assert_eq!(
+        found.unwrap_err().to_string().lines().collect::<Vec<_>>(),
+        [
+            "request_timeout_secs: `0` is not a number of seconds above 0 and at most a year",
+            "prefill_urls[0]: `http://a:0` is not the URL of a worker: the port must be a number from 1 to 65535",
+            "prefill_urls[0]: `0` is not a bootstrap port: PORT (1 to 65535), HOST:PORT or none",
+            "decode_urls[0]: http://b:1 cannot serve both roles, it is prefill at prefill_urls[1]",
+            "threads: must be at least 1",
+        ]
+    );
+    let found = library(&[("http://a:1", None)], &["http://b:1"], 1)
+        .worker_api_key("a\r\nb: c")
+        .resolve();
+    let found = found.unwrap_err().to_string();
+    let bad = "the key has characters that an HTTP header cannot carry";
+    assert_eq!(
+        found,
+        format!("prefill_urls[0]: {bad}\ndecode_urls[0]: {bad}")
+    );
+    let found = library(&[], &[], 1).resolve().unwrap_err().to_string();
+    assert_eq!(found.lines().count(), 2, "{found}");
+}
