@@ -403,23 +403,29 @@ mod selection {
     use divan::Bencher;
     use divan::counter::ItemsCount;
     use http::HeaderValue;
-    use mini_lb::fleet::{Evidence, Fleet, Limits, Random, Role, Worker, WorkerId};
-    use pingora_core::upstreams::peer::HttpPeer;
+    use mini_lb::fleet::{
+        Evidence, Fleet, Limits, Origin, Random, Role, Worker, WorkerId, WorkerParts,
+    };
 
     const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
     fn fleet(workers: u16) -> Arc<Fleet> {
         let worker = |role, number: u16| {
-            let address = format!("127.0.0.1:{}", 10_000 + number);
-            Arc::new(Worker::new(
-                WorkerId(number.into()),
+            let port = 10_000 + number;
+            let parts = WorkerParts {
                 role,
-                format!("http://{address}"),
-                HeaderValue::from_static("worker"),
-                Some(HttpPeer::new(address, false, String::new())),
-                None,
-                None,
-            ))
+                url: format!("http://127.0.0.1:{port}"),
+                origin: Origin {
+                    host: "127.0.0.1".to_owned(),
+                    port,
+                    tls: false,
+                },
+                host: HeaderValue::from_static("worker"),
+                bootstrap: None,
+                authorization: None,
+                admin_authorization: None,
+            };
+            Arc::new(Worker::new(WorkerId(number.into()), parts))
         };
         let half = workers / 2;
         Arc::new(Fleet::new(

@@ -17,7 +17,7 @@
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
 //! | `telemetry` | the record of a request, and the sinks that report it | `fleet`, `pd` |
 //! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd`, `telemetry` |
-//! | `discovery` | what makes and watches the workers: names and probes | `config`, `fleet`, `net` |
+//! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
 //! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
 //! | [`config`] | the user's settings, and what the program needs | `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |

@@ -5,16 +5,13 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use pingora_core::upstreams::peer::HttpPeer;
 
-use crate::config::WorkerUrl;
 use crate::fleet::Worker;
-use crate::net::{Trust, peer};
 
 /// Time between two looks at a name.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -23,64 +20,28 @@ const AGAIN: Duration = Duration::from_secs(10);
 const AT_START: Duration = Duration::from_secs(2);
 
 /// The workers that have a name instead of an address.
+#[derive(Default)]
 pub(crate) struct Names {
     names: Vec<Name>,
-    dialling: Dialling,
-}
-
-/// How a worker is connected to, wherever it is.
-pub(crate) struct Dialling {
-    /// The longest time until a connection is open.
-    pub(crate) connect_timeout: Duration,
-    /// For workers that speak TLS.
-    pub(crate) trust: Trust,
 }
 
 struct Name {
     worker: Arc<Worker>,
-    url: WorkerUrl,
     /// Which address it has, and whether it was found the last time. `None` before the first look.
     known: Option<SocketAddr>,
     found: Option<bool>,
 }
 
-impl Dialling {
-    /// The worker of this URL, at this address. What it must prove is the URL's host, however that was found.
-    fn peer(&self, url: &WorkerUrl, address: SocketAddr) -> HttpPeer {
-        let tls = url.is_tls().then(|| (&self.trust, url.host()));
-        peer(address, self.connect_timeout, tls)
-    }
-}
-
 impl Names {
-    pub(crate) fn new(dialling: Dialling) -> Self {
-        Self {
-            names: Vec::new(),
-            dialling,
-        }
-    }
-
-    /// The peer of a host that is written as an address; `None` when it is a name.
-    pub(crate) fn literal(&self, url: &WorkerUrl) -> Option<HttpPeer> {
-        let address: IpAddr = url.host().parse().ok()?;
-        Some(self.dialling.peer(url, (address, url.port()).into()))
-    }
-
     /// One more to be looked up.
-    pub(crate) fn add(&mut self, worker: &Arc<Worker>, url: &WorkerUrl) {
-        self.names.push(Name {
-            worker: worker.clone(),
-            url: url.clone(),
-            known: None,
-            found: None,
-        });
+    pub(crate) fn add(&mut self, worker: &Arc<Worker>) {
+        self.names.push(Name::new(worker));
     }
 
     /// Looks all of them up, as far as that is quick.
     pub(crate) async fn begin(&mut self) {
-        let dialling = &self.dialling;
         let names = self.names.iter_mut();
-        let all = names.map(|name| name.look(dialling, system));
+        let all = names.map(|name| name.look(system));
         // What is cut off here is looked for again at once by `watch`.
         let _ = tokio::time::timeout(AT_START, join_all(all)).await;
         for name in self.names.iter_mut().filter(|name| name.found.is_none()) {
@@ -90,9 +51,8 @@ impl Names {
 
     /// Looks all of them up, again and again, each for itself.
     pub(crate) async fn watch(&mut self) {
-        let dialling = &self.dialling;
         let names = self.names.iter_mut();
-        let all = names.map(|name| name.watch(dialling, system));
+        let all = names.map(|name| name.watch(system));
         join_all(all).await;
         // Without names there is nothing to do, for ever.
         std::future::pending().await
@@ -105,7 +65,15 @@ async fn system(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 impl Name {
-    async fn watch<F>(&mut self, dialling: &Dialling, mut lookup: impl FnMut(String, u16) -> F)
+    fn new(worker: &Arc<Worker>) -> Self {
+        Self {
+            worker: worker.clone(),
+            known: worker.address(),
+            found: None,
+        }
+    }
+
+    async fn watch<F>(&mut self, mut lookup: impl FnMut(String, u16) -> F)
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
@@ -114,20 +82,21 @@ impl Name {
             if self.known.is_some() {
                 tokio::time::sleep(AGAIN).await;
             }
-            self.look(dialling, &mut lookup).await;
+            self.look(&mut lookup).await;
             if self.known.is_none() {
                 tokio::time::sleep(AGAIN / 10).await;
             }
         }
     }
 
-    async fn look<F>(&mut self, dialling: &Dialling, mut lookup: impl FnMut(String, u16) -> F)
+    async fn look<F>(&mut self, mut lookup: impl FnMut(String, u16) -> F)
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
-        let found = lookup(self.url.host().to_owned(), self.url.port()).await;
+        let origin = self.worker.origin();
+        let found = lookup(origin.host.clone(), origin.port).await;
         if let Some(address) = self.note(found) {
-            self.worker.set_address(dialling.peer(&self.url, address));
+            self.worker.set_address(address);
         }
     }
 
@@ -170,39 +139,12 @@ impl Name {
 mod tests {
     use std::collections::VecDeque;
 
-    use http::HeaderValue;
-    use pingora_core::upstreams::peer::Peer;
-
     use super::*;
-    use crate::fleet::{Role, WorkerId};
-
-    fn url(text: &str) -> WorkerUrl {
-        WorkerUrl::parse(text).unwrap()
-    }
-
-    fn dialling() -> Dialling {
-        Dialling {
-            connect_timeout: Duration::from_secs(1),
-            trust: Trust::new(&[], None),
-        }
-    }
+    use crate::fleet::{Role, WorkerId, WorkerParts};
 
     fn name() -> Name {
-        let worker = Worker::new(
-            WorkerId(0),
-            Role::Decode,
-            "http://decode:1".into(),
-            HeaderValue::from_static("decode:1"),
-            None,
-            None,
-            None,
-        );
-        Name {
-            worker: Arc::new(worker),
-            url: url("http://decode:1"),
-            known: None,
-            found: None,
-        }
+        let parts = WorkerParts::named_for_tests(Role::Decode, "decode", 1);
+        Name::new(&Arc::new(Worker::new(WorkerId(0), parts)))
     }
 
     fn address(last: u8) -> SocketAddr {
@@ -244,12 +186,10 @@ mod tests {
         ]);
         let (seen, mut looks) = tokio::sync::mpsc::unbounded_channel();
         let watched = worker.clone();
-        let dialling = dialling();
-        let watching = name.watch(&dialling, move |host, port| {
+        let watching = name.watch(move |host, port| {
             assert_eq!((host.as_str(), port), ("decode", 1));
             // Where it is dialled when the next look begins.
-            seen.send(watched.peer().map(|peer| peer._address.to_string()))
-                .unwrap();
+            seen.send(watched.address()).unwrap();
             let answer = answers.pop_front();
             async move {
                 match answer {
@@ -269,27 +209,19 @@ mod tests {
             () = watching => unreachable!("it watches for ever"),
             dialled = dialled => dialled,
         };
-        let first = Some("10.0.0.1:1".to_owned());
-        let second = Some("10.0.0.2:1".to_owned());
-        assert_eq!(dialled, [None, None, first.clone(), first, second]);
+        let (first, second) = (Some(address(1)), Some(address(2)));
+        assert_eq!(dialled, [None, None, first, first, second]);
     }
 
     #[test]
     fn an_address_needs_no_look() {
-        let names = Names::new(dialling());
-        for host in ["127.0.0.1", "[::1]"] {
-            let peer = names.literal(&url(&format!("http://{host}:1")));
-            assert!(peer.is_some(), "{host}");
-        }
-        assert!(names.literal(&url("http://localhost:1")).is_none());
-    }
-
-    #[test]
-    fn a_certificate_must_name_the_host_of_the_url_wherever_it_is_found() {
-        let (dialling, address) = (dialling(), address(1));
-        let peer = dialling.peer(&url("https://decode:1"), address);
-        assert!(peer.is_tls());
-        assert_eq!(peer.sni(), "decode");
-        assert!(!dialling.peer(&url("http://decode:1"), address).is_tls());
+        let address = |host: &str| {
+            let parts = WorkerParts::named_for_tests(Role::Decode, host, 1);
+            Worker::new(WorkerId(0), parts).address()
+        };
+        assert_eq!(address("127.0.0.1"), Some(([127, 0, 0, 1], 1).into()));
+        let v6: [u16; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(address("::1"), Some((v6, 1).into()));
+        assert_eq!(address("localhost"), None);
     }
 }

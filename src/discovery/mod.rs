@@ -3,5 +3,5 @@
 mod dns;
 mod probe;
 
-pub(crate) use dns::{Dialling, Names};
+pub(crate) use dns::Names;
 pub(crate) use probe::Probe;

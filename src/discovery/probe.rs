@@ -56,11 +56,12 @@ impl Probe {
         };
         let nothing = Bytes::new();
         // A name without an address is no news about the worker.
-        let Some(peer) = worker.peer() else {
+        let Some(address) = worker.address() else {
             return Evidence::Neutral;
         };
         let to = Target {
-            peer: Some(&peer),
+            address: Some(address),
+            server_name: worker.server_name(),
             host: worker.host(),
             authorization: worker.authorization(),
         };

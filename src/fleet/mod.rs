@@ -25,7 +25,7 @@ use pairs::Pairs;
 pub use policy::{Policy, Random};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
-pub use worker::{Load, Worker, WorkerId};
+pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// All workers, and the policy that chooses among them.
 pub struct Fleet {
@@ -333,20 +333,9 @@ mod tests {
 
     #[test]
     fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
-        let worker = |role, peer| {
-            let host = http::HeaderValue::from_static("worker");
-            Arc::new(Worker::new(
-                WorkerId(9),
-                role,
-                String::new(),
-                host,
-                peer,
-                None,
-                None,
-            ))
-        };
         let now = Instant::now();
-        let unplaced = worker(Role::Prefill, None);
+        let parts = WorkerParts::named_for_tests(Role::Prefill, "prefill", 1);
+        let unplaced = Arc::new(Worker::new(WorkerId(9), parts));
         let decode = Arc::new(Worker::for_tests(Role::Decode, 1));
         let fleet = Arc::new(Fleet::new(
             vec![unplaced.clone()],
@@ -361,8 +350,7 @@ mod tests {
             let refused = fleet.select(draws(), now, &[]).err();
             assert_eq!(refused, Some(NoWorker(Role::Prefill)));
         }
-        let peer = Worker::for_tests(Role::Prefill, 2).peer().unwrap();
-        unplaced.set_address((*peer).clone());
+        unplaced.set_address(([127, 0, 0, 1], 1).into());
         assert!(fleet.has_pair(now) && fleet.select(draws(), now, &[]).is_ok());
     }
 

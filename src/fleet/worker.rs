@@ -1,12 +1,12 @@
 //! One worker: its role, its address, and how much it has to do.
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use pingora_core::upstreams::peer::HttpPeer;
 
 use super::Fleet;
 use super::breaker::{Breaker, Change, Evidence, Limits};
@@ -16,17 +16,49 @@ use crate::pd::{Bootstrap, Role};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WorkerId(pub u32);
 
+/// What a worker is made of.
+pub struct WorkerParts {
+    /// Prefill or decode.
+    pub role: Role,
+    /// The name of the worker in logs and responses: `http://host:port` or `https://host:port`, without a path.
+    pub url: String,
+    /// The same URL in pieces, for dialling.
+    pub origin: Origin,
+    /// The value of the `Host` header that the worker gets.
+    pub host: HeaderValue,
+    /// Where decode workers find this worker's registry; `None` for a decode worker.
+    pub bootstrap: Option<Bootstrap>,
+    /// Replaces the client's `Authorization` where it is there.
+    pub authorization: Option<HeaderValue>,
+    /// Replaces it on the worker's admin endpoints; `None` means `authorization`.
+    pub admin_authorization: Option<HeaderValue>,
+}
+
+/// The pieces of a worker's URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// A name or an IP address, lower case; IPv6 without brackets.
+    pub host: String,
+    /// Not zero.
+    pub port: u16,
+    /// Whether the worker is spoken to over TLS. Its certificate must then name `host`.
+    pub tls: bool,
+}
+
+impl Origin {
+    /// The address of a host that is written as one; `None` for a name, which must be looked up.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        let address: IpAddr = self.host.parse().ok()?;
+        Some((address, self.port).into())
+    }
+}
+
 /// A worker and its counters.
 pub struct Worker {
     id: WorkerId,
-    role: Role,
-    url: String,
-    host: HeaderValue,
-    /// `None` as long as nobody knows where it is.
-    peer: RwLock<Option<Arc<HttpPeer>>>,
-    bootstrap: Option<Bootstrap>,
-    authorization: Option<HeaderValue>,
-    admin_authorization: Option<HeaderValue>,
+    parts: WorkerParts,
+    /// `None` until the name of the host has been looked up.
+    address: RwLock<Option<SocketAddr>>,
     in_flight: AtomicUsize,
     /// Whether the breaker has anything to say, or there is no address: a worker without trouble accepts_share no lock.
     unhealthy: AtomicBool,
@@ -36,42 +68,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that has nothing to do yet.
-    ///
-    /// `url` is its name in logs and answers, `host` the value of the `Host` header that it gets, `peer`
-    /// how it is dialled (address and timeouts) if that is known, `bootstrap` where decode workers find a prefill worker's
-    /// registry, `authorization` what replaces the client's header of that name.
-    pub fn new(
-        id: WorkerId,
-        role: Role,
-        url: String,
-        host: HeaderValue,
-        peer: Option<HttpPeer>,
-        bootstrap: Option<Bootstrap>,
-        authorization: Option<HeaderValue>,
-    ) -> Self {
-        let unhealthy = AtomicBool::new(peer.is_none());
+    /// A worker without load. Its address is known if its host is written as one.
+    pub fn new(id: WorkerId, parts: WorkerParts) -> Self {
+        let address = parts.origin.literal();
         Self {
             id,
-            role,
-            url,
-            host,
-            peer: RwLock::new(peer.map(Arc::new)),
-            bootstrap,
-            authorization,
-            admin_authorization: None,
+            parts,
+            address: RwLock::new(address),
             in_flight: AtomicUsize::new(0),
-            unhealthy,
+            unhealthy: AtomicBool::new(address.is_none()),
             breaker: Mutex::default(),
             unanswered: AtomicBool::new(false),
-        }
-    }
-
-    /// The same worker with a key for its administration, ready as a header value.
-    pub fn with_admin_authorization(self, authorization: Option<HeaderValue>) -> Self {
-        Self {
-            admin_authorization: authorization,
-            ..self
         }
     }
 
@@ -88,7 +95,7 @@ impl Worker {
 
     /// Whether it has an address.
     pub fn has_address(&self) -> bool {
-        self.peer().is_some()
+        self.address().is_some()
     }
 
     /// Whether it accepts_share a pick that has fallen on it: always, but for a while after it came back.
@@ -138,49 +145,58 @@ impl Worker {
 
     /// Prefill or decode.
     pub fn role(&self) -> Role {
-        self.role
+        self.parts.role
     }
 
     /// `http://host:port` or `https://host:port`, without a path.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.parts.url
+    }
+
+    /// The pieces of the URL.
+    pub fn origin(&self) -> &Origin {
+        &self.parts.origin
     }
 
     /// The value of the `Host` header.
     pub fn host(&self) -> &HeaderValue {
-        &self.host
+        &self.parts.host
     }
 
-    /// How the worker is dialled; `None` as long as it has no address.
-    pub fn peer(&self) -> Option<Arc<HttpPeer>> {
-        let peer = self.peer.read().unwrap_or_else(PoisonError::into_inner);
-        peer.clone()
+    /// Where the worker is dialled; `None` until its name has been looked up.
+    pub fn address(&self) -> Option<SocketAddr> {
+        *self.address.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It is dialled like this from now on.
-    pub fn set_address(&self, peer: HttpPeer) {
+    /// The name that the worker's certificate must have; `None` for a worker without TLS.
+    pub fn server_name(&self) -> Option<&str> {
+        let origin = &self.parts.origin;
+        origin.tls.then_some(origin.host.as_str())
+    }
+
+    /// Sets where the worker is dialled from now on.
+    pub fn set_address(&self, address: SocketAddr) {
         // In this order, so that a note that comes between does not find the old state.
         let breaker = self.breaker();
-        *self.peer.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(peer));
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
         self.unhealthy
             .store(breaker.is_unhealthy(), Ordering::Relaxed);
     }
 
     /// Where decode finds this prefill worker's registry; `None` for a decode worker.
     pub fn bootstrap(&self) -> Option<&Bootstrap> {
-        self.bootstrap.as_ref()
+        self.parts.bootstrap.as_ref()
     }
 
     /// The key that replaces the client's `Authorization`, ready as a header value.
     pub fn authorization(&self) -> Option<&HeaderValue> {
-        self.authorization.as_ref()
+        self.parts.authorization.as_ref()
     }
 
-    /// Likewise where the worker is administered: its own key for that, if it has one.
+    /// The same for the worker's admin endpoints.
     pub fn admin_authorization(&self) -> Option<&HeaderValue> {
-        self.admin_authorization
-            .as_ref()
-            .or(self.authorization.as_ref())
+        let own = self.parts.admin_authorization.as_ref();
+        own.or(self.authorization())
     }
 
     /// Requests whose leg on this worker has not ended.
@@ -209,16 +225,32 @@ impl Worker {
 
     #[cfg(test)]
     pub(crate) fn for_tests(role: Role, port: u16) -> Self {
-        let authority = format!("127.0.0.1:{port}");
-        Self::new(
-            WorkerId(port.into()),
+        Self::new(WorkerId(port.into()), WorkerParts::for_tests(role, port))
+    }
+}
+
+#[cfg(test)]
+impl WorkerParts {
+    /// A worker on this port of this machine, without keys and bootstrap.
+    pub(crate) fn for_tests(role: Role, port: u16) -> Self {
+        Self::named_for_tests(role, "127.0.0.1", port)
+    }
+
+    /// The same on another host.
+    pub(crate) fn named_for_tests(role: Role, host: &str, port: u16) -> Self {
+        Self {
             role,
-            format!("http://{authority}"),
-            HeaderValue::from_static("worker"),
-            Some(HttpPeer::new(authority, false, String::new())),
-            None,
-            None,
-        )
+            url: format!("http://{host}:{port}"),
+            origin: Origin {
+                host: host.to_owned(),
+                port,
+                tls: false,
+            },
+            host: HeaderValue::from_static("worker"),
+            bootstrap: None,
+            authorization: None,
+            admin_authorization: None,
+        }
     }
 }
 

@@ -99,9 +99,9 @@ async fn tell(client: &Client, worker: &Worker, key: Option<&HeaderValue>, id: &
     let body = Bytes::from(json!({ "rid": id }).to_string());
     let mut head = RequestHeader::build_no_case(Method::POST, b"/abort_request", Some(1))?;
     head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
-    let peer = worker.peer();
     let to = Target {
-        peer: peer.as_deref(),
+        address: worker.address(),
+        server_name: worker.server_name(),
         host: worker.host(),
         authorization: key,
     };

@@ -94,7 +94,7 @@ impl Attempt {
     /// # Errors
     /// The worker has no address, although only workers with one are leased: a defect.
     pub(crate) fn connect(&mut self, client: &Client) -> Result<HttpPeer, Box<Error>> {
-        let peer = self.decode.peer().ok_or_else(|| {
+        let address = self.decode.address().ok_or_else(|| {
             Error::explain(ErrorType::InternalError, "a lease without an address")
         })?;
         // A merge adds the logprobs of the prompt to each event, so that joined chunks would become much longer.
@@ -102,7 +102,8 @@ impl Attempt {
             Merge::None => Chunks::Joined,
             Merge::InputLogprobs | Merge::Echo => Chunks::Separate,
         };
-        let (peer, connection) = client.pooled_peer(&peer, chunks);
+        let name = self.decode.server_name();
+        let (peer, connection) = client.pooled_peer(address, name, chunks);
         self.connection = connection;
         Ok(peer)
     }

@@ -94,7 +94,7 @@ fn is_dropped(name: &HeaderName, listed: &[HeaderName]) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fleet::{Role, WorkerId};
+    use crate::fleet::{Role, WorkerId, WorkerParts};
 
     fn client(headers: &[(&'static str, &'static str)]) -> RequestHeader {
         let mut head = RequestHeader::build("POST", b"/generate?x=1", None).unwrap();
@@ -158,15 +158,12 @@ mod tests {
     #[test]
     fn a_workers_own_key_replaces_the_clients() {
         let mut leg = leg(&[("authorization", "Bearer client")]);
-        let worker = Worker::new(
-            WorkerId(0),
-            Role::Prefill,
-            String::new(),
-            HeaderValue::from_static("w:1"),
-            None,
-            None,
-            Some(HeaderValue::from_static("Bearer worker")),
-        );
+        let parts = WorkerParts {
+            host: HeaderValue::from_static("w:1"),
+            authorization: Some(HeaderValue::from_static("Bearer worker")),
+            ..WorkerParts::for_tests(Role::Prefill, 1)
+        };
+        let worker = Worker::new(WorkerId(0), parts);
         address(&mut leg, &worker, 2).unwrap();
         assert_eq!(leg.headers[CONTENT_LENGTH], "2");
         assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");

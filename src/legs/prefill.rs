@@ -243,9 +243,9 @@ pub(crate) fn evidence(leg: Leg) -> Evidence {
 
 impl PrefillRequest {
     async fn run(self, head_arrived: &OnceLock<Instant>) -> Outcome {
-        let peer = self.worker.peer();
         let to = Target {
-            peer: peer.as_deref(),
+            address: self.worker.address(),
+            server_name: self.worker.server_name(),
             host: self.worker.host(),
             authorization: self.worker.authorization(),
         };

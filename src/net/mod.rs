@@ -23,11 +23,13 @@ mod pooled;
 mod response_head;
 mod tls;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use pingora_core::protocols::Stream;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 
 use crate::endpoint::{WholeResponse, connection_headers, is_hop_by_hop};
@@ -36,7 +38,8 @@ use pool::Pool;
 
 pub(crate) use chunks::Chunks;
 pub(crate) use failure::Failure;
-pub(crate) use peer::{Target, peer};
+use peer::reuse_key;
+pub(crate) use peer::{Dialling, Target};
 pub(crate) use pooled::PooledHandle;
 pub(crate) use response_head::{Head, reject as reject_head};
 pub(crate) use tls::{Trust, pool_roots};
@@ -50,13 +53,15 @@ pub(crate) const STALE_ATTEMPTS: usize = 8;
 /// Sends requests to any number of workers over one pool of connections.
 pub(crate) struct Client {
     pool: Arc<Pool>,
+    dialling: Dialling,
 }
 
 impl Client {
     /// A client with an empty pool of the size in `conf`.
-    pub(crate) fn new(conf: &ServerConf) -> Self {
+    pub(crate) fn new(conf: &ServerConf, dialling: Dialling) -> Self {
         Self {
             pool: Arc::new(Pool::new(conf)),
+            dialling,
         }
     }
 
@@ -64,18 +69,25 @@ impl Client {
     ///
     /// A plain connection comes from this client's pool. A TLS connection comes from Pingora's own pool: Pingora
     /// takes a transport from its caller only below TLS.
-    pub(crate) fn pooled_peer(&self, peer: &HttpPeer, chunks: Chunks) -> (HttpPeer, PooledHandle) {
-        let (mut pooled, handle) = (peer.clone(), PooledHandle::default());
-        if !peer.is_tls() {
-            pooled::attach(&mut pooled, &self.pool, &handle, chunks);
+    pub(crate) fn pooled_peer(
+        &self,
+        address: SocketAddr,
+        server_name: Option<&str>,
+        chunks: Chunks,
+    ) -> (HttpPeer, PooledHandle) {
+        let mut peer = self.dialling.peer(address, server_name);
+        let handle = PooledHandle::default();
+        if server_name.is_none() {
+            let key = reuse_key(address, server_name);
+            pooled::attach(&mut peer, key, &self.pool, &handle, chunks);
         }
-        (pooled, handle)
+        (peer, handle)
     }
 
     /// Sends a request and waits for the head of the response. `Host` and `Content-Length` are added here.
     ///
     /// # Errors
-    /// [`Failure`]: no connection, or no response head that can be used. A target without a peer is unreachable.
+    /// [`Failure`]: no connection, or no response head that can be used. A target without an address is unreachable.
     pub(crate) async fn send(
         &self,
         to: Target<'_>,
@@ -83,15 +95,16 @@ impl Client {
         body: &Bytes,
     ) -> Result<Reply, Failure> {
         let unresolved = || Failure::Unreachable("its name has no address".into());
-        let peer = to.peer.ok_or_else(unresolved)?;
-        let key = peer.reuse_hash();
+        let address = to.address.ok_or_else(unresolved)?;
+        let key = reuse_key(address, to.server_name);
         let mut attempt = 1;
         loop {
             let pooled = self.pool.take(key);
             let reused = pooled.is_some();
             let stream = match pooled {
                 Some(stream) => Ok(stream),
-                None => self.pool.dial(peer).await,
+                // Boxed, because the peer is large and rarely needed: the future of every exchange would carry it.
+                None => Box::pin(self.dial(address, to.server_name)).await,
             };
             let stream = stream.map_err(|error| Failure::from_pingora(&error))?;
             let mut connection = Http1Connection::new(stream);
@@ -112,6 +125,15 @@ impl Client {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        server_name: Option<&str>,
+    ) -> pingora_core::Result<Stream> {
+        let peer = self.dialling.peer(address, server_name);
+        self.pool.dial(&peer).await
     }
 
     /// Sends a request and reads the whole response, at most `limit` bytes of body.

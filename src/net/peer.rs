@@ -1,5 +1,6 @@
-//! How a worker is connected to ([`peer`]), and what of a request head belongs to one worker ([`Target`]).
+//! How workers are connected to ([`Dialling`]), and what of a request belongs to one worker ([`Target`]).
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub(super) const POOL_IDLE: Duration = Duration::from_secs(3);
 ///
 /// `connect_timeout` includes the TLS handshake. Deadlines of a request are the caller's: a connected worker may
 /// take as long as the caller waits.
-pub(crate) fn peer(
+pub(super) fn peer(
     address: SocketAddr,
     connect_timeout: Duration,
     tls: Option<(&Trust, &str)>,
@@ -35,11 +36,36 @@ pub(crate) fn peer(
     peer
 }
 
+/// How workers are connected to, whatever their address.
+pub(crate) struct Dialling {
+    /// The longest time until a connection is open, with the TLS handshake.
+    pub(crate) connect_timeout: Duration,
+    /// For workers that speak TLS.
+    pub(crate) trust: Trust,
+}
+
+impl Dialling {
+    /// The Pingora peer of a worker. `server_name` is `None` for a worker without TLS.
+    pub(super) fn peer(&self, address: SocketAddr, server_name: Option<&str>) -> HttpPeer {
+        let tls = server_name.map(|name| (&self.trust, name));
+        peer(address, self.connect_timeout, tls)
+    }
+}
+
+/// Equal for two workers whose connections can be exchanged: a client has the same [`Dialling`] for all.
+pub(super) fn reuse_key(address: SocketAddr, server_name: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (address, server_name).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The receiver of a request: its connection, and the header values that only this worker gets.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     /// `None` while the worker's name has not been resolved.
-    pub(crate) peer: Option<&'a HttpPeer>,
+    pub(crate) address: Option<SocketAddr>,
+    /// The name that the worker's certificate must show; `None` for a worker without TLS.
+    pub(crate) server_name: Option<&'a str>,
     /// The value of `Host`.
     pub(crate) host: &'a HeaderValue,
     /// Replaces the `Authorization` of the request head when present.
@@ -48,7 +74,39 @@ pub(crate) struct Target<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use pingora_core::upstreams::peer::Peer;
+
     use super::*;
+
+    #[test]
+    fn a_certificate_must_show_the_server_name_whatever_the_address() {
+        let dialling = Dialling {
+            connect_timeout: Duration::from_secs(1),
+            trust: Trust::new(&[], None),
+        };
+        let address = ([10, 0, 0, 1], 1).into();
+        let peer = dialling.peer(address, Some("decode"));
+        assert!(peer.is_tls());
+        assert_eq!(peer.sni(), "decode");
+        assert!(!dialling.peer(address, None).is_tls());
+    }
+
+    #[test]
+    fn a_connection_is_reused_for_the_same_address_and_server_name_only() {
+        let key = |port, name| reuse_key(([10, 0, 0, 1], port).into(), name);
+        let keys = || {
+            [
+                key(1, None),
+                key(2, None),
+                key(1, Some("a")),
+                key(1, Some("b")),
+            ]
+        };
+        assert_eq!(HashSet::from(keys()).len(), keys().len());
+        assert_eq!(keys(), keys());
+    }
 
     #[test]
     fn an_idle_connection_is_closed_before_uvicorn_closes_it() {

@@ -28,7 +28,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -70,11 +70,11 @@ impl PooledHandle {
 /// Makes Pingora take its connection to this peer, which speaks plain HTTP, from the pool.
 pub(super) fn attach(
     target: &mut HttpPeer,
+    key: u64,
     pool: &Arc<Pool>,
     handle: &PooledHandle,
     chunks: Chunks,
 ) {
-    let key = target.reuse_hash();
     let options = &mut target.options;
     // The pool's `dial` has the timeout. Pingora would set a timer for pooled connections as well.
     options.total_connection_timeout = None;

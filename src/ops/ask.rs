@@ -178,9 +178,9 @@ impl Question {
     }
 
     async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeResponse, Failure> {
-        let peer = worker.peer();
         let to = Target {
-            peer: peer.as_deref(),
+            address: worker.address(),
+            server_name: worker.server_name(),
             host: worker.host(),
             authorization: match self.key {
                 Key::Admins => worker.admin_authorization(),
@@ -261,6 +261,7 @@ mod tests {
 
     use super::*;
     use crate::fleet::Role;
+    use crate::net::{Dialling, Trust};
 
     fn question(
         method: Method,
@@ -326,7 +327,11 @@ mod tests {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = silent.local_addr().unwrap().port();
         let worker = Arc::new(Worker::for_tests(Role::Decode, port));
-        let client = Client::new(&ServerConf::default());
+        let dialling = Dialling {
+            connect_timeout: Duration::from_secs(5),
+            trust: Trust::new(&[], None),
+        };
+        let client = Client::new(&ServerConf::default(), dialling);
         let mut question = question(Method::GET, &[], "");
         question.wait = Duration::from_millis(20);
         let asked = question.ask(&client, &worker).await;

@@ -25,7 +25,6 @@ use pingora_core::server::configuration::{Opt, ServerConf};
 use pingora_core::server::{Fds, ListenFds, RunArgs, Server, ShutdownWatch};
 use pingora_core::services::Service as PingoraService;
 use pingora_core::services::listening::Service;
-use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{HttpProxy, http_proxy};
 use tokio::sync::watch;
 
@@ -33,10 +32,12 @@ use crate::client::{BodyMemory, ConnectionLimit, Connections, Keys, Listener, Sh
 use crate::config::{
     Config, ConfigError, Faults, Listen, MiniLbConfig, Policy, Secret, WorkerSpec,
 };
-use crate::discovery::{Dialling, Names, Probe};
-use crate::fleet::{self, Fleet, LiveRooms, Queue, Random, RetryBudget, Role, Worker, WorkerId};
+use crate::discovery::{Names, Probe};
+use crate::fleet::{
+    self, Fleet, LiveRooms, Origin, Queue, Random, RetryBudget, Role, Worker, WorkerId, WorkerParts,
+};
 use crate::legs::Aborter;
-use crate::net::Client;
+use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::Bootstrap;
 use crate::proxy::{Limits, Proxy};
@@ -314,19 +315,19 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         None => None,
     };
     let mut ids = (0..).map(WorkerId);
-    let mut names = Names::new(Dialling {
+    let mut names = Names::default();
+    let dialling = Dialling {
         connect_timeout: config.connect_timeout,
         trust: tls::trust(&config, &mut conf)?,
-    });
+    };
     let mut workers = |role, specs: &[WorkerSpec]| {
         specs
             .iter()
             .zip(&mut ids)
             .map(|(spec, id)| {
-                let address = names.literal(&spec.url);
-                let worker = Arc::new(worker(id, role, spec, address)?);
+                let worker = Arc::new(Worker::new(id, parts(role, spec)?));
                 if !worker.has_address() {
-                    names.add(&worker, &spec.url);
+                    names.add(&worker);
                 }
                 Ok(worker)
             })
@@ -349,7 +350,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
     // An attempt of Pingora's is one of ours, or a pooled connection that the worker had closed.
     conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
     let conf = Arc::new(conf);
-    let client = Arc::new(Client::new(&conf));
+    let client = Arc::new(Client::new(&conf, dialling));
     let exit = Arc::new(Shutdown::new(config.leaving));
     let (faults, gate) = (config.faults, config.gate);
     let max_inflight = gate
@@ -476,13 +477,7 @@ fn breaker_limits(faults: &Faults) -> fleet::Limits {
     }
 }
 
-fn worker(
-    id: WorkerId,
-    role: Role,
-    spec: &WorkerSpec,
-    peer: Option<HttpPeer>,
-) -> Result<Worker, StartError> {
-    let url = spec.url.to_string();
+fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
     let not_a_header = |what| StartError::NotAHeader {
         url: spec.url.to_string(),
         what,
@@ -495,16 +490,23 @@ fn worker(
         value.set_sensitive(true);
         Ok(value)
     };
-    let authorization = spec.api_key.as_ref().map(bearer).transpose()?;
-    let admin_authorization = spec.admin_api_key.as_ref().map(bearer).transpose()?;
     let bootstrap = spec
         .bootstrap
         .as_ref()
         .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
-    Ok(
-        Worker::new(id, role, url, host, peer, bootstrap, authorization)
-            .with_admin_authorization(admin_authorization),
-    )
+    Ok(WorkerParts {
+        role,
+        url: spec.url.to_string(),
+        origin: Origin {
+            host: spec.url.host().to_owned(),
+            port: spec.url.port(),
+            tls: spec.url.is_tls(),
+        },
+        host,
+        bootstrap,
+        authorization: spec.api_key.as_ref().map(bearer).transpose()?,
+        admin_authorization: spec.admin_api_key.as_ref().map(bearer).transpose()?,
+    })
 }
 
 /// A busy port fails here, at once: Pingora would try for 30 s and then live on without a listener.

@@ -30,7 +30,7 @@ const MAY_NAME: [(&str, &[&str]); 16] = [
         ],
     ),
     ("telemetry", &["fleet", "pd"]),
-    ("discovery", &["config", "fleet", "net"]),
+    ("discovery", &["fleet", "net"]),
     ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
     ("config", &["pd"]),
     ("sim", &["pd"]),
@@ -118,6 +118,67 @@ fn no_room_names_one_that_it_must_not_know() {
         seen.iter().map(String::as_str).collect::<BTreeSet<_>>(),
         rooms
     );
+}
+
+/// The crates that a room must not name: the protocol is pure, and the fleet knows neither HTTP server nor proxy.
+const MUST_NOT_NAME: [(&str, &[&str]); 2] = [
+    ("pd", &["pingora", "tokio", "rand", "log", "http"]),
+    ("fleet", &["pingora"]),
+];
+
+/// Whether a source text names a crate by a path or an import, outside of comments and tests. A crate and those that
+/// begin with its name and an underscore count as one.
+fn names_crate(text: &str, name: &str) -> bool {
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    let lines = code.lines().map(str::trim_start);
+    lines.filter(|line| !line.starts_with("//")).any(|line| {
+        line.match_indices(name).any(|(at, _)| {
+            let before = line[..at].chars().next_back();
+            let begins = !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
+            let after = line[at + name.len()..].split("::").next().unwrap();
+            let rest = &line[at + name.len() + after.len()..];
+            let whole = after.is_empty() || after.starts_with('_') && !after.contains(' ');
+            begins && whole && rest.starts_with("::")
+        })
+    })
+}
+
+#[test]
+fn the_protocol_is_pure_and_the_fleet_does_not_know_the_proxy() {
+    std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
+    for (room, crates) in MUST_NOT_NAME {
+        for file in sources(&Path::new("src").join(room)) {
+            let text = fs::read_to_string(&file).unwrap();
+            for name in crates {
+                assert!(
+                    !names_crate(&text, name),
+                    "{} names the crate `{name}`, which `{room}` must not know",
+                    file.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_walker_sees_every_way_to_name_a_crate() {
+    for code in [
+        "use pingora_core::Error;",
+        "    let peer: pingora::upstreams::Peer;",
+        "f(pingora_http::x())",
+        "pub use pingora::prelude::*;",
+    ] {
+        assert!(names_crate(code, "pingora"), "{code}");
+    }
+    for code in [
+        "// use pingora_core::Error;",
+        "/// As pingora::x does.",
+        "use crate::pingora::x;",
+        "let not_pingora = my_pingora::x();",
+        "#[cfg(test)]\nuse pingora::x;",
+    ] {
+        assert!(!names_crate(code, "pingora"), "{code}");
+    }
 }
 
 /// A clock that is set forward or back moves no deadline: everything is measured on the monotonic one. The log's

@@ -8,7 +8,8 @@ use super::*;
 static WORKER: HeaderValue = HeaderValue::from_static("worker:1");
 
 static TO: Target<'_> = Target {
-    peer: None,
+    address: None,
+    server_name: None,
     host: &WORKER,
     authorization: None,
 };
