@@ -1,0 +1,202 @@
+//! The fleet under one event after the other: leases, workers and pairs that fail and come back.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
+    Arc::new(unlimited(prefills, decodes))
+}
+
+/// Prefill workers from 1000, decode workers from 2000.
+pub(super) fn unlimited(prefills: u16, decodes: u16) -> Fleet {
+    let workers = |role, ports: std::ops::Range<u16>| {
+        ports
+            .map(|port| Arc::new(Worker::for_tests(role, port)))
+            .collect()
+    };
+    Fleet::new(
+        workers(Role::Prefill, 1000..1000 + prefills),
+        workers(Role::Decode, 2000..2000 + decodes),
+        Box::new(Random),
+        Limits::default(),
+    )
+}
+
+/// Draws that reach every candidate in turn.
+pub(super) fn draws() -> impl FnMut() -> u64 {
+    let mut state = 0u64;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state
+    }
+}
+
+/// Draws that say nothing about the next one.
+fn unrelated_draws() -> impl FnMut() -> u64 {
+    let mut rng = SmallRng::seed_from_u64(1);
+    move || rng.random()
+}
+
+#[test]
+fn a_lease_counts_up_both_workers_and_down_again_when_its_halves_drop() {
+    let fleet = fleet(1, 1);
+    let lease = fleet.select(|| 7, Instant::now(), &[]).unwrap();
+    assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 1);
+    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
+    drop(lease.prefill);
+    assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 0);
+    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
+    drop(lease.decode);
+    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 0);
+}
+
+#[test]
+fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
+    let now = Instant::now();
+    let one_sided = fleet(1, 0);
+    assert_eq!(
+        one_sided.select(|| 0, now, &[]).err(),
+        Some(NoWorker(Role::Decode))
+    );
+    assert_eq!(one_sided.of(Role::Prefill)[0].in_flight(), 0);
+    assert!(!one_sided.has_pair(now));
+    let other = fleet(0, 1);
+    assert_eq!(
+        other.select(|| 0, now, &[]).err(),
+        Some(NoWorker(Role::Prefill))
+    );
+}
+
+#[test]
+fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
+    let now = Instant::now();
+    let parts = WorkerParts::named_for_tests(Role::Prefill, "prefill", 1);
+    let unplaced = Arc::new(Worker::new(WorkerId(9), parts));
+    let decode = Arc::new(Worker::for_tests(Role::Decode, 1));
+    let fleet = Arc::new(Fleet::new(
+        vec![unplaced.clone()],
+        vec![decode],
+        Box::new(Random),
+        Limits::default(),
+    ));
+    // Whatever is said about it, and however urgent it is.
+    for evidence in [Evidence::Neutral, Evidence::Absent, Evidence::Good] {
+        fleet.note(&unplaced, evidence, now);
+        assert!(!fleet.has_pair(now));
+        let refused = fleet.select(draws(), now, &[]).err();
+        assert_eq!(refused, Some(NoWorker(Role::Prefill)));
+    }
+    unplaced.set_address(([127, 0, 0, 1], 1).into());
+    assert!(fleet.has_pair(now) && fleet.select(draws(), now, &[]).is_ok());
+}
+
+#[test]
+fn silence_is_news_once_and_so_is_its_end() {
+    let worker = Worker::for_tests(Role::Prefill, 1);
+    let answers = [true, false, false, false, true, true, false];
+    let news = answers.map(|answered| worker.note_answered(answered));
+    assert_eq!(news, [false, true, false, false, true, false, true]);
+}
+
+#[test]
+fn a_worker_that_refuses_connections_gets_nothing_as_long_as_there_is_another() {
+    let fleet = fleet(2, 3);
+    let now = Instant::now();
+    let gone = fleet.of(Role::Prefill)[0].clone();
+    fleet.note(&gone, Evidence::Absent, now);
+    let mut draw = draws();
+    for _ in 0..1000 {
+        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        assert_ne!(lease.prefill.id(), gone.id());
+    }
+    assert!(fleet.has_pair(now));
+}
+
+#[test]
+fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_end() {
+    let fleet = fleet(1, 2);
+    let now = Instant::now();
+    let returned = fleet.of(Role::Decode)[0].clone();
+    let mut draw = unrelated_draws();
+    let mut percent = |now| {
+        let picks = (0..10_000).filter(|_| {
+            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            lease.decode.id() == returned.id()
+        });
+        (picks.count() + 50) / 100
+    };
+    assert_eq!(percent(now), 50, "at the first start");
+    fleet.note(&returned, Evidence::Absent, now);
+    assert_eq!(percent(now), 0);
+    fleet.note(&returned, Evidence::Present, now);
+    // The part of a worker against one with a whole share.
+    for (seconds, expected) in [(0, 10 * 100 / 110), (5, 55 * 100 / 155), (10, 50)] {
+        let seen = percent(now + Duration::from_secs(seconds));
+        assert!(
+            seen.abs_diff(expected) <= 1,
+            "{seen} % after {seconds} s, not {expected} %"
+        );
+    }
+}
+
+#[test]
+fn slow_start_refuses_nobody_where_all_have_just_come_back() {
+    let fleet = fleet(1, 2);
+    let now = Instant::now();
+    for worker in fleet.workers() {
+        fleet.note(worker, Evidence::Absent, now);
+        fleet.note(worker, Evidence::Present, now);
+    }
+    let mut draw = unrelated_draws();
+    let picks = (0..1000).filter(|_| {
+        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        lease.decode.id() == fleet.of(Role::Decode)[0].id()
+    });
+    assert!((450..550).contains(&picks.count()));
+}
+
+#[test]
+fn when_all_look_dead_they_are_tried() {
+    let fleet = fleet(2, 1);
+    let now = Instant::now();
+    for worker in fleet.workers() {
+        fleet.note(worker, Evidence::Absent, now);
+    }
+    assert!(!fleet.has_pair(now));
+    let tried = fleet.select(draws(), now, &[]).unwrap();
+    let other = fleet
+        .select(draws(), now, &[tried.prefill.id(), tried.decode.id()])
+        .unwrap();
+    assert_ne!(other.prefill.id(), tried.prefill.id());
+    assert_eq!(other.decode.id(), tried.decode.id(), "there is no other");
+}
+
+#[test]
+fn a_pair_that_fails_together_is_not_picked_together() {
+    let fleet = fleet(2, 2);
+    let now = Instant::now();
+    let (prefill, decode) = (&fleet.of(Role::Prefill)[0], &fleet.of(Role::Decode)[0]);
+    for _ in 0..3 {
+        fleet.note_pair_bad(prefill, decode, now);
+    }
+    let mut draw = draws();
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..1000 {
+        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        seen.insert((lease.prefill.id(), lease.decode.id()));
+    }
+    assert_eq!(seen.len(), 3);
+    assert!(!seen.contains(&(prefill.id(), decode.id())));
+    fleet.note_pair_good(prefill, decode);
+    let back = (0..1000).any(|_| {
+        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        (lease.prefill.id(), lease.decode.id()) == (prefill.id(), decode.id())
+    });
+    assert!(back);
+}
