@@ -404,8 +404,9 @@ mod selection {
     use divan::counter::ItemsCount;
     use http::HeaderValue;
     use mini_lb::fleet::{
-        Evidence, Fleet, Limits, Origin, Random, Role, Worker, WorkerId, WorkerParts,
+        Evidence, Fleet, Limits, Origin, Policies, Role, Selection, Worker, WorkerId, WorkerParts,
     };
+    use mini_lb::pd::{Route, RoutingKey};
 
     const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
@@ -431,15 +432,25 @@ mod selection {
         Arc::new(Fleet::new(
             (0..half).map(|id| worker(Role::Prefill, id)).collect(),
             (half..workers).map(|id| worker(Role::Decode, id)).collect(),
-            Box::new(Random),
+            Policies::random(),
             Limits::default(),
         ))
     }
 
     fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
+        let request = RoutingKey {
+            route: Route::ChatCompletions,
+            body_bytes: 1 << 10,
+            prompts: 1,
+        };
+        let wanted = Selection {
+            request: &request,
+            avoid: &[],
+            now,
+        };
         bencher
             .counter(ItemsCount::new(1_usize))
-            .bench(|| fleet.select(rand::random, now, &[]).is_ok());
+            .bench(|| fleet.select(wanted, rand::random).is_ok());
     }
 
     #[divan::bench(args = FLEETS)]
