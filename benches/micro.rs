@@ -1,13 +1,13 @@
-//! The cost of single steps of a request, each beside the obvious alternative.
+//! What the steps of a request cost by themselves, each beside the obvious alternative.
 //!
 //! ```text
 //! cargo bench --bench micro               # all of them
 //! cargo bench --bench micro -- merging    # those with this in their name
 //! ```
 //!
-//! The alternative parses the body to a tree of `serde_json` values, changes it and serializes it, with
-//! `arbitrary_precision` and `preserve_order`, because a proxy may change neither a number nor the order of fields. The
-//! figures compare the two; the cost of a whole request is measured by `end_to_end`.
+//! The alternative is a tree of `serde_json` values that is read, changed and written again: with
+//! `arbitrary_precision` and `preserve_order`, since a proxy may change neither a number nor an order. Numbers say
+//! how one compares with the other; what a request costs in the end is the business of `end_to_end`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Upper bound of each benchmark.
+/// One without an end would otherwise take the longest of all.
 const LONGEST: Duration = Duration::from_secs(2);
 
 fn main() {
@@ -32,11 +32,11 @@ fn main() {
 }
 
 const SIZES: [usize; 4] = [1 << 10, 64 << 10, 1 << 20, 16 << 20];
-/// Prompt logprobs to merge: the number of tokens of the prompt.
+/// Logprobs of a prompt that are merged.
 const LOGPROBS: usize = 2_000;
 const ROOM: u64 = 4_611_686_018_427_387_904;
 
-/// Parsing a request and injecting the bootstrap fields.
+/// Reading a request, and writing the fields of the rendezvous into it.
 #[divan::bench_group]
 mod rendezvous {
     use divan::Bencher;
@@ -44,7 +44,7 @@ mod rendezvous {
 
     use super::*;
 
-    /// A chat body whose prompt has a line end and two quotes in every line.
+    /// A prompt as text, with a line end and a quote every so often.
     fn text(size: usize) -> String {
         chat(
             "words of a prompt, some of them \"quoted\"; then the line ends\n",
@@ -60,7 +60,7 @@ mod rendezvous {
         .to_string()
     }
 
-    /// A prompt of token ids.
+    /// A prompt as token ids.
     fn ids(size: usize) -> String {
         let ids: Vec<usize> = (0..size / 6).map(|id| 10_000 + id % 90_000).collect();
         json!({"input_ids": ids, "sampling_params": {"max_new_tokens": 128}}).to_string()
@@ -72,7 +72,7 @@ mod rendezvous {
             .bench(|| pd::parse(route, body.as_bytes()).unwrap());
     }
 
-    /// The body as the proxy holds it, with spare capacity for the fields.
+    /// The body as the proxy holds it, with room for the fields.
     fn held(body: &str) -> BytesMut {
         let mut held = BytesMut::with_capacity(body.len() + pd::tail_reserve(1));
         held.extend_from_slice(body.as_bytes());
@@ -147,7 +147,7 @@ mod rendezvous {
     }
 }
 
-/// Splitting a stream of 1,000 events of about 200 bytes.
+/// A stream of 1,000 events of about 200 bytes, cut into events again.
 #[divan::bench_group]
 mod splitting {
     use divan::Bencher;
@@ -170,7 +170,7 @@ mod splitting {
         event().repeat(EVENTS).into()
     }
 
-    /// The stream in chunks of this many bytes.
+    /// The stream in chunks of so many bytes.
     fn bench_chunks(bencher: Bencher<'_, '_>, bytes: usize) {
         let stream = stream();
         let chunks: Vec<Bytes> = stream
@@ -208,7 +208,7 @@ mod splitting {
         bench_chunks(bencher, 7);
     }
 
-    /// Each event is parsed and serialized.
+    /// Each event is read and written again.
     #[divan::bench]
     fn tree(bencher: Bencher<'_, '_>) {
         let stream = stream();
@@ -224,7 +224,7 @@ mod splitting {
     }
 }
 
-/// Merging prefill's data of a prompt of 2,000 tokens into decode's response.
+/// Prefill's knowledge of a prompt of 2,000 tokens, put into decode's answer.
 #[divan::bench_group]
 mod merging {
     use divan::Bencher;
@@ -246,7 +246,7 @@ mod merging {
         .to_string()
     }
 
-    /// `/v1/completions` with `echo`: the prompt's tokens and the first generated one.
+    /// `/v1/completions` with `echo`: the prompt's tokens, and the first of the answer.
     fn completed(tokens: usize) -> String {
         let tokens = 0..=tokens;
         let logprob = |token: usize| -9.586_738_5 - token as f64 / 64.0;
@@ -267,7 +267,7 @@ mod merging {
         .to_string()
     }
 
-    /// The responses of prefill and decode.
+    /// The answers of prefill and decode.
     fn answers(merge: Merge) -> [Bytes; 2] {
         match merge {
             Merge::Echo => [completed(LOGPROBS), completed(0)],
@@ -276,7 +276,7 @@ mod merging {
         .map(Bytes::from)
     }
 
-    /// The merge of the alternative, on two trees.
+    /// What the alternative does with the two trees.
     fn merge_trees(merge: Merge, prefill: &Value, decode: &mut Value) {
         if merge != Merge::Echo {
             let known = prefill["meta_info"]["input_token_logprobs"].clone();
@@ -313,14 +313,14 @@ mod merging {
         merged: fn(Merge, &[Bytes; 2]) -> Bytes,
     ) {
         let answers = answers(merge);
-        // Both merges give the same result.
+        // Both do the same.
         assert_eq!(merged(merge, &answers), merged_as_trees(merge, &answers));
         bencher
             .counter(BytesCount::new(answers[0].len() + answers[1].len()))
             .bench(|| merged(merge, &answers));
     }
 
-    /// One event, after prefill's response has been parsed.
+    /// One event, when prefill's answer has been read.
     fn bench_event(bencher: Bencher<'_, '_>, merge: Merge) {
         let [prefill, decode] = answers(merge);
         let side = PrefillData::from_body(merge, Batch::Single, prefill).unwrap();
@@ -382,7 +382,7 @@ mod merging {
         bench_whole(bencher, Merge::Echo, merged_as_trees);
     }
 
-    /// The first event; the others pass unchanged.
+    /// The first event; the others pass.
     #[divan::bench]
     fn completions_echo_event(bencher: Bencher<'_, '_>) {
         bench_event(bencher, Merge::Echo);
@@ -394,7 +394,7 @@ mod merging {
     }
 }
 
-/// Selecting a pair for a request; half of the workers are prefill workers.
+/// A pair for a request; half of the workers are prefill workers.
 #[divan::bench_group]
 mod selection {
     use std::sync::Arc;
@@ -404,8 +404,9 @@ mod selection {
     use divan::counter::ItemsCount;
     use http::HeaderValue;
     use mini_lb::fleet::{
-        Evidence, Fleet, Limits, Origin, Random, Role, Worker, WorkerId, WorkerParts,
+        Evidence, Fleet, Limits, Origin, Policies, Role, Selection, Worker, WorkerId, WorkerParts,
     };
+    use mini_lb::pd::{Route, RoutingKey};
 
     const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
@@ -431,15 +432,25 @@ mod selection {
         Arc::new(Fleet::new(
             (0..half).map(|id| worker(Role::Prefill, id)).collect(),
             (half..workers).map(|id| worker(Role::Decode, id)).collect(),
-            Box::new(Random),
+            Policies::random(),
             Limits::default(),
         ))
     }
 
     fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
+        let request = RoutingKey {
+            route: Route::ChatCompletions,
+            body_bytes: 1 << 10,
+            prompts: 1,
+        };
+        let wanted = Selection {
+            request: &request,
+            avoid: &[],
+            now,
+        };
         bencher
             .counter(ItemsCount::new(1_usize))
-            .bench(|| fleet.select(rand::random, now, &[]).is_ok());
+            .bench(|| fleet.select(wanted, rand::random).is_ok());
     }
 
     #[divan::bench(args = FLEETS)]
@@ -447,7 +458,7 @@ mod selection {
         bench_selection(bencher, &fleet(workers), Instant::now());
     }
 
-    /// One in ten prefill workers is set aside, the first one included.
+    /// One in ten prefill workers refuses connections, the first of them always.
     #[divan::bench(args = FLEETS)]
     fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
         let (fleet, now) = (fleet(workers), Instant::now());
@@ -458,7 +469,7 @@ mod selection {
     }
 }
 
-/// Checking the head of a request, the first step of all.
+/// The head of a request, looked at before anything else is.
 #[divan::bench_group]
 mod admission {
     use divan::Bencher;
@@ -477,7 +488,7 @@ mod admission {
             .bench(|| mini_lb::inside::check(divan::black_box(HEAD.as_bytes())).unwrap());
     }
 
-    /// For comparison: the parse that follows the check.
+    /// What it comes on top of: the parse that follows.
     #[divan::bench]
     fn httparse(bencher: Bencher<'_, '_>) {
         bencher.counter(BytesCount::of_str(HEAD)).bench(|| {

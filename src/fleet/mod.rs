@@ -11,6 +11,7 @@ mod pairs;
 mod policy;
 mod queue;
 mod rooms;
+mod select;
 mod worker;
 
 use std::fmt;
@@ -22,16 +23,18 @@ use breaker::Change;
 pub use breaker::{Evidence, Limits};
 pub use budget::RetryBudget;
 use pairs::Pairs;
-pub use policy::{Policy, Random};
+pub use policy::{Candidate, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
+use select::Filter;
+pub use select::Selection;
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// All workers, and the policy that chooses among them.
 pub struct Fleet {
     prefill: Vec<Arc<Worker>>,
     decode: Vec<Arc<Worker>>,
-    policy: Box<dyn Policy>,
+    policies: Policies,
     limits: Limits,
     pairs: Pairs,
     /// `None` when workers take as many requests as come.
@@ -61,25 +64,18 @@ impl fmt::Display for NoWorker {
 
 impl std::error::Error for NoWorker {}
 
-/// A prefill worker and a decode worker that go together.
-type Pair = (Arc<Worker>, Arc<Worker>);
-
-/// How often a pick that may not be taken is drawn anew before the candidates are looked through. In a fleet
-/// in which most are well that is never needed, and the cost does not grow with the fleet.
-const REDRAWS: usize = 4;
-
 impl Fleet {
     /// A fleet of these workers under this policy.
     pub fn new(
         prefill: Vec<Arc<Worker>>,
         decode: Vec<Arc<Worker>>,
-        policy: Box<dyn Policy>,
+        policies: Policies,
         limits: Limits,
     ) -> Self {
         Self {
             prefill,
             decode,
-            policy,
+            policies,
             limits,
             pairs: Pairs::default(),
             queue: None,
@@ -94,27 +90,40 @@ impl Fleet {
 
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
-    /// Workers and pairs that are set aside are not picked, nor those in `avoid`, unless there is no other:
-    /// a worker that looks dead is better than no answer. One without an address is never picked. `draw` gives
+    /// Workers and pairs that are set aside are not chosen, nor those that failed the request, unless there is no
+    /// other: a worker that looks dead is better than no answer. One without an address is never chosen. `draw` gives
     /// uniformly distributed 64-bit values. Limits are not asked here: [`Fleet::admit`] does that.
     ///
     /// # Errors
     /// The role that has no worker.
     pub fn select(
         &self,
+        wanted: Selection<'_>,
         mut draw: impl FnMut() -> u64,
-        now: Instant,
-        avoid: &[WorkerId],
     ) -> Result<Lease, NoWorker> {
-        // Where every worker has room there is always a pair.
-        let pair = self.find(&mut draw, now, avoid, |_| true)?;
+        let filter = self.filter(wanted.avoid, wanted.now, usize::MAX);
+        // Where every worker has capacity there is always a pair.
+        let pair = filter.pair(wanted.request, &mut draw)?;
         let (prefill, decode) = pair.ok_or(NoWorker(Role::Decode))?;
-        prefill.picked(now);
-        decode.picked(now);
+        prefill.picked(wanted.now);
+        decode.picked(wanted.now);
         Ok(Lease {
             prefill: prefill.load(),
             decode: decode.load(),
         })
+    }
+
+    fn filter<'a>(&'a self, avoid: &'a [WorkerId], now: Instant, capacity: usize) -> Filter<'a> {
+        Filter {
+            prefill: &self.prefill,
+            decode: &self.decode,
+            policies: &self.policies,
+            pairs: &self.pairs,
+            slow_start: self.limits.slow_start,
+            avoid,
+            now,
+            capacity,
+        }
     }
 
     /// Whether a request could be sent to a pair that is not set aside.
@@ -163,97 +172,6 @@ impl Fleet {
     /// Every worker: prefill first, each role in the order of the configuration.
     pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.prefill.iter().chain(&self.decode)
-    }
-
-    /// A pair that may be taken now; `None` when those that may be picked have no room. A worker that is set
-    /// aside and has room does not stand in for one that is well and full.
-    fn find(
-        &self,
-        draw: &mut impl FnMut() -> u64,
-        now: Instant,
-        avoid: &[WorkerId],
-        has_room: impl Fn(&Worker) -> bool,
-    ) -> Result<Option<Pair>, NoWorker> {
-        let fit = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
-        let mut lonely = Vec::new();
-        loop {
-            let has_peer = |worker: &Worker| has_room(worker) && !lonely.contains(&worker.id());
-            let found = self.pick(Role::Prefill, draw, now, avoid, fit, has_peer)?;
-            let Some(prefill) = found else {
-                return Ok(None);
-            };
-            let together = |worker: &Worker| {
-                fit(worker) && self.pairs.admits((prefill.id(), worker.id()), now)
-            };
-            let found = self.pick(Role::Decode, draw, now, avoid, together, &has_room)?;
-            if let Some(decode) = found {
-                return Ok(Some((prefill, decode)));
-            }
-            // Every prefill worker has the same peers, but for pairs that are set aside.
-            if !self.pairs.has_records() {
-                return Ok(None);
-            }
-            lonely.push(prefill.id());
-        }
-    }
-
-    /// A worker that fits and has room; of a fleet in which none fits, one that is not to be avoided, or any.
-    /// `None` when those have no room.
-    fn pick(
-        &self,
-        role: Role,
-        draw: &mut impl FnMut() -> u64,
-        now: Instant,
-        avoid: &[WorkerId],
-        fit: impl Fn(&Worker) -> bool,
-        has_room: impl Fn(&Worker) -> bool,
-    ) -> Result<Option<Arc<Worker>>, NoWorker> {
-        let candidates = self.of(role);
-        for _ in 0..REDRAWS {
-            let worker = self.choose(candidates, draw).ok_or(NoWorker(role))?;
-            if fit(worker) && has_room(worker) && self.accepts_share(worker, draw, now) {
-                return Ok(Some(worker.clone()));
-            }
-        }
-        let last_resorts: [&dyn Fn(&Worker) -> bool; 3] =
-            [&fit, &|worker| !avoid.contains(&worker.id()), &|_| true];
-        for fit in last_resorts {
-            let placed = candidates.iter().filter(|worker| worker.has_address());
-            let mut fitting = placed.filter(|worker| fit(worker)).peekable();
-            if fitting.peek().is_some() {
-                let roomy: Vec<_> = fitting.filter(|worker| has_room(worker)).cloned().collect();
-                return Ok(self.choose_patiently(&roomy, draw, now).cloned());
-            }
-        }
-        Err(NoWorker(role))
-    }
-
-    /// One of those that may be taken. Where all of them have just come back it is one of them.
-    fn choose_patiently<'a>(
-        &self,
-        candidates: &'a [Arc<Worker>],
-        draw: &mut impl FnMut() -> u64,
-        now: Instant,
-    ) -> Option<&'a Arc<Worker>> {
-        for _ in 0..REDRAWS {
-            let worker = self.choose(candidates, draw)?;
-            if self.accepts_share(worker, draw, now) {
-                return Some(worker);
-            }
-        }
-        self.choose(candidates, draw)
-    }
-
-    fn choose<'a>(
-        &self,
-        candidates: &'a [Arc<Worker>],
-        draw: &mut impl FnMut() -> u64,
-    ) -> Option<&'a Arc<Worker>> {
-        candidates.get(self.policy.pick(candidates, draw())?)
-    }
-
-    fn accepts_share(&self, worker: &Worker, draw: &mut impl FnMut() -> u64, now: Instant) -> bool {
-        worker.accepts_share(draw, now, self.limits.slow_start)
     }
 }
 

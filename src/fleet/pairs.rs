@@ -32,20 +32,36 @@ struct Record {
     until: Option<Instant>,
 }
 
+/// The pairs that are set aside at one moment. Their records are locked meanwhile.
+pub(super) struct Aside<'a> {
+    records: MutexGuard<'a, HashMap<Pair, Record>>,
+    now: Instant,
+}
+
+impl Aside<'_> {
+    /// Whether the pair may be picked.
+    pub(super) fn admits(&self, pair: Pair) -> bool {
+        let until = self.records.get(&pair).and_then(|record| record.until);
+        until.is_none_or(|until| self.now >= until)
+    }
+}
+
 impl Pairs {
-    /// Whether any pair is in trouble.
-    pub(super) fn has_records(&self) -> bool {
+    fn has_records(&self) -> bool {
         self.known.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the pair may be picked now.
     pub(super) fn admits(&self, pair: Pair, now: Instant) -> bool {
-        !self.has_records()
-            || self
-                .lock()
-                .get(&pair)
-                .and_then(|record| record.until)
-                .is_none_or(|until| now >= until)
+        self.aside(now).is_none_or(|aside| aside.admits(pair))
+    }
+
+    /// The pairs that are set aside now, for many questions under one lock; `None` when there is no record at all.
+    pub(super) fn aside(&self, now: Instant) -> Option<Aside<'_>> {
+        self.has_records().then(|| Aside {
+            records: self.lock(),
+            now,
+        })
     }
 
     /// The pair has served a request.

@@ -19,7 +19,9 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Fleet, Lease, NoWorker, Pair, Worker, WorkerId};
+use super::select::Pair;
+use super::{Fleet, Lease, NoWorker, Selection, Worker, WorkerId};
+use crate::pd::RoutingKey;
 
 /// The limit of the workers, and who waits for room.
 pub struct Queue {
@@ -74,6 +76,7 @@ struct Line {
 
 struct Waiter {
     number: u64,
+    request: RoutingKey,
     /// Empty for a request that was not tried before.
     avoid: Vec<WorkerId>,
     lease: oneshot::Sender<Lease>,
@@ -95,10 +98,6 @@ impl Queue {
             draw: Box::new(draw),
             line: Mutex::default(),
         }
-    }
-
-    fn has_room(&self, worker: &Worker) -> bool {
-        worker.in_flight() < self.per_worker.get()
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -133,20 +132,25 @@ impl Fleet {
     /// A role has no worker, or too many wait already.
     pub fn admit(
         self: &Arc<Self>,
+        wanted: Selection<'_>,
         mut draw: impl FnMut() -> u64,
-        now: Instant,
-        avoid: &[WorkerId],
     ) -> Result<Turn, Refusal> {
         let Some(queue) = &self.queue else {
-            let lease = self.select(draw, now, avoid).map_err(Refusal::NoWorker)?;
+            let lease = self.select(wanted, draw).map_err(Refusal::NoWorker)?;
             return Ok(Turn::Now(lease));
         };
+        let Selection {
+            request,
+            avoid,
+            now,
+        } = wanted;
         let mut line = queue.line();
         self.serve(queue, &mut line);
         let tried = !avoid.is_empty();
         // What somebody waits for is not there for the next one either: that need not be looked for.
         if tried || line.untried() == 0 {
-            let found = self.find(&mut draw, now, avoid, |worker| queue.has_room(worker));
+            let filter = self.filter(avoid, now, queue.per_worker.get());
+            let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
                 return Ok(Turn::Now(self.lease(pair, now)));
             }
@@ -164,6 +168,7 @@ impl Fleet {
         };
         let waiter = Waiter {
             number,
+            request: request.clone(),
             avoid: avoid.to_vec(),
             lease: sender,
         };
@@ -184,9 +189,8 @@ impl Fleet {
         match line.untried() {
             waiting if waiting < queue.size => false,
             0 => {
-                let has_room = |worker: &Worker| queue.has_room(worker);
-                let found = self.find(&mut &*queue.draw, (queue.now)(), &[], has_room);
-                matches!(found, Ok(None))
+                let filter = self.filter(&[], (queue.now)(), queue.per_worker.get());
+                matches!(filter.has_pair(&mut &*queue.draw), Ok(false))
             }
             _ => true,
         }
@@ -216,9 +220,8 @@ impl Fleet {
         let now = (queue.now)();
         let mut place = 0;
         while let Some(waiter) = line.waiters.get(place) {
-            let has_room = |worker: &Worker| queue.has_room(worker);
-            let found = self.find(&mut &*queue.draw, now, &waiter.avoid, has_room);
-            match found {
+            let filter = self.filter(&waiter.avoid, now, queue.per_worker.get());
+            match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
                     let lease = self.lease(pair, now);
                     let sent = line
@@ -237,7 +240,7 @@ impl Fleet {
     }
 
     /// Counts the load of the pair; under the lock of the queue.
-    fn lease(self: &Arc<Self>, (prefill, decode): Pair, now: Instant) -> Lease {
+    fn lease(self: &Arc<Self>, (prefill, decode): Pair<'_>, now: Instant) -> Lease {
         prefill.picked(now);
         decode.picked(now);
         Lease {

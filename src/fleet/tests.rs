@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::pd::{Route, RoutingKey};
 
 fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
     Arc::new(unlimited(prefills, decodes))
@@ -15,6 +16,11 @@ fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
 
 /// Prefill workers from 1000, decode workers from 2000.
 pub(super) fn unlimited(prefills: u16, decodes: u16) -> Fleet {
+    fleet_of(Policies::random(), prefills, decodes)
+}
+
+/// The same under these policies.
+pub(super) fn fleet_of(policies: Policies, prefills: u16, decodes: u16) -> Fleet {
     let workers = |role, ports: std::ops::Range<u16>| {
         ports
             .map(|port| Arc::new(Worker::for_tests(role, port)))
@@ -23,9 +29,24 @@ pub(super) fn unlimited(prefills: u16, decodes: u16) -> Fleet {
     Fleet::new(
         workers(Role::Prefill, 1000..1000 + prefills),
         workers(Role::Decode, 2000..2000 + decodes),
-        Box::new(Random),
+        policies,
         Limits::default(),
     )
+}
+
+/// A request of which no policy of these tests reads anything.
+pub(super) const REQUEST: RoutingKey = RoutingKey {
+    route: Route::Generate,
+    body_bytes: 0,
+    prompts: 1,
+};
+
+pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {
+    Selection {
+        request: &REQUEST,
+        avoid,
+        now,
+    }
 }
 
 /// Draws that reach every candidate in turn.
@@ -38,7 +59,7 @@ pub(super) fn draws() -> impl FnMut() -> u64 {
 }
 
 /// Draws that say nothing about the next one.
-fn unrelated_draws() -> impl FnMut() -> u64 {
+pub(super) fn unrelated_draws() -> impl FnMut() -> u64 {
     let mut rng = SmallRng::seed_from_u64(1);
     move || rng.random()
 }
@@ -46,7 +67,7 @@ fn unrelated_draws() -> impl FnMut() -> u64 {
 #[test]
 fn a_lease_counts_up_both_workers_and_down_again_when_its_halves_drop() {
     let fleet = fleet(1, 1);
-    let lease = fleet.select(|| 7, Instant::now(), &[]).unwrap();
+    let lease = fleet.select(wanted(Instant::now(), &[]), || 7).unwrap();
     assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 1);
     assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
     drop(lease.prefill);
@@ -61,14 +82,14 @@ fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
     let now = Instant::now();
     let one_sided = fleet(1, 0);
     assert_eq!(
-        one_sided.select(|| 0, now, &[]).err(),
+        one_sided.select(wanted(now, &[]), || 0).err(),
         Some(NoWorker(Role::Decode))
     );
     assert_eq!(one_sided.of(Role::Prefill)[0].in_flight(), 0);
     assert!(!one_sided.has_pair(now));
     let other = fleet(0, 1);
     assert_eq!(
-        other.select(|| 0, now, &[]).err(),
+        other.select(wanted(now, &[]), || 0).err(),
         Some(NoWorker(Role::Prefill))
     );
 }
@@ -82,18 +103,18 @@ fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
     let fleet = Arc::new(Fleet::new(
         vec![unplaced.clone()],
         vec![decode],
-        Box::new(Random),
+        Policies::random(),
         Limits::default(),
     ));
     // Whatever is said about it, and however urgent it is.
     for evidence in [Evidence::Neutral, Evidence::Absent, Evidence::Good] {
         fleet.note(&unplaced, evidence, now);
         assert!(!fleet.has_pair(now));
-        let refused = fleet.select(draws(), now, &[]).err();
+        let refused = fleet.select(wanted(now, &[]), draws()).err();
         assert_eq!(refused, Some(NoWorker(Role::Prefill)));
     }
     unplaced.set_address(([127, 0, 0, 1], 1).into());
-    assert!(fleet.has_pair(now) && fleet.select(draws(), now, &[]).is_ok());
+    assert!(fleet.has_pair(now) && fleet.select(wanted(now, &[]), draws()).is_ok());
 }
 
 #[test]
@@ -112,7 +133,7 @@ fn a_worker_that_refuses_connections_gets_nothing_as_long_as_there_is_another() 
     fleet.note(&gone, Evidence::Absent, now);
     let mut draw = draws();
     for _ in 0..1000 {
-        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         assert_ne!(lease.prefill.id(), gone.id());
     }
     assert!(fleet.has_pair(now));
@@ -126,7 +147,7 @@ fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_en
     let mut draw = unrelated_draws();
     let mut percent = |now| {
         let picks = (0..10_000).filter(|_| {
-            let lease = fleet.select(&mut draw, now, &[]).unwrap();
+            let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
             lease.decode.id() == returned.id()
         });
         (picks.count() + 50) / 100
@@ -155,7 +176,7 @@ fn slow_start_refuses_nobody_where_all_have_just_come_back() {
     }
     let mut draw = unrelated_draws();
     let picks = (0..1000).filter(|_| {
-        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         lease.decode.id() == fleet.of(Role::Decode)[0].id()
     });
     assert!((450..550).contains(&picks.count()));
@@ -169,9 +190,12 @@ fn when_all_look_dead_they_are_tried() {
         fleet.note(worker, Evidence::Absent, now);
     }
     assert!(!fleet.has_pair(now));
-    let tried = fleet.select(draws(), now, &[]).unwrap();
+    let tried = fleet.select(wanted(now, &[]), draws()).unwrap();
     let other = fleet
-        .select(draws(), now, &[tried.prefill.id(), tried.decode.id()])
+        .select(
+            wanted(now, &[tried.prefill.id(), tried.decode.id()]),
+            draws(),
+        )
         .unwrap();
     assert_ne!(other.prefill.id(), tried.prefill.id());
     assert_eq!(other.decode.id(), tried.decode.id(), "there is no other");
@@ -188,15 +212,34 @@ fn a_pair_that_fails_together_is_not_picked_together() {
     let mut draw = draws();
     let mut seen = std::collections::HashSet::new();
     for _ in 0..1000 {
-        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         seen.insert((lease.prefill.id(), lease.decode.id()));
     }
     assert_eq!(seen.len(), 3);
     assert!(!seen.contains(&(prefill.id(), decode.id())));
     fleet.note_pair_good(prefill, decode);
     let back = (0..1000).any(|_| {
-        let lease = fleet.select(&mut draw, now, &[]).unwrap();
+        let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         (lease.prefill.id(), lease.decode.id()) == (prefill.id(), decode.id())
     });
     assert!(back);
+}
+
+#[test]
+fn a_prefill_worker_all_of_whose_pairs_are_set_aside_is_not_picked() {
+    let fleet = fleet(2, 1);
+    let now = Instant::now();
+    let (broken, decode) = (&fleet.of(Role::Prefill)[0], &fleet.of(Role::Decode)[0]);
+    (0..3).for_each(|_| fleet.note_pair_bad(broken, decode, now));
+    let mut draw = draws();
+    for _ in 0..1000 {
+        let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
+        assert_ne!(lease.prefill.id(), broken.id());
+    }
+    let other = &fleet.of(Role::Prefill)[1];
+    (0..3).for_each(|_| fleet.note_pair_bad(other, decode, now));
+    assert!(
+        fleet.select(wanted(now, &[]), &mut draw).is_ok(),
+        "when all look broken they are tried"
+    );
 }

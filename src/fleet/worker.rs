@@ -13,7 +13,7 @@ use super::breaker::{Breaker, Change, Evidence, Limits};
 use crate::pd::{Bootstrap, Role};
 
 /// Tells workers apart as long as the process lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u32);
 
 /// What a worker is made of.

@@ -10,10 +10,12 @@
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
 pub mod json;
+mod routing;
 pub mod sglang;
 pub mod sse;
 pub mod verdict;
 
+pub use routing::RoutingKey;
 pub use sglang::{
     Batch, Bootstrap, ErrorShape, Facts, Fields, Injected, Invalid, Merge, MergeError, PrefillData,
     RequestId, Rid, Room, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,

@@ -14,7 +14,7 @@ use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Ids, Keep, Plan, PrefillLeg, PrefillRequest};
-use crate::pd::{self, Batch, Bootstrap, Facts, Fields, Merge, RequestId, Rid, Route};
+use crate::pd::{self, Batch, Bootstrap, Facts, Fields, Merge, RequestId, Rid, Route, RoutingKey};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
 const MAX_PROMPTS: usize = 1 << 16;
@@ -55,9 +55,11 @@ impl Proxy {
         let head = legs::for_legs(session.req_header(), route.path(), &ctx.record.request_id)?;
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
+        let key = RoutingKey::new(route, &facts, body.len());
         ctx.request = Some(Request {
             route,
             facts,
+            key,
             head: Arc::new(head),
             body: Body::Read(body),
         });

@@ -17,7 +17,7 @@ use crate::client::{Admitted, Listener, Share};
 use crate::error::{Fault, ProxyError};
 use crate::fleet::{Lease, WorkerId};
 use crate::legs::Attempt;
-use crate::pd::{ErrorShape, Facts, Injected, RequestState, Route, sse};
+use crate::pd::{ErrorShape, Facts, Injected, RequestState, Route, RoutingKey, sse};
 use crate::telemetry::{Pair, Record};
 
 /// Ends the phases: a fault is in the context.
@@ -56,6 +56,8 @@ pub(crate) struct RequestContext {
 pub(super) struct Request {
     pub(super) route: Route,
     pub(super) facts: Facts,
+    /// What the policies may know of the request.
+    pub(super) key: RoutingKey,
     /// The head of the legs, without the fields that differ between attempts and workers.
     pub(super) head: Arc<RequestHeader>,
     pub(super) body: Body,

@@ -13,7 +13,7 @@ use super::Proxy;
 use super::request::RequestContext;
 use crate::client;
 use crate::error::ProxyError;
-use crate::fleet::{Lease, Refusal, Ticket, Turn};
+use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,8 +31,15 @@ impl Proxy {
         if ctx.lease.is_some() {
             return Ok(());
         }
-        let turn = self.fleet.admit(rand::random, Instant::now(), &ctx.avoid);
-        ctx.lease = Some(match turn {
+        let Some(request) = &ctx.request else {
+            return Err(ctx.refuse(ProxyError::Internal("nothing to select for".into())));
+        };
+        let wanted = Selection {
+            request: &request.key,
+            avoid: &ctx.avoid,
+            now: Instant::now(),
+        };
+        ctx.lease = Some(match self.fleet.admit(wanted, rand::random) {
             Ok(Turn::Now(lease)) => lease,
             // Boxed, because it is large and rare: the future of every request would carry it.
             Ok(Turn::Later(ticket)) => Box::pin(self.wait(session, ctx, ticket)).await?,

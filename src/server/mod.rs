@@ -34,7 +34,8 @@ use crate::config::{
 };
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
-    self, Fleet, LiveRooms, Origin, Queue, Random, RetryBudget, Role, Worker, WorkerId, WorkerParts,
+    self, Fleet, LiveRooms, Origin, Policies, Queue, RetryBudget, Role, Worker, WorkerId,
+    WorkerParts,
 };
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -333,13 +334,13 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
             })
             .collect::<Result<Vec<_>, _>>()
     };
-    let policy = match config.policy {
-        Policy::Random => Box::new(Random),
+    let policies = match config.policy {
+        Policy::Random => Policies::random(),
     };
     let mut fleet = Fleet::new(
         workers(Role::Prefill, &config.prefill)?,
         workers(Role::Decode, &config.decode)?,
-        policy,
+        policies,
         breaker_limits(&config.faults),
     );
     if let Some(queue) = &config.queue {

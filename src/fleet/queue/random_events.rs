@@ -149,31 +149,37 @@ impl Course {
         }
     }
 
-    /// Slow, and without draws: whether any pair that may be picked has room.
+    /// Slow, and without draws: whether a pair that may be picked has capacity.
     fn could_be_served(&self, avoid: &[WorkerId]) -> bool {
         let (fleet, now) = (&self.stage.fleet, self.stage.now());
-        let fits = |worker: &Worker| worker.admits(now) && !avoid.contains(&worker.id());
-        let eligible = |role, fits: &dyn Fn(&Worker) -> bool| -> Vec<Arc<Worker>> {
-            let all = || fleet.of(role).iter().cloned();
-            let well: Vec<_> = all().filter(|worker| fits(worker)).collect();
-            let other: Vec<_> = all()
+        let eligible = |role| -> Vec<Arc<Worker>> {
+            let all: Vec<_> = fleet.of(role).to_vec();
+            let others: Vec<_> = all
+                .iter()
                 .filter(|worker| !avoid.contains(&worker.id()))
+                .cloned()
                 .collect();
-            [well, other, all().collect()]
+            let well = others.iter().filter(|worker| worker.admits(now)).cloned();
+            [well.collect(), others.clone(), all]
                 .into_iter()
                 .find(|tier| !tier.is_empty())
                 .unwrap()
         };
-        let has_room = |worker: &Arc<Worker>| worker.in_flight() < self.limit;
-        eligible(Role::Prefill, &fits)
-            .iter()
-            .filter(|prefill| has_room(prefill))
-            .any(|prefill| {
-                let together = |worker: &Worker| {
-                    fits(worker) && fleet.pairs.admits((prefill.id(), worker.id()), now)
-                };
-                eligible(Role::Decode, &together).iter().any(has_room)
-            })
+        let (prefill, decode) = (eligible(Role::Prefill), eligible(Role::Decode));
+        let pairs = || {
+            let pairs = prefill.iter().map(|p| decode.iter().map(move |d| (p, d)));
+            pairs.flatten()
+        };
+        let has_capacity = |(p, d): &(&Arc<Worker>, &Arc<Worker>)| {
+            p.in_flight() < self.limit && d.in_flight() < self.limit
+        };
+        let admits =
+            |(p, d): &(&Arc<Worker>, &Arc<Worker>)| fleet.pairs.admits((p.id(), d.id()), now);
+        // Where every pair is set aside they are tried.
+        let any_is_good = pairs().any(|pair| admits(&pair));
+        pairs()
+            .filter(|pair| admits(pair) || !any_is_good)
+            .any(|pair| has_capacity(&pair))
     }
 }
 

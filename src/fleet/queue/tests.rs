@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-use super::super::tests::{draws, unlimited};
+use super::super::tests::{draws, unlimited, wanted};
 use super::super::{Evidence, Role};
 use super::*;
 
@@ -44,7 +44,7 @@ impl Stage {
 
     pub(super) fn again(&mut self, avoid: &[WorkerId]) -> Result<Turn, Refusal> {
         let now = self.now();
-        self.fleet.admit(&mut self.draw, now, avoid)
+        self.fleet.admit(wanted(now, avoid), &mut self.draw)
     }
 
     fn served(&mut self) -> Lease {
@@ -86,7 +86,7 @@ fn without_a_limit_everybody_is_served_at_once() {
     let mut leases = Vec::new();
     for _ in 0..1000 {
         assert!(!fleet.is_full());
-        match fleet.admit(|| 0, Instant::now(), &[]) {
+        match fleet.admit(wanted(Instant::now(), &[]), || 0) {
             Ok(Turn::Now(lease)) => leases.push(lease),
             _ => panic!("not served at once"),
         }
@@ -225,7 +225,9 @@ async fn every_turn_comes_where_threads_come_end_and_leave_at_once() {
         let fleet = fleet.clone();
         tokio::spawn(async move {
             for round in 0..500 {
-                let turn = fleet.admit(rand::random, Instant::now(), &[]).unwrap();
+                let turn = fleet
+                    .admit(wanted(Instant::now(), &[]), rand::random)
+                    .unwrap();
                 let lease = match turn {
                     Turn::Now(lease) => lease,
                     Turn::Later(_) if (client + round) % 5 == 0 => continue,

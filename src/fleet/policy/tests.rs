@@ -1,0 +1,287 @@
+//! The seam of the policies, with two small ones: what they see, when they are asked, and for which role.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use futures_util::FutureExt;
+
+use super::super::tests::{draws, fleet_of, unrelated_draws};
+use super::super::{Evidence, Fleet, Lease, Queue, Selection, Turn, WorkerId};
+use super::*;
+use crate::pd::Route;
+
+/// One question to a policy.
+type Asked = (RoutingKey, Vec<Candidate>);
+
+/// Candidates in turn. Keeps all questions.
+#[derive(Default)]
+struct RoundRobin {
+    last: Option<WorkerId>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Policy for RoundRobin {
+    fn choose(
+        &mut self,
+        request: &RoutingKey,
+        candidates: &[Candidate],
+        _draw: u64,
+    ) -> Option<usize> {
+        let asked = (request.clone(), candidates.to_vec());
+        self.asked.lock().unwrap().push(asked);
+        let after = |candidate: &Candidate| self.last.is_none_or(|last| candidate.id > last);
+        let next = candidates.iter().position(after).unwrap_or(0);
+        self.last = Some(candidates.get(next)?.id);
+        Some(next)
+    }
+}
+
+/// Long requests to the first candidate, short ones to the last.
+struct ByLength;
+
+impl Policy for ByLength {
+    fn choose(
+        &mut self,
+        request: &RoutingKey,
+        candidates: &[Candidate],
+        _draw: u64,
+    ) -> Option<usize> {
+        let last = candidates.len().checked_sub(1)?;
+        Some(if request.body_bytes >= 1000 { 0 } else { last })
+    }
+}
+
+/// A fleet whose roles have a round robin each, and what those were asked.
+struct Watched {
+    fleet: Arc<Fleet>,
+    prefill: Arc<Mutex<Vec<Asked>>>,
+    decode: Arc<Mutex<Vec<Asked>>>,
+    now: Instant,
+}
+
+impl Watched {
+    fn fleet(prefills: u16, decodes: u16) -> (Fleet, Self) {
+        let (prefill, decode) = (RoundRobin::default(), RoundRobin::default());
+        let now = Instant::now();
+        let (asked_prefill, asked_decode) = (prefill.asked.clone(), decode.asked.clone());
+        let policies = Policies {
+            prefill: RolePolicy::stateful(prefill),
+            decode: RolePolicy::stateful(decode),
+        };
+        let watched = Self {
+            fleet: Arc::new(fleet_of(Policies::random(), 0, 0)),
+            prefill: asked_prefill,
+            decode: asked_decode,
+            now,
+        };
+        (fleet_of(policies, prefills, decodes), watched)
+    }
+
+    fn unlimited(prefills: u16, decodes: u16) -> Self {
+        let (fleet, watched) = Self::fleet(prefills, decodes);
+        Self {
+            fleet: Arc::new(fleet),
+            ..watched
+        }
+    }
+
+    /// One request at once for each worker, and ten that wait.
+    fn limited(prefills: u16, decodes: u16) -> Self {
+        let (fleet, watched) = Self::fleet(prefills, decodes);
+        let now = watched.now;
+        let queue = Queue::new(NonZeroUsize::MIN, 10, move || now, || 0);
+        Self {
+            fleet: Arc::new(fleet.limited(queue)),
+            ..watched
+        }
+    }
+
+    fn select(&self) -> Lease {
+        select(&self.fleet, &request(1), &[], self.now)
+    }
+
+    fn admit(&self, body_bytes: usize) -> Turn {
+        let request = request(body_bytes);
+        let wanted = Selection {
+            request: &request,
+            avoid: &[],
+            now: self.now,
+        };
+        self.fleet.admit(wanted, || 0).unwrap()
+    }
+
+    /// How often each role was asked.
+    fn count(&self) -> (usize, usize) {
+        let count = |asked: &Mutex<Vec<Asked>>| asked.lock().unwrap().len();
+        (count(&self.prefill), count(&self.decode))
+    }
+
+    fn ids(&self, role: Role) -> Vec<WorkerId> {
+        let members = self.fleet.of(role);
+        members.iter().map(|worker| worker.id()).collect()
+    }
+}
+
+fn request(body_bytes: usize) -> RoutingKey {
+    RoutingKey {
+        route: Route::ChatCompletions,
+        body_bytes,
+        prompts: 1,
+    }
+}
+
+fn select(fleet: &Fleet, request: &RoutingKey, avoid: &[WorkerId], now: Instant) -> Lease {
+    let wanted = Selection {
+        request,
+        avoid,
+        now,
+    };
+    fleet.select(wanted, draws()).unwrap()
+}
+
+fn last(asked: &Mutex<Vec<Asked>>) -> Asked {
+    asked.lock().unwrap().last().unwrap().clone()
+}
+
+#[test]
+fn a_policy_sees_the_request_and_the_workers_that_may_take_it_with_their_load() {
+    let watched = Watched::unlimited(4, 1);
+    let fleet = &watched.fleet;
+    let workers: Vec<_> = fleet.of(Role::Prefill).to_vec();
+    fleet.note(&workers[0], Evidence::Absent, watched.now);
+    let _busy = [workers[3].load(), workers[3].load()];
+    let long = request(70_000);
+    let failed = [workers[1].id()];
+    let lease = select(fleet, &long, &failed, watched.now);
+    assert_eq!(lease.prefill.id(), workers[2].id());
+    let candidate = |index: usize, in_flight| Candidate {
+        id: workers[index].id(),
+        in_flight,
+    };
+    let seen = vec![candidate(2, 0), candidate(3, 2)];
+    assert_eq!(last(&watched.prefill), (long, seen));
+}
+
+#[test]
+fn a_choice_can_follow_from_the_request() {
+    let policies = Policies {
+        prefill: RolePolicy::stateful(ByLength),
+        decode: RolePolicy::Random,
+    };
+    let fleet = fleet_of(policies, 3, 3);
+    let now = Instant::now();
+    let chosen = |bytes| select(&fleet, &request(bytes), &[], now).prefill.id();
+    let prefill = fleet.of(Role::Prefill);
+    assert_eq!(chosen(1_000_000), prefill[0].id());
+    assert_eq!(chosen(10), prefill[2].id());
+}
+
+#[test]
+fn each_role_has_a_policy_of_its_own_that_is_asked_once_for_each_request() {
+    let watched = Watched::unlimited(2, 3);
+    let (prefill, decode) = (watched.ids(Role::Prefill), watched.ids(Role::Decode));
+    for request in 0..6 {
+        let lease = watched.select();
+        assert_eq!(lease.prefill.id(), prefill[request % 2]);
+        assert_eq!(lease.decode.id(), decode[request % 3]);
+        assert_eq!(watched.count(), (request + 1, request + 1));
+    }
+}
+
+#[test]
+fn round_robin_skips_and_starves_no_worker_while_others_are_set_aside() {
+    let watched = Watched::unlimited(5, 1);
+    for gone in [0, 2] {
+        let gone = watched.fleet.of(Role::Prefill)[gone].clone();
+        watched.fleet.note(&gone, Evidence::Absent, watched.now);
+    }
+    let mut served = BTreeMap::new();
+    for _ in 0..9 {
+        *served.entry(watched.select().prefill.id()).or_insert(0) += 1;
+    }
+    let well = [1, 3, 4].map(|index| (watched.ids(Role::Prefill)[index], 3));
+    assert_eq!(served, BTreeMap::from(well));
+}
+
+#[test]
+fn a_policy_is_asked_once_where_pairs_are_set_aside_and_sees_no_worker_without_a_peer() {
+    let watched = Watched::unlimited(3, 2);
+    let fleet = &watched.fleet;
+    let (prefill, decode) = (fleet.of(Role::Prefill), fleet.of(Role::Decode));
+    for lonely in decode {
+        (0..3).for_each(|_| fleet.note_pair_bad(&prefill[0], lonely, watched.now));
+    }
+    (0..3).for_each(|_| fleet.note_pair_bad(&prefill[1], &decode[0], watched.now));
+    let lease = watched.select();
+    let ids = |(_, seen): Asked| seen.iter().map(|seen| seen.id).collect::<Vec<_>>();
+    assert_eq!(lease.prefill.id(), prefill[1].id());
+    assert_eq!(
+        ids(last(&watched.prefill)),
+        [prefill[1].id(), prefill[2].id()]
+    );
+    assert_eq!(ids(last(&watched.decode)), [decode[1].id()]);
+    assert_eq!(watched.count(), (1, 1));
+}
+
+#[test]
+fn a_policy_is_not_asked_when_no_pair_can_come_of_it() {
+    let watched = Watched::limited(2, 1);
+    let Turn::Now(served) = watched.admit(1) else {
+        panic!("there is capacity");
+    };
+    assert_eq!(watched.count(), (1, 1));
+    // A prefill worker has capacity, decode has none.
+    let waits = watched.admit(2);
+    assert!(!watched.fleet.is_full());
+    watched.fleet.serve_waiting();
+    assert!(matches!(waits, Turn::Later(_)));
+    assert_eq!(watched.count(), (1, 1));
+    drop((served, waits));
+}
+
+#[test]
+fn a_request_that_waited_is_shown_with_the_candidates_of_its_turn() {
+    let watched = Watched::limited(2, 2);
+    let take = || match watched.admit(1) {
+        Turn::Now(lease) => lease,
+        Turn::Later(_) => panic!("there is capacity"),
+    };
+    let (_one, two) = (take(), take());
+    let Turn::Later(mut ticket) = watched.admit(4242) else {
+        panic!("all workers are full");
+    };
+    let freed = (two.prefill.id(), two.decode.id());
+    drop(two);
+    assert_eq!(watched.count(), (3, 3));
+    let lease = ticket.turn().now_or_never().unwrap();
+    assert_eq!((lease.prefill.id(), lease.decode.id()), freed);
+    let only = |id| vec![Candidate { id, in_flight: 0 }];
+    assert_eq!(last(&watched.prefill), (request(4242), only(freed.0)));
+    assert_eq!(last(&watched.decode), (request(4242), only(freed.1)));
+}
+
+#[test]
+fn slow_start_hides_a_worker_from_the_policy_for_most_requests() {
+    let watched = Watched::unlimited(1, 2);
+    let back = watched.fleet.of(Role::Decode)[0].clone();
+    watched.fleet.note(&back, Evidence::Absent, watched.now);
+    watched.fleet.note(&back, Evidence::Present, watched.now);
+    let (key, mut draw) = (request(1), unrelated_draws());
+    let mut seen = 0;
+    for _ in 0..2000 {
+        let wanted = Selection {
+            request: &key,
+            avoid: &[],
+            now: watched.now,
+        };
+        watched.fleet.select(wanted, &mut draw).unwrap();
+        let (_, candidates) = last(&watched.decode);
+        seen += usize::from(candidates.len() == 2);
+    }
+    // A tenth of the requests, as slow start has just begun.
+    assert!((150..250).contains(&seen), "{seen} of 2000");
+}

@@ -1,0 +1,239 @@
+//! SELECT: which pair serves a request. Filter first, then choose.
+//!
+//! The filter leaves the workers that may take the request; then the policy of each role is asked, once, and only
+//! when a pair will come of it. Where both roles choose at random there is a way round the lists: a worker is drawn
+//! and then tested, which in a healthy fleet succeeds at once however large the fleet is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::pairs::{Aside, Pairs};
+use super::policy::{Candidate, Policies, Random};
+use super::{NoWorker, Worker, WorkerId};
+use crate::pd::{Role, RoutingKey};
+
+/// How often a worker that may not be taken is drawn anew before the lists are made.
+const REDRAWS: usize = 4;
+
+/// A request that wants a pair.
+#[derive(Clone, Copy)]
+pub struct Selection<'a> {
+    /// What the policies may know of the request.
+    pub request: &'a RoutingKey,
+    /// The workers that failed the request in earlier attempts: they are chosen only where there is no other. Empty
+    /// for a request that was not tried before.
+    pub avoid: &'a [WorkerId],
+    /// The time of the choice.
+    pub now: Instant,
+}
+
+/// A prefill worker and a decode worker that go together.
+pub(super) type Pair<'a> = (&'a Arc<Worker>, &'a Arc<Worker>);
+
+/// All that decides which workers may be chosen at one moment.
+pub(super) struct Filter<'a> {
+    pub(super) prefill: &'a [Arc<Worker>],
+    pub(super) decode: &'a [Arc<Worker>],
+    pub(super) policies: &'a Policies,
+    pub(super) pairs: &'a Pairs,
+    pub(super) slow_start: Duration,
+    pub(super) avoid: &'a [WorkerId],
+    pub(super) now: Instant,
+    /// How many requests a worker may have in flight with the new one.
+    pub(super) capacity: usize,
+}
+
+/// The workers of which a pair can be made.
+struct Sides<'a> {
+    prefill: Vec<&'a Arc<Worker>>,
+    decode: Vec<&'a Arc<Worker>>,
+    /// Pairs that may not be made of them. Every prefill worker has a decode worker besides these.
+    aside: Option<Aside<'a>>,
+}
+
+impl<'a> Filter<'a> {
+    /// The pair that serves this request now; `None` when the workers that may be chosen have no capacity. A worker
+    /// that is set aside and has capacity does not stand in for one that is well and full.
+    ///
+    /// # Errors
+    /// The role that has no worker with an address.
+    pub(super) fn pair(
+        &self,
+        request: &RoutingKey,
+        draw: &mut impl FnMut() -> u64,
+    ) -> Result<Option<Pair<'a>>, NoWorker> {
+        if let Some(pair) = self.drawn_pair(draw) {
+            return Ok(Some(pair));
+        }
+        let Some(sides) = self.sides()? else {
+            return Ok(None);
+        };
+        let Some(prefill) = self.choose(Role::Prefill, &sides.prefill, request, draw) else {
+            return Ok(None);
+        };
+        let mut decode = sides.decode;
+        if let Some(aside) = &sides.aside {
+            decode.retain(|decode| aside.admits((prefill.id(), decode.id())));
+        }
+        let decode = self.choose(Role::Decode, &decode, request, draw);
+        Ok(decode.map(|decode| (prefill, decode)))
+    }
+
+    /// Whether [`Filter::pair`] would find one now. No policy is asked.
+    ///
+    /// # Errors
+    /// The role that has no worker with an address.
+    pub(super) fn has_pair(&self, draw: &mut impl FnMut() -> u64) -> Result<bool, NoWorker> {
+        Ok(self.drawn_pair(draw).is_some() || self.sides()?.is_some())
+    }
+
+    /// A pair without a look at all workers. `None` says nothing about the fleet.
+    fn drawn_pair(&self, draw: &mut impl FnMut() -> u64) -> Option<Pair<'a>> {
+        if !self.policies.are_random() {
+            return None;
+        }
+        let prefill = self.drawn(self.prefill, draw, |_| true)?;
+        let decode = self.drawn(self.decode, draw, |decode| {
+            self.pairs.admits((prefill.id(), decode.id()), self.now)
+        })?;
+        Some((prefill, decode))
+    }
+
+    fn drawn(
+        &self,
+        workers: &'a [Arc<Worker>],
+        draw: &mut impl FnMut() -> u64,
+        suits: impl Fn(&Worker) -> bool,
+    ) -> Option<&'a Arc<Worker>> {
+        (0..REDRAWS).find_map(|_| {
+            let worker = &workers[Random::index(workers.len(), draw())?];
+            let may_be_taken = self.is_fit(worker)
+                && self.has_capacity(worker)
+                && suits(worker)
+                && self.accepts_share(worker, draw);
+            may_be_taken.then_some(worker)
+        })
+    }
+
+    /// All workers that a policy may choose now; `None` when there is no pair among them.
+    fn sides(&self) -> Result<Option<Sides<'a>>, NoWorker> {
+        let prefill = self.available(Role::Prefill, self.capacity)?;
+        if prefill.is_empty() {
+            return Ok(None);
+        }
+        let decode = self.available(Role::Decode, self.capacity)?;
+        if decode.is_empty() {
+            return Ok(None);
+        }
+        let Some(aside) = self.pairs.aside(self.now) else {
+            return Ok(Some(Sides {
+                prefill,
+                decode,
+                aside: None,
+            }));
+        };
+        // The first decode worker that is not set aside with it ends the search for a prefill worker, so that all
+        // searches together look at no more pairs than are set aside, and one for each prefill worker.
+        let has_peer = |prefill: &Arc<Worker>, decode: &[&Arc<Worker>]| {
+            let mut peers = decode.iter();
+            peers.any(|decode| aside.admits((prefill.id(), decode.id())))
+        };
+        let paired: Vec<_> = prefill
+            .iter()
+            .copied()
+            .filter(|prefill| has_peer(prefill, &decode))
+            .collect();
+        if !paired.is_empty() {
+            return Ok(Some(Sides {
+                prefill: paired,
+                decode,
+                aside: Some(aside),
+            }));
+        }
+        // A pair that is well and full is waited for. Where every pair is set aside they are tried.
+        let all = self.available(Role::Prefill, usize::MAX)?;
+        let all_decode = self.available(Role::Decode, usize::MAX)?;
+        if all
+            .into_iter()
+            .any(|prefill| has_peer(prefill, &all_decode))
+        {
+            return Ok(None);
+        }
+        Ok(Some(Sides {
+            prefill,
+            decode,
+            aside: None,
+        }))
+    }
+
+    /// The workers that fit and have capacity; of a fleet in which none fits, those that have not failed the
+    /// request, or all. Empty when those have no capacity.
+    fn available(&self, role: Role, capacity: usize) -> Result<Vec<&'a Arc<Worker>>, NoWorker> {
+        let workers = match role {
+            Role::Prefill => self.prefill,
+            Role::Decode => self.decode,
+        };
+        let last_resorts: [&dyn Fn(&Worker) -> bool; 3] = [
+            &|worker| self.is_fit(worker),
+            &|worker| !self.avoid.contains(&worker.id()),
+            &|_| true,
+        ];
+        for suits in last_resorts {
+            let mut suit_at_all = false;
+            let mut available = Vec::new();
+            let suiting = workers.iter().filter(|worker| suits(worker));
+            for worker in suiting.filter(|worker| worker.has_address()) {
+                suit_at_all = true;
+                if worker.in_flight() < capacity {
+                    available.push(worker);
+                }
+            }
+            if suit_at_all {
+                return Ok(available);
+            }
+        }
+        Err(NoWorker(role))
+    }
+
+    /// Asks the policy of the role. Slow start is a filter too, but not where it would leave no worker.
+    fn choose(
+        &self,
+        role: Role,
+        workers: &[&'a Arc<Worker>],
+        request: &RoutingKey,
+        draw: &mut impl FnMut() -> u64,
+    ) -> Option<&'a Arc<Worker>> {
+        let sharing: Vec<_> = workers
+            .iter()
+            .copied()
+            .filter(|worker| self.accepts_share(worker, draw))
+            .collect();
+        let workers = if sharing.is_empty() {
+            workers
+        } else {
+            &sharing
+        };
+        let candidates: Vec<_> = workers
+            .iter()
+            .map(|worker| Candidate {
+                id: worker.id(),
+                in_flight: worker.in_flight(),
+            })
+            .collect();
+        let policy = self.policies.of(role);
+        let chosen = policy.choose(request, &candidates, draw())?;
+        workers.get(chosen).copied()
+    }
+
+    fn is_fit(&self, worker: &Worker) -> bool {
+        worker.admits(self.now) && !self.avoid.contains(&worker.id())
+    }
+
+    fn has_capacity(&self, worker: &Worker) -> bool {
+        worker.in_flight() < self.capacity
+    }
+
+    fn accepts_share(&self, worker: &Worker, draw: &mut impl FnMut() -> u64) -> bool {
+        worker.accepts_share(draw, self.now, self.slow_start)
+    }
+}
