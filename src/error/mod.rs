@@ -16,7 +16,7 @@ use crate::endpoint::{ERROR_CODE, WholeResponse};
 use crate::fleet::{NoWorker, Role};
 use crate::legs::{LegError, Rejection};
 use crate::net::Failure;
-use crate::pd::{ErrorShape, Invalid, MergeError, Route};
+use crate::pd::{ErrorShape, Invalid, MergeError};
 
 pub use code::{Code, Retry, Row, Side};
 
@@ -281,8 +281,8 @@ impl Fault {
         }
     }
 
-    /// The whole response, in the shape that clients of this route read.
-    pub(crate) fn response(&self, route: Option<Route>) -> WholeResponse {
+    /// The whole response, in the shape that the clients of its route read.
+    pub(crate) fn response(&self, shape: ErrorShape) -> WholeResponse {
         match self {
             Fault::Rejected(_, rejection) => {
                 let mut response = WholeResponse::new(rejection.status, "", rejection.body.clone());
@@ -295,15 +295,14 @@ impl Fault {
             }
             Fault::Own(error) => {
                 let code = error.code();
-                let shape = ErrorShape::of(route);
                 error_response(code, code.status(), shape, &error.to_string())
             }
         }
     }
 
     /// The JSON of this error inside a stream that has begun.
-    pub(crate) fn event(&self, route: Option<Route>) -> String {
-        ErrorShape::of(route).event(self.status().as_u16(), &self.message())
+    pub(crate) fn event(&self, shape: ErrorShape) -> String {
+        shape.event(self.status().as_u16(), &self.message())
     }
 }
 

@@ -12,14 +12,14 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::abort::{Aborter, Ids};
+use super::abort::Aborter;
 use super::first_event::Rejection;
 use super::headers::{self, is_encoded};
 use super::prefill::{Outcome, PrefillLeg, ResponseTimes, is_event_stream};
 use super::response::{HELD_LIMIT, Response, ResponseError};
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::{Chunks, Client, Failure, PooledHandle};
-use crate::pd::{self, Batch, Leg, Merge, MergeError, PrefillData, Route};
+use crate::pd::{self, Batch, Engine, Leg, Merge, MergeError, PrefillData, RequestIds, Route};
 
 /// Why an attempt gives no response.
 #[derive(Debug, Clone)]
@@ -36,6 +36,7 @@ pub(crate) enum LegError {
 
 /// The parts of a request that both legs of an attempt share.
 pub(crate) struct Plan {
+    pub(crate) engine: Engine,
     pub(crate) route: Route,
     pub(crate) stream: bool,
     pub(crate) merge: Merge,
@@ -45,7 +46,7 @@ pub(crate) struct Plan {
     /// Length of the body of both legs, in bytes.
     pub(crate) body_len: usize,
     /// The ids under which the workers know the request.
-    pub(crate) ids: Arc<Ids>,
+    pub(crate) ids: Arc<RequestIds>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) aborter: Arc<Aborter>,
 }
@@ -206,7 +207,7 @@ impl Attempt {
         if self.plan.merge == Merge::None {
             self.response = match (self.streams, length) {
                 (true, _) if is_encoded(&head.headers) => Response::Passed,
-                (true, _) => Response::first_event(self.plan.route),
+                (true, _) => Response::first_event(self.plan.engine, self.plan.route),
                 (false, Some(HELD_LIMIT..)) => Response::Passed,
                 (false, _) => Response::whole(),
             };
@@ -223,7 +224,7 @@ impl Attempt {
             return error.map_or(Ok(()), |error| Err(LegError::Merge(error)));
         }
         self.response = if self.streams {
-            Response::merged_stream(self.plan.route, data, max_event_bytes)
+            Response::merged_stream(self.plan.engine, self.plan.route, data, max_event_bytes)
         } else {
             Response::merged_document(data)
         };
@@ -292,7 +293,7 @@ impl Attempt {
         let authorization = self.plan.head.headers.get(AUTHORIZATION);
         self.plan
             .aborter
-            .send(worker, &self.plan.ids, authorization);
+            .send(worker, self.plan.engine, &self.plan.ids, authorization);
     }
 
     fn abort_prefill(&self, leg: &PrefillLeg) {

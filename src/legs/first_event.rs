@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
-use crate::pd::{self, Route, Splitter, WorkerError};
+use crate::pd::{Engine, Route, Splitter, WorkerError};
 
 /// The longest first event that is awaited, in bytes. An error event of SGLang has a few hundred.
 pub(super) const FIRST_EVENT_LIMIT: usize = 64 << 10;
@@ -21,13 +21,13 @@ pub(super) enum FirstEvent {
 
 impl FirstEvent {
     /// Reads the first event of a stream that begins with these bytes.
-    pub(super) fn read(route: Route, begin: &Bytes) -> Self {
+    pub(super) fn read(engine: Engine, route: Route, begin: &Bytes) -> Self {
         let mut splitter = Splitter::new(FIRST_EVENT_LIMIT);
         splitter.push(begin.clone());
         match splitter.next_event() {
-            Ok(Some(event)) => {
-                pd::stream_error(route, &event).map_or(FirstEvent::Content, FirstEvent::Error)
-            }
+            Ok(Some(event)) => engine
+                .stream_error(route, &event)
+                .map_or(FirstEvent::Content, FirstEvent::Error),
             Ok(None) => FirstEvent::Incomplete,
             Err(_) => FirstEvent::Content,
         }

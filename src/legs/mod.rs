@@ -12,7 +12,7 @@ mod headers;
 mod prefill;
 mod response;
 
-pub(crate) use abort::{Aborter, Ids};
+pub(crate) use abort::Aborter;
 pub(crate) use attempt::{Attempt, LegError, Plan};
 pub(crate) use first_event::Rejection;
 pub(crate) use headers::{for_legs, is_encoded, request_id};

@@ -17,7 +17,7 @@ use pingora_http::RequestHeader;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply, Target};
-use crate::pd::{self, Leg, Route};
+use crate::pd::{Engine, Leg, Route};
 
 use super::first_event::{FIRST_EVENT_LIMIT, FirstEvent, Rejection};
 
@@ -78,6 +78,7 @@ pub(crate) struct ResponseTimes {
 
 /// The request of a prefill leg.
 pub(crate) struct PrefillRequest {
+    pub(crate) engine: Engine,
     pub(crate) client: Arc<Client>,
     pub(crate) worker: Load,
     pub(crate) rooms: Arc<Rooms>,
@@ -284,11 +285,11 @@ impl PrefillRequest {
             Keep::Nothing => drain(&mut reply).await?,
         };
         let error = match streams {
-            true => match FirstEvent::read(self.route, &body) {
+            true => match FirstEvent::read(self.engine, self.route, &body) {
                 FirstEvent::Error(error) => Some(error),
                 FirstEvent::Content | FirstEvent::Incomplete => None,
             },
-            false => pd::document_error(self.route, &body),
+            false => self.engine.document_error(self.route, &body),
         };
         Ok(match (error, self.keep) {
             (Some(error), _) => Outcome::Rejected(error.into()),

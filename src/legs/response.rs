@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::first_event::{FirstEvent, Rejection};
 use crate::pd::{
-    self, EventTooLong, MergeError, PrefillData, Route, Splitter, StreamMerger, WorkerError,
+    self, Engine, EventTooLong, MergeError, PrefillData, Route, Splitter, StreamMerger, WorkerError,
 };
 
 /// The longest document that is held until it is whole, in bytes. Most have a few KiB and arrive in one chunk.
@@ -21,7 +21,7 @@ pub(super) enum Response {
     /// A document that is held until its end.
     Whole(BytesMut),
     /// A stream whose first event is not complete yet.
-    FirstEvent(Route, BytesMut),
+    FirstEvent(Engine, Route, BytesMut),
     /// A document that is held until its end, and then merged.
     MergedDocument(PrefillData, BytesMut),
     /// A stream whose events are merged one by one. Boxed, because most requests merge nothing.
@@ -30,6 +30,7 @@ pub(super) enum Response {
 
 /// The state of a stream that is merged.
 pub(super) struct MergedStream {
+    engine: Engine,
     route: Route,
     splitter: Splitter,
     merger: StreamMerger,
@@ -72,8 +73,8 @@ impl Response {
     }
 
     /// A stream that passes unless its first event is an error.
-    pub(super) fn first_event(route: Route) -> Self {
-        Response::FirstEvent(route, BytesMut::new())
+    pub(super) fn first_event(engine: Engine, route: Route) -> Self {
+        Response::FirstEvent(engine, route, BytesMut::new())
     }
 
     /// A document that is merged with prefill's data.
@@ -82,8 +83,14 @@ impl Response {
     }
 
     /// A stream that is merged with prefill's data. An event may have `max_event_bytes`.
-    pub(super) fn merged_stream(route: Route, data: PrefillData, max_event_bytes: usize) -> Self {
+    pub(super) fn merged_stream(
+        engine: Engine,
+        route: Route,
+        data: PrefillData,
+        max_event_bytes: usize,
+    ) -> Self {
         Response::MergedStream(Box::new(MergedStream {
+            engine,
             route,
             splitter: Splitter::new(max_event_bytes),
             merger: StreamMerger::new(data),
@@ -99,7 +106,9 @@ impl Response {
         let (out, settled) = match self {
             Response::Passed => return Ok(chunk),
             Response::Whole(held) => hold(held, chunk, end),
-            Response::FirstEvent(route, held) => await_first_event(*route, held, chunk, end)?,
+            Response::FirstEvent(engine, route, held) => {
+                await_first_event(*engine, *route, held, chunk, end)?
+            }
             Response::MergedDocument(data, held) => {
                 held.extend_from_slice(&chunk);
                 return match end {
@@ -122,7 +131,7 @@ impl MergedStream {
         let mut out = BytesMut::new();
         while let Some(event) = self.splitter.next_event()? {
             if !self.begun
-                && let Some(error) = pd::stream_error(self.route, &event)
+                && let Some(error) = self.engine.stream_error(self.route, &event)
             {
                 return Err(error.into());
             }
@@ -152,6 +161,7 @@ fn hold(held: &mut BytesMut, chunk: Bytes, end: bool) -> (Bytes, bool) {
 
 /// The begin of a stream once its first event is complete and no error, and whether that is so.
 fn await_first_event(
+    engine: Engine,
     route: Route,
     held: &mut BytesMut,
     chunk: Bytes,
@@ -163,7 +173,7 @@ fn await_first_event(
         held.extend_from_slice(&chunk);
         held.split().freeze()
     };
-    match FirstEvent::read(route, &begin) {
+    match FirstEvent::read(engine, route, &begin) {
         FirstEvent::Error(error) => Err(error.into()),
         FirstEvent::Incomplete if !end => {
             held.extend_from_slice(&begin);

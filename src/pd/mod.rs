@@ -9,17 +9,19 @@
 //! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
+mod engine;
 pub mod json;
 mod routing;
 pub mod sglang;
 pub mod sse;
 pub mod verdict;
 
+pub use engine::Engine;
 pub use routing::RoutingKey;
 pub use sglang::{
     Batch, Bootstrap, ErrorShape, Facts, Fields, Injected, Invalid, Merge, MergeError, PrefillData,
-    RequestId, Rid, Room, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,
-    parse, request, stream_error, tail_reserve,
+    RequestId, RequestIds, Rid, Room, StreamMerger, WorkerError, bootstrap, document_error, inject,
+    merge, parse, request, stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{Leg, RequestState, RetryRules, Verdict};

@@ -13,8 +13,8 @@ use super::{Limits, Proxy};
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Rooms};
-use crate::legs::{self, Attempt, Ids, Keep, Plan, PrefillLeg, PrefillRequest};
-use crate::pd::{self, Batch, Bootstrap, Facts, Fields, Merge, RequestId, Rid, Route, RoutingKey};
+use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
+use crate::pd::{Bootstrap, Engine, Facts, Fields, Merge, RequestIds, Route, RoutingKey};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
 const MAX_PROMPTS: usize = 1 << 16;
@@ -23,7 +23,7 @@ const MAX_PROMPTS: usize = 1 << 16;
 struct Prepared {
     body: Bytes,
     rooms: Arc<Rooms>,
-    ids: Ids,
+    ids: RequestIds,
 }
 
 impl Proxy {
@@ -42,13 +42,13 @@ impl Proxy {
         }
         let (limit, timeout) = (self.limits.max_body_bytes, self.limits.body_timeout);
         // With room for the fields of one prompt, so that preparing it moves no byte.
-        let reserve = pd::tail_reserve(1);
+        let reserve = self.engine.tail_reserve(1);
         let share = ctx.share.insert(self.body_memory.share());
         let body = match client::read_body(session, limit, timeout, reserve, share).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };
-        let facts = match parse(route, &body) {
+        let facts = match parse(self.engine, route, &body) {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -101,18 +101,15 @@ impl Proxy {
     fn prepare(&self, request: Request, bootstrap: &Bootstrap) -> (Request, Prepared) {
         let (route, facts) = (request.route, &request.facts);
         let rooms = Arc::new(self.rooms.take(facts.batch.prompts(), rand::random));
-        let ids = ids(route, facts);
+        let ids = self.engine.request_ids(route, facts, rand::random);
         let fields = Fields {
             bootstrap,
             rooms: rooms.as_slice(),
-            rids: match &ids {
-                Ids::Proxy(ids) => Some(ids),
-                Ids::Client(_) | Ids::Unknown => None,
-            },
+            rids: ids.to_inject(),
         };
         let injected = match request.body {
-            Body::Read(body) => pd::inject(body, facts, &fields),
-            Body::Sent(injected) => injected.again(&fields),
+            Body::Read(body) => self.engine.inject(body, facts, &fields),
+            Body::Sent(injected) => self.engine.inject_again(&injected, &fields),
         };
         let body = injected.body.clone();
         let request = Request {
@@ -132,6 +129,7 @@ impl Proxy {
         let facts = &request.facts;
         let prefill = lease.prefill.clone();
         let leg = PrefillLeg::spawn(PrefillRequest {
+            engine: self.engine,
             client: self.client.clone(),
             worker: lease.prefill,
             rooms: prepared.rooms.clone(),
@@ -146,6 +144,7 @@ impl Proxy {
         });
         let prefill_failed = Box::pin(leg.failure());
         let plan = Plan {
+            engine: self.engine,
             route: request.route,
             stream: facts.stream,
             merge: facts.merge,
@@ -180,8 +179,8 @@ impl Limits {
 }
 
 /// The facts of a request that a pair can serve.
-fn parse(route: Route, body: &[u8]) -> std::result::Result<Facts, ProxyError> {
-    let facts = pd::parse(route, body).map_err(ProxyError::Invalid)?;
+fn parse(engine: Engine, route: Route, body: &[u8]) -> std::result::Result<Facts, ProxyError> {
+    let facts = engine.parse(route, body).map_err(ProxyError::Invalid)?;
     if facts.n > 1 {
         return Err(ProxyError::Samples(facts.n));
     }
@@ -189,22 +188,4 @@ fn parse(route: Route, body: &[u8]) -> std::result::Result<Facts, ProxyError> {
         return Err(ProxyError::BatchTooLarge(MAX_PROMPTS));
     }
     Ok(facts)
-}
-
-/// The ids under which the workers know the request. `/v1/responses` and `/v1/messages` take none.
-///
-/// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py`; a batch with one id names its items `id_0` and
-/// so on: `srt/managers/io_struct.py` (`_normalize_rid`).
-fn ids(route: Route, facts: &Facts) -> Ids {
-    let prompts = facts.batch.prompts();
-    match (&facts.rid, route) {
-        (Some(Rid::One(id)), _) => Ids::Client(match facts.batch {
-            Batch::Single => vec![id.clone()],
-            Batch::Of(_) => (0..prompts).map(|item| format!("{id}_{item}")).collect(),
-        }),
-        (Some(Rid::Many(_)), _) | (None, Route::Responses | Route::Messages) => Ids::Unknown,
-        (None, Route::Generate | Route::ChatCompletions | Route::Completions) => {
-            Ids::Proxy((0..prompts).map(|_| RequestId(rand::random())).collect())
-        }
-    }
 }

@@ -34,7 +34,8 @@ impl Proxy {
         if !ctx.has_begun() {
             return self.write_fault(session, fault, ctx).await;
         }
-        if let Some(event) = ctx.error_event(&fault) {
+        let shape = self.engine.error_shape(ctx.record.route);
+        if let Some(event) = ctx.error_event(&fault, shape) {
             // The client may have left as well. The body stays without its end, because the connection closes: a client
             // that took it for complete would send its next request there.
             let _ = session.write_response_body(Some(event), false).await;
@@ -56,7 +57,7 @@ impl Proxy {
         if !reusable {
             session.set_keepalive(None);
         }
-        let response = fault.response(ctx.record.route);
+        let response = fault.response(self.engine.error_shape(ctx.record.route));
         if let Err(error) = endpoints::write(session, response, ctx).await {
             log::debug!(
                 "response not written request_id={:?} error={error}",

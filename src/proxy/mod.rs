@@ -42,10 +42,12 @@ use crate::endpoint::Endpoints;
 use crate::fleet::{Fleet, LiveRooms, RetryBudget};
 use crate::legs::Aborter;
 use crate::net::Client;
+use crate::pd::Engine;
 use request::RequestContext;
 
 /// The proxy of one balancer. The listeners share it.
 pub(crate) struct Proxy {
+    pub(crate) engine: Engine,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) rooms: Arc<LiveRooms>,
     pub(crate) client: Arc<Client>,

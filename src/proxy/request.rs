@@ -178,19 +178,18 @@ impl RequestContext {
 
     /// The last event of a stream that ends with this fault, behind a half-sent one if need be. `None` where the response
     /// is not a stream: it can only be cut.
-    pub(super) fn error_event(&self, fault: &Fault) -> Option<Bytes> {
+    pub(super) fn error_event(&self, fault: &Fault, shape: ErrorShape) -> Option<Bytes> {
         if !self.streams() {
             return None;
         }
-        let route = self.record.route;
         let mut event = String::new();
         if !self.sent.events.is_at_event_end() {
             event.push_str("\n\n");
         }
-        if ErrorShape::of(route) == ErrorShape::Anthropic {
+        if shape == ErrorShape::Anthropic {
             event.push_str("event: error\n");
         }
-        event.push_str(&sse::error_event(&fault.event(route)));
+        event.push_str(&sse::error_event(&fault.event(shape)));
         Some(event.into())
     }
 

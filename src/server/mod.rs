@@ -40,7 +40,7 @@ use crate::fleet::{
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
 use crate::ops::Ops;
-use crate::pd::Bootstrap;
+use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Limits, Proxy};
 use shutdown::{Opening, Shutdown, Signals};
 use upgrade::OldProcess;
@@ -371,6 +371,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         path: probes.path,
     });
     let proxy = Proxy {
+        engine: Engine::default(),
         rooms: Arc::new(LiveRooms::default()),
         aborter: Arc::new(Aborter::new(client.clone(), faults.abort_requests)),
         budget: RetryBudget::new(Instant::now()).into(),

@@ -10,6 +10,7 @@ use std::fmt::{self, Write};
 
 use bytes::{Bytes, BytesMut};
 
+use super::ids::RequestId;
 use super::request::{Batch, Facts};
 
 /// A rendezvous number, 1..=2^63-1. It must be unique among the live requests of both workers.
@@ -94,19 +95,6 @@ pub struct Fields<'a> {
     pub rooms: &'a [Room],
     /// One id for each prompt, where the client sent none and the endpoint takes one.
     pub rids: Option<&'a [RequestId]>,
-}
-
-/// The id under which a worker knows a request, made by the proxy: 32 hexadecimal digits like SGLang's own, so
-/// that SGLang's matching by prefix hits nothing else.
-///
-/// Source: SGLang 0.5.23, `srt/managers/scheduler.py` (`abort_request`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(pub u128);
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
 }
 
 /// A body with its fields, and what is needed to give it others.

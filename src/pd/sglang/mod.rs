@@ -6,14 +6,16 @@
 
 pub mod bootstrap;
 pub mod error_body;
+pub mod ids;
 pub mod merge;
 pub mod outcome;
 mod prefill_data;
 pub mod request;
 mod worker_response;
 
-pub use bootstrap::{Bootstrap, Fields, Injected, RequestId, Room, inject, tail_reserve};
+pub use bootstrap::{Bootstrap, Fields, Injected, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
+pub use ids::{RequestId, RequestIds};
 pub use merge::StreamMerger;
 pub use outcome::{WorkerError, document_error, stream_error};
 pub use prefill_data::PrefillData;
