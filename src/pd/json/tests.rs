@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
+
+use super::scanner::STRING_STEP;
 use super::*;
 
 fn scan(text: &[u8]) -> Result<Range<usize>, Error> {
@@ -172,9 +175,16 @@ proptest::proptest! {
 
 #[test]
 fn a_flaw_is_found_in_every_piece_of_a_long_string() {
-    for at in [1, PIECE, PIECE + 1, PIECE + 2, 2 * PIECE, 3 * PIECE - 1] {
-        let mut text = vec![b'a'; 3 * PIECE + 2];
-        (text[0], text[3 * PIECE + 1]) = (b'"', b'"');
+    for at in [
+        1,
+        STRING_STEP,
+        STRING_STEP + 1,
+        STRING_STEP + 2,
+        2 * STRING_STEP,
+        3 * STRING_STEP - 1,
+    ] {
+        let mut text = vec![b'a'; 3 * STRING_STEP + 2];
+        (text[0], text[3 * STRING_STEP + 1]) = (b'"', b'"');
         assert_eq!(scan(&text), Ok(0..text.len()));
         text[at] = b'\n';
         let what = "a control character in a string";

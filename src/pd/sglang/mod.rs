@@ -10,6 +10,7 @@ pub mod ids;
 pub mod merge;
 pub mod outcome;
 mod prefill_data;
+mod prompts;
 pub mod request;
 mod worker_response;
 

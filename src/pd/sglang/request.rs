@@ -1,50 +1,51 @@
-//! PARSE: what the proxy must know of a request before it can send it twice.
+//! PARSE: what the proxy must know of a request before it can send it to a pair, and send it again.
 //!
-//! What lives here: one pass over the body that finds the few facts below and the places where
-//! [`super::bootstrap`] cuts and writes. What may not: judging a request. A value that the worker will
-//! refuse gets the harmless reading, and the worker says what is wrong with it.
+//! What lives here: one pass over the body that finds the facts below and the places where [`super::bootstrap`] cuts
+//! and writes. What may not: judging a request. A value that the worker will refuse is read as the default, and the
+//! worker says what is wrong with it. The exception is a value out of range that no worker may get ([`Invalid`]).
 //!
-//! A repeated key counts as Python counts it: the last one wins.
+//! A repeated key counts as in Python: the last one wins.
 
 use std::fmt;
 
 use super::super::Route;
 use super::super::json::{self, Cuts, Kind, Scanner};
+use super::prompts::{Prompt, completions_prompt, is_kind, is_list_of_lists, prompt};
 
-/// The fields that belong to the proxy; whatever a client puts there is cut out. A client's
-/// `bootstrap_host` would make decode open connections to a place of the client's choice.
-const OWNED: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
+/// The fields that only the proxy may set: a client's are cut out. With a `bootstrap_host` a client could make decode
+/// connect to any address.
+const PROXY_FIELDS: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
-/// What was read from one request.
+/// The facts of one request.
 #[derive(Debug)]
 pub struct Facts {
-    /// Whether the worker will answer with events.
+    /// Whether the worker will respond with a stream of events.
     pub stream: bool,
-    /// How many prompts the request has, and whether as a list.
+    /// The number of prompts, and whether they are a list.
     pub batch: Batch,
     /// Samples per prompt, at least 1.
     pub n: u64,
-    /// What of prefill's answer must get into decode's.
+    /// The part of prefill's response that must be merged into decode's.
     pub merge: Merge,
-    /// The request id that the client chose; `None` when there is none or it is null.
+    /// The request id that the client chose; `None` when it is absent or null.
     pub rid: Option<Rid>,
-    /// What to leave out of the body.
+    /// The members of [`PROXY_FIELDS`] that the client sent.
     pub(super) cuts: Cuts,
-    /// Where the closing brace stands.
+    /// The closing brace, in bytes from the start of the body.
     pub(super) close: usize,
 }
 
 /// The number of prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batch {
-    /// One prompt; the answer is one object.
+    /// One prompt, for which the response is one object.
     Single,
-    /// A list of prompts; the answer is a list, even of one.
+    /// A list of prompts, for which the response is a list, even of one.
     Of(usize),
 }
 
 impl Batch {
-    /// How many prompts there are, which is how many rooms the request needs.
+    /// The number of prompts. Each needs a room.
     pub const fn prompts(self) -> usize {
         match self {
             Self::Single => 1,
@@ -53,10 +54,10 @@ impl Batch {
     }
 }
 
-/// What decode's answer lacks and prefill's has.
+/// The part of the response that only prefill has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merge {
-    /// Nothing; prefill's answer need not be read.
+    /// Nothing; the body of prefill's response is not needed.
     None,
     /// `/generate`: the logprobs of the prompt, and the first row of `output_token_ids_logprobs`.
     InputLogprobs,
@@ -69,7 +70,7 @@ pub enum Merge {
 pub enum Rid {
     /// One id.
     One(String),
-    /// A list of that many ids, for a batch.
+    /// A list of this many ids, for a batch.
     Many(usize),
 }
 
@@ -78,19 +79,19 @@ pub enum Rid {
 pub enum Invalid {
     /// The body is not JSON.
     NotJson {
-        /// Where, in bytes from the start of the body.
+        /// The first byte that is wrong, from the start of the body.
         offset: usize,
-        /// What is wrong there.
+        /// The mistake there.
         what: &'static str,
     },
     /// The body is JSON, but not an object.
     NotAnObject,
-    /// The body nests too deep.
+    /// The body nests deeper than [`json::MAX_DEPTH`].
     TooDeep {
-        /// Where the limit is passed, in bytes from the start of the body.
+        /// The first bracket beyond the limit, in bytes from the start of the body.
         offset: usize,
     },
-    /// `logprob_start_len` is out of range: the smallest value is -1, for "no prompt position".
+    /// `logprob_start_len` is out of range: the smallest value is -1, for no position of the prompt.
     ///
     /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`logprob_start_len`).
     LogprobStart,
@@ -129,7 +130,7 @@ impl From<json::Error> for Invalid {
 /// Reads the facts of a request.
 ///
 /// # Errors
-/// When the body is not a JSON object, nests too deep, or has a field out of range.
+/// The body is not a JSON object, nests too deep, or has a field out of range.
 pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     let mut scanner = Scanner::new(body)?;
     if scanner.kind()? != Kind::Object {
@@ -137,38 +138,38 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         scanner.end()?;
         return Err(Invalid::NotAnObject);
     }
-    let mut seen = Seen::default();
+    let mut values = FieldValues::default();
     let mut cuts = Cuts::default();
     let close = scanner.object(|s, member| {
-        if OWNED.contains(&&*member.name) {
+        if PROXY_FIELDS.contains(&&*member.name) {
             let value = s.skip()?;
             cuts.cut(member.comma, member.start..value.end);
             return Ok(());
         }
         cuts.keep(member.comma);
         match route {
-            Route::Generate => seen.generate(s, &member.name),
-            _ => seen.openai(route, s, &member.name),
+            Route::Generate => values.generate(s, &member.name),
+            _ => values.openai(route, s, &member.name),
         }
     })?;
     scanner.end()?;
-    if seen.return_logprob && seen.starts_before_all {
+    if values.return_logprob && values.start_out_of_range {
         return Err(Invalid::LogprobStart);
     }
     Ok(Facts {
-        stream: seen.stream,
-        batch: seen.batch(),
-        n: seen.n.unwrap_or(1),
-        merge: seen.merge(),
-        rid: seen.rid,
+        stream: values.stream,
+        batch: values.batch(),
+        n: values.n.unwrap_or(1),
+        merge: values.merge(),
+        rid: values.rid,
         cuts,
         close,
     })
 }
 
-/// What the fields said, before they are weighed against each other.
+/// The values of the fields, from which the facts follow once all are known.
 #[derive(Debug, Default)]
-struct Seen {
+struct FieldValues {
     stream: bool,
     n: Option<u64>,
     rid: Option<Rid>,
@@ -177,37 +178,39 @@ struct Seen {
     input_ids: Prompt,
     input_embeds: Prompt,
     return_logprob: bool,
+    /// Some `logprob_start_len` is a position of the prompt.
     starts_in_prompt: bool,
-    starts_before_all: bool,
-    token_ids: bool,
+    /// Some `logprob_start_len` is below its range.
+    start_out_of_range: bool,
+    token_ids_logprob: bool,
     echo: bool,
     logprobs: bool,
 }
 
-impl Seen {
-    /// A field of `/generate`. Its types are strict: only `true` is true, and 1.0 is no integer.
+impl FieldValues {
+    /// Reads a field of `/generate`. Types are strict: only `true` is true, and 1.0 is no integer.
     ///
     /// Source: SGLang 0.5.23, `api/v1/api_types.py` (`_expect_bool`, `_expect_int`).
     fn generate(&mut self, s: &mut Scanner<'_>, name: &str) -> Result<(), json::Error> {
         match name {
             "stream" => self.stream = is_true(s)?,
             "rid" => self.rid = rid(s)?,
-            "text" => self.text = prompt(s, |s| is(s, Kind::Text))?,
-            "input_ids" => self.input_ids = prompt(s, |s| is(s, Kind::Array))?.or_flat(),
-            "input_embeds" => self.input_embeds = prompt(s, is_list_of_lists)?.or_flat(),
+            "text" => self.text = prompt(s, |s| is_kind(s, Kind::Text))?,
+            "input_ids" => self.input_ids = prompt(s, |s| is_kind(s, Kind::Array))?.empty_is_one(),
+            "input_embeds" => self.input_embeds = prompt(s, is_list_of_lists)?.empty_is_one(),
             "sampling_params" => self.n = samples(s)?,
             "return_logprob" => self.return_logprob = any(s, is_true)?,
             "logprob_start_len" => {
                 self.starts_in_prompt = false;
-                self.starts_before_all = false;
+                self.start_out_of_range = false;
                 any(s, |s| {
                     let start = integer(s)?;
                     self.starts_in_prompt |= start.is_some_and(|start| start != -1);
-                    self.starts_before_all |= start.is_some_and(|start| start < -1);
+                    self.start_out_of_range |= start.is_some_and(|start| start < -1);
                     Ok(false)
                 })?;
             }
-            "token_ids_logprob" => self.token_ids = is_filled_list(s)?,
+            "token_ids_logprob" => self.token_ids_logprob = is_filled_list(s)?,
             _ => {
                 s.skip()?;
             }
@@ -215,7 +218,7 @@ impl Seen {
         Ok(())
     }
 
-    /// A field of the other routes. Their types are lax: 1 and "yes" are true, "2" is an integer.
+    /// Reads a field of another route. Types are lax: 1 and "yes" are true, "2" is an integer.
     ///
     /// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py`; Pydantic 2, "Conversion table".
     fn openai(&mut self, route: Route, s: &mut Scanner<'_>, name: &str) -> Result<(), json::Error> {
@@ -225,7 +228,7 @@ impl Seen {
             (Route::ChatCompletions | Route::Completions, "n") => {
                 self.n = lax_integer(s)?.and_then(positive);
             }
-            (Route::Completions, "prompt") => self.prompt = prompt_of_completions(s)?,
+            (Route::Completions, "prompt") => self.prompt = completions_prompt(s)?,
             (Route::Completions, "echo") => self.echo = is_truthy(s)?,
             (Route::Completions, "logprobs") => {
                 self.logprobs = lax_integer(s)?.is_some_and(|top| top != 0);
@@ -237,7 +240,7 @@ impl Seen {
         Ok(())
     }
 
-    /// The first of the three kinds of prompt that is given decides, as in the worker.
+    /// The first kind of prompt that is present decides, as in the worker.
     ///
     /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`_determine_batch_size`).
     fn batch(&self) -> Batch {
@@ -248,12 +251,12 @@ impl Seen {
         }
     }
 
-    /// `top_logprobs_num` alone adds nothing: without a start in the prompt both sides say `[]`.
+    /// `top_logprobs_num` alone adds nothing: without a start in the prompt both legs have `[]`.
     ///
     /// Source: SGLang 0.5.23, `srt/managers/scheduler.py` (`logprob_start_len == -1`) and
     /// `srt/entrypoints/openai/serving_completions.py` (`if request.echo and request.logprobs`).
     fn merge(&self) -> Merge {
-        if self.return_logprob && (self.starts_in_prompt || self.token_ids) {
+        if self.return_logprob && (self.starts_in_prompt || self.token_ids_logprob) {
             Merge::InputLogprobs
         } else if self.echo && self.logprobs {
             Merge::Echo
@@ -263,78 +266,18 @@ impl Seen {
     }
 }
 
-/// What one of the fields that carry prompts holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Prompt {
-    /// It is not there, or null.
-    #[default]
-    Absent,
-    /// One prompt, or something that the worker will refuse.
-    One,
-    /// A list of prompts.
-    List(usize),
-}
-
-impl Prompt {
-    /// For a field whose single prompt is a list too: the empty list is one prompt without tokens.
-    fn or_flat(self) -> Self {
-        if self == Self::List(0) {
-            Self::One
-        } else {
-            self
-        }
-    }
-}
-
-/// Reads prompts: a list of which every element passes `is_prompt` is a batch.
-fn prompt<F>(s: &mut Scanner<'_>, mut is_prompt: F) -> Result<Prompt, json::Error>
-where
-    F: FnMut(&mut Scanner<'_>) -> Result<bool, json::Error>,
-{
-    match s.kind()? {
-        Kind::Null => s.skip().map(|_| Prompt::Absent),
-        // Token ids: one prompt, whatever else is in the list.
-        Kind::Array if s.is_array_of_numbers() => s.skip().map(|_| Prompt::One),
-        Kind::Array => {
-            let (mut prompts, mut all) = (0, true);
-            s.array(|s, _| {
-                prompts += 1;
-                all &= is_prompt(s)?;
-                Ok(())
-            })?;
-            Ok(if all {
-                Prompt::List(prompts)
-            } else {
-                Prompt::One
-            })
-        }
-        _ => s.skip().map(|_| Prompt::One),
-    }
-}
-
-/// A list of strings or a list of lists, but not a mixture, is a batch. The worker refuses the empty one.
-fn prompt_of_completions(s: &mut Scanner<'_>) -> Result<Prompt, json::Error> {
-    let mut first = None;
-    let prompt = prompt(s, |s| {
-        let kind = s.kind()?;
-        s.skip()?;
-        Ok(matches!(kind, Kind::Text | Kind::Array) && *first.get_or_insert(kind) == kind)
-    })?;
-    Ok(prompt.or_flat())
-}
-
-/// The `n` of `sampling_params`: of an object, or the largest of a list of objects.
+/// The `n` of `sampling_params`: of one object, or the largest of a list of objects.
 fn samples(s: &mut Scanner<'_>) -> Result<Option<u64>, json::Error> {
-    let mut most = None;
+    let mut largest = None;
     if s.kind()? == Kind::Array {
         s.array(|s, _| {
-            most = most.max(samples_of_one(s)?);
+            largest = largest.max(samples_of_one(s)?);
             Ok(())
         })?;
     } else {
-        most = samples_of_one(s)?;
+        largest = samples_of_one(s)?;
     }
-    Ok(most)
+    Ok(largest)
 }
 
 fn samples_of_one(s: &mut Scanner<'_>) -> Result<Option<u64>, json::Error> {
@@ -368,25 +311,7 @@ fn rid(s: &mut Scanner<'_>) -> Result<Option<Rid>, json::Error> {
     }
 }
 
-fn is(s: &mut Scanner<'_>, wanted: Kind) -> Result<bool, json::Error> {
-    let kind = s.kind()?;
-    s.skip()?;
-    Ok(kind == wanted)
-}
-
-fn is_list_of_lists(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
-    if s.kind()? != Kind::Array {
-        return is(s, Kind::Array);
-    }
-    let mut nested = false;
-    s.array(|s, element| {
-        let list = is(s, Kind::Array)?;
-        nested |= element == 0 && list;
-        Ok(())
-    })?;
-    Ok(nested)
-}
-
+/// Whether the value is a list that holds anything but empty lists.
 fn is_filled_list(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     let list = s.kind()? == Kind::Array;
     let value = s.skip()?;
@@ -397,7 +322,7 @@ fn is_filled_list(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
             .is_empty())
 }
 
-/// Whether a value, or any element of a list, passes.
+/// Whether the value, or any element where it is a list, passes.
 fn any<F>(s: &mut Scanner<'_>, mut passes: F) -> Result<bool, json::Error>
 where
     F: FnMut(&mut Scanner<'_>) -> Result<bool, json::Error>,
@@ -405,12 +330,12 @@ where
     if s.kind()? != Kind::Array {
         return passes(s);
     }
-    let mut found = false;
+    let mut passed = false;
     s.array(|s, _| {
-        found |= passes(s)?;
+        passed |= passes(s)?;
         Ok(())
     })?;
-    Ok(found)
+    Ok(passed)
 }
 
 fn is_true(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
@@ -418,7 +343,7 @@ fn is_true(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     Ok(s.slice(value) == "true")
 }
 
-/// `None` for what is no integer: the worker will say so.
+/// An integer as JSON writes it; `None` for any other value, which the worker will refuse.
 fn integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     let value = s.skip()?;
     Ok(s.slice(value).parse().ok())
@@ -435,8 +360,8 @@ fn is_truthy(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     }
 }
 
-/// An integer in any spelling that Pydantic takes for one; the largest and smallest stand for what does
-/// not fit.
+/// An integer in any spelling that Pydantic accepts. A number that does not fit becomes the largest or smallest that
+/// does.
 fn lax_integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     match s.kind()? {
         Kind::Bool => is_true(s).map(|yes| Some(i64::from(yes))),
@@ -446,6 +371,7 @@ fn lax_integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     }
 }
 
+/// The number that a text writes, if it has no fraction.
 fn whole(text: &str) -> Option<i64> {
     let fraction = || {
         text.parse::<f64>()

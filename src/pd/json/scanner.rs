@@ -1,89 +1,21 @@
-//! The JSON scanner: finds the spans of keys and values in a document, and refuses what is not JSON.
-//!
-//! What lives here: the grammar of RFC 8259 over a byte slice, iterative (a hostile body cannot use up the
-//! stack), and the arithmetic of cutting members out of an object. What may not: any name of a field, any
-//! tree of values, any number turned into a float; who reads a body decides what it looks for.
-//!
-//! Stricter than Python's `json`, which the workers use: NaN and Infinity, a byte order mark and UTF-16
-//! are refused here. As there, lone surrogate escapes (`"\ud800"`) pass.
+//! The scanner: one pass over a document, iterative, so that a deeply nested body cannot use up the stack.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::ops::Range;
 
 use memchr::{memchr2, memrchr};
 use simdutf8::basic::from_utf8;
 
-/// How many arrays and objects may be open at once. Chat bodies with tool schemas nest about ten deep;
-/// 128 is also where serde_json stops. The open containers are kept in the bits of one `u128`.
-pub const MAX_DEPTH: usize = 128;
+use super::{Error, Kind, MAX_DEPTH, Member};
 
-/// How much of a string is looked at in one go, in bytes: less than the smallest cache holds.
-const PIECE: usize = 16 << 10;
+/// The part of a string that is scanned in one step, in bytes: smaller than the smallest first-level cache.
+pub(super) const STRING_STEP: usize = 16 << 10;
 
-/// How much of an array of integers is looked at in one go, in bytes: first, because most arrays are short or not of
-/// integers, and then.
-const INTEGERS: [usize; 2] = [32, 512];
+/// The part of an array of integers that is scanned in one step, in bytes: a short first one, because most arrays are
+/// short or hold no integers, then longer ones.
+const INTEGERS_STEP: [usize; 2] = [32, 512];
 
-/// Why a text is not taken as JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
-    /// The text breaks the grammar.
-    Syntax {
-        /// Where, in bytes from the start.
-        offset: usize,
-        /// What is wrong there.
-        what: &'static str,
-    },
-    /// The text nests deeper than [`MAX_DEPTH`].
-    TooDeep {
-        /// Where the first bracket too many stands, in bytes from the start.
-        offset: usize,
-    },
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Syntax { offset, what } => write!(f, "{what} at byte {offset}"),
-            Self::TooDeep { offset } => {
-                write!(f, "more than {MAX_DEPTH} levels deep at byte {offset}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// What a value is, told from its first byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `{...}`
-    Object,
-    /// `[...]`
-    Array,
-    /// `"..."`
-    Text,
-    /// A number of any length.
-    Number,
-    /// `true` or `false`
-    Bool,
-    /// `null`
-    Null,
-}
-
-/// A member of an object, as the scanner stands before its value.
-#[derive(Debug)]
-pub struct Member<'a> {
-    /// The key, unescaped.
-    pub name: Cow<'a, str>,
-    /// Where the key begins (its opening quote).
-    pub start: usize,
-    /// The comma in front of the member; none for the first.
-    pub comma: Option<usize>,
-}
-
-/// A position in a text. Every method that takes a value leaves the scanner right behind it.
+/// A position in a text. Each method that takes a value leaves the scanner at the first byte after it.
 #[derive(Debug)]
 pub struct Scanner<'a> {
     text: &'a str,
@@ -96,9 +28,9 @@ impl<'a> Scanner<'a> {
     /// A scanner at the start of `bytes`.
     ///
     /// # Errors
-    /// When the bytes are not UTF-8 or begin with a byte order mark.
+    /// The bytes are not UTF-8, or begin with a byte order mark.
     pub fn new(bytes: &'a [u8]) -> Result<Self, Error> {
-        // The quick check says only that something is wrong, the slow one where.
+        // The fast check gives no position; only a text that fails it is checked again for one.
         let text = from_utf8(bytes).or_else(|_| std::str::from_utf8(bytes));
         let text = text.map_err(|e| Error::Syntax {
             offset: e.valid_up_to(),
@@ -115,22 +47,22 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// The offset of the next byte to be read.
+    /// The offset of the next byte, from the start of the text.
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// The text of a span.
+    /// The text of a span that the scanner gave.
     pub fn slice(&self, span: Range<usize>) -> &'a str {
         &self.text[span]
     }
 
-    /// What the next value is; white space before it is passed over.
+    /// The kind of the next value. Skips white space before it.
     ///
     /// # Errors
-    /// When no value begins here.
+    /// No value begins here.
     pub fn kind(&mut self) -> Result<Kind, Error> {
-        self.space();
+        self.skip_space();
         match self.peek() {
             Some(b'{') => Ok(Kind::Object),
             Some(b'[') => Ok(Kind::Array),
@@ -138,34 +70,34 @@ impl<'a> Scanner<'a> {
             Some(b'-' | b'0'..=b'9') => Ok(Kind::Number),
             Some(b't' | b'f') => Ok(Kind::Bool),
             Some(b'n') => Ok(Kind::Null),
-            _ => Err(self.wrong("a value was expected")),
+            _ => Err(self.error("a value was expected")),
         }
     }
 
-    /// Whether this is an array that begins with a number.
+    /// Whether the next value is an array whose first element is a number.
     pub fn is_array_of_numbers(&mut self) -> bool {
-        self.space();
+        self.skip_space();
         let inside = self.bytes[self.at..].strip_prefix(b"[");
         let first = inside.and_then(|inside| inside.trim_ascii_start().first());
         first.is_some_and(|first| *first == b'-' || first.is_ascii_digit())
     }
 
-    /// Takes one value of any kind and gives its span.
+    /// Takes one value of any kind and returns its span.
     ///
     /// # Errors
-    /// When the value is not JSON.
+    /// The value is not JSON.
     pub fn skip(&mut self) -> Result<Range<usize>, Error> {
         let outer = self.depth;
         // The lowest bit is the innermost open container: 1 for an object, 0 for an array.
         let mut objects = 0u128;
-        self.space();
+        self.skip_space();
         let start = self.at;
         loop {
             let kind = self.kind()?;
             if matches!(kind, Kind::Object | Kind::Array) {
                 self.open()?;
                 objects = objects << 1 | u128::from(kind == Kind::Object);
-                if self.closes(kind == Kind::Object) {
+                if self.take_close(kind == Kind::Object) {
                     objects >>= 1;
                 } else {
                     if kind == Kind::Object {
@@ -183,7 +115,7 @@ impl<'a> Scanner<'a> {
                     return Ok(start..self.at);
                 }
                 let object = objects & 1 == 1;
-                if self.closes(object) {
+                if self.take_close(object) {
                     objects >>= 1;
                 } else {
                     self.comma(object)?;
@@ -196,27 +128,27 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Takes an object; `visit` is called before every value and must take exactly that value.
-    /// Gives the offset of the closing brace.
+    /// Takes an object and returns the offset of its closing brace. `visit` is called before each value, and must take
+    /// exactly that value.
     ///
     /// # Errors
-    /// When this is not an object, when it is not JSON, and whatever `visit` gives.
+    /// The value is not an object or not JSON, or `visit` has failed.
     pub fn object<F>(&mut self, mut visit: F) -> Result<usize, Error>
     where
         F: FnMut(&mut Self, Member<'a>) -> Result<(), Error>,
     {
         if self.kind()? != Kind::Object {
-            return Err(self.wrong("an object was expected"));
+            return Err(self.error("an object was expected"));
         }
         self.open()?;
         let mut comma = None;
-        if !self.closes(true) {
+        if !self.take_close(true) {
             loop {
-                self.space();
+                self.skip_space();
                 let start = self.at;
                 let name = self.key()?;
                 visit(self, Member { name, start, comma })?;
-                if self.closes(true) {
+                if self.take_close(true) {
                     break;
                 }
                 comma = Some(self.comma(true)?);
@@ -225,23 +157,23 @@ impl<'a> Scanner<'a> {
         Ok(self.at - 1)
     }
 
-    /// Takes an array; `visit` is called before every element, with its number from 0, and must take
-    /// exactly that value. Gives the offset of the closing bracket.
+    /// Takes an array and returns the offset of its closing bracket. `visit` is called before each element with its index,
+    /// and must take exactly that element.
     ///
     /// # Errors
-    /// When this is not an array, when it is not JSON, and whatever `visit` gives.
+    /// The value is not an array or not JSON, or `visit` has failed.
     pub fn array<F>(&mut self, mut visit: F) -> Result<usize, Error>
     where
         F: FnMut(&mut Self, usize) -> Result<(), Error>,
     {
         if self.kind()? != Kind::Array {
-            return Err(self.wrong("an array was expected"));
+            return Err(self.error("an array was expected"));
         }
         self.open()?;
-        if !self.closes(false) {
+        if !self.take_close(false) {
             for element in 0.. {
                 visit(self, element)?;
-                if self.closes(false) {
+                if self.take_close(false) {
                     break;
                 }
                 self.comma(false)?;
@@ -250,14 +182,14 @@ impl<'a> Scanner<'a> {
         Ok(self.at - 1)
     }
 
-    /// Takes a string and gives what it spells. One that no Rust string can spell, because of a lone
-    /// surrogate escape, is given as it is written.
+    /// Takes a string and returns it unescaped. A string with a lone surrogate escape, which no Rust string can hold, is
+    /// returned as written.
     ///
     /// # Errors
-    /// When this is not a string or not JSON.
+    /// The value is not a string or not JSON.
     pub fn text(&mut self) -> Result<Cow<'a, str>, Error> {
         if self.kind()? != Kind::Text {
-            return Err(self.wrong("a string was expected"));
+            return Err(self.error("a string was expected"));
         }
         let start = self.at;
         let escaped = self.string()?;
@@ -270,37 +202,37 @@ impl<'a> Scanner<'a> {
         Ok(spelled.map_or(Cow::Borrowed(raw), Cow::Owned))
     }
 
-    /// Makes sure that nothing but white space is left.
+    /// Checks that only white space is left.
     ///
     /// # Errors
-    /// When something is.
+    /// Something else is left.
     pub fn end(&mut self) -> Result<(), Error> {
-        self.space();
+        self.skip_space();
         if self.at == self.bytes.len() {
             Ok(())
         } else {
-            Err(self.wrong("text after the end of the value"))
+            Err(self.error("text after the end of the value"))
         }
     }
 
     fn key(&mut self) -> Result<Cow<'a, str>, Error> {
-        self.space();
+        self.skip_space();
         if self.peek() != Some(b'"') {
-            return Err(self.wrong("a key was expected"));
+            return Err(self.error("a key was expected"));
         }
         let name = self.text()?;
-        self.space();
+        self.skip_space();
         if self.peek() != Some(b':') {
-            return Err(self.wrong("a colon was expected"));
+            return Err(self.error("a colon was expected"));
         }
         self.at += 1;
         Ok(name)
     }
 
     fn comma(&mut self, object: bool) -> Result<usize, Error> {
-        self.space();
+        self.skip_space();
         if self.peek() != Some(b',') {
-            return Err(self.wrong(if object {
+            return Err(self.error(if object {
                 "a comma or a closing brace was expected"
             } else {
                 "a comma or a closing bracket was expected"
@@ -319,8 +251,9 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    fn closes(&mut self, object: bool) -> bool {
-        self.space();
+    /// Takes the closing bracket of an object or array, if it is next.
+    fn take_close(&mut self, object: bool) -> bool {
+        self.skip_space();
         let closes = self.peek() == Some(if object { b'}' } else { b']' });
         if closes {
             self.depth -= 1;
@@ -339,10 +272,10 @@ impl<'a> Scanner<'a> {
 
     fn literal(&mut self) -> Result<(), Error> {
         let rest = &self.bytes[self.at..];
-        let found = [&b"true"[..], b"false", b"null"]
+        let literal = [&b"true"[..], b"false", b"null"]
             .into_iter()
             .find(|word| rest.starts_with(word));
-        let word = found.ok_or_else(|| self.wrong("a value was expected"))?;
+        let word = literal.ok_or_else(|| self.error("a value was expected"))?;
         self.at += word.len();
         Ok(())
     }
@@ -374,21 +307,21 @@ impl<'a> Scanner<'a> {
         let rest = &self.bytes[self.at..];
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if digits == 0 {
-            return Err(self.wrong("a digit was expected"));
+            return Err(self.error("a digit was expected"));
         }
         self.at += digits;
         Ok(())
     }
 
-    /// Takes a string of which the opening quote is next; tells whether it has an escape.
+    /// Takes a string whose opening quote is the next byte, and returns whether it contains an escape.
     fn string(&mut self) -> Result<bool, Error> {
         let mut from = self.at + 1;
         let mut escaped = false;
         loop {
-            // Piece by piece, so that the second look finds it in the cache.
-            let piece = &self.bytes[from..self.bytes.len().min(from + PIECE)];
+            // In steps, so that the second pass over the same bytes finds them in the cache.
+            let piece = &self.bytes[from..self.bytes.len().min(from + STRING_STEP)];
             let plain = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
-            // Without an early exit, so that it compiles to vector instructions.
+            // Without an early exit, because only then it compiles to vector instructions.
             if piece[..plain]
                 .iter()
                 .fold(false, |found, &byte| found | (byte < 0x20))
@@ -398,7 +331,7 @@ impl<'a> Scanner<'a> {
                 return Err(syntax(at, "a control character in a string"));
             }
             let stop = from + plain;
-            if plain == PIECE {
+            if plain == STRING_STEP {
                 from = stop;
                 continue;
             }
@@ -416,7 +349,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The offset behind the escape that begins at `start`.
+    /// The offset after the escape that begins at `start`.
     fn escape(&self, start: usize) -> Result<usize, Error> {
         match self.bytes.get(start + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(start + 2),
@@ -428,7 +361,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn space(&mut self) {
+    fn skip_space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
         }
@@ -438,7 +371,7 @@ impl<'a> Scanner<'a> {
         self.bytes.get(self.at).copied()
     }
 
-    fn wrong(&self, what: &'static str) -> Error {
+    fn error(&self, what: &'static str) -> Error {
         let what = if self.at < self.bytes.len() {
             what
         } else {
@@ -448,49 +381,16 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// What goes when members are cut out of an object: the members, and one comma for each of them, so
-/// that the rest is JSON again. White space stays where it is.
-#[derive(Debug, Default)]
-pub struct Cuts {
-    ranges: Vec<Range<usize>>,
-    kept: bool,
-}
-
-impl Cuts {
-    /// The next member stays.
-    pub fn keep(&mut self, comma: Option<usize>) {
-        if let (Some(comma), false) = (comma, self.kept) {
-            self.ranges.push(comma..comma + 1);
-        }
-        self.kept = true;
-    }
-
-    /// The next member goes; it reaches from its key's opening quote to the end of its value.
-    pub fn cut(&mut self, comma: Option<usize>, member: Range<usize>) {
-        self.ranges.extend(comma.map(|comma| comma..comma + 1));
-        self.ranges.push(member);
-    }
-
-    /// The spans to leave out, in order.
-    pub fn ranges(&self) -> &[Range<usize>] {
-        &self.ranges
-    }
-
-    /// Whether no member stays.
-    pub fn leaves_nothing(&self) -> bool {
-        !self.kept
-    }
-}
-
-/// How many bytes of an array, from where an element begins, are certainly elements with their commas: integers
-/// without a sign, separated by a comma and at most one space. Token ids are that, and a prompt has many of them.
+/// The number of bytes, from the start of an element of an array, that hold only elements with their commas: integers
+/// without a sign, separated by a comma and at most one space. A fast path for token ids, of which a prompt has
+/// thousands; it may stop early, and the scanner takes the rest one by one.
 fn plain_integers(bytes: &[u8]) -> usize {
-    let (mut passed, [mut wanted, more]) = (0, INTEGERS);
-    while let Some(piece) = bytes.get(passed..passed + wanted) {
+    let (mut passed, [mut step, longer]) = (0, INTEGERS_STEP);
+    while let Some(piece) = bytes.get(passed..passed + step) {
         if !digit(piece[0]) || piece[0] == b'0' && digit(piece[1]) {
             break;
         }
-        // Without an early exit, as for strings.
+        // Without an early exit, as in `string`.
         let around = piece.iter().zip(&piece[1..]).zip(&piece[2..]);
         let plain = around.fold(true, |plain, ((&before, &here), &after)| {
             let is_digit = digit(here) & ((here != b'0') | digit(before) | !digit(after));
@@ -501,11 +401,11 @@ fn plain_integers(bytes: &[u8]) -> usize {
         if !plain {
             break;
         }
-        let Some(comma) = memrchr(b',', &piece[..wanted - 1]) else {
+        let Some(comma) = memrchr(b',', &piece[..step - 1]) else {
             break;
         };
         passed += comma + 1 + usize::from(piece[comma + 1] == b' ');
-        wanted = more;
+        step = longer;
     }
     passed
 }
@@ -517,6 +417,3 @@ fn digit(byte: u8) -> bool {
 fn syntax(offset: usize, what: &'static str) -> Error {
     Error::Syntax { offset, what }
 }
-
-#[cfg(test)]
-mod tests;
