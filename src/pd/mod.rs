@@ -1,13 +1,9 @@
-//! The pure room: SGLang's prefill/decode protocol as functions from bytes to bytes.
+//! The prefill/decode protocol as pure functions: bytes in, bytes out.
 //!
-//! What lives here: how a request is read ([`request`]), how the bootstrap fields are written into it
-//! ([`bootstrap`]), how a stream falls into events ([`sse`]), how prefill's knowledge of the prompt gets
-//! into decode's answer ([`merge`]) and how a worker says that it failed ([`outcome`]). What may not: a
-//! socket, a clock, randomness, a log line, a worker's address book. All of it is tested as values in and
-//! values out.
-//!
-//! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
-//! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
+//! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`]), and what every engine shares: a JSON
+//! scanner ([`json`]), the events of a stream ([`sse`]), and the verdict on the two legs of a request ([`verdict`]). What
+//! may not: a socket, a clock, randomness, a log line, a worker's address. All of it is tested as values in and values
+//! out.
 
 mod engine;
 pub mod json;
@@ -28,7 +24,7 @@ pub use verdict::{Leg, RequestState, RetryRules, Verdict};
 
 use std::fmt;
 
-/// The endpoints that carry the bootstrap fields, that is, those that need a pair.
+/// The endpoints that need a pair.
 ///
 /// Source: SGLang 0.5.23, `srt/entrypoints/http_server.py` and `srt/entrypoints/openai/protocol.py`
 /// (`PDRoutingFields`).
@@ -56,7 +52,7 @@ impl Route {
         Self::Messages,
     ];
 
-    /// The route of a path without query; the path must match exactly, as it must for the worker.
+    /// The route of a path without its query. The path must match exactly, as on the worker.
     pub fn find(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.path() == path)
     }
@@ -84,7 +80,7 @@ impl Route {
     }
 }
 
-/// What a worker is for.
+/// The role of a worker in a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Computes the prompt and the first token.
@@ -94,7 +90,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// `prefill` or `decode`: the word of logs, labels and answers.
+    /// `prefill` or `decode`, for logs, labels and messages.
     pub fn name(self) -> &'static str {
         match self {
             Role::Prefill => "prefill",

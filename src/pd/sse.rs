@@ -1,8 +1,8 @@
-//! Server-sent events: bytes to whole events and back, whatever the network did to the chunks.
+//! Server-sent events: from chunks of any size to whole events.
 //!
-//! What lives here: all that the program knows about `data:` and `[DONE]`. What may not: what an event
-//! says. An event ends where a blank line ends; lines end with `\n`, `\r\n` or `\r`. SGLang sends `\n\n`
-//! after every event and one JSON text on one `data:` line.
+//! What lives here: everything about `data:` and `[DONE]`. What may not: the meaning of an event's payload. An event
+//! ends where a blank line ends; lines end with `\n`, `\r\n` or `\r`. SGLang ends every event with `\n\n` and sends its
+//! JSON on one `data:` line.
 //!
 //! Source: SGLang 0.5.23, `srt/entrypoints/http_server.py` and `srt/entrypoints/openai/serving_*.py`; the
 //! HTML standard, "Server-sent events".
@@ -16,8 +16,8 @@ use memchr::memchr2;
 
 /// Cuts a stream of chunks into events.
 ///
-/// An event that lies whole in a chunk is a slice of it, without a copy. The events are the same for any
-/// chunking; for that, a blank line of a bare `\r` is complete only when the next byte is known.
+/// An event that lies within one chunk is a slice of it, without a copy. The events are the same for any chunking; for
+/// that reason a blank line that is a bare `\r` is complete only when the next byte is known.
 #[derive(Debug)]
 pub struct Splitter {
     chunks: VecDeque<Bytes>,
@@ -27,7 +27,7 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// A splitter that refuses an event of more than `max_event_bytes`, which bounds what it holds back.
+    /// A splitter that refuses an event of more than `max_event_bytes`, which bounds its memory.
     pub fn new(max_event_bytes: usize) -> Self {
         Self {
             chunks: VecDeque::new(),
@@ -37,7 +37,7 @@ impl Splitter {
         }
     }
 
-    /// Adds a chunk as it came from the network.
+    /// Adds the next chunk of the network.
     pub fn push(&mut self, chunk: Bytes) {
         self.chunks.push_back(chunk);
     }
@@ -45,7 +45,7 @@ impl Splitter {
     /// The next whole event with its blank line, byte for byte; `None` until more is pushed.
     ///
     /// # Errors
-    /// When the event is longer than the limit. The stream cannot be split any further then.
+    /// The event is longer than the limit. The rest of the stream cannot be split.
     pub fn next_event(&mut self) -> Result<Option<Bytes>, EventTooLong> {
         while let Some(mut chunk) = self.chunks.pop_front() {
             let end = self.line.find_event_end(&chunk);
@@ -80,13 +80,13 @@ impl Splitter {
     }
 }
 
-/// The whole events of a stream that is all there; what follows the last of them is left out.
+/// The whole events of a complete stream. Bytes after the last of them are left out.
 pub fn events(mut stream: Bytes) -> impl Iterator<Item = Bytes> {
     let mut line = Line::EventStart;
     std::iter::from_fn(move || line.find_event_end(&stream).map(|end| stream.split_to(end)))
 }
 
-/// An event is longer than the splitter may hold back.
+/// An event is longer than the limit of the splitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTooLong {
     /// The limit, in bytes.
@@ -105,7 +105,7 @@ impl fmt::Display for EventTooLong {
 
 impl std::error::Error for EventTooLong {}
 
-/// Follows the bytes that were sent: counts their events, and tells whether another event may follow.
+/// Follows the bytes of a stream that were sent: counts whole events, and knows whether the last one is complete.
 #[derive(Debug)]
 pub struct Boundary {
     line: Line,
@@ -113,7 +113,7 @@ pub struct Boundary {
 }
 
 impl Boundary {
-    /// Nothing was sent yet, so an event may follow.
+    /// No byte was sent.
     pub fn new() -> Self {
         Self {
             line: Line::EventStart,
@@ -121,7 +121,7 @@ impl Boundary {
         }
     }
 
-    /// These bytes were sent.
+    /// Adds bytes that were sent.
     pub fn update(&mut self, mut sent: &[u8]) {
         while let Some(end) = self.line.find_event_end(sent) {
             sent = &sent[end..];
@@ -129,12 +129,12 @@ impl Boundary {
         }
     }
 
-    /// Whole events so far.
+    /// The number of whole events so far.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// Whether the bytes so far end with a blank line, or are none.
+    /// Whether another event may follow: the bytes so far end with a blank line, or there are none.
     pub fn is_at_event_end(&self) -> bool {
         matches!(self.line, Line::EventStart | Line::BlankCr)
     }
@@ -146,14 +146,14 @@ impl Default for Boundary {
     }
 }
 
-/// The payload of an event that has exactly one `data:` line, with or without the space behind the colon.
-/// Other fields may stand beside it. `None` for an event without data and for one whose data is spread
-/// over several lines, which SGLang never sends; both have to pass unchanged.
+/// The payload of an event that has exactly one `data:` line, with or without a space after the colon; other fields may
+/// stand beside it. `None` for an event without data, and for one with several `data:` lines, which SGLang never sends:
+/// both pass unchanged.
 pub fn data(event: &[u8]) -> Option<&[u8]> {
     data_span(event).map(|span| &event[span])
 }
 
-/// Where the payload that [`data`] gives lies in the event.
+/// The span of the payload of [`data`] in the event.
 pub fn data_span(event: &[u8]) -> Option<Range<usize>> {
     let mut found = None;
     let mut start = 0;
@@ -174,13 +174,13 @@ pub fn data_span(event: &[u8]) -> Option<Range<usize>> {
     found
 }
 
-/// Whether this is the event that ends a stream of the OpenAI endpoints and of `/generate`. The same text
-/// inside of a JSON string does not count.
+/// Whether this is `[DONE]`, the event that ends a stream of the OpenAI endpoints and of `/generate`. The same text
+/// inside a JSON string does not count.
 pub fn is_done(event: &[u8]) -> bool {
     data(event) == Some(b"[DONE]")
 }
 
-/// A whole event that carries `json`; a text of several lines becomes several `data:` lines.
+/// A whole event that carries `json`. Several lines of text become several `data:` lines.
 pub fn error_event(json: &str) -> String {
     let mut event = String::with_capacity(json.len() + "data: \n\n".len());
     for line in json.lines() {
@@ -192,24 +192,24 @@ pub fn error_event(json: &str) -> String {
     event
 }
 
-/// Where in an event the next byte stands.
+/// The position of the next byte in an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
-    /// Nothing of the event came yet.
+    /// Before the first byte of an event.
     EventStart,
-    /// At the start of a line of a begun event.
+    /// At the start of a later line.
     Start,
-    /// Inside of a line.
+    /// Inside a line.
     Inside,
-    /// Behind the `\r` that ended a line; a `\n` would still belong to it.
+    /// After the `\r` that ended a line: a `\n` would still belong to that line end.
     Cr,
-    /// Behind the `\r` that ended a blank line; a `\n` would still belong to the event.
+    /// After the `\r` that ended a blank line: a `\n` would still belong to the event.
     BlankCr,
 }
 
 impl Line {
-    /// Goes through the bytes up to the end of the event, and gives the offset behind it. Without an end
-    /// in these bytes it goes through all of them.
+    /// Reads up to the end of the event and returns the offset after it; `None` when all bytes are read and the event goes
+    /// on.
     fn find_event_end(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {

@@ -1,10 +1,10 @@
 //! The state of the two legs of one request, and the verdict that follows from it: go on, try another pair, or tell
 //! the client which leg failed.
 //!
-//! A value without sockets and clocks. The proxy reports what it sees ([`RequestState::prefill`],
-//! [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`]; asking changes nothing and
-//! costs nothing. Which leg is to blame is decided here and nowhere else. Every attempt starts both legs anew, with new
-//! rooms: a room names one rendezvous and is never used twice.
+//! What lives here: which leg is to blame, and whether another attempt is allowed; no other file decides either. What
+//! may not: sockets, clocks, and the budget that pays for a retry. The proxy reports the progress of the legs
+//! ([`RequestState::prefill`], [`RequestState::decode`], [`RequestState::commit`]) and asks [`RequestState::verdict`];
+//! asking changes nothing. Each attempt starts both legs anew, with new rooms: a room is never used twice.
 
 use super::Role;
 
@@ -25,17 +25,16 @@ pub enum Leg {
     Failed,
 }
 
-/// The limits of retries that the legs do not know.
+/// The limits of retries that do not depend on the progress of the legs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryRules {
     /// Attempts of one request in all, at least 1.
     pub attempts: u32,
-    /// Whether the request carries an id that the client chose: a worker that has seen it once refuses it the
-    /// second time.
+    /// Whether the request has an id that the client chose. A worker that has seen an id refuses it the second time.
     pub own_rid: bool,
 }
 
-/// What the state of both legs allows.
+/// The next step that the state of both legs allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing is decided.
@@ -66,13 +65,13 @@ impl Leg {
         !matches!(self, Leg::Running | Leg::Served)
     }
 
-    /// The request itself is at fault: every worker would refuse it.
-    fn is_the_requests_fault(self) -> bool {
+    /// Whether the request is at fault: every worker would refuse it.
+    fn is_request_fault(self) -> bool {
         matches!(self, Leg::Rejected(400..=428 | 430..=499))
     }
 
-    /// Another worker may do better, and the lost work is small.
-    fn may_be_repeated(self) -> bool {
+    /// Whether another worker may serve the request, and the lost work is small.
+    fn is_retryable(self) -> bool {
         matches!(
             self,
             Leg::Unsent | Leg::Lost | Leg::Rejected(429 | 502 | 503)
@@ -134,7 +133,7 @@ impl RequestState {
             };
         }
         match self.blamed() {
-            Some((role, leg)) if leg.may_be_repeated() && self.may_retry(rules) => {
+            Some((role, leg)) if leg.is_retryable() && self.may_retry(rules) => {
                 Verdict::Retry(role)
             }
             Some((role, _)) => Verdict::Fail(role),
@@ -160,9 +159,7 @@ impl RequestState {
             (false, false) => None,
             (true, false) => Some(prefill),
             (false, true) => Some(decode),
-            (true, true)
-                if self.decode.is_the_requests_fault() && !self.prefill.is_the_requests_fault() =>
-            {
+            (true, true) if self.decode.is_request_fault() && !self.prefill.is_request_fault() => {
                 Some(decode)
             }
             (true, true) => Some(prefill),

@@ -1,7 +1,7 @@
 //! INJECT: the fields by which prefill and decode find each other, spliced into the client's own bytes.
 //!
-//! What lives here: the wire form of rooms and bootstrap addresses, and the splice. What may not: the
-//! choice of a room (randomness and uniqueness are the caller's) and any other change of the body.
+//! What lives here: the wire form of rooms and bootstrap addresses, and the splice. What may not: the choice of a room,
+//! which the caller makes random and unique, and any other change of the body.
 //!
 //! Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`GenerateReqInput`) and
 //! `srt/disaggregation/decode.py`.
@@ -13,10 +13,10 @@ use bytes::{Bytes, BytesMut};
 use super::ids::RequestId;
 use super::request::{Batch, Facts};
 
-/// A rendezvous number, 1..=2^63-1. It must be unique among the live requests of both workers.
+/// The number under which the two legs of one prompt find each other, 1..=2^63-1. It must be unique among the live
+/// requests of both workers.
 ///
-/// Room 0 means "not written yet" to decode, which then waits until its timeout; above 2^63-1 the worker
-/// refuses the body. Source: SGLang 0.5.23, `srt/disaggregation/utils.py` (`_apply_metadata_gate`).
+/// Source: SGLang 0.5.23, `srt/disaggregation/utils.py` (`_apply_metadata_gate`: 0 is no room).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Room(u64);
 
@@ -45,8 +45,8 @@ impl fmt::Display for Room {
     }
 }
 
-/// Where the bootstrap registry of one prefill worker listens, as decode reaches it. The JSON text is
-/// made once for each worker, so that a request formats nothing but its rooms.
+/// The address of one prefill worker's bootstrap server, as decode reaches it. Its JSON is made once for each worker, so
+/// that a request formats only its rooms and ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bootstrap {
     host: String,
@@ -56,8 +56,8 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// The registry at `host`, a name or an address. An IPv6 address is put into brackets if it is not,
-    /// because older workers join host and port with a colon. Without a port decode takes its own.
+    /// The bootstrap server at `host`, a name or an address, and `port`; without a port decode uses its own default. An
+    /// IPv6 address gets brackets if it has none, because older workers join host and port with a colon.
     pub fn new(host: &str, port: Option<u16>) -> Self {
         let bare_ipv6 = host.contains(':') && !host.starts_with('[');
         let host = if bare_ipv6 {
@@ -75,42 +75,42 @@ impl Bootstrap {
         }
     }
 
-    /// The host, bracketed if it is an IPv6 address.
+    /// The host; an IPv6 address is in brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port; `None` stands for decode's own default.
+    /// The port; `None` is decode's own default.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 }
 
-/// What [`inject`] writes into a body.
+/// The fields that [`inject`] writes into a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
-    /// Where the chosen prefill worker's registry listens.
+    /// The bootstrap server of the prefill worker of this attempt.
     pub bootstrap: &'a Bootstrap,
     /// One room for each prompt.
     pub rooms: &'a [Room],
-    /// One id for each prompt, where the client sent none and the endpoint takes one.
+    /// One id for each prompt; `None` where the client sent its own, or the endpoint takes none.
     pub rids: Option<&'a [RequestId]>,
 }
 
-/// A body with its fields, and what is needed to give it others.
+/// A body with the fields of one attempt. The next attempt's body is made from it: see [`Self::again`].
 #[derive(Clone, Debug)]
 pub struct Injected {
-    /// What the workers get.
+    /// The body of both legs.
     pub body: Bytes,
-    /// Where the fields begin.
+    /// Length of the client's part, in bytes: the fields begin here.
     end: usize,
     batch: Batch,
-    /// Whether nothing stands before the fields.
+    /// Whether the client's part has no member, so that the first field needs no comma.
     bare: bool,
 }
 
-/// Room that a body of so many prompts should have to spare, for [`inject`] to write without moving the
-/// body. It suffices for host names of up to 64 bytes.
+/// The spare capacity, in bytes, with which [`inject`] moves no byte of the body of so many prompts. Enough for host
+/// names of up to 64 bytes.
 pub const fn tail_reserve(prompts: usize) -> usize {
     const NAMES: usize =
         r#","bootstrap_host":[],"bootstrap_port":[],"bootstrap_room":[],"rid":[]}"#.len();
@@ -121,36 +121,35 @@ pub const fn tail_reserve(prompts: usize) -> usize {
     NAMES + prompts * (HOST + PORT + ROOM + RID)
 }
 
-/// Writes the fields into a body: cuts out every field of these names that the client sent, in any
-/// spelling, each with one comma, and puts the new ones in front of the closing brace; a list of prompts
-/// gets lists. Every other byte stays as it is and in order, except that white space behind the closing
-/// brace is dropped. When nothing is cut and `body` has room to spare, no byte of it is copied or moved.
+/// Writes the fields into a body. The client's fields of these names are cut out in any spelling, each with one comma,
+/// and the new ones come before the closing brace; a list of prompts gets lists. All other bytes stay unchanged and in
+/// order, except that white space after the closing brace is dropped. When nothing is cut and `body` has the capacity of
+/// [`tail_reserve`], no byte is copied or moved.
 ///
 /// `facts` must have been read from this `body`.
 ///
 /// # Panics
-/// When there is not exactly one room for each prompt of `facts`, which is a mistake of the caller: each
-/// prompt has one rendezvous.
+/// There is not exactly one room for each prompt of `facts`, or not one id where there are ids: a defect of the caller.
 pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injected {
-    let end = cut(&mut body, facts);
+    let end = close_gaps(&mut body, facts);
     body.truncate(end);
-    close(body, facts.batch, facts.cuts.leaves_nothing(), fields)
+    write_fields(body, facts.batch, facts.cuts.leaves_nothing(), fields)
 }
 
 impl Injected {
-    /// The same body with other fields, for another pair.
+    /// The client's part in a new body, with the fields of another attempt.
     ///
     /// # Panics
     /// As [`inject`].
     pub fn again(&self, fields: &Fields<'_>) -> Self {
         let mut body = BytesMut::with_capacity(self.end + tail_reserve(self.batch.prompts()));
         body.extend_from_slice(&self.body[..self.end]);
-        close(body, self.batch, self.bare, fields)
+        write_fields(body, self.batch, self.bare, fields)
     }
 }
 
-/// Adds the fields and the closing brace to a body that ends before it.
-fn close(mut body: BytesMut, batch: Batch, bare: bool, fields: &Fields<'_>) -> Injected {
+/// Adds the fields and the closing brace to the client's part of a body.
+fn write_fields(mut body: BytesMut, batch: Batch, bare: bool, fields: &Fields<'_>) -> Injected {
     let prompts = batch.prompts();
     assert_eq!(fields.rooms.len(), prompts, "one room for each prompt");
     let end = body.len();
@@ -188,8 +187,8 @@ fn append(body: &mut BytesMut, text: fmt::Arguments<'_>) {
     debug_assert!(written.is_ok(), "a BytesMut grows as needed");
 }
 
-/// Closes the gaps of what is cut, up to the closing brace, and gives where that would stand now.
-fn cut(body: &mut [u8], facts: &Facts) -> usize {
+/// Closes the gaps that the cuts leave, and returns the new offset of the closing brace.
+fn close_gaps(body: &mut [u8], facts: &Facts) -> usize {
     let gaps = facts.cuts.ranges();
     let Some(first) = gaps.first() else {
         return facts.close;
@@ -203,15 +202,16 @@ fn cut(body: &mut [u8], facts: &Facts) -> usize {
     end
 }
 
-/// The end of a body, where fields are added.
+/// The end of a body, to which fields are added.
 struct Tail<'a> {
     body: &'a mut BytesMut,
     batch: Batch,
+    /// Whether the next member is the first of the object.
     first: bool,
 }
 
 impl Tail<'_> {
-    /// Adds one field: the value for the one prompt, or the list of the values for all of them.
+    /// Adds one field: the value of the only prompt, or the list of the values of all prompts.
     fn field<F>(&mut self, name: &str, value: F)
     where
         F: Fn(&mut BytesMut, usize),

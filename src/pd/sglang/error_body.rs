@@ -1,6 +1,7 @@
-//! The JSON bodies of errors that the proxy itself makes, in the shape that each endpoint's clients read.
+//! The JSON bodies of the proxy's own errors, in the shape that the clients of each endpoint read.
 //!
-//! Bodies of workers never come through here: they pass unchanged.
+//! What may not live here: a worker's error, whose body passes unchanged.
+//!
 //! Source: SGLang 0.5.23, `entrypoints/http_server.py`, `entrypoints/openai/serving_base.py`,
 //! `entrypoints/anthropic/serving.py`.
 
@@ -8,19 +9,19 @@ use serde_json::{Value, json};
 
 use super::super::Route;
 
-/// How a client of an endpoint expects an error.
+/// The JSON shape of an error, as the clients of an endpoint read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorShape {
     /// `/generate`, chat and completions: the flat object of SGLang, `{"object":"error","message","type",...}`.
     Flat,
-    /// `/v1/responses` and everything that is not an endpoint with two legs: `{"error":{...}}`.
+    /// `/v1/responses` and all paths without legs: `{"error":{...}}`.
     Nested,
     /// `/v1/messages`: `{"type":"error","error":{"type","message"}}`.
     Anthropic,
 }
 
 impl ErrorShape {
-    /// The shape of a route; `None` is any path without two legs.
+    /// The shape of a route; `None` is any path without legs.
     pub fn of(route: Option<Route>) -> Self {
         match route {
             Some(Route::Generate | Route::ChatCompletions | Route::Completions) => ErrorShape::Flat,
@@ -34,8 +35,8 @@ impl ErrorShape {
         self.value(status, message).to_string()
     }
 
-    /// The JSON of an error inside a stream that has begun: always an object with the key `error`, except for
-    /// `/v1/messages`, whose events carry the same object as its bodies.
+    /// The JSON of an error inside a stream that has begun: an object with the key `error`, which is also the body's shape
+    /// except for [`Self::Flat`].
     pub fn event(self, status: u16, message: &str) -> String {
         match self {
             ErrorShape::Flat => json!({ "error": self.value(status, message) }).to_string(),
@@ -43,6 +44,7 @@ impl ErrorShape {
         }
     }
 
+    /// The JSON of the body.
     fn value(self, status: u16, message: &str) -> Value {
         match self {
             ErrorShape::Flat => json!({

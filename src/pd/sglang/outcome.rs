@@ -1,7 +1,7 @@
-//! Reading a failure out of a worker's answer.
+//! Errors that a worker reports under the status 200.
 //!
-//! What lives here: how SGLang says inside of a stream, under the status 200, that a request failed, and
-//! the plain answer that it would have given without streaming. What may not: what to do about it.
+//! What lives here: finding such an error in the first event of a stream or in a document, and the response that the
+//! worker would have given with a status. What may not: what follows from it for the request.
 //!
 //! Source: SGLang 0.5.23, `srt/entrypoints/http_server.py` (`serve_generate_request`,
 //! `_create_error_response`, `validation_exception_handler`), `srt/managers/tokenizer_manager.py`
@@ -16,7 +16,7 @@ use super::super::Route;
 use super::super::json::{Kind, Scanner};
 use super::super::sse;
 
-/// A worker's failure, as the answer that should have been.
+/// A worker's error, as a response with a status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerError {
     /// The HTTP status, 400..=599.
@@ -25,10 +25,10 @@ pub struct WorkerError {
     pub body: Bytes,
 }
 
-/// The failure that the first event of a worker's stream tells of; `None` when it is no failure, has no
-/// status of an error, or is about one prompt of a batch only, whose other prompts go on.
+/// The error that the first event of a worker's stream reports. `None` when it reports none, when the error has no status
+/// of 400..=599, or when it concerns one prompt of a batch, whose other prompts continue.
 ///
-/// The streams of `/v1/responses` and `/v1/messages` carry no status and give `None`.
+/// The streams of `/v1/responses` and `/v1/messages` carry no status: `None`.
 pub fn stream_error(route: Route, first_event: &[u8]) -> Option<WorkerError> {
     let payload = sse::data(first_event)?;
     match route {
@@ -38,11 +38,12 @@ pub fn stream_error(route: Route, first_event: &[u8]) -> Option<WorkerError> {
     }
 }
 
-/// The failure that a worker's whole answer tells of under the status 200; `None` when it is no failure, has no
-/// status of an error, or is about one prompt of a batch only.
+/// The error that a worker's document reports under the status 200. `None` when it reports none, when the error has no
+/// status of 400..=599, or when it concerns one prompt of a batch.
 ///
-/// An abort without a status is one that somebody has asked for, and an answer.
+/// An abort without a status was requested through `/abort_request`, and is no error.
 pub fn document_error(route: Route, document: &[u8]) -> Option<WorkerError> {
+    // A search for two words is much cheaper than a scan, and most documents have neither.
     let names = |word: &[u8]| memchr::memmem::find(document, word).is_some();
     if !names(b"\"error\"") && !names(b"\"abort\"") {
         return None;
@@ -55,6 +56,7 @@ pub fn document_error(route: Route, document: &[u8]) -> Option<WorkerError> {
     nested.or_else(|| plain_error(document))
 }
 
+/// The error object itself, as it stands in a response with a status.
 fn plain_error(document: &[u8]) -> Option<WorkerError> {
     let [object, code] = members(document, ["object", "code"])?;
     if object? != b"\"error\"" {
@@ -66,6 +68,7 @@ fn plain_error(document: &[u8]) -> Option<WorkerError> {
     })
 }
 
+/// An error or abort of `/generate`.
 fn generate_error(payload: &[u8]) -> Option<WorkerError> {
     let [error, meta_info, index] = members(payload, ["error", "meta_info", "index"])?;
     if let Some(error) = error {
@@ -103,6 +106,7 @@ fn generate_error(payload: &[u8]) -> Option<WorkerError> {
     Some(WorkerError { status, body })
 }
 
+/// An error of the OpenAI endpoints: the object under the key `error`.
 fn openai_error(payload: &[u8]) -> Option<WorkerError> {
     let [error] = members(payload, ["error"])?;
     let error = error?;
@@ -113,16 +117,16 @@ fn openai_error(payload: &[u8]) -> Option<WorkerError> {
     })
 }
 
-/// The values of some members of an object, as they are written; `None` when `text` is no JSON object.
-/// A member that is null counts as absent.
+/// The values of the named members of an object, as written; `None` when `text` is no JSON object. A member that is null
+/// counts as absent.
 fn members<'a, const N: usize>(text: &'a [u8], names: [&str; N]) -> Option<[Option<&'a [u8]>; N]> {
     let mut spans: [Option<Range<usize>>; N] = [const { None }; N];
     let read = |mut s: Scanner<'a>| {
         s.object(|s, member| {
             let null = s.kind()? == Kind::Null;
             let value = s.skip()?;
-            if let Some(place) = names.iter().position(|name| *name == member.name) {
-                spans[place] = (!null).then_some(value);
+            if let Some(index) = names.iter().position(|name| *name == member.name) {
+                spans[index] = (!null).then_some(value);
             }
             Ok(())
         })?;
@@ -132,7 +136,7 @@ fn members<'a, const N: usize>(text: &'a [u8], names: [&str; N]) -> Option<[Opti
     Some(spans.map(|span| span.map(|span| &text[span])))
 }
 
-/// The status that a JSON number stands for, if it is one of an error.
+/// The status that a JSON number gives, if it is 400..=599.
 fn status(code: &[u8]) -> Option<u16> {
     let code = std::str::from_utf8(code).ok()?.parse().ok()?;
     (400..=599).contains(&code).then_some(code)
@@ -168,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_validation_error_of_generate_becomes_the_plain_answer() {
+    fn a_validation_error_of_generate_becomes_the_plain_response() {
         let error = r#"{"error":{"message":"too long \"x\"","type":"invalid_request_error","code":400,"retryable":false}}"#;
         check(
             Route::Generate,
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_of_generate_becomes_the_plain_answer_of_its_status() {
+    fn an_abort_of_generate_becomes_the_plain_response_of_its_status() {
         let failed =
             abort(r#""message":"Decode transfer failed","status_code":500,"err_type":null"#);
         let plain = r#"{"object":"error","message":"Decode transfer failed","type":"500","param":null,"code":500}"#;
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_under_200_is_the_failure_that_it_tells_of() {
+    fn an_error_in_a_document_under_200_is_found() {
         let found = |route, document: &str| {
             document_error(route, document.as_bytes()).map(|error| {
                 (
@@ -233,8 +237,8 @@ mod tests {
             found(Route::Generate, &aborted).map(|(status, _)| status),
             Some(500)
         );
-        let asked_for = abort(r#""message":"gone","status_code":null"#);
-        assert_eq!(found(Route::Generate, &asked_for), None);
+        let requested = abort(r#""message":"gone","status_code":null"#);
+        assert_eq!(found(Route::Generate, &requested), None);
         let nested = r#"{"error":{"object":"error","message":"m","code":400}}"#;
         let inner = r#"{"object":"error","message":"m","code":400}"#;
         assert_eq!(

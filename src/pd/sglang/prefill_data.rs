@@ -1,5 +1,7 @@
-//! What prefill knows of the prompts, read from its answer and kept as slices of it, and what that changes
-//! in a document of decode. What may not live here: decode's documents as a whole, see [`super::merge`].
+//! The data of the prompts that only prefill has, and the changes that they make in decode's documents.
+//!
+//! What lives here: reading the data from prefill's response, as slices of it, and the edits of one item or choice of
+//! decode's. What may not: decode's documents as a whole, see [`super::merge`].
 //!
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (`add_logprob_to_meta_info`),
 //! `srt/disaggregation/decode.py` ("Prefill omits these scores") and
@@ -11,11 +13,12 @@ use super::super::Role;
 use super::super::sse;
 use super::request::{Batch, Merge};
 use super::worker_response::{
-    Completion, Edits, Item, LISTS, List, Lists, MergeError, MetaInfo, NESTED, Slot, completion,
-    expect, items, missing, object_payload, read, sound,
+    Completion, Edits, Item, LOGPROB_LISTS, LogprobList, LogprobLists, LogprobMember, MergeError,
+    MetaInfo, NESTED_TOP_LOGPROBS, check_count, completion, items, missing_key, object_payload,
+    parse_document, reject_failed,
 };
 
-/// What prefill knows of each prompt: slices of prefill's own answer.
+/// Prefill's data of each prompt, as slices of its response.
 #[derive(Clone, Debug)]
 pub struct PrefillData {
     pub(super) batch: Batch,
@@ -23,12 +26,12 @@ pub struct PrefillData {
 }
 
 impl PrefillData {
-    /// Reads prefill's whole answer to a request without streaming.
+    /// Reads prefill's document, the response to a request without streaming.
     ///
     /// # Errors
-    /// When the answer is not JSON, tells of an error, or lacks what is to be merged.
+    /// The response is not JSON, reports an error, or lacks data that must be merged.
     pub fn from_body(merge: Merge, batch: Batch, body: Bytes) -> Result<Self, MergeError> {
-        let mut prompts = Found::new(merge, batch);
+        let mut prompts = PrefillReader::new(merge, batch);
         match merge {
             Merge::None => {}
             Merge::InputLogprobs => {
@@ -38,7 +41,7 @@ impl PrefillData {
             }
             Merge::Echo => prompts.choices(&body, completion(&body, Role::Prefill)?)?,
         }
-        prompts.complete()
+        prompts.finish()
     }
 
     /// Reads prefill's whole stream.
@@ -46,7 +49,7 @@ impl PrefillData {
     /// # Errors
     /// As [`Self::from_body`].
     pub fn from_stream(merge: Merge, batch: Batch, body: Bytes) -> Result<Self, MergeError> {
-        let mut prompts = Found::new(merge, batch);
+        let mut prompts = PrefillReader::new(merge, batch);
         for event in sse::events(body) {
             let Some(payload) = object_payload(&event) else {
                 continue;
@@ -55,16 +58,16 @@ impl PrefillData {
             match merge {
                 Merge::None => {}
                 Merge::InputLogprobs => {
-                    let item = read(&payload, Role::Prefill, Item::read)?;
+                    let item = parse_document(&payload, Role::Prefill, Item::read)?;
                     prompts.item(item.index, &payload, item)?;
                 }
                 Merge::Echo => {
-                    let completion = read(&payload, Role::Prefill, Completion::read)?;
+                    let completion = parse_document(&payload, Role::Prefill, Completion::read)?;
                     prompts.choices(&payload, completion)?;
                 }
             }
         }
-        prompts.complete()
+        prompts.finish()
     }
 }
 
@@ -72,21 +75,21 @@ impl PrefillData {
 #[derive(Clone, Debug)]
 pub(super) enum Prompts {
     Nothing,
-    Logprobs(Vec<Logprobs>),
-    Echo(Vec<Echo>),
+    Logprobs(Vec<PromptLogprobs>),
+    Echo(Vec<EchoedLists>),
 }
 
-/// Prefill's part of one item of `/generate`.
+/// Prefill's data for one item of `/generate`.
 #[derive(Clone, Debug)]
-pub(super) struct Logprobs {
+pub(super) struct PromptLogprobs {
     entries: Vec<Entry>,
     /// The first row of `output_token_ids_logprobs`.
     first_row: Option<Bytes>,
-    /// Whether the top logprobs come as flat arrays only, so that nested ones must not stand beside them.
+    /// Whether the top logprobs come only as flat arrays, so that decode's nested ones must be removed.
     flat: bool,
 }
 
-/// One logprob key of the prompt.
+/// One member with logprobs of the prompt.
 #[derive(Clone, Debug)]
 struct Entry {
     name: String,
@@ -95,20 +98,20 @@ struct Entry {
     member: Bytes,
 }
 
-impl Logprobs {
+impl PromptLogprobs {
     fn new(document: &Bytes, meta_info: &MetaInfo<'_>) -> Self {
-        let entry = |slot: &Slot<'_>| Entry {
-            name: slot.name.clone().into_owned(),
-            value: document.slice(slot.value.clone()),
-            member: document.slice(slot.start..slot.value.end),
+        let entry = |member: &LogprobMember<'_>| Entry {
+            name: member.name.clone().into_owned(),
+            value: document.slice(member.value.clone()),
+            member: document.slice(member.start..member.value.end),
         };
-        let entries: Vec<Entry> = meta_info.slots.iter().map(entry).collect();
+        let entries: Vec<Entry> = meta_info.prompt_logprobs.iter().map(entry).collect();
         let named = |name: &str| entries.iter().any(|entry| entry.name == name);
         let some_flat = entries
             .iter()
             .any(|entry| entry.name.starts_with("input_top_logprobs_"));
-        let flat = some_flat && !named(NESTED);
-        let row = meta_info.row.as_ref().filter(|row| !row.empty);
+        let flat = some_flat && !named(NESTED_TOP_LOGPROBS);
+        let row = meta_info.first_row.as_ref().filter(|row| !row.empty);
         let first_row = row.map(|row| document.slice(row.span.clone()));
         Self {
             entries,
@@ -117,14 +120,18 @@ impl Logprobs {
         }
     }
 
-    /// What has to change in an item of decode.
+    /// The changes of an item of decode.
     pub(super) fn edit<'a>(&'a self, meta_info: &MetaInfo<'_>, edits: &mut Edits<'a>) {
-        let slot = |entry: &Entry| meta_info.slots.iter().find(|slot| slot.name == entry.name);
+        let decodes = |entry: &Entry| {
+            let mut members = meta_info.prompt_logprobs.iter();
+            members.find(|member| member.name == entry.name)
+        };
+        // Whether the object has no member, so that the first one inserted needs no comma.
         let mut empty =
-            meta_info.cuts.leaves_nothing() && (self.flat || meta_info.slots.is_empty());
+            meta_info.cuts.leaves_nothing() && (self.flat || meta_info.prompt_logprobs.is_empty());
         for entry in &self.entries {
-            match slot(entry) {
-                Some(slot) => edits.replace(slot.value.clone(), &entry.value),
+            match decodes(entry) {
+                Some(member) => edits.replace(member.value.clone(), &entry.value),
                 None => {
                     let comma: &[u8] = if empty { b"" } else { b"," };
                     edits.insert(meta_info.close, comma);
@@ -138,34 +145,36 @@ impl Logprobs {
                 edits.replace(range.clone(), b"");
             }
         }
-        // In an incremental stream only the first event begins with token 0; a later row is not null.
-        let empty_row = meta_info.row.as_ref().filter(|row| row.empty);
+        // In an incremental stream only the first event begins with token 0: the first row of a later event is not empty.
+        let empty_row = meta_info.first_row.as_ref().filter(|row| row.empty);
         if let (Some(first_row), Some(row)) = (&self.first_row, empty_row) {
             edits.replace(row.span.clone(), first_row);
         }
     }
 }
 
-/// Prefill's part of one choice of `/v1/completions`: the elements of each list that belong to the prompt,
-/// which are all but the last, without the brackets.
+/// Prefill's data for one choice of `/v1/completions`: the elements of each list that belong to the prompt, which are
+/// all but the last, without the brackets.
 #[derive(Clone, Debug)]
-pub(super) struct Echo {
+pub(super) struct EchoedLists {
     heads: [Bytes; 4],
 }
 
-impl Echo {
-    fn new(document: &Bytes, lists: &Lists) -> Result<Self, MergeError> {
+impl EchoedLists {
+    fn new(document: &Bytes, lists: &LogprobLists) -> Result<Self, MergeError> {
         if lists[0].is_none() {
-            return Err(missing(Role::Prefill, LISTS[0]));
+            return Err(missing_key(Role::Prefill, LOGPROB_LISTS[0]));
         }
-        let head =
-            |list: &Option<List>| list.as_ref().map(|list| document.slice(list.head.clone()));
+        let head = |list: &Option<LogprobList>| {
+            list.as_ref().map(|list| document.slice(list.head.clone()))
+        };
         Ok(Self {
             heads: lists.each_ref().map(|list| head(list).unwrap_or_default()),
         })
     }
 
-    pub(super) fn edit<'a>(&'a self, lists: &Lists, edits: &mut Edits<'a>) {
+    /// The changes of a choice of decode.
+    pub(super) fn edit<'a>(&'a self, lists: &LogprobLists, edits: &mut Edits<'a>) {
         for (head, list) in self.heads.iter().zip(lists) {
             if let (Some(list), false) = (list, head.is_empty()) {
                 edits.insert(list.head.start, head);
@@ -175,15 +184,15 @@ impl Echo {
     }
 }
 
-/// What was found in prefill's answer so far, by index.
-struct Found {
+/// Reads prefill's response item by item. The data are ordered by the index of the prompt.
+struct PrefillReader {
     merge: Merge,
     batch: Batch,
-    logprobs: Vec<Option<Logprobs>>,
-    echoes: Vec<Option<Echo>>,
+    logprobs: Vec<Option<PromptLogprobs>>,
+    echoes: Vec<Option<EchoedLists>>,
 }
 
-impl Found {
+impl PrefillReader {
     fn new(merge: Merge, batch: Batch) -> Self {
         let prompts = |wanted| if merge == wanted { batch.prompts() } else { 0 };
         Self {
@@ -195,40 +204,43 @@ impl Found {
     }
 
     fn item(&mut self, index: usize, document: &Bytes, item: Item<'_>) -> Result<(), MergeError> {
-        sound(Role::Prefill, item.failed)?;
-        let meta_info = item.meta_info.ok_or(missing(Role::Prefill, "meta_info"))?;
-        *place(&mut self.logprobs, index)? = Some(Logprobs::new(document, &meta_info));
+        reject_failed(Role::Prefill, item.failed)?;
+        let meta_info = item
+            .meta_info
+            .ok_or(missing_key(Role::Prefill, "meta_info"))?;
+        *of_prompt(&mut self.logprobs, index)? = Some(PromptLogprobs::new(document, &meta_info));
         Ok(())
     }
 
-    /// Other events than those of the tokens have choices too, without logprobs.
+    /// Events without tokens have choices too, without logprobs.
     fn choices(&mut self, document: &Bytes, completion: Completion) -> Result<(), MergeError> {
-        sound(Role::Prefill, completion.failed)?;
+        reject_failed(Role::Prefill, completion.failed)?;
         for choice in completion.choices {
-            let echo = place(&mut self.echoes, choice.index)?;
+            let echo = of_prompt(&mut self.echoes, choice.index)?;
             if let Some(lists) = choice.logprobs {
-                *echo = Some(Echo::new(document, &lists)?);
+                *echo = Some(EchoedLists::new(document, &lists)?);
             }
         }
         Ok(())
     }
 
-    fn complete(self) -> Result<PrefillData, MergeError> {
+    /// The data, once the whole response was read.
+    fn finish(self) -> Result<PrefillData, MergeError> {
         let prompts = match self.merge {
             Merge::None => Prompts::Nothing,
             Merge::InputLogprobs => {
                 let expected = self.logprobs.len();
-                let prompts: Vec<Logprobs> = self.logprobs.into_iter().flatten().collect();
-                expect(Role::Prefill, expected, prompts.len())?;
-                // Without `return_logprob` a prompt of a batch has none, but not all of them.
+                let prompts: Vec<PromptLogprobs> = self.logprobs.into_iter().flatten().collect();
+                check_count(Role::Prefill, expected, prompts.len())?;
+                // One prompt of a batch may have none, where its `return_logprob` is false, but not all of them.
                 if !prompts.is_empty() && prompts.iter().all(|prompt| prompt.entries.is_empty()) {
-                    return Err(missing(Role::Prefill, "input_token_logprobs"));
+                    return Err(missing_key(Role::Prefill, "input_token_logprobs"));
                 }
                 Prompts::Logprobs(prompts)
             }
             Merge::Echo => {
-                let prompts: Option<Vec<Echo>> = self.echoes.into_iter().collect();
-                Prompts::Echo(prompts.ok_or(missing(Role::Prefill, "logprobs"))?)
+                let prompts: Option<Vec<EchoedLists>> = self.echoes.into_iter().collect();
+                Prompts::Echo(prompts.ok_or(missing_key(Role::Prefill, "logprobs"))?)
             }
         };
         Ok(PrefillData {
@@ -238,7 +250,7 @@ impl Found {
     }
 }
 
-fn place<T>(prompts: &mut [T], index: usize) -> Result<&mut T, MergeError> {
+fn of_prompt<T>(prompts: &mut [T], index: usize) -> Result<&mut T, MergeError> {
     let error = MergeError::Index {
         leg: Role::Prefill,
         index,

@@ -1,8 +1,10 @@
-//! The workers' answers, as far as merging has to know them: where in a document the few values lie that
-//! are taken or replaced, and how an answer can be wrong. What may not live here: what is done with them.
+//! The workers' responses, as far as a merge must read them.
+//!
+//! What lives here: the spans of the values that are taken or replaced, and the errors of a response. What may not: the
+//! merge itself, see [`super::merge`].
 //!
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (`add_logprob_to_meta_info`) and
-//! `srt/entrypoints/openai/protocol.py`; captured answers under `tests/fixtures/`.
+//! `srt/entrypoints/openai/protocol.py`; captured responses under `tests/fixtures/`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,47 +17,47 @@ use super::super::json::{self, Cuts, Kind, Scanner};
 use super::super::sse;
 use super::request::Batch;
 
-/// Why two answers cannot be merged.
+/// Why two responses cannot be merged. `leg` is the worker whose response is at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeError {
-    /// An answer is not JSON, or not an object or list where it should be.
+    /// The response is not JSON, or not an object or list where one belongs.
     Malformed {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
-        /// What is wrong with it.
+        /// The mistake.
         error: json::Error,
     },
-    /// An answer is compressed.
+    /// The response is compressed.
     Encoded {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
     },
-    /// An answer tells of an error.
+    /// The response reports an error.
     Failed {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
     },
-    /// An answer lacks something.
+    /// The response lacks a key.
     Missing {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
-        /// The key that is not there.
-        what: &'static str,
+        /// The key.
+        key: &'static str,
     },
-    /// An answer is not for as many prompts as the request has.
+    /// The response has more or fewer prompts than the request.
     Count {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
         /// Prompts of the request.
         expected: usize,
-        /// Prompts of the answer.
+        /// Prompts of the response.
         found: usize,
     },
-    /// An answer speaks of a prompt that the request does not have.
+    /// The response has an index that is no prompt of the request.
     Index {
-        /// Whose answer.
+        /// The leg.
         leg: Role,
-        /// The prompt's number, from 0.
+        /// The index, from 0.
         index: usize,
         /// Prompts of the request.
         prompts: usize,
@@ -66,11 +68,11 @@ impl fmt::Display for MergeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed { leg, error } => {
-                write!(f, "the answer of {leg} is malformed: {error}")
+                write!(f, "{leg}'s response is malformed: {error}")
             }
-            Self::Encoded { leg } => write!(f, "the answer of {leg} is compressed"),
-            Self::Failed { leg } => write!(f, "the answer of {leg} is an error"),
-            Self::Missing { leg, what } => write!(f, "the answer of {leg} has no {what}"),
+            Self::Encoded { leg } => write!(f, "{leg}'s response is compressed"),
+            Self::Failed { leg } => write!(f, "{leg}'s response is an error"),
+            Self::Missing { leg, key } => write!(f, "{leg}'s response has no {key}"),
             Self::Count {
                 leg,
                 expected,
@@ -78,7 +80,7 @@ impl fmt::Display for MergeError {
             } => {
                 write!(
                     f,
-                    "the answer of {leg} is for {found} prompts, not for {expected}"
+                    "{leg}'s response is for {found} prompts, not for {expected}"
                 )
             }
             Self::Index {
@@ -88,7 +90,7 @@ impl fmt::Display for MergeError {
             } => {
                 write!(
                     f,
-                    "the answer of {leg} has index {index}, the request {prompts} prompts"
+                    "{leg}'s response has index {index}, but the request has {prompts} prompts"
                 )
             }
         }
@@ -97,9 +99,9 @@ impl fmt::Display for MergeError {
 
 impl std::error::Error for MergeError {}
 
-/// The items of an answer of `/generate`, as many as the request has prompts.
+/// The items of a document of `/generate`: one for each prompt of the request.
 pub(super) fn items(batch: Batch, document: &[u8], leg: Role) -> Result<Vec<Item<'_>>, MergeError> {
-    let items = read(document, leg, |s| {
+    let items = parse_document(document, leg, |s| {
         let mut items = Vec::new();
         if matches!(batch, Batch::Of(_)) && s.kind()? == Kind::Array {
             s.array(|s, _| {
@@ -111,22 +113,28 @@ pub(super) fn items(batch: Batch, document: &[u8], leg: Role) -> Result<Vec<Item
         }
         Ok(items)
     })?;
-    sound(leg, items.iter().any(|item| item.failed))?;
-    expect(leg, batch.prompts(), items.len())?;
+    reject_failed(leg, items.iter().any(|item| item.failed))?;
+    check_count(leg, batch.prompts(), items.len())?;
     Ok(items)
 }
 
+/// A document of `/v1/completions`.
 pub(super) fn completion(document: &[u8], leg: Role) -> Result<Completion, MergeError> {
-    let completion = read(document, leg, Completion::read)?;
-    sound(leg, completion.failed)?;
+    let completion = parse_document(document, leg, Completion::read)?;
+    reject_failed(leg, completion.failed)?;
     if completion.has_choices {
         Ok(completion)
     } else {
-        Err(missing(leg, "choices"))
+        Err(missing_key(leg, "choices"))
     }
 }
 
-pub(super) fn read<'a, T, F>(document: &'a [u8], leg: Role, read: F) -> Result<T, MergeError>
+/// Reads a whole document with `read`, which must take its only value.
+pub(super) fn parse_document<'a, T, F>(
+    document: &'a [u8],
+    leg: Role,
+    read: F,
+) -> Result<T, MergeError>
 where
     F: FnOnce(&mut Scanner<'a>) -> Result<T, json::Error>,
 {
@@ -140,12 +148,12 @@ where
         .map_err(|error| MergeError::Malformed { leg, error })
 }
 
-/// Where the JSON object that an event carries lies; `None` when it carries something else.
+/// The span of the JSON object that an event carries; `None` when it carries something else.
 pub(super) fn object_payload(event: &[u8]) -> Option<Range<usize>> {
     sse::data_span(event).filter(|span| event.get(span.start) == Some(&b'{'))
 }
 
-pub(super) fn expect(leg: Role, expected: usize, found: usize) -> Result<(), MergeError> {
+pub(super) fn check_count(leg: Role, expected: usize, found: usize) -> Result<(), MergeError> {
     if found == expected {
         Ok(())
     } else {
@@ -157,7 +165,7 @@ pub(super) fn expect(leg: Role, expected: usize, found: usize) -> Result<(), Mer
     }
 }
 
-pub(super) fn sound(leg: Role, failed: bool) -> Result<(), MergeError> {
+pub(super) fn reject_failed(leg: Role, failed: bool) -> Result<(), MergeError> {
     if failed {
         Err(MergeError::Failed { leg })
     } else {
@@ -165,48 +173,52 @@ pub(super) fn sound(leg: Role, failed: bool) -> Result<(), MergeError> {
     }
 }
 
-pub(super) fn missing(leg: Role, what: &'static str) -> MergeError {
-    MergeError::Missing { leg, what }
+pub(super) fn missing_key(leg: Role, key: &'static str) -> MergeError {
+    MergeError::Missing { leg, key }
 }
 
-/// One item of `/generate`, or one event of its stream.
+/// One item of a document of `/generate`, or one event of its stream.
 #[derive(Default)]
 pub(super) struct Item<'a> {
     pub(super) index: usize,
     pub(super) meta_info: Option<MetaInfo<'a>>,
+    /// Whether it reports an error.
     pub(super) failed: bool,
 }
 
-/// What of a `meta_info` is of interest. Offsets count from the start of the document.
+/// The parts of a `meta_info` that a merge needs. Offsets are in bytes from the start of the document.
 #[derive(Default)]
 pub(super) struct MetaInfo<'a> {
-    /// The logprob keys of the prompt.
-    pub(super) slots: Vec<Slot<'a>>,
+    /// The members with logprobs of the prompt.
+    pub(super) prompt_logprobs: Vec<LogprobMember<'a>>,
     /// The first row of `output_token_ids_logprobs`.
-    pub(super) row: Option<Row>,
-    /// What would go if the nested top logprobs of the prompt went.
+    pub(super) first_row: Option<FirstRow>,
+    /// The bytes to leave out in order to remove the nested top logprobs of the prompt.
     pub(super) cuts: Cuts,
-    /// The closing brace.
+    /// The offset of the closing brace.
     pub(super) close: usize,
 }
 
-pub(super) struct Slot<'a> {
+/// A member of `meta_info` with logprobs of the prompt.
+pub(super) struct LogprobMember<'a> {
     pub(super) name: Cow<'a, str>,
+    /// The offset of the opening quote of the name.
     pub(super) start: usize,
     pub(super) value: Range<usize>,
 }
 
-pub(super) struct Row {
+/// The first row of `output_token_ids_logprobs`.
+pub(super) struct FirstRow {
     pub(super) span: Range<usize>,
-    /// It is null or `[]`.
+    /// Whether it is null or `[]`.
     pub(super) empty: bool,
 }
 
-/// The most logprob keys of a prompt. SGLang 0.5.23 sends seven; each is compared with each.
-const MAX_SLOTS: usize = 64;
+/// The most members with logprobs of a prompt, because each is compared with all others. SGLang 0.5.23 sends seven.
+const MAX_PROMPT_LOGPROBS: usize = 64;
 
-/// The top logprobs of the prompt in their usual form.
-pub(super) const NESTED: &str = "input_top_logprobs";
+/// The key of the top logprobs of the prompt as nested lists; the flat form has keys that begin with this one.
+pub(super) const NESTED_TOP_LOGPROBS: &str = "input_top_logprobs";
 
 impl<'a> Item<'a> {
     pub(super) fn read(s: &mut Scanner<'a>) -> Result<Self, json::Error> {
@@ -230,14 +242,14 @@ impl<'a> MetaInfo<'a> {
         let mut info = Self::default();
         info.close = s.object(|s, member| {
             if member.name == "output_token_ids_logprobs" && s.kind()? == Kind::Array {
-                info.row = first_row(s)?;
+                info.first_row = first_row(s)?;
             } else {
                 let value = s.skip()?;
                 if member.name.starts_with("input_") && member.name.contains("logprobs") {
                     let (name, start, value) = (member.name.clone(), member.start, value.clone());
-                    info.note(Slot { name, start, value })?;
+                    info.add(LogprobMember { name, start, value })?;
                 }
-                if member.name == NESTED {
+                if member.name == NESTED_TOP_LOGPROBS {
                     info.cuts.cut(member.comma, member.start..value.end);
                     return Ok(());
                 }
@@ -248,20 +260,22 @@ impl<'a> MetaInfo<'a> {
         Ok(info)
     }
 
-    /// A repeated key counts as Python counts it: the last one wins.
-    fn note(&mut self, slot: Slot<'a>) -> Result<(), json::Error> {
-        self.slots.retain(|known| known.name != slot.name);
-        if self.slots.len() == MAX_SLOTS {
+    /// A repeated key counts as in Python: the last one wins.
+    fn add(&mut self, member: LogprobMember<'a>) -> Result<(), json::Error> {
+        self.prompt_logprobs
+            .retain(|known| known.name != member.name);
+        if self.prompt_logprobs.len() == MAX_PROMPT_LOGPROBS {
             let what = "more logprob keys than any worker has";
-            let offset = slot.start;
+            let offset = member.start;
             return Err(json::Error::Syntax { offset, what });
         }
-        self.slots.push(slot);
+        self.prompt_logprobs.push(member);
         Ok(())
     }
 }
 
-fn first_row(s: &mut Scanner<'_>) -> Result<Option<Row>, json::Error> {
+/// Takes the list of rows.
+fn first_row(s: &mut Scanner<'_>) -> Result<Option<FirstRow>, json::Error> {
     let mut first = None;
     s.array(|s, element| {
         let span = s.skip()?;
@@ -269,33 +283,35 @@ fn first_row(s: &mut Scanner<'_>) -> Result<Option<Row>, json::Error> {
             let row = s.slice(span.clone());
             let inside = row.strip_prefix('[').and_then(|row| row.strip_suffix(']'));
             let empty = row == "null" || inside.is_some_and(|row| row.trim_ascii().is_empty());
-            first = Some(Row { span, empty });
+            first = Some(FirstRow { span, empty });
         }
         Ok(())
     })?;
     Ok(first)
 }
 
-/// An answer of `/v1/completions`, or one event of its stream.
+/// A document of `/v1/completions`, or one event of its stream.
 #[derive(Default)]
 pub(super) struct Completion {
     pub(super) choices: Vec<Choice>,
     pub(super) has_choices: bool,
+    /// Whether it reports an error.
     pub(super) failed: bool,
 }
 
+/// One choice of a completion.
 #[derive(Default)]
 pub(super) struct Choice {
     pub(super) index: usize,
-    pub(super) logprobs: Option<Lists>,
+    pub(super) logprobs: Option<LogprobLists>,
 }
 
-/// In the order of [`LISTS`].
-pub(super) type Lists = [Option<List>; 4];
+/// The lists of a choice's `logprobs`, in the order of [`LOGPROB_LISTS`].
+pub(super) type LogprobLists = [Option<LogprobList>; 4];
 
-/// A list of a document.
-pub(super) struct List {
-    /// From behind the opening bracket to the end of the last element but one.
+/// One of those lists.
+pub(super) struct LogprobList {
+    /// From after the opening bracket to the end of the last element but one: the prompt's part of prefill's list.
     pub(super) head: Range<usize>,
     pub(super) elements: usize,
 }
@@ -338,11 +354,11 @@ impl Choice {
     }
 }
 
-fn read_lists(s: &mut Scanner<'_>) -> Result<Lists, json::Error> {
-    let mut lists = Lists::default();
+fn read_lists(s: &mut Scanner<'_>) -> Result<LogprobLists, json::Error> {
+    let mut lists = LogprobLists::default();
     s.object(|s, member| {
-        match LISTS.iter().position(|name| *name == member.name) {
-            Some(place) if s.kind()? == Kind::Array => lists[place] = Some(List::read(s)?),
+        match LOGPROB_LISTS.iter().position(|name| *name == member.name) {
+            Some(index) if s.kind()? == Kind::Array => lists[index] = Some(LogprobList::read(s)?),
             _ => {
                 s.skip()?;
             }
@@ -352,8 +368,8 @@ fn read_lists(s: &mut Scanner<'_>) -> Result<Lists, json::Error> {
     Ok(lists)
 }
 
-impl List {
-    /// The scanner stands at the opening bracket.
+impl LogprobList {
+    /// Reads a list whose opening bracket is the next byte.
     pub(super) fn read(s: &mut Scanner<'_>) -> Result<Self, json::Error> {
         let start = s.at() + 1;
         let (mut head, mut last, mut elements) = (start, start, 0);
@@ -370,13 +386,13 @@ impl List {
     }
 }
 
-/// The index of a prompt; what is no index is beyond every prompt.
+/// The index of a prompt. A value that is no index becomes one beyond every prompt.
 fn index(s: &mut Scanner<'_>) -> Result<usize, json::Error> {
     let value = s.skip()?;
     Ok(s.slice(value).parse().unwrap_or(usize::MAX))
 }
 
-/// Takes the value of a member, and tells whether that member marks its object as an error.
+/// Takes the value of a member, and returns whether that member marks its object as an error.
 fn is_failure(s: &mut Scanner<'_>, name: &str) -> Result<bool, json::Error> {
     let value = s.skip()?;
     Ok(match name {
@@ -386,11 +402,13 @@ fn is_failure(s: &mut Scanner<'_>, name: &str) -> Result<bool, json::Error> {
     })
 }
 
-/// The four lists of a choice's `logprobs`. Source: SGLang 0.5.23,
-/// `srt/entrypoints/openai/protocol.py` (`LogProbs`).
-pub(super) const LISTS: [&str; 4] = ["tokens", "token_logprobs", "text_offset", "top_logprobs"];
+/// The keys of the lists of a choice's `logprobs`.
+///
+/// Source: SGLang 0.5.23, `srt/entrypoints/openai/protocol.py` (`LogProbs`).
+pub(super) const LOGPROB_LISTS: [&str; 4] =
+    ["tokens", "token_logprobs", "text_offset", "top_logprobs"];
 
-/// What changes in a document, in any order.
+/// The changes of a document, in any order.
 #[derive(Default)]
 pub(super) struct Edits<'a> {
     edits: Vec<(Range<usize>, &'a [u8])>,
@@ -401,14 +419,14 @@ impl<'a> Edits<'a> {
         self.edits.push((span, text));
     }
 
-    /// Texts that are inserted at one place stand there in the order of insertion.
+    /// Several texts inserted at one offset keep the order of insertion.
     pub(super) fn insert(&mut self, at: usize, text: &'a [u8]) {
         self.replace(at..at, text);
     }
 
     /// Adds the changed document to `out`.
     pub(super) fn splice(mut self, document: &[u8], out: &mut BytesMut) {
-        // A stable sort, for the insertions at one place.
+        // A stable sort, which keeps the order of insertions at one offset.
         self.edits.sort_by_key(|(span, _)| span.start);
         let added: usize = self.edits.iter().map(|(_, text)| text.len()).sum();
         out.reserve(document.len() + added);

@@ -3,7 +3,7 @@
 use super::super::request::{Batch, Merge};
 use super::*;
 
-fn side(merge: Merge, batch: Batch, prefill: &str) -> Result<PrefillData, MergeError> {
+fn prefill_data(merge: Merge, batch: Batch, prefill: &str) -> Result<PrefillData, MergeError> {
     let prefill = Bytes::from(prefill.to_owned());
     if prefill.starts_with(b"data:") {
         PrefillData::from_stream(merge, batch, prefill)
@@ -15,8 +15,8 @@ fn side(merge: Merge, batch: Batch, prefill: &str) -> Result<PrefillData, MergeE
 /// Merges two `meta_info` of a single prompt.
 fn meta_info(prefill: &str, decode: &str) -> String {
     let item = |meta_info: &str| format!("{{\"text\":\"\",\"meta_info\":{meta_info}}}");
-    let side = side(Merge::InputLogprobs, Batch::Single, &item(prefill)).unwrap();
-    let merged = body(&side, item(decode).into()).unwrap();
+    let data = prefill_data(Merge::InputLogprobs, Batch::Single, &item(prefill)).unwrap();
+    let merged = body(&data, item(decode).into()).unwrap();
     let merged = std::str::from_utf8(&merged).unwrap();
     merged
         .strip_prefix("{\"text\":\"\",\"meta_info\":")
@@ -99,8 +99,8 @@ fn the_first_row_is_filled_only_where_it_is_empty() {
 #[test]
 fn an_incremental_stream_gets_the_row_in_its_first_event_and_the_keys_in_all() {
     let prefill = r#"{"meta_info":{"input_token_logprobs":[7],"output_token_ids_logprobs":[[9]]}}"#;
-    let side = side(Merge::InputLogprobs, Batch::Single, prefill).unwrap();
-    let mut merger = StreamMerger::new(side);
+    let data = prefill_data(Merge::InputLogprobs, Batch::Single, prefill).unwrap();
+    let mut merger = StreamMerger::new(data);
     for (decode, merged) in [("null", "[9]"), ("[2]", "[2]"), ("[3]", "[3]")] {
         let event = |keys: &str, row: &str| {
             format!(
@@ -119,7 +119,8 @@ fn an_incremental_stream_gets_the_row_in_its_first_event_and_the_keys_in_all() {
 fn an_events_index_counts_wherever_it_stands() {
     let prefill = "data: {\"meta_info\":{\"input_token_logprobs\":[1]},\"index\":1}\n\n\
                    data: {\"index\":0,\"meta_info\":{\"input_token_logprobs\":[0]}}\n\ndata: [DONE]\n\n";
-    let mut merger = StreamMerger::new(side(Merge::InputLogprobs, Batch::Of(2), prefill).unwrap());
+    let mut merger =
+        StreamMerger::new(prefill_data(Merge::InputLogprobs, Batch::Of(2), prefill).unwrap());
     for (decode, merged) in [
         (
             "data: {\"index\":1,\"meta_info\":{\"input_token_logprobs\":[]}}\r\n\r\n",
@@ -145,7 +146,7 @@ fn what_carries_nothing_to_be_merged_passes_unchanged() {
         (Merge::Echo, echo),
         (Merge::None, ""),
     ] {
-        let mut merger = StreamMerger::new(side(merge, Batch::Single, prefill).unwrap());
+        let mut merger = StreamMerger::new(prefill_data(merge, Batch::Single, prefill).unwrap());
         for event in [
             "data: [DONE]\n\n",
             ": comment\n\n",
@@ -172,13 +173,13 @@ fn a_head_is_joined_to_an_empty_list_without_a_comma() {
         )
     };
     let prefill = choice(r#"[ "a" , "b\"," ,"c"]"#, "[null,[1]]");
-    let side = side(Merge::Echo, Batch::Single, &prefill).unwrap();
-    let merged = body(&side, choice("[]", "[ [1] ]").into()).unwrap();
+    let data = prefill_data(Merge::Echo, Batch::Single, &prefill).unwrap();
+    let merged = body(&data, choice("[]", "[ [1] ]").into()).unwrap();
     assert_eq!(merged, choice(r#"[ "a" , "b\","]"#, "[null, [1] ]"));
 }
 
 #[test]
-fn an_answer_that_cannot_be_merged_is_an_error_that_says_why() {
+fn a_response_that_cannot_be_merged_is_an_error_that_says_why() {
     use Merge::{Echo, InputLogprobs};
     let (one, two) = (Batch::Single, Batch::Of(2));
     for (merge, batch, prefill, message) in [
@@ -186,155 +187,155 @@ fn an_answer_that_cannot_be_merged_is_an_error_that_says_why() {
             InputLogprobs,
             one,
             "",
-            "the answer of prefill is malformed: the text ends too early at byte 0",
+            "prefill's response is malformed: the text ends too early at byte 0",
         ),
         (
             InputLogprobs,
             one,
             "{} {}",
-            "the answer of prefill is malformed: text after the end of the value at byte 3",
+            "prefill's response is malformed: text after the end of the value at byte 3",
         ),
         (
             InputLogprobs,
             one,
             "[]",
-            "the answer of prefill is malformed: an object was expected at byte 0",
+            "prefill's response is malformed: an object was expected at byte 0",
         ),
         (
             InputLogprobs,
             one,
             "{}",
-            "the answer of prefill has no meta_info",
+            "prefill's response has no meta_info",
         ),
         (
             InputLogprobs,
             one,
             r#"{"meta_info":{"id":"a"}}"#,
-            "the answer of prefill has no input_token_logprobs",
+            "prefill's response has no input_token_logprobs",
         ),
         (
             InputLogprobs,
             one,
             r#"{"error":{"message":"m"}}"#,
-            "the answer of prefill is an error",
+            "prefill's response is an error",
         ),
         (
             InputLogprobs,
             two,
             r#"{"object":"error","message":"m"}"#,
-            "the answer of prefill is an error",
+            "prefill's response is an error",
         ),
         (
             InputLogprobs,
             two,
             r#"[{"meta_info":{}}]"#,
-            "the answer of prefill is for 1 prompts, not for 2",
+            "prefill's response is for 1 prompts, not for 2",
         ),
         (
             InputLogprobs,
             one,
             "data: [DONE]\n\n",
-            "the answer of prefill is for 0 prompts, not for 1",
+            "prefill's response is for 0 prompts, not for 1",
         ),
         (
             InputLogprobs,
             one,
             "data: {\"error\":{\"code\":400}}\n\n",
-            "the answer of prefill is an error",
+            "prefill's response is an error",
         ),
         (
             InputLogprobs,
             one,
             "data: {\"index\":3,\"meta_info\":{}}\n\n",
-            "the answer of prefill has index 3, the request 1 prompts",
+            "prefill's response has index 3, but the request has 1 prompts",
         ),
         (
             InputLogprobs,
             one,
             "data: {\"meta_info\":\n\n",
-            "the answer of prefill is malformed: the text ends too early at byte 13",
+            "prefill's response is malformed: the text ends too early at byte 13",
         ),
-        (Echo, one, "{}", "the answer of prefill has no choices"),
+        (Echo, one, "{}", "prefill's response has no choices"),
         (
             Echo,
             one,
             r#"{"choices":[]}"#,
-            "the answer of prefill has no logprobs",
+            "prefill's response has no logprobs",
         ),
         (
             Echo,
             one,
             r#"{"choices":[{"index":0,"logprobs":null}]}"#,
-            "the answer of prefill has no logprobs",
+            "prefill's response has no logprobs",
         ),
         (
             Echo,
             one,
             r#"{"choices":[{"index":0,"logprobs":{}}]}"#,
-            "the answer of prefill has no tokens",
+            "prefill's response has no tokens",
         ),
         (
             Echo,
             one,
             r#"{"choices":[{"index":-1}]}"#,
-            "the answer of prefill has index 18446744073709551615, the request 1 prompts",
+            "prefill's response has index 18446744073709551615, but the request has 1 prompts",
         ),
         (
             Echo,
             one,
             r#"{"object":"error"}"#,
-            "the answer of prefill is an error",
+            "prefill's response is an error",
         ),
     ] {
-        let error = side(merge, batch, prefill).unwrap_err();
+        let error = prefill_data(merge, batch, prefill).unwrap_err();
         assert_eq!(error.to_string(), message, "{prefill}");
     }
 }
 
 #[test]
-fn an_answer_of_decode_of_another_shape_is_an_error_and_adds_nothing() {
+fn a_response_of_decode_of_another_shape_is_an_error_and_adds_nothing() {
     let prefill = r#"[{"meta_info":{"input_token_logprobs":[7]}}]"#;
-    let generate = side(Merge::InputLogprobs, Batch::Of(1), prefill).unwrap();
+    let generate = prefill_data(Merge::InputLogprobs, Batch::Of(1), prefill).unwrap();
     let prefill = r#"{"choices":[{"index":0,"logprobs":{"tokens":["a","b"]}}]}"#;
-    let echo = side(Merge::Echo, Batch::Single, prefill).unwrap();
-    for (side, decode, message) in [
+    let echo = prefill_data(Merge::Echo, Batch::Single, prefill).unwrap();
+    for (data, decode, message) in [
         (
             &generate,
             "[]",
-            "the answer of decode is for 0 prompts, not for 1",
+            "decode's response is for 0 prompts, not for 1",
         ),
-        (&generate, "[{}]", "the answer of decode has no meta_info"),
+        (&generate, "[{}]", "decode's response has no meta_info"),
         (
             &generate,
             "[{\"error\":1}]",
-            "the answer of decode is an error",
+            "decode's response is an error",
         ),
         (
             &echo,
             "{\"choices\":[]}",
-            "the answer of decode is for 0 prompts, not for 1",
+            "decode's response is for 0 prompts, not for 1",
         ),
         (
             &echo,
             "{\"choices\":[{\"index\":0}]}",
-            "the answer of decode has no logprobs",
+            "decode's response has no logprobs",
         ),
         (
             &echo,
             "{\"choices\":[{\"index\":1,\"logprobs\":{}}]}",
-            "the answer of decode has index 1, the request 1 prompts",
+            "decode's response has index 1, but the request has 1 prompts",
         ),
     ] {
-        let error = body(side, Bytes::from(decode)).unwrap_err();
+        let error = body(data, Bytes::from(decode)).unwrap_err();
         assert_eq!(error.to_string(), message, "{decode}");
     }
-    for (side, event) in [
+    for (data, event) in [
         (&generate, "data: {\"meta_info\":{}\n\n"),
         (&generate, "data: {\"index\":1,\"meta_info\":{}}\n\n"),
         (&echo, "data: {\"choices\":[{\"index\":9}]}\n\n"),
     ] {
         let mut out = BytesMut::new();
-        StreamMerger::new(side.clone())
+        StreamMerger::new(data.clone())
             .event(event.as_bytes(), &mut out)
             .unwrap_err();
         assert!(out.is_empty(), "{event}");
