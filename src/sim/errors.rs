@@ -18,7 +18,7 @@ pub(crate) enum Family {
     Messages,
 }
 
-/// Why a request has no ordinary answer.
+/// Why a request has no ordinary response.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Failure {
     /// The body does not fit the schema: pydantic's list of errors. Always a response, never an event.
@@ -133,7 +133,7 @@ pub(crate) fn duplicate_rid(rid: &str) -> Failure {
     Failure::Invalid(format!("Duplicate request ID detected: {rid}"))
 }
 
-/// Source: SGLang 0.5.23, an answer of an ordinary server.
+/// Source: SGLang 0.5.23, a response of an ordinary server.
 pub(crate) fn start_beyond_prompt(start: usize, prompt: usize) -> Failure {
     Failure::Refused(format!(
         "req.logprob_start_len={start} is higher than the number of input tokens \

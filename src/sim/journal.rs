@@ -60,13 +60,13 @@ pub enum Event {
     RoomState { room: String, state: RoomState },
     /// `/abort_request` matched this rid.
     AbortByRid { rid: String },
-    /// The client left before its answer was complete.
+    /// The client left before its response was complete.
     AbortByDisconnect { request: u64 },
     /// The other role gave the room up.
     AbortByPeer { room: String },
-    /// The answer's head is on its way.
+    /// The response's head is on its way.
     ResponseHead { request: u64, status: u16 },
-    /// The answer was written to its end.
+    /// The response was written to its end.
     ResponseFinished { request: u64 },
     /// A rule of the worker's script fired for this request.
     FaultInjected {

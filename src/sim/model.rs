@@ -1,11 +1,11 @@
 //! A toy tokenizer and a toy language model: every token and logprob is a function of what came before.
 //!
-//! So two workers with the same seed agree without talking, and the same request gives the same answer
+//! So two workers with the same seed agree without talking, and the same request gives the same response
 //! on an ordinary worker and on a prefill/decode pair. Nothing here knows requests or time.
 
 /// Generated words have the ids below this; a prime, so that a token's rank in a context can be computed.
 pub(crate) const WORDS: u32 = 8191;
-/// Ends an answer unless `ignore_eos`; the last word, of rank 0 in one context of 256.
+/// Ends a response unless `ignore_eos`; the last word, of rank 0 in one context of 256.
 pub(crate) const EOS: u32 = WORDS - 1;
 /// Single bytes of a prompt have the ids from here.
 const BYTES: u32 = WORDS;

@@ -79,15 +79,6 @@ pub(crate) fn write_to(out: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(arguments);
 }
 
-/// The usage object of non-stream answers and of chat's events.
-pub(crate) fn usage(prompt_tokens: usize, completion_tokens: usize) -> String {
-    format!(
-        "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\
-         \"prompt_tokens_details\":null,\"reasoning_tokens\":0,\"completion_tokens_details\":null}}",
-        prompt_tokens + completion_tokens
-    )
-}
-
 /// One SSE event.
 pub(crate) fn data(json: &str) -> bytes::Bytes {
     format!("data: {json}\n\n").into()

@@ -9,7 +9,7 @@ use super::{Role, SimOptions};
 
 const SERVER_ARGS: &str = include_str!("server_args.json");
 
-/// Tokens of KV memory per slot that the answers claim: what the real small server had for 16 requests.
+/// Tokens of KV memory per slot that the responses claim: what the real small server had for 16 requests.
 const TOKENS_PER_SLOT: usize = 512;
 
 /// Tokens of KV memory.

@@ -1,7 +1,7 @@
-//! From a batch's items to one answer: whole, or as events in the order in which the items proceed.
+//! From a batch's items to one response: whole, or as events in the order in which the items proceed.
 //!
 //! The items run in a task of their own, so that they live on for as long as SGLang does not notice that
-//! the client left. What an answer looks like is a [`Render`]'s business.
+//! the client left. What a response looks like is a [`Render`]'s business.
 
 use std::pin::Pin;
 
@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::engine::{Engine, Run, Step, Times};
 use super::errors::{Failure, Family};
 use super::render;
-use super::wire::{self, Answer};
+use super::wire::{self, SimResponse};
 
 /// Events that wait for a slow reader; then the items wait.
 const EVENTS_AHEAD: usize = 64;
 
-/// One endpoint's answer under construction.
+/// One endpoint's response under construction.
 pub(crate) trait Render: Send + 'static {
     /// Shape of its errors.
     const FAMILY: Family;
@@ -44,7 +44,7 @@ pub(crate) trait Render: Send + 'static {
     /// The events after the last item's last.
     fn end(&mut self, out: &mut Vec<Bytes>);
 
-    /// The answer as a whole.
+    /// The response as a whole.
     fn whole(&mut self) -> String;
 }
 
@@ -57,8 +57,12 @@ pub(crate) enum Head {
     WithFirstEvent,
 }
 
-/// The whole answer, when all items have ended; the first failure is the answer of all.
-pub(crate) async fn whole<R: Render>(engine: &Engine, runs: Vec<Run>, mut render: R) -> Answer {
+/// The whole response, when all items have ended; the first failure is the response of all.
+pub(crate) async fn whole<R: Render>(
+    engine: &Engine,
+    runs: Vec<Run>,
+    mut render: R,
+) -> SimResponse {
     let (sender, receiver) = oneshot::channel();
     engine.spawn(async move {
         let mut steps = together(runs);
@@ -73,18 +77,18 @@ pub(crate) async fn whole<R: Render>(engine: &Engine, runs: Vec<Run>, mut render
             }
         }
         drop(steps); // what still runs of a failed batch ends here
-        let answer = match failure {
+        let response = match failure {
             Some(failure) => refusal(&failure, R::FAMILY),
             None => wire::json(200, render.whole()),
         };
         // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        let _ = sender.send(response);
     });
-    // The task dies without an answer only with the worker.
+    // The task dies without a response only with the worker.
     receiver.await.unwrap_or_else(|_| wire::cut())
 }
 
-/// The answer as events.
+/// The response as events.
 pub(crate) async fn streamed<R: Render>(
     engine: &Engine,
     runs: Vec<Run>,
@@ -103,7 +107,7 @@ pub(crate) async fn streamed<R: Render>(
 }
 
 /// A failure as a response.
-pub(crate) fn refusal(failure: &Failure, family: Family) -> Answer {
+pub(crate) fn refusal(failure: &Failure, family: Family) -> SimResponse {
     match failure.body(family) {
         Some(body) => wire::json(failure.status(), body.to_string()),
         None => wire::unhandled(),
@@ -111,7 +115,7 @@ pub(crate) fn refusal(failure: &Failure, family: Family) -> Answer {
 }
 
 /// A failure as the only event of a stream.
-pub(crate) fn refusal_event(failure: &Failure, family: Family) -> Answer {
+pub(crate) fn refusal_event(failure: &Failure, family: Family) -> SimResponse {
     let (sender, receiver) = mpsc::channel(2);
     // There is room for both.
     let _ = sender.try_send(render::data(&failure.event(family)));

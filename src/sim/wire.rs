@@ -1,7 +1,7 @@
 //! Response heads and bodies as uvicorn and Starlette frame them.
 //!
 //! Header order is the transcripts': date, server, content-length or nothing, content-type, vary; hyper adds
-//! `transfer-encoding: chunked` to a body without length. Nothing here knows what an answer says.
+//! `transfer-encoding: chunked` to a body without length. Nothing here knows what a response says.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,7 +19,7 @@ use tokio::sync::mpsc::Receiver;
 use super::chaos::FaultyEvents;
 
 /// A response before it is put on a connection.
-pub(crate) type Answer = Response<Payload>;
+pub(crate) type SimResponse = Response<Payload>;
 
 /// What a response's body is made of.
 pub(crate) enum Payload {
@@ -31,33 +31,33 @@ pub(crate) enum Payload {
     Faulty(FaultyEvents),
     /// The head goes out, and the body never does.
     Stalled,
-    /// The connection is to be cut without an answer, or in its body.
+    /// The connection is to be cut without a response, or in its body.
     Cut,
 }
 
 /// JSON with a length.
-pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, Some("application/json"), body.into())
 }
 
 /// No content type at all, as Starlette's bare `Response`.
-pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, None, body.into())
 }
 
-/// What Starlette answers when a handler raises; outside of the CORS layer, hence no `vary`.
-pub(crate) fn unhandled() -> Answer {
-    let mut answer = whole(
+/// What Starlette responses when a handler raises; outside of the CORS layer, hence no `vary`.
+pub(crate) fn unhandled() -> SimResponse {
+    let mut response = whole(
         500,
         Some("text/plain; charset=utf-8"),
         "Internal Server Error".into(),
     );
-    answer.headers_mut().remove(VARY);
-    answer
+    response.headers_mut().remove(VARY);
+    response
 }
 
 /// 405 with the methods that there are.
-pub(crate) fn method_not_allowed(allow: &'static str) -> Answer {
+pub(crate) fn method_not_allowed(allow: &'static str) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -66,12 +66,12 @@ pub(crate) fn method_not_allowed(allow: &'static str) -> Answer {
 }
 
 /// A stream of events.
-pub(crate) fn events(events: Receiver<Bytes>) -> Answer {
+pub(crate) fn events(events: Receiver<Bytes>) -> SimResponse {
     streaming(events, HeaderMap::new(), "text/event-stream; charset=utf-8")
 }
 
 /// A stream of events of `/v1/responses`, the only endpoint that forbids caching.
-pub(crate) fn uncached_events(events: Receiver<Bytes>) -> Answer {
+pub(crate) fn uncached_events(events: Receiver<Bytes>) -> SimResponse {
     let mut extra = HeaderMap::new();
     extra.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     extra.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
@@ -79,7 +79,7 @@ pub(crate) fn uncached_events(events: Receiver<Bytes>) -> Answer {
 }
 
 /// One chunk of Prometheus text.
-pub(crate) fn metrics(body: String) -> Answer {
+pub(crate) fn metrics(body: String) -> SimResponse {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     // There is room for one.
     let _ = sender.try_send(body.into());
@@ -91,7 +91,7 @@ pub(crate) fn metrics(body: String) -> Answer {
 }
 
 /// The connection is cut; nothing is answered.
-pub(crate) fn cut() -> Answer {
+pub(crate) fn cut() -> SimResponse {
     Response::new(Payload::Cut)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn http_date() -> HeaderValue {
     HeaderValue::from_str(&imf_fixdate(seconds)).unwrap_or(HeaderValue::from_static(""))
 }
 
-fn whole(status: u16, content_type: Option<&'static str>, body: Bytes) -> Answer {
+fn whole(status: u16, content_type: Option<&'static str>, body: Bytes) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     finish(headers, status, content_type, body)
@@ -119,28 +119,28 @@ fn finish(
     status: u16,
     content_type: Option<&'static str>,
     body: Bytes,
-) -> Answer {
+) -> SimResponse {
     headers.insert(CONTENT_LENGTH, body.len().into());
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     headers.insert(VARY, HeaderValue::from_static("Origin"));
-    let mut answer = Response::new(Payload::Whole(body));
-    *answer.status_mut() =
+    let mut response = Response::new(Payload::Whole(body));
+    *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    *answer.headers_mut() = headers;
-    answer
+    *response.headers_mut() = headers;
+    response
 }
 
-fn streaming(events: Receiver<Bytes>, extra: HeaderMap, content_type: &'static str) -> Answer {
+fn streaming(events: Receiver<Bytes>, extra: HeaderMap, content_type: &'static str) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     headers.extend(extra);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(VARY, HeaderValue::from_static("Origin"));
-    let mut answer = Response::new(Payload::Events(events));
-    *answer.headers_mut() = headers;
-    answer
+    let mut response = Response::new(Payload::Events(events));
+    *response.headers_mut() = headers;
+    response
 }
 
 fn imf_fixdate(unix_seconds: u64) -> String {

@@ -29,7 +29,7 @@ pub(crate) enum KvEvent {
     LostPrefill,
 }
 
-/// The registry did not answer, or not with a rank.
+/// The registry did not response, or not with a rank.
 #[derive(Debug)]
 pub(crate) struct PeerUnreachable;
 

@@ -86,7 +86,7 @@ fn native_prompts(body: &Value) -> Option<(Vec<Vec<u32>>, bool)> {
 }
 
 /// The fields of `sampling_params`, in the order in which the contract's refusal lists them.
-/// Source: an answer of SGLang 0.5.23 to an unknown field.
+/// Source: a response of SGLang 0.5.23 to an unknown field.
 const SAMPLING_FIELDS: [&str; 28] = [
     "max_new_tokens",
     "stop",
@@ -150,7 +150,7 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
 }
 
 /// The contract's words, for values that Python would take for something else.
-/// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and an answer of a real server.
+/// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and a response of a real server.
 fn not_i64(value: &Value) -> Failure {
     invalid_type(value, "i64")
 }

@@ -18,11 +18,11 @@ pub(crate) use generate::generate;
 pub(crate) use openai::{chat, chat_text, completions, messages, responses, tokenize};
 pub(crate) use report::{Site, not_json, not_parsed, unsupported_media_type};
 
-/// One request: its items, and how its answer is framed.
+/// One request: its items, and how its response is framed.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) items: Vec<Item>,
-    /// Whether the answer is a list (a batch of one is).
+    /// Whether the response is a list (a batch of one is).
     pub(crate) list: bool,
     pub(crate) stream: bool,
     /// Samples per prompt.

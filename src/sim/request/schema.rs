@@ -147,7 +147,7 @@ impl Errors {
     }
 
     /// `list[int] | list[list[int]]` in a validator of SGLang's own.
-    /// Source: answers of SGLang 0.5.23 to `["a"]`, `[1,"x"]`, `[[1],["x"]]`.
+    /// Source: responses of SGLang 0.5.23 to `["a"]`, `[1,"x"]`, `[[1],["x"]]`.
     pub(super) fn token_lists(&mut self, body: &Value, name: &str) {
         let Some(list) = body.get(name).and_then(Value::as_array) else {
             return;
