@@ -1,6 +1,6 @@
 //! The HTTP API of one worker: a request's way from its head to its response.
 //!
-//! journal -> scripted fault -> authorization -> endpoint -> response. Paths are `routes`'.
+//! Journal, scripted fault, authorization, endpoint, response, in this order. `routes` has the paths.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +32,7 @@ use super::server_info::{model_info, server_info};
 use super::stream::{self, Head, Render, refusal, refusal_event};
 use super::wire::{self, Payload, SimBody, SimResponse};
 
-/// What all connections of a worker share.
+/// The API, shared by all connections of a worker.
 pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
     pub(crate) ports: Ports,
@@ -48,7 +48,7 @@ impl Api {
         }
     }
 
-    /// The whole life of one request.
+    /// Serves one request.
     ///
     /// # Errors
     /// When the connection is to be cut without a response.
@@ -244,7 +244,7 @@ impl Api {
                 client.aborts = runs.iter().map(Run::abort_handle).collect();
                 self.render(endpoint, &body, batch, runs).await
             }
-            // `/generate` checks within its stream, whose head is out by then; the others before theirs.
+            // `/generate` sends the head of a stream before these checks, the other endpoints after them.
             Err(failure @ Failure::Invalid(_))
                 if client.stream && endpoint == Generation::Native =>
             {
@@ -350,7 +350,8 @@ async fn whole_or_streamed<R: Render>(
     wire::events(stream::streamed(engine, runs, render, Vec::new(), head).await)
 }
 
-/// The body as JSON. Only `/generate` takes other content types, as no JSON then.
+/// Parses a body. `/generate` reads one of another content type as bytes, which its schema refuses; the others refuse
+/// the content type.
 fn parse(endpoint: Generation, head: &Parts, body: &[u8]) -> Result<Value, Failure> {
     let content_type = head
         .headers

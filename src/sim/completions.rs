@@ -181,7 +181,7 @@ impl Choice {
             top: item.logprobs.top,
             ..Lists::default()
         });
-        // Decode echoes the prompt's text without its logprobs.
+        // Decode echoes the prompt's text, without its logprobs.
         if let (Some(lists), Some(_), false) =
             (&mut logprobs, item.logprobs.start, role == Role::Decode)
         {

@@ -1,4 +1,4 @@
-//! The endpoints without generation: health, information, load, flush, abort, tokenize.
+//! The endpoints without generation: health, models, loads, metrics, cache, abort, tokenizer.
 //!
 //! Source: transcripts `d_get_*`, `d_post_*`, and responses of a SGLang 0.5.23 server for the rest.
 
@@ -13,14 +13,14 @@ use super::stream::refusal;
 use super::wire::{self, SimResponse};
 use super::{Role, model, request};
 
-/// Where a worker listens: part of what it tells.
+/// The ports of a worker, which `/server_info` shows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     pub(crate) api: u16,
     pub(crate) bootstrap: u16,
 }
 
-/// `/health`, `/health_generate`: a generation of one token with the fake host.
+/// `/health`, `/health_generate`: takes the time of a generation of one token.
 pub(crate) async fn health(engine: &Engine) -> SimResponse {
     let time = engine.options.health_time;
     if !time.is_zero() {
@@ -55,7 +55,7 @@ pub(crate) fn model_card(engine: &Engine, id: &str) -> SimResponse {
     wire::json(404, body.to_string())
 }
 
-/// `/flush_cache`: refused while items run or wait, after waiting for them as long as `timeout` says (seconds).
+/// `/flush_cache`: waits for running items up to the query's `timeout` (seconds), and is refused if there are any left.
 pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> SimResponse {
     let seconds = query
         .split('&')
@@ -73,7 +73,7 @@ pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> SimResponse {
     )
 }
 
-/// `/abort_request`: 200 whatever matched.
+/// `/abort_request`: 200 in any case.
 pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     match (
@@ -81,7 +81,7 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
         body.get("abort_all"),
     ) {
         (_, Some(Value::Bool(true))) => engine.abort(None),
-        // Without the flag an empty rid would match all by prefix; SGLang ignores it.
+        // SGLang ignores an empty request id.
         (Some(rid), _) if !rid.is_empty() => engine.abort(Some(rid)),
         _ => {}
     }
@@ -111,7 +111,7 @@ pub(crate) fn loads(engine: &Engine) -> SimResponse {
     wire::json(200, body.to_string())
 }
 
-/// `/metrics`: the two series that say most.
+/// `/metrics`: two of SGLang's series.
 pub(crate) fn metrics(engine: &Engine) -> SimResponse {
     let labels = format!(
         "{{engine_type=\"{}\",model_name=\"{}\"}}",

@@ -141,7 +141,7 @@ pub struct SimOptions {
     pub disconnect: DisconnectNotice,
     /// Number of journal entries kept; the oldest are dropped. With 0 only counters are kept, and no body is hashed.
     pub journal_entries: usize,
-    /// Scripted faults.
+    /// Scripted faults; none by default.
     pub chaos: chaos::Script,
 }
 

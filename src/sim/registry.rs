@@ -1,6 +1,6 @@
-//! Prefill's bootstrap registry, on a port of its own: where decode learns whom to talk to.
+//! Prefill's bootstrap registry, on a separate port: from it decode gets the address of prefill's rank.
 //!
-//! One rank (dp = tp = pp = cp = 1). Framing and header names are aiohttp's, not uvicorn's.
+//! There is one rank (dp = tp = pp = cp = 1). Framing and headers are aiohttp's, not uvicorn's.
 //! Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `CommonKVBootstrapServer`; responses as captured.
 
 use std::collections::HashMap;
@@ -18,21 +18,21 @@ use tokio::net::TcpStream;
 
 use super::wire::http_date;
 
-/// The question for the topology.
+/// The path and query for the topology.
 pub(crate) const TOPOLOGY: &str =
     "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1";
-/// The question for the only rank.
+/// The path and query for the only rank.
 pub(crate) const FIRST_RANK: &str =
     "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
 
-/// One question takes at most this long. Source: the GET timeout of SGLang's decode, 5 s.
+/// Timeout of a request to the registry. Source: the GET timeout of SGLang's decode, 5 s.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the registry of one prefill knows.
+/// The registry of one prefill worker.
 pub(crate) struct Registry {
     rank: SocketAddr,
     api_port: u16,
-    /// A rank can register again over `PUT /route`, and then is at another address.
+    /// Address of the rank, which `PUT /route` can change; none before the rank has registered.
     registered: Mutex<Option<SocketAddr>>,
     dp_ranks: Mutex<HashMap<String, u64>>,
 }
@@ -68,7 +68,7 @@ impl Registry {
             (&Method::PUT, "/route") => self.register(&body),
             (_, "/route") => {
                 let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
-                // Source: the handler says so, although the body is text.
+                // The real handler sets this content type, although the body is text.
                 set_content_type(&mut refused, "application/json; charset=utf-8");
                 refused
             }
@@ -122,7 +122,7 @@ impl Registry {
         }
     }
 
-    /// `PUT /route`: the rank's address; the simulator's topology itself never changes.
+    /// `PUT /route`: sets the rank's address. The topology stays the same.
     fn register(&self, body: &[u8]) -> Response<Full<Bytes>> {
         let parsed: Option<SocketAddr> =
             serde_json::from_slice::<Value>(body).ok().and_then(|body| {
@@ -179,7 +179,7 @@ impl Registry {
     }
 }
 
-/// Asks the registry at `address` (host:port); none when it does not response 200 with JSON.
+/// Sends a GET to the registry at `address` (`host:port`); none unless the response is 200 with JSON.
 pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
     let asking = async {
         let stream = TcpStream::connect(address).await.ok()?;
@@ -203,7 +203,7 @@ pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
         };
         tokio::pin!(connection);
         tokio::pin!(exchange);
-        // The connection moves the bytes; it may end first, with the response read already.
+        // The connection may end first, when it has read the response already.
         tokio::select! {
             response = &mut exchange => response,
             _ = &mut connection => exchange.await,

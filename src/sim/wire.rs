@@ -1,7 +1,7 @@
 //! Response heads and bodies as uvicorn and Starlette frame them.
 //!
-//! Header order is the transcripts': date, server, content-length or nothing, content-type, vary; hyper adds
-//! `transfer-encoding: chunked` to a body without length. Nothing here knows what a response says.
+//! The order of headers is that of the transcripts: date, server, content-length if there is one, content-type, vary;
+//! hyper adds `transfer-encoding: chunked` to a body without length. The contents of bodies are others'.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,35 +18,35 @@ use tokio::sync::mpsc::Receiver;
 
 use super::chaos::FaultyEvents;
 
-/// A response before it is put on a connection.
+/// A response before it has a connection.
 pub(crate) type SimResponse = Response<Payload>;
 
-/// What a response's body is made of.
+/// A response's body.
 pub(crate) enum Payload {
-    /// Known in full.
+    /// In one piece.
     Whole(Bytes),
-    /// As it comes: one chunk on the wire per item.
+    /// A stream: one chunk on the wire per event.
     Events(Receiver<Bytes>),
-    /// As it comes, under a fault.
+    /// A stream with a scripted fault.
     Faulty(FaultyEvents),
-    /// The head goes out, and the body never does.
+    /// A scripted fault: the head is sent, and no byte of the body.
     Stalled,
-    /// The connection is to be cut without a response, or in its body.
+    /// The connection is cut without a response, or within its body.
     Cut,
 }
 
-/// JSON with a length.
+/// A JSON body in one piece.
 pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, Some("application/json"), body.into())
 }
 
-/// No content type at all, as Starlette's bare `Response`.
+/// A body without content type, as of Starlette's bare `Response`.
 pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, None, body.into())
 }
 
-/// What Starlette responses when a handler raises; outside of the CORS layer, hence no `vary`.
-pub(crate) fn unhandled() -> SimResponse {
+/// Starlette's 500 as plain text. It comes from outside the CORS layer and has no `vary`.
+pub(crate) fn internal_error() -> SimResponse {
     let mut response = whole(
         500,
         Some("text/plain; charset=utf-8"),
@@ -56,7 +56,7 @@ pub(crate) fn unhandled() -> SimResponse {
     response
 }
 
-/// 405 with the methods that there are.
+/// 405 with the methods that the path takes.
 pub(crate) fn method_not_allowed(allow: &'static str) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
@@ -70,7 +70,7 @@ pub(crate) fn events(events: Receiver<Bytes>) -> SimResponse {
     streaming(events, HeaderMap::new(), "text/event-stream; charset=utf-8")
 }
 
-/// A stream of events of `/v1/responses`, the only endpoint that forbids caching.
+/// A stream of events with the headers of `/v1/responses`, the only endpoint that forbids caching.
 pub(crate) fn uncached_events(events: Receiver<Bytes>) -> SimResponse {
     let mut extra = HeaderMap::new();
     extra.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -78,10 +78,10 @@ pub(crate) fn uncached_events(events: Receiver<Bytes>) -> SimResponse {
     streaming(events, extra, "text/event-stream; charset=utf-8")
 }
 
-/// One chunk of Prometheus text.
+/// Prometheus text, as a stream of one chunk.
 pub(crate) fn metrics(body: String) -> SimResponse {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    // There is room for one.
+    // Cannot fail: the channel has room for one.
     let _ = sender.try_send(body.into());
     streaming(
         receiver,
@@ -90,12 +90,12 @@ pub(crate) fn metrics(body: String) -> SimResponse {
     )
 }
 
-/// The connection is cut; nothing is answered.
+/// Cuts the connection without a response.
 pub(crate) fn cut() -> SimResponse {
     Response::new(Payload::Cut)
 }
 
-/// The date header's value now (RFC 9110, IMF-fixdate).
+/// The present time as the value of header `date` (RFC 9110, IMF-fixdate).
 pub(crate) fn http_date() -> HeaderValue {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -164,7 +164,7 @@ fn imf_fixdate(unix_seconds: u64) -> String {
 
 /// Year, month from 0 and day from 1 of a day since 1970-01-01.
 pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years that start in March: leap days come last.
+    // Years that start in March, so that the leap day is the last one.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =
@@ -176,15 +176,15 @@ pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month < 2), month, day)
 }
 
-/// The body on a connection: a payload, and what is to happen when it ends or is dropped before.
+/// A body on its connection, with a guard that observes its end.
 pub(crate) struct SimBody<G> {
     payload: Payload,
-    /// Told of a complete body; dropped in any case.
+    /// Called when the body is complete, and dropped with it.
     guard: G,
     finished: bool,
 }
 
-/// What wants to know that a body was handed to the connection in full.
+/// Is called when a body has been handed to the connection completely.
 pub(crate) trait OnFinish: Unpin {
     fn finished(&mut self);
 }
@@ -196,7 +196,7 @@ impl<G: OnFinish> SimBody<G> {
             guard,
             finished: false,
         };
-        // hyper does not poll a body without bytes.
+        // hyper does not poll an empty body.
         if matches!(&body.payload, Payload::Whole(bytes) if bytes.is_empty()) {
             body.finish();
         }
@@ -246,7 +246,7 @@ impl<G: OnFinish> Body for SimBody<G> {
     }
 
     fn is_end_stream(&self) -> bool {
-        // For a body that ends before it begins hyper would move `content-length` behind the other headers.
+        // With true for an empty body, hyper would put `content-length` after the other headers.
         false
     }
 

@@ -57,7 +57,7 @@ impl Fault {
             Action::Close => Some(wire::cut()),
             Action::OutOfMemory => {
                 connection.crash_on_close();
-                Some(closing(wire::unhandled()))
+                Some(closing(wire::internal_error()))
             }
             Action::Status {
                 code,
