@@ -215,7 +215,7 @@ impl Run<'_> {
             host: HeaderValue::from_static("target"),
             path: http::Uri::from_static(self.workload.path),
             headers: HeaderMap::new(),
-            asks: self.workload.asks(running.legs, self.fleet),
+            requests: self.workload.asks(running.legs, self.fleet),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
-use mini_lb::bench::{Ask, Asks};
+use mini_lb::bench::{RequestSource, RequestSpec};
 use serde_json::{Value, json};
 
 use super::fleet::{Fleet, Plan};
@@ -134,7 +134,7 @@ impl Workload {
     }
 
     /// The requests of a target, each as its legs need it.
-    pub fn asks(&self, legs: Legs, fleet: &Fleet) -> Asks {
+    pub fn asks(&self, legs: Legs, fleet: &Fleet) -> RequestSource {
         let body = Bytes::from(self.body.to_string());
         let prefill: Vec<(SocketAddr, u16)> = fleet
             .prefill
@@ -142,9 +142,9 @@ impl Workload {
             .map(|worker| (worker.address, worker.bootstrap_port.unwrap_or_default()))
             .collect();
         if legs == Legs::Plain {
-            return Box::new(move |_| Ask {
+            return Box::new(move |_| RequestSpec {
                 body: body.clone(),
-                ..Ask::default()
+                ..RequestSpec::default()
             });
         }
         // Rooms of this run only: two targets in turn must not share one.
@@ -161,7 +161,7 @@ impl Workload {
             with_room.extend_from_slice(&body[1..]);
             let mut headers = HeaderMap::new();
             headers.insert("x-prefill", HeaderValue::from(index));
-            Ask {
+            RequestSpec {
                 body: with_room.into(),
                 headers,
                 beside: (legs == Legs::RoomBeside).then_some(address),

@@ -32,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
     --random-range-ratio, --disable-stream, --disable-ignore-eos, --output-file, --disable-tqdm and others."
 )]
 pub struct BenchArgs {
-    /// The server: http://HOST:PORT.
+    /// URL of the server, such as http://127.0.0.1:8080.
     #[arg(
         long,
         visible_alias = "base-url",

@@ -21,7 +21,7 @@ pub enum Arrivals {
 pub enum Spacing {
     /// Independent of each other, like those of many users: exponential gaps.
     Poisson,
-    /// Equal gaps.
+    /// With equal gaps.
     Constant,
 }
 

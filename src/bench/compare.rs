@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::args::BenchArgs;
 use super::client::{Failure, fetch};
 use super::error::BenchError;
-use super::load::{Ask, Load, Target, run};
+use super::load::{Load, RequestSpec, Target, run};
 use super::prompt::{Endpoint, Prompt};
 use super::tally::Tally;
 use super::url::Url;
@@ -225,9 +225,9 @@ impl Server {
             host: self.url.host()?,
             path: self.url.path(self.prompt.endpoint.path())?,
             headers: self.headers.clone(),
-            asks: Box::new(move |number| Ask {
+            requests: Box::new(move |number| RequestSpec {
                 body: prompt.body(first + number),
-                ..Ask::default()
+                ..RequestSpec::default()
             }),
         })
     }

@@ -20,7 +20,7 @@ pub enum BenchError {
         /// The beginning of the response's body, if there was one.
         message: Option<String>,
     },
-    /// Every request failed.
+    /// All requests of all levels failed.
     NothingAnswered,
     /// The API key has characters that a header cannot have.
     Key,

@@ -26,7 +26,7 @@ use super::tally::Tally;
 pub struct Load {
     /// Number of users: the upper bound of concurrent requests.
     pub concurrency: usize,
-    /// When requests start.
+    /// When requests start: on schedule, or when a user is free.
     pub arrivals: Arrivals,
     /// Number of requests after which none starts.
     pub requests: u64,
@@ -42,23 +42,23 @@ pub struct Load {
 pub struct Target {
     /// Addresses of the server; user `i` takes the one at `i` modulo their number.
     pub addresses: Vec<SocketAddr>,
-    /// Header `host`.
+    /// Header `host` of every request.
     pub host: HeaderValue,
     /// Path and query of every request.
     pub path: http::Uri,
     /// Headers of every request.
     pub headers: HeaderMap,
     /// The body and headers of each request.
-    pub asks: Asks,
+    pub requests: RequestSource,
 }
 
 /// Gives the request with a number; numbers start at 0.
-pub type Asks = Box<dyn Fn(u64) -> Ask>;
+pub type RequestSource = Box<dyn Fn(u64) -> RequestSpec>;
 
 /// The parts of a request that differ from one to the next.
 #[derive(Debug, Clone, Default)]
-pub struct Ask {
-    /// JSON body.
+pub struct RequestSpec {
+    /// Body, as JSON.
     pub body: Bytes,
     /// Headers in addition to [`Target::headers`].
     pub headers: HeaderMap,
@@ -149,18 +149,18 @@ impl Shared {
     }
 
     async fn request(&self, user: usize, number: u64, started: Instant) {
-        let ask = (self.target.asks)(number);
+        let spec = (self.target.requests)(number);
         let address = self.target.addresses[user % self.target.addresses.len()];
-        self.tally.borrow_mut().sent_bytes += ask.body.len() as u64;
+        self.tally.borrow_mut().sent_bytes += spec.body.len() as u64;
         let mut received = Received::nothing();
         let both = async {
-            let Some(beside) = ask.beside else {
-                return self.exchange(address, &ask, &mut received, true).await;
+            let Some(beside) = spec.beside else {
+                return self.exchange(address, &spec, &mut received, true).await;
             };
             let mut uncounted = Received::nothing();
             let (shown, other) = tokio::join!(
-                self.exchange(address, &ask, &mut received, true),
-                self.exchange(beside, &ask, &mut uncounted, false)
+                self.exchange(address, &spec, &mut received, true),
+                self.exchange(beside, &spec, &mut uncounted, false)
             );
             shown.and(other)
         };
@@ -175,7 +175,7 @@ impl Shared {
     async fn exchange(
         &self,
         address: SocketAddr,
-        ask: &Ask,
+        spec: &RequestSpec,
         received: &mut Received,
         counted: bool,
     ) -> Result<(), Failure> {
@@ -189,7 +189,7 @@ impl Shared {
         loop {
             let mut connection = self.connection(address).await?;
             let was_used = connection.served;
-            let request = self.http_request(ask);
+            let request = self.http_request(spec);
             let result = connection.exchange(request, received, gap).await;
             if connection.is_open() {
                 let mut idle = self.idle.borrow_mut();
@@ -212,15 +212,15 @@ impl Shared {
         Connection::open(address).await
     }
 
-    fn http_request(&self, ask: &Ask) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(ask.body.clone()));
+    fn http_request(&self, spec: &RequestSpec) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(spec.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.target.path.clone();
         let headers = request.headers_mut();
         headers.insert(HOST, self.target.host.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CONTENT_LENGTH, ask.body.len().into());
-        for given in [&self.target.headers, &ask.headers] {
+        headers.insert(CONTENT_LENGTH, spec.body.len().into());
+        for given in [&self.target.headers, &spec.headers] {
             for (name, value) in given {
                 headers.insert(name, value.clone());
             }

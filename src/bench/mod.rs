@@ -38,7 +38,7 @@ mod url;
 pub use arrivals::{Arrivals, Schedule, Spacing};
 pub use client::{Failure, fetch};
 pub use html::page;
-pub use load::{Ask, Asks, Load, Target, run};
+pub use load::{Load, RequestSource, RequestSpec, Target, run};
 pub use prompt::{Endpoint, InputLength, Prompt};
 pub use summary::{Quantiles, Summary};
 pub use tally::Tally;

@@ -26,7 +26,7 @@ stroke-opacity:.25}.chart path{fill:none;stroke-width:2}.chart .title{font-weigh
 /// How the values of an axis are placed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
-    /// Linear from 0.
+    /// Linear, with 0 at the origin.
     Linear,
     /// Logarithmic, for values above 0.
     Log,
@@ -43,7 +43,7 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// A line chart.
+/// A line chart of 640 by 320 units.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
     /// Title, with the unit of y.

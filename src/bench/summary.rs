@@ -31,7 +31,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Requests with a complete response.
     pub answered: u64,
-    /// The other requests.
+    /// Requests without a complete response.
     pub failed: u64,
     /// The number of requests for each failure.
     pub failures: BTreeMap<String, u64>,
@@ -76,7 +76,7 @@ impl Quantiles {
 }
 
 impl Summary {
-    /// Summarises a tally.
+    /// The counts, rates and quantiles of a tally.
     #[must_use]
     pub fn of(tally: &Tally) -> Summary {
         let seconds = tally.elapsed.as_secs_f64();

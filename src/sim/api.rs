@@ -1,6 +1,6 @@
 //! The HTTP API of one worker: a request's way from its head to its response.
 //!
-//! journal -> scripted fault -> authorization -> endpoint -> response. Paths are `routes`'.
+//! Journal, scripted fault, authorization, endpoint, response, in this order. `routes` has the paths.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,9 +30,9 @@ use super::responses::Responses;
 use super::routes::{self, Endpoint, Generation, Management};
 use super::server_info::{model_info, server_info};
 use super::stream::{self, Head, Render, refusal, refusal_event};
-use super::wire::{self, Answer, Payload, SimBody};
+use super::wire::{self, Payload, SimBody, SimResponse};
 
-/// What all connections of a worker share.
+/// The API, shared by all connections of a worker.
 pub(crate) struct Api {
     pub(crate) engine: Arc<Engine>,
     pub(crate) ports: Ports,
@@ -48,10 +48,10 @@ impl Api {
         }
     }
 
-    /// The whole life of one request.
+    /// Serves one request.
     ///
     /// # Errors
-    /// When the connection is to be cut without an answer.
+    /// When the connection is to be cut without a response.
     pub(crate) async fn serve(
         &self,
         connection: u64,
@@ -72,28 +72,28 @@ impl Api {
         let fault = self.fault_for(number, &head);
         client.fault = fault.as_ref().map(Fault::item).unwrap_or_default();
         client.zombie = fault.as_ref().is_some_and(Fault::is_zombie);
-        let answer = match &fault {
+        let response = match &fault {
             None => {
                 faults.set(None);
-                self.answer(&mut client, &head, body).await
+                self.respond(&mut client, &head, body).await
             }
             Some(fault) => match fault.replacement(&self.engine, &faults).await {
-                Some(answer) => answer,
+                Some(response) => response,
                 None => {
-                    let answer = self.answer(&mut client, &head, body).await;
-                    fault.apply(answer, &faults).await
+                    let response = self.respond(&mut client, &head, body).await;
+                    fault.apply(response, &faults).await
                 }
             },
         };
-        if matches!(answer.body(), Payload::Cut) {
-            return Err(std::io::Error::other("no answer"));
+        if matches!(response.body(), Payload::Cut) {
+            return Err(std::io::Error::other("no response"));
         }
-        let status = answer.status().as_u16();
+        let status = response.status().as_u16();
         self.engine.journal.push(|| Event::ResponseHead {
             request: number,
             status,
         });
-        Ok(answer.map(|payload| SimBody::new(payload, client)))
+        Ok(response.map(|payload| SimBody::new(payload, client)))
     }
 
     /// The fault that the worker's script has for a request.
@@ -110,7 +110,7 @@ impl Api {
         Some(fault)
     }
 
-    async fn answer(&self, client: &mut ClientGuard, head: &Parts, body: Bytes) -> Answer {
+    async fn respond(&self, client: &mut ClientGuard, head: &Parts, body: Bytes) -> SimResponse {
         let path = head.uri.path();
         if let Some(id) = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()) {
             return match (self.may_enter(head, false), head.method == Method::GET) {
@@ -143,7 +143,7 @@ impl Api {
         }
     }
 
-    async fn manage(&self, endpoint: Management, head: &Parts, body: &[u8]) -> Answer {
+    async fn manage(&self, endpoint: Management, head: &Parts, body: &[u8]) -> SimResponse {
         let engine = &self.engine;
         match endpoint {
             Management::Root => wire::json(200, "\"SGLang is running\""),
@@ -178,7 +178,7 @@ impl Api {
         }
     }
 
-    fn journal(&self, method: &Method) -> Answer {
+    fn journal(&self, method: &Method) -> SimResponse {
         let journal = &self.engine.journal;
         if method == Method::DELETE {
             journal.clear();
@@ -195,7 +195,7 @@ impl Api {
         wire::json(200, body.to_string())
     }
 
-    fn script(&self, method: &Method, body: &[u8]) -> Answer {
+    fn script(&self, method: &Method, body: &[u8]) -> SimResponse {
         let script = match (method == Method::DELETE, std::str::from_utf8(body)) {
             (true, _) => Ok(Script::default()),
             (false, Ok(text)) => Script::parse(text).map_err(|error| error.to_string()),
@@ -216,7 +216,7 @@ impl Api {
         endpoint: Generation,
         head: &Parts,
         body: &[u8],
-    ) -> Answer {
+    ) -> SimResponse {
         if !head.headers.contains_key(CONTENT_LENGTH)
             && !head.headers.contains_key(TRANSFER_ENCODING)
         {
@@ -244,7 +244,7 @@ impl Api {
                 client.aborts = runs.iter().map(Run::abort_handle).collect();
                 self.render(endpoint, &body, batch, runs).await
             }
-            // `/generate` checks within its stream, whose head is out by then; the others before theirs.
+            // `/generate` sends the head of a stream before these checks, the other endpoints after them.
             Err(failure @ Failure::Invalid(_))
                 if client.stream && endpoint == Generation::Native =>
             {
@@ -260,7 +260,7 @@ impl Api {
         body: &Value,
         batch: Batch,
         runs: Vec<Run>,
-    ) -> Answer {
+    ) -> SimResponse {
         let engine = &*self.engine;
         let (role, options) = (engine.role, &engine.options);
         let created = SystemTime::now()
@@ -269,15 +269,15 @@ impl Api {
         match endpoint {
             Generation::Chat => {
                 let render = Chat::new(body, &options.model, created, &batch);
-                respond(engine, &batch, runs, render, Head::WithFirstEvent).await
+                whole_or_streamed(engine, &batch, runs, render, Head::WithFirstEvent).await
             }
             Generation::Completions => {
                 let render = Completions::new(role, options, body, created, &batch);
-                respond(engine, &batch, runs, render, Head::WithFirstEvent).await
+                whole_or_streamed(engine, &batch, runs, render, Head::WithFirstEvent).await
             }
             Generation::Messages => {
                 let render = Messages::new(body, &options.model, &batch);
-                respond(engine, &batch, runs, render, Head::WithFirstEvent).await
+                whole_or_streamed(engine, &batch, runs, render, Head::WithFirstEvent).await
             }
             Generation::Responses => {
                 let mut render = Responses::new(body, &options.model, created, &batch);
@@ -290,7 +290,7 @@ impl Api {
             }
             Generation::Native => {
                 let render = Native::new(role, options, &batch);
-                respond(engine, &batch, runs, render, Head::AtOnce).await
+                whole_or_streamed(engine, &batch, runs, render, Head::AtOnce).await
             }
         }
     }
@@ -337,20 +337,21 @@ impl Api {
     }
 }
 
-async fn respond<R: Render>(
+async fn whole_or_streamed<R: Render>(
     engine: &Engine,
     batch: &Batch,
     runs: Vec<Run>,
     render: R,
     head: Head,
-) -> Answer {
+) -> SimResponse {
     if !batch.stream {
         return stream::whole(engine, runs, render).await;
     }
     wire::events(stream::streamed(engine, runs, render, Vec::new(), head).await)
 }
 
-/// The body as JSON. Only `/generate` takes other content types, as no JSON then.
+/// Parses a body. `/generate` reads one of another content type as bytes, which its schema refuses; the others refuse
+/// the content type.
 fn parse(endpoint: Generation, head: &Parts, body: &[u8]) -> Result<Value, Failure> {
     let content_type = head
         .headers
@@ -368,6 +369,6 @@ fn parse(endpoint: Generation, head: &Parts, body: &[u8]) -> Result<Value, Failu
     serde_json::from_slice(body).map_err(|error| request::not_json(endpoint.site(), &error, body))
 }
 
-fn unauthorized() -> Answer {
+fn unauthorized() -> SimResponse {
     wire::json(401, "{\"error\":\"Unauthorized\"}")
 }

@@ -5,23 +5,23 @@ use bytes::Bytes;
 use super::engine::{Finish, Row, Step};
 use super::errors::Family;
 use super::model;
-use super::render::{data, escape_into, separate, string, usage, write_to};
+use super::openai::{self, StreamOptions, head, metadata, openai_finish, usage};
+use super::render::{data, escape_into, separate, string, write_to};
 use super::request::Batch;
 use super::stream::Render;
 
-/// The answer of one request.
+/// The response of one request.
 pub(crate) struct Chat {
     model: String,
     created: u64,
     choices: Vec<Choice>,
-    include_usage: bool,
-    continuous_usage: bool,
+    options: StreamOptions,
 }
 
 struct Choice {
     id: String,
     prompt_tokens: usize,
-    /// How many top logprobs a token shows, when logprobs are wanted.
+    /// Number of top logprobs of a token; none unless logprobs are wanted.
     top: Option<usize>,
     content: String,
     logprobs: String,
@@ -33,13 +33,10 @@ struct Choice {
 impl Chat {
     pub(crate) fn new(
         body: &serde_json::Value,
-        default_model: &str,
+        served_model: &str,
         created: u64,
         batch: &Batch,
     ) -> Chat {
-        let options = body.get("stream_options");
-        let option =
-            |name: &str| options.and_then(|options| options.get(name)?.as_bool()) == Some(true);
         let choices = batch
             .items
             .iter()
@@ -55,15 +52,10 @@ impl Chat {
             })
             .collect();
         Chat {
-            model: body
-                .get("model")
-                .and_then(|model| model.as_str())
-                .unwrap_or(default_model)
-                .to_owned(),
+            model: openai::model(body, served_model),
             created,
             choices,
-            include_usage: option("include_usage"),
-            continuous_usage: option("continuous_usage_stats"),
+            options: StreamOptions::of(body),
         }
     }
 
@@ -78,7 +70,7 @@ impl Chat {
         )
     }
 
-    /// An event about choice `index` under the id of choice `named`.
+    /// An event of choice `index`, with the id of choice `named`.
     fn chunk(
         &self,
         named: usize,
@@ -140,6 +132,7 @@ impl Render for Chat {
             let delta = format!(",\"content\":{}", string(&step.text));
             let choice = &self.choices[index];
             let usage = self
+                .options
                 .continuous_usage
                 .then(|| usage(choice.prompt_tokens, choice.tokens));
             out.push(self.chunk(index, index, &delta, &logprobs, RUNNING, usage));
@@ -147,14 +140,14 @@ impl Render for Chat {
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        // The last choice's id is on all of these, whatever their index: so does the real one.
+        // All of these have the id of the last choice, as SGLang's.
         let last = self.choices.len().saturating_sub(1);
         for (index, choice) in self.choices.iter().enumerate() {
             if let Some(finish) = &choice.finish {
                 out.push(self.chunk(last, index, "", "null", &openai_finish(finish), None));
             }
         }
-        if self.include_usage {
+        if self.options.include_usage {
             let head = self.head(last, "chat.completion.chunk");
             let usage = self.usage();
             out.push(data(&format!("{head},\"choices\":[],\"usage\":{usage}}}")));
@@ -197,34 +190,6 @@ impl Render for Chat {
             metadata(longest)
         )
     }
-}
-
-/// `{"id":..,"object":..,"created":..,"model":..`, open.
-pub(crate) fn head(id: &str, object: &str, created: u64, model: &str) -> String {
-    format!(
-        "{{\"id\":{},\"object\":\"{object}\",\"created\":{created},\"model\":{}",
-        string(id),
-        string(model)
-    )
-}
-
-/// `"finish_reason":..,"matched_stop":..`.
-pub(crate) fn openai_finish(finish: &Finish) -> String {
-    let (reason, matched) = match finish {
-        Finish::Length(_) => ("length", "null".to_owned()),
-        Finish::StopToken(token) => ("stop", token.to_string()),
-        Finish::StopText(text) => ("stop", string(text)),
-        Finish::Abort => ("abort", "null".to_owned()),
-    };
-    format!("\"finish_reason\":\"{reason}\",\"matched_stop\":{matched}")
-}
-
-/// The `metadata` object of non-stream answers.
-pub(crate) fn metadata(tokens: usize) -> String {
-    format!(
-        "\"metadata\":{{\"weight_version\":\"default\",\"weight_versions\":[{{\"version\":\"default\",\"start\":0,\
-         \"end\":{tokens}}}]}}"
-    )
 }
 
 fn token_logprob(token: u32, row: &Row, top: usize, out: &mut String) {

@@ -1,6 +1,6 @@
 //! The command line of the simulator: `mini-lb sim prefill|decode|single`, and the workers of `mini-lb demo`.
 //!
-//! Every knob of [`SimOptions`] is a flag here, with the option's own default.
+//! Every option of [`SimOptions`] is a flag, with the same default.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use super::{DisconnectNotice, Role, SimOptions, Worker};
 /// Arguments of `mini-lb sim`.
 #[derive(Debug, Clone, Args)]
 pub struct SimArgs {
-    /// What the worker does.
+    /// The worker's role.
     #[command(subcommand)]
     pub role: SimRole,
 }
@@ -22,30 +22,31 @@ pub struct SimArgs {
 /// The simulated worker's role.
 #[derive(Debug, Clone, Subcommand)]
 pub enum SimRole {
-    /// Computes prompts and hands them to decode workers.
+    /// A prefill worker: computes prompts and hands their KV cache to decode workers.
     Prefill(WorkerArgs),
-    /// Takes prompts from prefill workers and generates.
+    /// A decode worker: takes prompts from prefill workers and generates.
     Decode(WorkerArgs),
     /// An ordinary worker, without disaggregation.
     Single(WorkerArgs),
 }
 
-/// Where a simulated worker listens and how it behaves.
+/// The listeners and options of a simulated worker.
 #[derive(Debug, Clone, Args)]
 pub struct WorkerArgs {
     /// Address to listen on.
     #[arg(long, default_value_t = SimOptions::default().host)]
     pub host: IpAddr,
-    /// API port; 0 picks a free one.
+    /// Port of the API; with 0 the system chooses one.
     #[arg(long, default_value_t = SimOptions::default().port)]
     pub port: u16,
-    /// Prefill: the registry's port, 0 picks a free one. Decode: the port for a null bootstrap_port, 0 is 8998.
+    /// Prefill: port of the registry; with 0 the system chooses one. Decode: the port for a null bootstrap_port, with 0
+    /// 8998.
     #[arg(long, default_value_t = SimOptions::default().bootstrap_port)]
     pub disaggregation_bootstrap_port: u16,
-    /// Workers of this kind in this process, for fleets of thousands; from the second on on free ports.
+    /// Number of workers in this process, for fleets of thousands; all but the first get ports from the system.
     #[arg(long, default_value_t = 1)]
     pub workers: usize,
-    /// How it behaves.
+    /// Options of the workers.
     #[command(flatten)]
     pub knobs: Knobs,
 }
@@ -53,75 +54,75 @@ pub struct WorkerArgs {
 /// Arguments of `mini-lb demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Port of the balancer on 127.0.0.1; the workers pick theirs.
+    /// Port of the balancer on 127.0.0.1; the workers get theirs from the system.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// Prefill workers.
+    /// Number of prefill workers.
     #[arg(long, default_value_t = 2)]
     pub prefills: usize,
-    /// Decode workers.
+    /// Number of decode workers.
     #[arg(long, default_value_t = 2)]
     pub decodes: usize,
-    /// How the workers behave.
+    /// Options of all workers.
     #[command(flatten)]
     pub knobs: Knobs,
 }
 
-/// Every knob of a simulated worker.
+/// The options of a simulated worker besides its listeners.
 #[derive(Debug, Clone, Args)]
 pub struct Knobs {
-    /// Seed of the toy model; the same on all workers, like weights.
+    /// Seed of the toy model; give the same to all workers, as it stands for the weights.
     #[arg(long, default_value_t = SimOptions::default().seed)]
     pub seed: u64,
-    /// Microseconds of prefill per prompt token.
+    /// Time of prefill per prompt token, in microseconds.
     #[arg(long, default_value_t = micros(SimOptions::default().time_per_prompt_token))]
     pub prompt_token_us: u64,
-    /// Microseconds of one KV transfer.
+    /// Time of one KV transfer, in microseconds.
     #[arg(long, default_value_t = micros(SimOptions::default().transfer_time))]
     pub transfer_us: u64,
-    /// Microseconds of decode per output token.
+    /// Time of decode per output token, in microseconds.
     #[arg(long, default_value_t = micros(SimOptions::default().time_per_output_token))]
     pub output_token_us: u64,
-    /// Prompts that prefill computes at the same time.
+    /// Prompts that are computed concurrently.
     #[arg(long, default_value_t = SimOptions::default().prompts_at_once)]
     pub prompts_at_once: usize,
-    /// Requests whose KV fits into decode's memory.
+    /// Requests whose KV cache fits into decode's memory.
     #[arg(long, default_value_t = SimOptions::default().kv_slots)]
     pub kv_slots: usize,
-    /// Requests that generate at the same time.
+    /// Requests that generate concurrently.
     #[arg(long, default_value_t = SimOptions::default().max_running)]
     pub max_running_requests: usize,
     /// Name of the served model.
     #[arg(long, default_value_t = SimOptions::default().model)]
     pub served_model_name: String,
-    /// Key of the ordinary endpoints.
+    /// API key of the ordinary endpoints.
     #[arg(long)]
     pub api_key: Option<String>,
-    /// Key of the admin endpoints.
+    /// API key of the admin endpoints.
     #[arg(long)]
     pub admin_api_key: Option<String>,
-    /// Milliseconds until an idle connection is closed.
+    /// Time after which an idle connection is closed, in milliseconds.
     #[arg(long, default_value_t = millis(SimOptions::default().keep_alive))]
     pub keep_alive_ms: u64,
-    /// Factor on the engine's own timeouts (300 s and others).
+    /// Factor on the engine's own timeouts, such as 300 s for the rendezvous.
     #[arg(long, default_value_t = SimOptions::default().timers_scale, value_parser = positive)]
     pub timers_scale: f64,
-    /// Milliseconds that /health takes; a real one needs 1000.
+    /// Time of /health, in milliseconds; about 1000 in SGLang.
     #[arg(long, default_value_t = millis(SimOptions::default().health_time))]
     pub health_ms: u64,
-    /// Deltas instead of cumulative events on /generate.
+    /// Send deltas and not cumulative events on /generate.
     #[arg(long)]
     pub incremental_streaming_output: bool,
-    /// Tokens of prompt and answer together.
+    /// Upper bound of prompt and response together, in tokens.
     #[arg(long, default_value_t = SimOptions::default().context_length)]
     pub context_length: usize,
-    /// When a client's disconnect is noticed.
+    /// When a worker notices that a client left.
     #[arg(long, value_enum, default_value_t = SimOptions::default().disconnect)]
     pub disconnect: DisconnectNotice,
-    /// Journal entries kept; 0 keeps counters only.
+    /// Number of journal entries kept; with 0 only counters are kept.
     #[arg(long, default_value_t = SimOptions::default().journal_entries)]
     pub journal_entries: usize,
-    /// File of faults on purpose; conf/sim/chaos.yaml is an example with every key.
+    /// Script of faults; conf/sim/chaos.yaml is an example with every key.
     #[arg(long, value_name = "FILE", value_parser = |path: &str| Script::load(path))]
     pub chaos: Option<Script>,
 }
@@ -163,7 +164,7 @@ impl From<Knobs> for SimOptions {
     }
 }
 
-/// Runs simulated workers until Ctrl-C. Prints one line on stdout for each when it serves.
+/// Runs simulated workers until Ctrl-C. Prints a line to stdout for each worker once it serves.
 ///
 /// # Errors
 /// When a port cannot be bound, or stdout is closed.
@@ -182,7 +183,7 @@ pub async fn run_sim(args: SimArgs) -> io::Result<()> {
         workers.push(worker);
         options.port = 0;
         if role == Role::Prefill {
-            // Of a decode worker it is where its prefills' registries are, not a port of its own.
+            // On decode it is the port of prefill's registry, and stays.
             options.bootstrap_port = 0;
         }
     }
@@ -193,7 +194,7 @@ pub async fn run_sim(args: SimArgs) -> io::Result<()> {
     Ok(())
 }
 
-/// The workers of a demo, prefills and decodes, on ports that the system picks.
+/// Starts the prefill and decode workers of a demo, on ports that the system chooses.
 ///
 /// # Errors
 /// When a port cannot be bound.
@@ -233,7 +234,7 @@ fn ready_line(worker: &Worker) -> String {
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err("a number above 0 is needed".to_owned()),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }
 
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_flags_gives_the_default_options() {
+    fn without_flags_the_options_are_the_defaults() {
         let SimRole::Decode(knobs) = Line::try_parse_from(["sim", "decode"]).unwrap().sim.role
         else {
             unreachable!("another role was parsed")
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_faults_is_read_with_the_line_and_a_bad_one_refused() {
+    fn a_script_is_parsed_with_the_arguments_and_a_bad_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("faults.yaml");
         std::fs::write(&path, "rules:\n- do: silence\n").unwrap();

@@ -1,4 +1,4 @@
-//! The client's side of one request: what happens when it leaves before its response is complete.
+//! Watches the client of one request, which may leave before its response is complete.
 
 use std::sync::Arc;
 
@@ -52,12 +52,12 @@ impl ClientGuard {
         // Source: SGLang 0.5.23, `managers/tokenizer_manager.py`: the background task of a stream, and the poll.
         let seconds = if self.stream { 2.0 } else { 4.0 };
         match self.engine.options.disconnect {
-            DisconnectNotice::AtOnce => self.aborts.iter().for_each(|abort| abort.ask()),
+            DisconnectNotice::AtOnce => self.aborts.iter().for_each(|abort| abort.request()),
             DisconnectNotice::AsSglang => {
                 let (aborts, notice) = (self.aborts.clone(), self.engine.options.timer(seconds));
                 self.engine.spawn(async move {
                     tokio::time::sleep(notice).await;
-                    aborts.iter().for_each(|abort| abort.ask());
+                    aborts.iter().for_each(|abort| abort.request());
                 });
             }
         }

@@ -2,30 +2,29 @@
 
 use bytes::Bytes;
 
-use super::chat::{head, metadata, openai_finish};
 use super::engine::{Finish, Step};
 use super::errors::Family;
 use super::model::{self, Context};
-use super::render::{data, escape_into, separate, string, usage, write_to};
+use super::openai::{self, StreamOptions, head, metadata, openai_finish, usage};
+use super::render::{data, escape_into, separate, string, write_to};
 use super::request::{Batch, Item};
 use super::stream::Render;
 use super::{Role, SimOptions};
 
-/// The answer of one request.
+/// The response of one request.
 pub(crate) struct Completions {
     model: String,
     created: u64,
     choices: Vec<Choice>,
-    /// Samples per prompt: usage counts a prompt once.
+    /// Samples per prompt. `usage` counts a prompt once.
     n: usize,
-    include_usage: bool,
-    continuous_usage: bool,
+    options: StreamOptions,
 }
 
 struct Choice {
     id: String,
     prompt_tokens: usize,
-    /// The echoed prompt, until it was sent.
+    /// The echoed prompt, until it has been sent.
     echo: String,
     text: String,
     logprobs: Option<Lists>,
@@ -51,16 +50,9 @@ impl Completions {
         created: u64,
         batch: &Batch,
     ) -> Completions {
-        let stream_options = body.get("stream_options");
-        let option =
-            |name: &str| stream_options.and_then(|all| all.get(name)?.as_bool()) == Some(true);
         let echo = body.get("echo").and_then(serde_json::Value::as_bool) == Some(true);
-        let model = body
-            .get("model")
-            .and_then(|model| model.as_str())
-            .unwrap_or(&options.model);
         Completions {
-            model: model.to_owned(),
+            model: openai::model(body, &options.model),
             created,
             choices: batch
                 .items
@@ -68,8 +60,7 @@ impl Completions {
                 .map(|item| Choice::new(role, options.seed, echo, item))
                 .collect(),
             n: batch.n,
-            include_usage: option("include_usage"),
-            continuous_usage: option("continuous_usage_stats"),
+            options: StreamOptions::of(body),
         }
     }
 
@@ -119,7 +110,7 @@ impl Render for Completions {
             Some(finish) => openai_finish(finish),
             None => "\"finish_reason\":null,\"matched_stop\":null".to_owned(),
         };
-        let usage = match self.continuous_usage {
+        let usage = match self.options.continuous_usage {
             true => usage(choice.prompt_tokens, choice.tokens),
             false => "null".to_owned(),
         };
@@ -130,7 +121,7 @@ impl Render for Completions {
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        if self.include_usage {
+        if self.options.include_usage {
             let (prompts, completions) = self.totals();
             let id = self.choices.last().map_or("", |choice| choice.id.as_str());
             out.push(data(&format!(
@@ -190,7 +181,7 @@ impl Choice {
             top: item.logprobs.top,
             ..Lists::default()
         });
-        // Decode never has the prompt's logprobs, although it echoes the prompt's text.
+        // Decode echoes the prompt's text, without its logprobs.
         if let (Some(lists), Some(_), false) =
             (&mut logprobs, item.logprobs.start, role == Role::Decode)
         {
@@ -255,7 +246,7 @@ impl Lists {
     }
 }
 
-/// The usage object of this endpoint's last event, which is shorter than elsewhere.
+/// The `usage` object of this endpoint's last event, which has fewer fields than [`usage`].
 fn stream_usage(prompt_tokens: usize, completion_tokens: usize) -> String {
     format!(
         "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\

@@ -1,11 +1,11 @@
-//! Every error body: one failure, and its shape in each family of endpoints.
+//! The only file that builds error bodies: failures, and their shape in each family of endpoints.
 //!
-//! No other file builds an error body. Source: transcripts of SGLang 0.5.23 (`err_*`, `d_*`, `x_*`),
-//! and `entrypoints/http_server.py`, `entrypoints/openai/serving_base.py` where none shows it.
+//! Source: transcripts of SGLang 0.5.23 (`err_*`, `d_*`, `x_*`), and where none shows a shape
+//! `entrypoints/http_server.py`, `entrypoints/openai/serving_base.py`.
 
 use serde_json::{Value, json};
 
-/// Families of endpoints that share the shape of their errors.
+/// A family of endpoints whose errors have the same shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     /// `/generate`.
@@ -18,21 +18,21 @@ pub(crate) enum Family {
     Messages,
 }
 
-/// Why a request has no ordinary answer.
+/// Why a request fails.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Failure {
-    /// The body does not fit the schema: pydantic's list of errors. Always a response, never an event.
+    /// The body does not match the schema: 400 with pydantic's list of errors. Always a response, never an event.
     Schema(String),
-    /// `/generate`'s contract: 400 with a bare text.
+    /// The body does not match the contract of `/generate`: 400 with a bare text.
     Contract(String),
-    /// SGLang's own checks, before the scheduler: 400.
+    /// SGLang's own checks, before the engine: 400.
     Invalid(String),
-    /// The scheduler gave the request up; in a stream the head is out by then.
+    /// The engine gave the request up. The head of a stream has been sent by then.
     Engine { status: u16, message: String },
-    /// The scheduler refused an item and finished it as an abort with one token of padding: 400.
+    /// The engine refused an item: 400, and in a stream an item that ends as an abort with one token of padding.
     Refused(String),
-    /// An exception that nobody catches: 500 as plain text.
-    Unhandled,
+    /// 500 as plain text.
+    Internal,
 }
 
 impl Failure {
@@ -43,11 +43,11 @@ impl Failure {
             | Failure::Invalid(_)
             | Failure::Refused(_) => 400,
             Failure::Engine { status, .. } => *status,
-            Failure::Unhandled => 500,
+            Failure::Internal => 500,
         }
     }
 
-    /// The JSON body of the failure as a response; none for an unhandled exception.
+    /// The JSON body of the response; none for [`Failure::Internal`].
     pub(crate) fn body(&self, family: Family) -> Option<Value> {
         let (message, kind) = match self {
             Failure::Schema(message) => (message, "Bad Request"),
@@ -59,7 +59,7 @@ impl Failure {
                 message,
             } => (message, "BadRequestError"),
             Failure::Engine { message, .. } => (message, "500"),
-            Failure::Unhandled => return None,
+            Failure::Internal => return None,
         };
         let code = self.status();
         let flat = json!({"object":"error","message":message,"type":kind,"param":null,"code":code});
@@ -75,12 +75,12 @@ impl Failure {
             }
             (Family::Messages, Failure::Schema(_)) => anthropic("invalid_request_error", message),
             (Family::Messages, _) if invalid => anthropic(kind, message),
-            // The text of a 5xx is scrubbed for this family.
+            // This family hides the message of a 5xx.
             (Family::Messages, _) => anthropic("api_error", "Internal server error"),
         })
     }
 
-    /// The failure as the JSON of an event, after the head of a stream went out with status 200.
+    /// The JSON of the event in a stream whose head has been sent with status 200.
     pub(crate) fn event(&self, family: Family) -> String {
         let (message, status) = match self {
             Failure::Schema(message)
@@ -88,13 +88,13 @@ impl Failure {
             | Failure::Invalid(message)
             | Failure::Refused(message) => (message.as_str(), 400),
             Failure::Engine { status, message } => (message.as_str(), *status),
-            Failure::Unhandled => ("Internal Server Error", 500),
+            Failure::Internal => ("Internal Server Error", 500),
         };
         match family {
             Family::Native => json!({"error":{
                 "message":message,"type":"invalid_request_error","code":status,"retryable":false}})
             .to_string(),
-            // `json.dumps` with its spaces: this one event is not written by orjson.
+            // With the spaces of `json.dumps`: this event alone is not written by orjson.
             Family::OpenAi => format!(
                 "{{\"error\": {{\"object\": \"error\", \"message\": {}, \"type\": \"{}\", \"param\": null, \"code\": {status}}}}}",
                 Value::from(message),
@@ -118,7 +118,7 @@ fn anthropic(kind: &str, message: &str) -> Value {
     json!({"type":"error","error":{"type":kind,"message":message}})
 }
 
-/// No room on a worker that needs one.
+/// A request without a room on a prefill or decode worker.
 pub(crate) fn no_room(rid: &str) -> Failure {
     let message = format!(
         "Invalid request: Disaggregated request received without bootstrap room id. req.rid='{rid}'"
@@ -133,7 +133,7 @@ pub(crate) fn duplicate_rid(rid: &str) -> Failure {
     Failure::Invalid(format!("Duplicate request ID detected: {rid}"))
 }
 
-/// Source: SGLang 0.5.23, an answer of an ordinary server.
+/// Source: SGLang 0.5.23, a response of an ordinary server.
 pub(crate) fn start_beyond_prompt(start: usize, prompt: usize) -> Failure {
     Failure::Refused(format!(
         "req.logprob_start_len={start} is higher than the number of input tokens \
@@ -164,7 +164,7 @@ pub(crate) fn transfer(phase: TransferPhase, rid: &str, room: i128, reason: &str
     ))
 }
 
-/// The room is live already.
+/// A room that is live already.
 pub(crate) fn duplicate_room(room: i128) -> Failure {
     let reason = "Duplicate or cancelled bootstrap room";
     aborted(format!("KVTransferError(bootstrap_room={room}): {reason}"))
@@ -178,7 +178,7 @@ pub(crate) fn aborted(message: String) -> Failure {
     }
 }
 
-/// `Aborted by AbortReq.`, SGLang's reason for every abort in the rendezvous.
+/// SGLang's reason for every abort in the rendezvous.
 pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
 
 /// SGLang's reason when the transfer itself fails.

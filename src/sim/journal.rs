@@ -1,7 +1,7 @@
-//! What a worker saw and did, in order: connections, requests, rooms, aborts, violations.
+//! The events of a worker in order: connections, requests, rooms, aborts, violations.
 //!
-//! Tests assert on it and wait for it, instead of sleeping. No prompt and no header value but the
-//! request id is kept; a body is its length and hash. The rooms that write to it decide nothing here.
+//! Tests assert on it, and wait for its entries in place of sleeping. It keeps no prompt and of the header values only
+//! the request id; a body is kept as its length and hash.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,26 +11,26 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
-/// One line of the journal.
+/// One event with its time.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct Entry {
-    /// Position in the journal, from 0; survives [`Journal::clear`].
+    /// Number of the entry, from 0. [`Journal::clear`] does not reset it.
     pub sequence: u64,
     /// Microseconds since the worker started, on the monotonic clock.
     pub at_us: u64,
-    /// What happened.
+    /// The event, whose fields are on the level of the entry in JSON.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// What can happen. `connection` and `request` are numbers of this worker, from 1.
+/// An event. `connection` and `request` are numbers within this worker, from 1.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[allow(missing_docs)] // the fields repeat the words of the wire
 pub enum Event {
     /// A client's connection was accepted.
     ConnectionOpened { connection: u64, peer: String },
-    /// It is closed, by either side.
+    /// A client's connection was closed, by either side.
     ConnectionClosed { connection: u64, by: ClosedBy },
     /// A request head was read.
     RequestHead {
@@ -42,13 +42,13 @@ pub enum Event {
         request_id: Option<String>,
         authorization: bool,
     },
-    /// Its body was read to the end.
+    /// The body of a request was read to the end.
     RequestBody {
         request: u64,
         bytes: usize,
         sha256: String,
     },
-    /// One item of a generation request presents its room.
+    /// An item of a generation request came with a room.
     RoomPresented {
         request: u64,
         rid: String,
@@ -56,17 +56,17 @@ pub enum Event {
         host: Option<String>,
         port: Option<u64>,
     },
-    /// A room's state, in the words of SGLang's `KVPoll`.
+    /// A room changed its state.
     RoomState { room: String, state: RoomState },
-    /// `/abort_request` matched this rid.
+    /// `/abort_request` matched this request id.
     AbortByRid { rid: String },
-    /// The client left before its answer was complete.
+    /// The client left before its response was complete.
     AbortByDisconnect { request: u64 },
-    /// The other role gave the room up.
+    /// Decode aborted a room.
     AbortByPeer { room: String },
-    /// The answer's head is on its way.
+    /// The response's head was handed to the connection.
     ResponseHead { request: u64, status: u16 },
-    /// The answer was written to its end.
+    /// The response's last byte was handed to the connection.
     ResponseFinished { request: u64 },
     /// A rule of the worker's script fired for this request.
     FaultInjected {
@@ -78,15 +78,15 @@ pub enum Event {
     Violation { rule: Violation, detail: String },
 }
 
-/// Who closed a connection.
+/// The side that closed a connection.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClosedBy {
-    /// The peer, or an error on the way.
+    /// The client, or an error of the connection.
     Client,
-    /// This worker, because nothing came for the keep-alive time.
+    /// This worker, after the keep-alive time without a request.
     KeepAlive,
-    /// This worker, because it stopped, or a scripted fault took it down.
+    /// This worker, because it stopped or a scripted fault took it down.
     Worker,
 }
 
@@ -102,7 +102,7 @@ pub enum RoomState {
     Failed,
 }
 
-/// The rules that a balancer can break.
+/// A rule of the protocol that a balancer broke.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
 pub enum Violation {
@@ -110,19 +110,19 @@ pub enum Violation {
     DuplicateRoom,
     /// A request with a body came without `content-length`.
     MissingContentLength,
-    /// A request body came chunked.
+    /// A request body was chunked.
     ChunkedRequestBody,
-    /// The two legs of a room carried different prompts.
+    /// The two legs of a room had different prompts.
     LegsDiffer,
-    /// A generation request for this role had no room.
+    /// A generation request reached prefill or decode without a room.
     MissingRoom,
-    /// A request with a room and without a host reached decode.
+    /// A request reached decode with a room and without a host.
     NullBootstrapHost,
-    /// Room 0 was presented, which stands for "not written yet" in SGLang's metadata record.
+    /// Room 0 was presented, which is reserved.
     ReservedRoom,
     /// Several samples of a prompt (`n > 1`) share its room.
     SharedRoom,
-    /// The other leg of a room did not come within the time that a worker waits for it.
+    /// The other leg of a room did not come within the worker's timeout.
     LonelyRoom,
     /// `logprob_start_len` is below -1, in a request that wants logprobs.
     LogprobStartOutOfRange,
@@ -151,7 +151,7 @@ struct State {
     violations: BTreeMap<Violation, u64>,
 }
 
-/// [`Journal::wait_for`] waited in vain.
+/// The timeout of [`Journal::wait_for`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NeverHappened {
     /// How long it waited.
@@ -179,13 +179,13 @@ impl Journal {
         }
     }
 
-    /// A copy of the entries that are kept.
+    /// A copy of the kept entries, oldest first.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.state().entries.iter().cloned().collect()
     }
 
-    /// Forgets the entries; the counters of open things stay.
+    /// Drops the entries and the counts of violations. The other counters stay.
     pub fn clear(&self) {
         let mut state = self.state();
         state.entries.clear();
@@ -205,7 +205,7 @@ impl Journal {
             loop {
                 let changed = self.inner.changed.notified();
                 tokio::pin!(changed);
-                // Listen first, then look: an entry between the two must wake us.
+                // Registered before the look, so that an entry between the two wakes this task.
                 changed.as_mut().enable();
                 if let Some(entries) = self.matching(&seen) {
                     return entries;
@@ -218,31 +218,31 @@ impl Journal {
             .map_err(|_| NeverHappened { waited: deadline })
     }
 
-    /// Client connections that are open now.
+    /// Number of open client connections.
     #[must_use]
     pub fn open_connections(&self) -> usize {
         self.state().open_connections
     }
 
-    /// Client connections that were ever accepted.
+    /// Number of client connections accepted since the start.
     #[must_use]
     pub fn connections_total(&self) -> u64 {
         self.state().connections_total
     }
 
-    /// Rooms that wait or transfer now.
+    /// Number of rooms that wait or transfer.
     #[must_use]
     pub fn open_rooms(&self) -> usize {
         self.state().open_rooms
     }
 
-    /// How often each rule was broken since the start or the last [`Journal::clear`].
+    /// How often each rule was broken, since the start or the last [`Journal::clear`].
     #[must_use]
     pub fn violations(&self) -> BTreeMap<Violation, u64> {
         self.state().violations.clone()
     }
 
-    /// Whether entries are kept at all: if not, callers need not build them.
+    /// Whether entries are kept. If not, callers need not build them.
     pub(crate) fn keeps_entries(&self) -> bool {
         self.inner.capacity > 0
     }
@@ -324,7 +324,7 @@ impl Journal {
         seen(entries).then(|| entries.to_vec())
     }
 
-    /// A poisoned lock only says that a test's closure panicked; the entries are whole.
+    /// A lock is poisoned when a test's closure panicked. The entries are consistent then too.
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner
             .state
@@ -338,7 +338,7 @@ fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing into a String cannot fail.
+            // Writing to a String cannot fail.
             let _ = write!(hex, "{byte:02x}");
             hex
         })
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_waiter_sees_an_entry_that_comes_later() {
+    async fn waiting_ends_with_a_later_entry() {
         let journal = Journal::new(8);
         let writer = journal.clone();
         let seen = journal.wait_for(|entries| !entries.is_empty(), Duration::from_secs(5));
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_in_vain_is_an_error() {
+    async fn waiting_ends_with_an_error_after_the_deadline() {
         let journal = Journal::new(8);
         let waited = Duration::ZERO;
         assert_eq!(

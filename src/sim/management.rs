@@ -1,6 +1,6 @@
-//! The endpoints without generation: health, information, load, flush, abort, tokenize.
+//! The endpoints without generation: health, models, loads, metrics, cache, abort, tokenizer.
 //!
-//! Source: transcripts `d_get_*`, `d_post_*`, and answers of a SGLang 0.5.23 server for the rest.
+//! Source: transcripts `d_get_*`, `d_post_*`, and responses of a SGLang 0.5.23 server for the rest.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,18 +10,18 @@ use super::engine::{Engine, Phase};
 use super::errors::{Failure, Family};
 use super::server_info::token_capacity;
 use super::stream::refusal;
-use super::wire::{self, Answer};
+use super::wire::{self, SimResponse};
 use super::{Role, model, request};
 
-/// Where a worker listens: part of what it tells.
+/// The ports of a worker, which `/server_info` shows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     pub(crate) api: u16,
     pub(crate) bootstrap: u16,
 }
 
-/// `/health`, `/health_generate`: a generation of one token with the fake host.
-pub(crate) async fn health(engine: &Engine) -> Answer {
+/// `/health`, `/health_generate`: takes the time of a generation of one token.
+pub(crate) async fn health(engine: &Engine) -> SimResponse {
     let time = engine.options.health_time;
     if !time.is_zero() {
         tokio::time::sleep(time).await;
@@ -37,7 +37,7 @@ pub(crate) async fn health(engine: &Engine) -> Answer {
 }
 
 /// `/v1/models`.
-pub(crate) fn models(engine: &Engine) -> Answer {
+pub(crate) fn models(engine: &Engine) -> SimResponse {
     wire::json(
         200,
         json!({"object":"list","data":[card(engine)]}).to_string(),
@@ -45,7 +45,7 @@ pub(crate) fn models(engine: &Engine) -> Answer {
 }
 
 /// `/v1/models/{id}`.
-pub(crate) fn model_card(engine: &Engine, id: &str) -> Answer {
+pub(crate) fn model_card(engine: &Engine, id: &str) -> SimResponse {
     if id == engine.options.model {
         return wire::json(200, card(engine).to_string());
     }
@@ -55,8 +55,8 @@ pub(crate) fn model_card(engine: &Engine, id: &str) -> Answer {
     wire::json(404, body.to_string())
 }
 
-/// `/flush_cache`: refused while items run or wait, after waiting for them as long as `timeout` says (seconds).
-pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> Answer {
+/// `/flush_cache`: waits for running items up to the query's `timeout` (seconds), and is refused if there are any left.
+pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> SimResponse {
     let seconds = query
         .split('&')
         .find_map(|pair| pair.strip_prefix("timeout=")?.parse::<f64>().ok());
@@ -73,15 +73,15 @@ pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> Answer {
     )
 }
 
-/// `/abort_request`: 200 whatever matched.
-pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> Answer {
+/// `/abort_request`: 200 in any case.
+pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     match (
         body.get("rid").and_then(Value::as_str),
         body.get("abort_all"),
     ) {
         (_, Some(Value::Bool(true))) => engine.abort(None),
-        // Without the flag an empty rid would match all by prefix; SGLang ignores it.
+        // SGLang ignores an empty request id.
         (Some(rid), _) if !rid.is_empty() => engine.abort(Some(rid)),
         _ => {}
     }
@@ -89,7 +89,7 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> Answer {
 }
 
 /// `/v1/loads`.
-pub(crate) fn loads(engine: &Engine) -> Answer {
+pub(crate) fn loads(engine: &Engine) -> SimResponse {
     let in_flight = *engine.in_flight.borrow();
     let meeting = engine.journal.open_rooms().min(in_flight);
     let on = |role| if engine.role == role { meeting } else { 0 };
@@ -111,8 +111,8 @@ pub(crate) fn loads(engine: &Engine) -> Answer {
     wire::json(200, body.to_string())
 }
 
-/// `/metrics`: the two series that say most.
-pub(crate) fn metrics(engine: &Engine) -> Answer {
+/// `/metrics`: two of SGLang's series.
+pub(crate) fn metrics(engine: &Engine) -> SimResponse {
     let labels = format!(
         "{{engine_type=\"{}\",model_name=\"{}\"}}",
         engine.role.mode(),
@@ -129,7 +129,7 @@ pub(crate) fn metrics(engine: &Engine) -> Answer {
 }
 
 /// `/tokenize`.
-pub(crate) fn tokenize(engine: &Engine, body: &[u8]) -> Answer {
+pub(crate) fn tokenize(engine: &Engine, body: &[u8]) -> SimResponse {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let (prompts, list) = match request::tokenize(&body) {
         Ok(prompts) => prompts,
@@ -148,7 +148,7 @@ pub(crate) fn tokenize(engine: &Engine, body: &[u8]) -> Answer {
 }
 
 /// `/detokenize`.
-pub(crate) fn detokenize(body: &[u8]) -> Answer {
+pub(crate) fn detokenize(body: &[u8]) -> SimResponse {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let Some(tokens) = body.get("tokens").and_then(Value::as_array) else {
         return refusal(
@@ -169,7 +169,7 @@ pub(crate) fn detokenize(body: &[u8]) -> Answer {
 }
 
 /// `/v1/messages/count_tokens`.
-pub(crate) fn count_tokens(body: &[u8]) -> Answer {
+pub(crate) fn count_tokens(body: &[u8]) -> SimResponse {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     if !body.get("messages").is_some_and(Value::is_array) {
         let failure = Failure::Schema("messages: Field required".to_owned());

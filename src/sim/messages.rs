@@ -1,14 +1,15 @@
-//! `/v1/messages` (Anthropic's API): named events, no `[DONE]`. Source: answers of a SGLang 0.5.23 server.
+//! `/v1/messages` (Anthropic's API): named events, no `[DONE]`. Source: responses of a SGLang 0.5.23 server.
 
 use bytes::Bytes;
 
 use super::engine::{Finish, Step, Times};
 use super::errors::{Failure, Family};
+use super::openai;
 use super::render::{escape_into, named, string};
 use super::request::Batch;
 use super::stream::Render;
 
-/// The answer of one request.
+/// The response of one request.
 pub(crate) struct Messages {
     id: String,
     model: String,
@@ -21,14 +22,10 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    pub(crate) fn new(body: &serde_json::Value, default_model: &str, batch: &Batch) -> Messages {
-        let model = body
-            .get("model")
-            .and_then(|model| model.as_str())
-            .unwrap_or(default_model);
+    pub(crate) fn new(body: &serde_json::Value, served_model: &str, batch: &Batch) -> Messages {
         Messages {
             id: format!("msg_{}", super::request::new_rid()),
-            model: model.to_owned(),
+            model: openai::model(body, served_model),
             input_tokens: batch.items.iter().map(|item| item.prompt.len()).sum(),
             text: String::new(),
             output_tokens: 0,

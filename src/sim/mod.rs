@@ -1,33 +1,35 @@
-//! Simulated SGLang workers: prefill, decode and ordinary, with the real rendezvous over TCP.
+//! Simulated SGLang workers: prefill, decode and ordinary, with a real rendezvous over TCP.
 //!
-//! Anyone can try, test and measure prefill/decode disaggregation with them, without a GPU. They speak
-//! SGLang 0.5.23's HTTP (another stack than the proxy's: hyper, so that a framing error is not shared),
-//! its bootstrap registry, and a small line protocol between the ranks in the place of ZeroMQ and RDMA.
-//! Nothing is global: workers of one process meet, as workers of several do, only through TCP.
+//! They make it possible to try, test and measure prefill/decode disaggregation without a GPU. They speak
+//! SGLang 0.5.23's HTTP, its bootstrap registry, and between the ranks a small line protocol in place of ZeroMQ and
+//! RDMA. Their HTTP stack is hyper, not the proxy's, so that the two do not share a framing error. There is no global
+//! state: workers in one process meet only over TCP, as workers in several processes do.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `worker` | [`Worker`]: start, stop, the connection loop with uvicorn's keep-alive |
-//! | `routes` | one request: journal, authorization, path to endpoint |
+//! | `worker` | [`Worker`]: start, stop, listeners, and connections with uvicorn's keep-alive |
+//! | `api` | a request's way from its head to its response |
+//! | `routes` | the table of paths, and what each endpoint requires |
+//! | `client` | what happens when the client leaves early |
 //! | `wire` | response heads and bodies as uvicorn frames them |
-//! | `request` | JSON to batches of items; the checks that SGLang makes, in its order |
+//! | `request` | a body to a batch of items, with SGLang's checks in SGLang's order |
 //! | `engine` | the life of one item: the rules, admission by role, tokens, abort |
 //! | `rendezvous` | rooms: the rank protocol, prefill's table, decode's connections to prefills |
 //! | `registry` | prefill's bootstrap registry on its own port |
-//! | `model` | a toy tokenizer and a toy model: the answer is a function of the prompt |
-//! | `render` | JSON by hand: what the endpoints' answers share |
+//! | `model` | a toy tokenizer and a toy model: the response is a function of the prompt |
 //! | `generate`, `chat`, `completions`, `responses`, `messages` | one generation endpoint each |
-//! | `stream` | from a batch's items to one body, whole or as events |
-//! | `errors` | every error body, shape by endpoint family |
+//! | `openai`, `render` | what these share: OpenAI's fields and objects, JSON by hand |
+//! | `stream` | a batch's items to one body, in one piece or as events |
+//! | `errors` | every error body, by family of endpoints |
 //! | `management`, `server_info` | the endpoints without generation |
-//! | `journal` | what happened, in order: for assertions |
-//! | `chaos` | faults on purpose: rules, what they do to a body and to a connection's bytes |
+//! | `journal` | the events of a worker in order, for assertions |
+//! | `chaos` | fault injection: scripts, and what they do to requests, bodies and connections |
 //! | `cli` | `mini-lb sim` and the workers of `mini-lb demo` |
 //!
-//! A request that breaks a rule of the protocol gets an error and a [`journal::Violation`], and the worker goes on:
-//! a simulator is there to reveal a violation. A worker goes down only where a rule of [`chaos`] says so.
+//! A request that breaks a rule of the protocol gets an error, and the journal a [`journal::Violation`]; the worker goes
+//! on. Only a rule of [`chaos`] takes a worker down.
 //!
-//! Where the truth comes from: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
+//! Source: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
 //! and its sources where no transcript shows a behaviour.
 
 mod api;
@@ -43,6 +45,7 @@ pub mod journal;
 mod management;
 mod messages;
 mod model;
+mod openai;
 mod registry;
 mod render;
 mod rendezvous;
@@ -60,14 +63,14 @@ use std::time::Duration;
 pub use journal::{Entry, Event, Journal};
 pub use worker::Worker;
 
-/// What a worker does with a request.
+/// A worker's part in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Computes the prompt and the first token, and hands both to decode.
     Prefill,
-    /// Takes the prompt's KV and the first token from prefill, and generates the rest.
+    /// Takes the prompt's KV cache and the first token from prefill, and generates the rest.
     Decode,
-    /// Both in one worker: the answer that prefill and decode together must equal.
+    /// Both in one worker, without disaggregation. A pair's merged response must equal its response.
     Ordinary,
 }
 
@@ -83,62 +86,62 @@ impl Role {
     }
 }
 
-/// When a closed client connection is noticed.
+/// When a worker notices that a client closed its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DisconnectNotice {
-    /// At once, so that tests need not wait.
+    /// Immediately, so that tests need not wait.
     AtOnce,
     /// After 2 s in a stream and up to 4 s otherwise, both scaled by [`SimOptions::timers_scale`].
     /// Source: SGLang 0.5.23, `managers/tokenizer_manager.py`.
     AsSglang,
 }
 
-/// The knobs of a simulated worker. The default is a realistic and quick one.
+/// The options of a simulated worker. The defaults are realistic proportions at a high speed.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
-    /// Address to listen on, for the API, the registry and the rank port.
+    /// Address of the listeners: API, registry and rank port.
     pub host: IpAddr,
-    /// API port; 0 picks a free one.
+    /// Port of the API; with 0 the system chooses one.
     pub port: u16,
-    /// Prefill: the registry's port, 0 picks a free one. Decode: the port dialled when a request's
-    /// `bootstrap_port` is null.
+    /// Prefill: port of the registry; with 0 the system chooses one. Decode: the port for a request whose
+    /// `bootstrap_port` is null, with 0 8998.
     pub bootstrap_port: u16,
-    /// Seed of the toy model: workers with the same seed have the same "weights".
+    /// Seed of the toy model. It stands for the weights: workers with the same seed give the same tokens.
     pub seed: u64,
     /// Prefill time per prompt token.
     pub time_per_prompt_token: Duration,
-    /// Time that one KV transfer takes.
+    /// Time of one KV transfer.
     pub transfer_time: Duration,
     /// Decode time per output token.
     pub time_per_output_token: Duration,
-    /// Prompts that prefill computes at the same time; the others queue.
+    /// Prompts that are computed concurrently; further ones queue.
     pub prompts_at_once: usize,
-    /// Decode: requests whose KV fits into memory; the others queue before the rendezvous.
+    /// Decode: requests whose KV cache fits into memory; further ones queue before the rendezvous.
     pub kv_slots: usize,
-    /// Requests that generate at the same time.
+    /// Requests that generate concurrently; further ones queue.
     pub max_running: usize,
-    /// `served_model_name`.
+    /// Name of the served model (`served_model_name`).
     pub model: String,
-    /// Key of the ordinary endpoints.
+    /// API key of the ordinary endpoints.
     pub api_key: Option<String>,
-    /// Key of the admin endpoints; when set, `api_key` does not open them.
+    /// API key of the admin endpoints, which do not take `api_key` then.
     pub admin_api_key: Option<String>,
-    /// Idle connections are closed after this time. Source: `SGLANG_TIMEOUT_KEEP_ALIVE`, 5 s.
+    /// Time after which an idle connection is closed. Source: `SGLANG_TIMEOUT_KEEP_ALIVE`, 5 s.
     pub keep_alive: Duration,
-    /// Factor on the engine's own timeouts (bootstrap and waiting 300 s, registry retry 1 s, heartbeat
-    /// 5 s, disconnect polls).
+    /// Factor on the engine's own timeouts: bootstrap and waiting 300 s, registry retry 1 s, heartbeat 5 s,
+    /// disconnect polls.
     pub timers_scale: f64,
-    /// How long `/health` takes. The real one needs a second; a test should not.
+    /// Time of `/health`. SGLang's takes about a second.
     pub health_time: Duration,
-    /// Deltas instead of cumulative events on `/generate` (`--incremental-streaming-output`).
+    /// Whether events of `/generate` are deltas and not cumulative (`--incremental-streaming-output`).
     pub incremental_streaming: bool,
-    /// Tokens of prompt and answer together.
+    /// Upper bound of prompt and response together, in tokens.
     pub context_length: usize,
-    /// When a client's disconnect is noticed.
+    /// When the worker notices that a client left.
     pub disconnect: DisconnectNotice,
-    /// Journal entries kept (the oldest go first); 0 keeps counters only and hashes no body.
+    /// Number of journal entries kept; the oldest are dropped. With 0 only counters are kept, and no body is hashed.
     pub journal_entries: usize,
-    /// Faults on purpose.
+    /// Scripted faults; none by default.
     pub chaos: chaos::Script,
 }
 
@@ -171,7 +174,7 @@ impl Default for SimOptions {
 }
 
 impl SimOptions {
-    /// One of SGLang's own timers, scaled.
+    /// One of SGLang's timers, times [`SimOptions::timers_scale`].
     pub(crate) fn timer(&self, seconds: f64) -> Duration {
         Duration::try_from_secs_f64(seconds * self.timers_scale).unwrap_or(Duration::MAX)
     }

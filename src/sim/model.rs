@@ -1,21 +1,21 @@
-//! A toy tokenizer and a toy language model: every token and logprob is a function of what came before.
+//! A toy tokenizer and a toy language model: every token and logprob is a function of the tokens before it.
 //!
-//! So two workers with the same seed agree without talking, and the same request gives the same answer
-//! on an ordinary worker and on a prefill/decode pair. Nothing here knows requests or time.
+//! Workers with the same seed therefore agree without communication, and a request gets the same response from an
+//! ordinary worker and from a prefill/decode pair. Pure: no requests and no time.
 
-/// Generated words have the ids below this; a prime, so that a token's rank in a context can be computed.
+/// Number of words that can be generated, with ids from 0. A prime, so that a token's rank can be computed.
 pub(crate) const WORDS: u32 = 8191;
-/// Ends an answer unless `ignore_eos`; the last word, of rank 0 in one context of 256.
+/// The end of sequence: the last word, with rank 0 in one of 256 contexts.
 pub(crate) const EOS: u32 = WORDS - 1;
-/// Single bytes of a prompt have the ids from here.
+/// First id of the single bytes of a prompt.
 const BYTES: u32 = WORDS;
-/// Pieces of up to five letters, with or without a space before, have the ids from here.
+/// First id of the pieces of a prompt: up to five letters, with or without a space before them.
 const PIECES: u32 = BYTES + 256;
 const PIECE_LETTERS: usize = 5;
-/// 27 digits: 0 for "no letter", 1..=26.
+/// A piece is a number in base 27: digit 0 is no letter, 1 to 26 are letters.
 const PIECE_END: u32 = PIECES + 2 * 27u32.pow(5);
 
-/// Words that a careless parser of JSON or of SSE trips over; the model says them now and then.
+/// Words with characters that have a meaning in JSON or SSE, or several bytes: they exercise parsers.
 const AWKWARD: [&str; 16] = [
     "\"",
     "\\",
@@ -35,7 +35,7 @@ const AWKWARD: [&str; 16] = [
     " </s>",
 ];
 
-/// The tokens of a text. [`append_text`] of all of them gives the text again.
+/// Tokenizes a text. [`append_text`] of all tokens gives the text again.
 pub(crate) fn encode(text: &str) -> Vec<u32> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::with_capacity(bytes.len() / 4 + 1);
@@ -62,7 +62,7 @@ pub(crate) fn encode(text: &str) -> Vec<u32> {
     tokens
 }
 
-/// Appends the bytes of one token. Tokens of a prompt may end within a character.
+/// Appends the bytes of one token, which may end within a character.
 pub(crate) fn append_text(token: u32, out: &mut Vec<u8>) {
     match token {
         EOS => {}
@@ -76,7 +76,7 @@ pub(crate) fn append_text(token: u32, out: &mut Vec<u8>) {
             let mut digits = packed / 2;
             let first = out.len();
             while digits > 0 {
-                // Digit 0 occurs only in ids that `encode` does not make.
+                // `encode` makes no id with a digit 0.
                 out.push(b'a' + ((digits % 27).max(1) - 1) as u8);
                 digits /= 27;
             }
@@ -86,7 +86,7 @@ pub(crate) fn append_text(token: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// The text of tokens, as a detokenizer shows it: special tokens are silent, broken characters replaced.
+/// The text of tokens, as of a detokenizer: special tokens have none, incomplete characters are replaced.
 pub(crate) fn text_of(tokens: &[u32]) -> String {
     let mut bytes = Vec::new();
     for &token in tokens {
@@ -112,7 +112,7 @@ fn append_word(token: u32, out: &mut Vec<u8>) {
     if token % 4 != 3 {
         out.push(b' ');
     }
-    // Two syllables of 80 name 6400 words; the others have a third.
+    // There are 80 syllables: two name 6400 words, and the others have three.
     let mut rest = token;
     for _ in 0..if token < 6400 { 2 } else { 3 } {
         out.push(b"bdfghjklmnprstvz"[(rest % 16) as usize]);
@@ -121,7 +121,7 @@ fn append_word(token: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// What the model knows after some tokens.
+/// The state of the model after some tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Context {
     hash: u64,
@@ -149,7 +149,7 @@ impl Context {
             .fold(self, |context, &token| context.after(token))
     }
 
-    /// The most probable next token: the one that is sampled. Never [`EOS`] right after a prompt.
+    /// The most probable next token, which is the one that is sampled. Never [`EOS`] directly after a prompt.
     pub(crate) fn next(self) -> u32 {
         if self.last_is_word && self.hash.is_multiple_of(256) {
             return EOS;
@@ -157,8 +157,8 @@ impl Context {
         (self.hash >> 8) as u32 % EOS
     }
 
-    /// The logprob of any token as the next one; falls strictly with the token's rank.
-    /// Single precision, as a GPU's: in JSON it has the many digits that a careless parser loses.
+    /// The logprob of a token as the next one. It strictly falls with the token's rank. In single precision, as on a
+    /// GPU, which gives it many decimal digits in JSON.
     pub(crate) fn logprob(self, token: u32) -> f64 {
         let best = -f64::from((self.hash >> 40) as u16) / 32768.0 - 0.001;
         let step = 0.25 + f64::from((self.hash >> 56) as u8) / 128.0;
@@ -182,12 +182,12 @@ impl Context {
             .collect()
     }
 
-    /// A number that two workers compare to see that they talk about the same prompt.
+    /// A hash of the tokens so far, with which two workers compare their prompts.
     pub(crate) fn fingerprint(self) -> u64 {
         self.hash
     }
 
-    /// Tokens follow each other in probability at a fixed distance modulo the prime `WORDS`.
+    /// The distance, modulo the prime `WORDS`, from a token to the next less probable one.
     fn stride(self) -> u32 {
         1 + (self.hash >> 24) as u32 % (WORDS - 1)
     }
@@ -207,7 +207,7 @@ impl Context {
     }
 }
 
-/// The finalizer of splitmix64.
+/// The finalizer of SplitMix64.
 fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

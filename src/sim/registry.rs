@@ -1,7 +1,7 @@
-//! Prefill's bootstrap registry, on a port of its own: where decode learns whom to talk to.
+//! Prefill's bootstrap registry, on a separate port: from it decode gets the address of prefill's rank.
 //!
-//! One rank (dp = tp = pp = cp = 1). Framing and header names are aiohttp's, not uvicorn's.
-//! Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `CommonKVBootstrapServer`; answers as captured.
+//! There is one rank (dp = tp = pp = cp = 1). Framing and headers are aiohttp's, not uvicorn's.
+//! Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `CommonKVBootstrapServer`; responses as captured.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,21 +18,21 @@ use tokio::net::TcpStream;
 
 use super::wire::http_date;
 
-/// The question for the topology.
+/// The path and query for the topology.
 pub(crate) const TOPOLOGY: &str =
     "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1";
-/// The question for the only rank.
+/// The path and query for the only rank.
 pub(crate) const FIRST_RANK: &str =
     "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
 
-/// One question takes at most this long. Source: the GET timeout of SGLang's decode, 5 s.
+/// Timeout of a request to the registry. Source: the GET timeout of SGLang's decode, 5 s.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the registry of one prefill knows.
+/// The registry of one prefill worker.
 pub(crate) struct Registry {
     rank: SocketAddr,
     api_port: u16,
-    /// A rank can register again over `PUT /route`, and then is at another address.
+    /// Address of the rank, which `PUT /route` can change; none before the rank has registered.
     registered: Mutex<Option<SocketAddr>>,
     dp_ranks: Mutex<HashMap<String, u64>>,
 }
@@ -48,8 +48,8 @@ impl Registry {
         })
     }
 
-    /// Answers one request; `alive` is false when a scripted fault has taken the worker down.
-    pub(crate) async fn answer(
+    /// Responds to one request; `alive` is false when a scripted fault has taken the worker down.
+    pub(crate) async fn respond(
         &self,
         request: Request<Incoming>,
         alive: bool,
@@ -68,7 +68,7 @@ impl Registry {
             (&Method::PUT, "/route") => self.register(&body),
             (_, "/route") => {
                 let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
-                // Source: the handler says so, although the body is text.
+                // The real handler sets this content type, although the body is text.
                 set_content_type(&mut refused, "application/json; charset=utf-8");
                 refused
             }
@@ -109,9 +109,9 @@ impl Registry {
             );
         };
         match (dp, cp, tp, pp) {
-            (-1, -1, -1, -1) => json_answer(&topology(self.api_port)),
+            (-1, -1, -1, -1) => json_response(&topology(self.api_port)),
             (0, 0, 0, 0) => {
-                json_answer(&json!({"rank_ip":rank.ip().to_string(),"rank_port":rank.port()}))
+                json_response(&json!({"rank_ip":rank.ip().to_string(),"rank_port":rank.port()}))
             }
             _ => text(
                 StatusCode::NOT_FOUND,
@@ -122,7 +122,7 @@ impl Registry {
         }
     }
 
-    /// `PUT /route`: the rank's address; the simulator's topology itself never changes.
+    /// `PUT /route`: sets the rank's address. The topology stays the same.
     fn register(&self, body: &[u8]) -> Response<Full<Bytes>> {
         let parsed: Option<SocketAddr> =
             serde_json::from_slice::<Value>(body).ok().and_then(|body| {
@@ -175,11 +175,11 @@ impl Registry {
             .map(Value::to_string)
             .filter_map(|room| known.get(&room).map(|&rank| (room.clone(), rank.into())))
             .collect();
-        json_answer(&Value::Object(found))
+        json_response(&Value::Object(found))
     }
 }
 
-/// Asks the registry at `address` (host:port); none when it does not answer 200 with JSON.
+/// Sends a GET to the registry at `address` (`host:port`); none unless the response is 200 with JSON.
 pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
     let asking = async {
         let stream = TcpStream::connect(address).await.ok()?;
@@ -203,9 +203,9 @@ pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
         };
         tokio::pin!(connection);
         tokio::pin!(exchange);
-        // The connection moves the bytes; it may end first, with the answer read already.
+        // The connection may end first, when it has read the response already.
         tokio::select! {
-            answer = &mut exchange => answer,
+            response = &mut exchange => response,
             _ = &mut connection => exchange.await,
         }
     };
@@ -231,27 +231,27 @@ fn query_number(query: &str, name: &str) -> Option<i64> {
         .and_then(|(_, value)| value.parse().ok())
 }
 
-fn json_answer(value: &Value) -> Response<Full<Bytes>> {
-    let mut answer = text(StatusCode::OK, &value.to_string());
-    set_content_type(&mut answer, "application/json; charset=utf-8");
-    answer
+fn json_response(value: &Value) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, &value.to_string());
+    set_content_type(&mut response, "application/json; charset=utf-8");
+    response
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
-    *answer.status_mut() = status;
-    set_content_type(&mut answer, "text/plain; charset=utf-8");
-    let headers = answer.headers_mut();
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *response.status_mut() = status;
+    set_content_type(&mut response, "text/plain; charset=utf-8");
+    let headers = response.headers_mut();
     headers.insert(http::header::CONTENT_LENGTH, body.len().into());
     headers.insert(http::header::DATE, http_date());
     let server = http::HeaderValue::from_static("Python/3.11 aiohttp/3.14.5");
     headers.insert(http::header::SERVER, server);
-    answer
+    response
 }
 
-fn set_content_type(answer: &mut Response<Full<Bytes>>, value: &'static str) {
+fn set_content_type(response: &mut Response<Full<Bytes>>, value: &'static str) {
     let value = http::HeaderValue::from_static(value);
-    answer
+    response
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, value);
 }
@@ -265,9 +265,9 @@ mod tests {
         Registry::new("127.0.0.1:4321".parse().unwrap(), 30000)
     }
 
-    async fn body(answer: Response<Full<Bytes>>) -> (u16, String) {
-        let status = answer.status().as_u16();
-        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    async fn body(response: Response<Full<Bytes>>) -> (u16, String) {
+        let status = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.to_vec()).unwrap())
     }
 

@@ -1,13 +1,13 @@
-//! JSON by hand, for what is written once per token: strings, floats, logprob rows, usage.
+//! JSON by hand, for the parts that are written once per token: strings, floats, logprob rows; and SSE events.
 //!
-//! `serde_json::Value` per event would be the simulator's largest cost in a benchmark. No endpoint's own
-//! shape lives here. Source of the shapes: the transcripts.
+//! A `serde_json::Value` per event would be the largest cost of the simulator in a benchmark. The shapes of single
+//! endpoints are in their files. Source: the transcripts.
 
 use std::fmt::Write;
 
 use super::model;
 
-/// A string as JSON, quotes included.
+/// A JSON string with its quotes.
 pub(crate) fn string(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -16,7 +16,7 @@ pub(crate) fn string(text: &str) -> String {
     out
 }
 
-/// Appends a text as the inside of a JSON string; what is not ASCII stays as it is, as with orjson.
+/// Appends a text as the inside of a JSON string. Characters beyond ASCII are not escaped, as by orjson.
 pub(crate) fn escape_into(text: &str, out: &mut String) {
     for character in text.chars() {
         match character {
@@ -33,7 +33,7 @@ pub(crate) fn escape_into(text: &str, out: &mut String) {
     }
 }
 
-/// A float, with `.0` when it is whole.
+/// A float, with `.0` if it is an integer.
 pub(crate) fn float(value: f64) -> String {
     format!("{value:?}")
 }
@@ -67,7 +67,7 @@ pub(crate) fn triples(row: Option<&[(f64, u32)]>, with_text: bool, out: &mut Str
     out.push(']');
 }
 
-/// Appends to a list under construction: a comma unless it is the first.
+/// Appends a comma to a list that has an element already.
 pub(crate) fn separate(list: &mut String) {
     if !list.is_empty() {
         list.push(',');
@@ -77,15 +77,6 @@ pub(crate) fn separate(list: &mut String) {
 /// `write!` into a String, which cannot fail.
 pub(crate) fn write_to(out: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(arguments);
-}
-
-/// The usage object of non-stream answers and of chat's events.
-pub(crate) fn usage(prompt_tokens: usize, completion_tokens: usize) -> String {
-    format!(
-        "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\
-         \"prompt_tokens_details\":null,\"reasoning_tokens\":0,\"completion_tokens_details\":null}}",
-        prompt_tokens + completion_tokens
-    )
 }
 
 /// One SSE event.

@@ -1,17 +1,18 @@
 //! `/v1/responses`: one message item, named and numbered events, no `[DONE]`.
 //!
-//! Source: answers of a SGLang 0.5.23 server without response store.
+//! Source: responses of a SGLang 0.5.23 server without response store.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::engine::{Finish, Step, Times};
 use super::errors::{Failure, Family};
+use super::openai;
 use super::render::named;
 use super::request::Batch;
 use super::stream::Render;
 
-/// The answer of one request.
+/// The response of one request.
 pub(crate) struct Responses {
     id: String,
     message_id: String,
@@ -27,7 +28,7 @@ pub(crate) struct Responses {
     sequence: u64,
 }
 
-/// Fields of the request that the answer repeats.
+/// Fields of the request that the response repeats.
 struct Asked {
     instructions: Value,
     max_output_tokens: Value,
@@ -36,7 +37,7 @@ struct Asked {
 }
 
 impl Responses {
-    pub(crate) fn new(body: &Value, default_model: &str, created: u64, batch: &Batch) -> Responses {
+    pub(crate) fn new(body: &Value, served_model: &str, created: u64, batch: &Batch) -> Responses {
         let field = |name: &str| body.get(name).cloned().unwrap_or_default();
         let float = |name: &str| field(name).as_f64().map_or(Value::Null, Value::from);
         Responses {
@@ -46,11 +47,7 @@ impl Responses {
                 .map_or(String::new(), |item| item.rid.clone()),
             message_id: format!("msg_{}", super::request::new_rid()),
             created,
-            model: body
-                .get("model")
-                .and_then(Value::as_str)
-                .unwrap_or(default_model)
-                .to_owned(),
+            model: openai::model(body, served_model),
             asked: Asked {
                 instructions: field("instructions"),
                 max_output_tokens: field("max_output_tokens"),
@@ -67,7 +64,7 @@ impl Responses {
         }
     }
 
-    /// The events before anything is generated.
+    /// The events before the first token.
     pub(crate) fn preface(&mut self) -> Vec<Bytes> {
         ["response.created", "response.in_progress"]
             .map(|name| {
@@ -127,7 +124,7 @@ impl Responses {
         named(name, &event.to_string())
     }
 
-    /// An event about the only output item.
+    /// An event of the only output item.
     fn item_event(&mut self, name: &str, mut event: Value) -> Bytes {
         if let Value::Object(event) = &mut event {
             event.insert("output_index".to_owned(), 0.into());

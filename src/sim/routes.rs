@@ -1,4 +1,4 @@
-//! Which endpoint a path means, and what is needed to call it. The only file that knows paths.
+//! The table of paths: the endpoint of each, and what it requires. The only file that knows paths.
 //!
 //! Source of the table: SGLang 0.5.23, `entrypoints/http_server.py`; of the keys: `utils/auth.py`.
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::errors::{Failure, Family};
 use super::request::{self, Batch, Limits, Site};
 
-/// What a path leads to.
+/// The endpoint of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Generates(Generation),
@@ -94,17 +94,17 @@ pub(crate) fn find(path: &str) -> Option<&'static Route> {
 }
 
 impl Endpoint {
-    /// Whether a scripted fault that takes the worker down leaves it: `/health` says 503 then.
+    /// Whether the endpoint still responds when a scripted fault has taken the worker down.
     pub(crate) fn outlives_faults(self) -> bool {
         self == Manages(Health) || self.is_the_simulators()
     }
 
-    /// Endpoints that no real worker has. They need no key.
+    /// Whether the endpoint is the simulator's and not SGLang's. These need no key.
     pub(crate) fn is_the_simulators(self) -> bool {
         matches!(self, Manages(Journal | Chaos))
     }
 
-    /// Whether the admin key is needed. Source: `auth_level` of the handlers.
+    /// Whether the endpoint takes the admin key. Source: `auth_level` of the handlers.
     pub(crate) fn is_admin(self) -> bool {
         matches!(
             self,
@@ -134,7 +134,7 @@ impl Generation {
         }
     }
 
-    /// Reads a body.
+    /// Parses a body of this endpoint.
     pub(crate) fn batch(self, body: &Value, limits: Limits) -> Result<Batch, Failure> {
         match self {
             Native => request::generate(body, limits),

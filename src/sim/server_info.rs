@@ -1,7 +1,7 @@
-//! `/server_info` and `/model_info`: what balancers and benchmarks read about a worker.
+//! `/server_info` and `/model_info`, which balancers and benchmarks read.
 //!
-//! `server_args.json` holds SGLang's resolved arguments with the defaults of a small CPU server; what the
-//! options decide is put over it. Source: transcripts `d_get_P_server_info`, `d_get_P_model_info`.
+//! `server_args.json` has the resolved arguments of a small SGLang server on a CPU. Values that the options set replace
+//! those. Source: transcripts `d_get_P_server_info`, `d_get_P_model_info`.
 
 use serde_json::{Map, Value, json};
 
@@ -9,10 +9,10 @@ use super::{Role, SimOptions};
 
 const SERVER_ARGS: &str = include_str!("server_args.json");
 
-/// Tokens of KV memory per slot that the answers claim: what the real small server had for 16 requests.
+/// Tokens of KV memory per slot, as the small server reported them for 16 requests.
 const TOKENS_PER_SLOT: usize = 512;
 
-/// Tokens of KV memory.
+/// KV memory of a worker, in tokens.
 pub(crate) fn token_capacity(options: &SimOptions) -> usize {
     options.kv_slots.saturating_mul(TOKENS_PER_SLOT)
 }
@@ -96,7 +96,7 @@ fn arguments(
     port: u16,
     bootstrap_port: u16,
 ) -> Map<String, Value> {
-    // The file is part of the program; a test reads it.
+    // Cannot fail: the file is compiled in, and a test parses it.
     let mut arguments: Map<String, Value> = serde_json::from_str(SERVER_ARGS).unwrap_or_default();
     let secret = |key: &Option<String>| key.as_ref().map_or(Value::Null, |_| "<redacted>".into());
     extend(
@@ -126,7 +126,7 @@ fn extend(map: &mut Map<String, Value>, more: Value) {
     }
 }
 
-/// The batch sizes of the transcript: steps of 4, 16, 32, 64 and 256, each to a limit.
+/// The batch sizes of the transcript, which grow in steps of 4, 16, 32, 64 and 256.
 fn capture_sizes() -> Vec<u32> {
     let mut sizes = Vec::new();
     let mut size = 4;
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_benchmarks_find_what_they_assert() {
+    fn the_fields_that_benchmarks_assert_on_are_there() {
         let info = server_info(Role::Decode, &SimOptions::default(), 1, 2);
         let state = &info["internal_states"][0];
         assert!(state["effective_max_running_requests_per_dp"].as_u64() > Some(0));

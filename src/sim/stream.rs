@@ -1,7 +1,7 @@
-//! From a batch's items to one answer: whole, or as events in the order in which the items proceed.
+//! From a batch's items to one response: in one piece, or as events in the order in which the items proceed.
 //!
-//! The items run in a task of their own, so that they live on for as long as SGLang does not notice that
-//! the client left. What an answer looks like is a [`Render`]'s business.
+//! The items run on a separate task, so that they go on until the worker notices that the client left. The shape of a
+//! response is a [`Render`]'s.
 
 use std::pin::Pin;
 
@@ -12,23 +12,23 @@ use tokio::sync::{mpsc, oneshot};
 use super::engine::{Engine, Run, Step, Times};
 use super::errors::{Failure, Family};
 use super::render;
-use super::wire::{self, Answer};
+use super::wire::{self, SimResponse};
 
-/// Events that wait for a slow reader; then the items wait.
+/// Events that are buffered for a slow reader. When the buffer is full the items wait.
 const EVENTS_AHEAD: usize = 64;
 
-/// One endpoint's answer under construction.
+/// Builds the response of one endpoint.
 pub(crate) trait Render: Send + 'static {
-    /// Shape of its errors.
+    /// The shape of errors.
     const FAMILY: Family;
 
-    /// Takes the next step of item `index` in.
+    /// Adds the next step of item `index`.
     fn absorb(&mut self, index: usize, step: &Step);
 
-    /// The events of the step that was just taken in.
+    /// Appends the events of the step that was just added.
     fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>);
 
-    /// The events of an item that failed after the head went out. True when the stream goes on.
+    /// Appends the events of an item that failed after the head was sent. True when the stream goes on.
     fn failed(
         &mut self,
         index: usize,
@@ -41,24 +41,28 @@ pub(crate) trait Render: Send + 'static {
         false
     }
 
-    /// The events after the last item's last.
+    /// Appends the events after the end of all items.
     fn end(&mut self, out: &mut Vec<Bytes>);
 
-    /// The answer as a whole.
+    /// The response in one piece.
     fn whole(&mut self) -> String;
 }
 
-/// When the head of a stream goes out.
+/// When the head of a stream is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
-    /// At once, before anything is known.
+    /// Immediately.
     AtOnce,
     /// With the first event.
     WithFirstEvent,
 }
 
-/// The whole answer, when all items have ended; the first failure is the answer of all.
-pub(crate) async fn whole<R: Render>(engine: &Engine, runs: Vec<Run>, mut render: R) -> Answer {
+/// The response in one piece, when all items have ended. The first failure is the response for all.
+pub(crate) async fn whole<R: Render>(
+    engine: &Engine,
+    runs: Vec<Run>,
+    mut render: R,
+) -> SimResponse {
     let (sender, receiver) = oneshot::channel();
     engine.spawn(async move {
         let mut steps = together(runs);
@@ -73,18 +77,18 @@ pub(crate) async fn whole<R: Render>(engine: &Engine, runs: Vec<Run>, mut render
             }
         }
         drop(steps); // what still runs of a failed batch ends here
-        let answer = match failure {
+        let response = match failure {
             Some(failure) => refusal(&failure, R::FAMILY),
             None => wire::json(200, render.whole()),
         };
-        // The receiver is gone when the client is.
-        let _ = sender.send(answer);
+        // An error means that the client left.
+        let _ = sender.send(response);
     });
-    // The task dies without an answer only with the worker.
+    // An error means that the worker stopped.
     receiver.await.unwrap_or_else(|_| wire::cut())
 }
 
-/// The answer as events.
+/// The response as a stream of events.
 pub(crate) async fn streamed<R: Render>(
     engine: &Engine,
     runs: Vec<Run>,
@@ -96,24 +100,24 @@ pub(crate) async fn streamed<R: Render>(
     let (started, start) = oneshot::channel::<()>();
     engine.spawn(drive(together(runs), render, preface, sender, started));
     if head == Head::WithFirstEvent {
-        // An error is a start too: the stream ended with the worker.
+        // An error means that the stream ended before its first event, as the worker stopped.
         let _ = start.await;
     }
     receiver
 }
 
 /// A failure as a response.
-pub(crate) fn refusal(failure: &Failure, family: Family) -> Answer {
+pub(crate) fn refusal(failure: &Failure, family: Family) -> SimResponse {
     match failure.body(family) {
         Some(body) => wire::json(failure.status(), body.to_string()),
-        None => wire::unhandled(),
+        None => wire::internal_error(),
     }
 }
 
 /// A failure as the only event of a stream.
-pub(crate) fn refusal_event(failure: &Failure, family: Family) -> Answer {
+pub(crate) fn refusal_event(failure: &Failure, family: Family) -> SimResponse {
     let (sender, receiver) = mpsc::channel(2);
-    // There is room for both.
+    // Cannot fail: the channel has room for two.
     let _ = sender.try_send(render::data(&failure.event(family)));
     let _ = sender.try_send(render::data("[DONE]"));
     wire::events(receiver)
@@ -143,7 +147,7 @@ async fn drive<R: Render>(
             render.end(&mut out);
         }
         if let Some(started) = started.take_if(|_| !out.is_empty()) {
-            // Nobody waits when the head went out at once.
+            // An error means that the head was sent immediately.
             let _ = started.send(());
         }
         for event in out.drain(..) {

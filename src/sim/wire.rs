@@ -1,7 +1,7 @@
 //! Response heads and bodies as uvicorn and Starlette frame them.
 //!
-//! Header order is the transcripts': date, server, content-length or nothing, content-type, vary; hyper adds
-//! `transfer-encoding: chunked` to a body without length. Nothing here knows what an answer says.
+//! The order of headers is that of the transcripts: date, server, content-length if there is one, content-type, vary;
+//! hyper adds `transfer-encoding: chunked` to a body without length. The contents of bodies are others'.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,46 +18,46 @@ use tokio::sync::mpsc::Receiver;
 
 use super::chaos::FaultyEvents;
 
-/// A response before it is put on a connection.
-pub(crate) type Answer = Response<Payload>;
+/// A response before it has a connection.
+pub(crate) type SimResponse = Response<Payload>;
 
-/// What a response's body is made of.
+/// A response's body.
 pub(crate) enum Payload {
-    /// Known in full.
+    /// In one piece.
     Whole(Bytes),
-    /// As it comes: one chunk on the wire per item.
+    /// A stream: one chunk on the wire per event.
     Events(Receiver<Bytes>),
-    /// As it comes, under a fault.
+    /// A stream with a scripted fault.
     Faulty(FaultyEvents),
-    /// The head goes out, and the body never does.
+    /// A scripted fault: the head is sent, and no byte of the body.
     Stalled,
-    /// The connection is to be cut without an answer, or in its body.
+    /// The connection is cut without a response, or within its body.
     Cut,
 }
 
-/// JSON with a length.
-pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> Answer {
+/// A JSON body in one piece.
+pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, Some("application/json"), body.into())
 }
 
-/// No content type at all, as Starlette's bare `Response`.
-pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> Answer {
+/// A body without content type, as of Starlette's bare `Response`.
+pub(crate) fn bare(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, None, body.into())
 }
 
-/// What Starlette answers when a handler raises; outside of the CORS layer, hence no `vary`.
-pub(crate) fn unhandled() -> Answer {
-    let mut answer = whole(
+/// Starlette's 500 as plain text. It comes from outside the CORS layer and has no `vary`.
+pub(crate) fn internal_error() -> SimResponse {
+    let mut response = whole(
         500,
         Some("text/plain; charset=utf-8"),
         "Internal Server Error".into(),
     );
-    answer.headers_mut().remove(VARY);
-    answer
+    response.headers_mut().remove(VARY);
+    response
 }
 
-/// 405 with the methods that there are.
-pub(crate) fn method_not_allowed(allow: &'static str) -> Answer {
+/// 405 with the methods that the path takes.
+pub(crate) fn method_not_allowed(allow: &'static str) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -66,22 +66,22 @@ pub(crate) fn method_not_allowed(allow: &'static str) -> Answer {
 }
 
 /// A stream of events.
-pub(crate) fn events(events: Receiver<Bytes>) -> Answer {
+pub(crate) fn events(events: Receiver<Bytes>) -> SimResponse {
     streaming(events, HeaderMap::new(), "text/event-stream; charset=utf-8")
 }
 
-/// A stream of events of `/v1/responses`, the only endpoint that forbids caching.
-pub(crate) fn uncached_events(events: Receiver<Bytes>) -> Answer {
+/// A stream of events with the headers of `/v1/responses`, the only endpoint that forbids caching.
+pub(crate) fn uncached_events(events: Receiver<Bytes>) -> SimResponse {
     let mut extra = HeaderMap::new();
     extra.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     extra.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
     streaming(events, extra, "text/event-stream; charset=utf-8")
 }
 
-/// One chunk of Prometheus text.
-pub(crate) fn metrics(body: String) -> Answer {
+/// Prometheus text, as a stream of one chunk.
+pub(crate) fn metrics(body: String) -> SimResponse {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    // There is room for one.
+    // Cannot fail: the channel has room for one.
     let _ = sender.try_send(body.into());
     streaming(
         receiver,
@@ -90,12 +90,12 @@ pub(crate) fn metrics(body: String) -> Answer {
     )
 }
 
-/// The connection is cut; nothing is answered.
-pub(crate) fn cut() -> Answer {
+/// Cuts the connection without a response.
+pub(crate) fn cut() -> SimResponse {
     Response::new(Payload::Cut)
 }
 
-/// The date header's value now (RFC 9110, IMF-fixdate).
+/// The present time as the value of header `date` (RFC 9110, IMF-fixdate).
 pub(crate) fn http_date() -> HeaderValue {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -103,7 +103,7 @@ pub(crate) fn http_date() -> HeaderValue {
     HeaderValue::from_str(&imf_fixdate(seconds)).unwrap_or(HeaderValue::from_static(""))
 }
 
-fn whole(status: u16, content_type: Option<&'static str>, body: Bytes) -> Answer {
+fn whole(status: u16, content_type: Option<&'static str>, body: Bytes) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     finish(headers, status, content_type, body)
@@ -119,28 +119,28 @@ fn finish(
     status: u16,
     content_type: Option<&'static str>,
     body: Bytes,
-) -> Answer {
+) -> SimResponse {
     headers.insert(CONTENT_LENGTH, body.len().into());
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     headers.insert(VARY, HeaderValue::from_static("Origin"));
-    let mut answer = Response::new(Payload::Whole(body));
-    *answer.status_mut() =
+    let mut response = Response::new(Payload::Whole(body));
+    *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    *answer.headers_mut() = headers;
-    answer
+    *response.headers_mut() = headers;
+    response
 }
 
-fn streaming(events: Receiver<Bytes>, extra: HeaderMap, content_type: &'static str) -> Answer {
+fn streaming(events: Receiver<Bytes>, extra: HeaderMap, content_type: &'static str) -> SimResponse {
     let mut headers = HeaderMap::new();
     start(&mut headers);
     headers.extend(extra);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(VARY, HeaderValue::from_static("Origin"));
-    let mut answer = Response::new(Payload::Events(events));
-    *answer.headers_mut() = headers;
-    answer
+    let mut response = Response::new(Payload::Events(events));
+    *response.headers_mut() = headers;
+    response
 }
 
 fn imf_fixdate(unix_seconds: u64) -> String {
@@ -164,7 +164,7 @@ fn imf_fixdate(unix_seconds: u64) -> String {
 
 /// Year, month from 0 and day from 1 of a day since 1970-01-01.
 pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years that start in March: leap days come last.
+    // Years that start in March, so that the leap day is the last one.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =
@@ -176,15 +176,15 @@ pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month < 2), month, day)
 }
 
-/// The body on a connection: a payload, and what is to happen when it ends or is dropped before.
+/// A body on its connection, with a guard that observes its end.
 pub(crate) struct SimBody<G> {
     payload: Payload,
-    /// Told of a complete body; dropped in any case.
+    /// Called when the body is complete, and dropped with it.
     guard: G,
     finished: bool,
 }
 
-/// What wants to know that a body was handed to the connection in full.
+/// Is called when a body has been handed to the connection completely.
 pub(crate) trait OnFinish: Unpin {
     fn finished(&mut self);
 }
@@ -196,7 +196,7 @@ impl<G: OnFinish> SimBody<G> {
             guard,
             finished: false,
         };
-        // hyper does not poll a body without bytes.
+        // hyper does not poll an empty body.
         if matches!(&body.payload, Payload::Whole(bytes) if bytes.is_empty()) {
             body.finish();
         }
@@ -246,7 +246,7 @@ impl<G: OnFinish> Body for SimBody<G> {
     }
 
     fn is_end_stream(&self) -> bool {
-        // For a body that ends before it begins hyper would move `content-length` behind the other headers.
+        // With true for an empty body, hyper would put `content-length` after the other headers.
         false
     }
 

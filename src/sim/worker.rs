@@ -257,7 +257,7 @@ async fn serve_registry(engine: Arc<Engine>, listener: TcpListener, registry: Ar
         let (registry, owner) = (registry.clone(), engine.clone());
         let service = service_fn(move |request| {
             let (registry, alive) = (registry.clone(), owner.phase() == Phase::Serving);
-            async move { Ok::<_, std::convert::Infallible>(registry.answer(request, alive).await) }
+            async move { Ok::<_, std::convert::Infallible>(registry.respond(request, alive).await) }
         });
         engine.spawn(async move {
             // An error concerns this client only.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Uri};
-use mini_lb::bench::{self, Arrivals, Ask, Failure, Load, Spacing, Tally, Target, Url};
+use mini_lb::bench::{self, Arrivals, Failure, Load, RequestSpec, Spacing, Tally, Target, Url};
 use mini_lb::sim::chaos::Script;
 use mini_lb::sim::{SimOptions, Worker};
 use serde_json::{Value, json};
@@ -29,9 +29,9 @@ async fn target(url: &str, path: &'static str, body: String) -> Target {
         host: HeaderValue::from_static("server"),
         path: Uri::from_static(path),
         headers: HeaderMap::new(),
-        asks: Box::new(move |_| Ask {
+        requests: Box::new(move |_| RequestSpec {
             body: body.clone().into(),
-            ..Ask::default()
+            ..RequestSpec::default()
         }),
     }
 }
@@ -214,7 +214,7 @@ async fn a_load_can_send_both_legs_itself() {
     let (host, port) = ("127.0.0.1", pair.prefill.bootstrap_port());
     let prefill = pair.prefill.address();
     let asks = move |number: u64| {
-        Ask {
+        RequestSpec {
         body: json!({
             "text": "hello", "bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": number + 1,
             "sampling_params": {"max_new_tokens": TOKENS},
@@ -222,11 +222,11 @@ async fn a_load_can_send_both_legs_itself() {
         .to_string()
         .into(),
         beside: Some(prefill),
-        ..Ask::default()
+        ..RequestSpec::default()
     }
     };
     let target = Target {
-        asks: Box::new(asks),
+        requests: Box::new(asks),
         ..target(&pair.decode.url(), "/generate", String::new()).await
     };
     let tally = bench::run(target, &load(2, 8), |_| {}).await;

@@ -9,7 +9,7 @@ use super::io::{ConnectionFaults, WireFault};
 use super::rule::{Action, End};
 use super::{FaultyEvents, ItemFault};
 use crate::sim::engine::Engine;
-use crate::sim::wire::{self, Answer, Payload};
+use crate::sim::wire::{self, Payload, SimResponse};
 
 /// The fault of one request.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +40,7 @@ impl Fault {
         &self,
         engine: &Engine,
         connection: &ConnectionFaults,
-    ) -> Option<Answer> {
+    ) -> Option<SimResponse> {
         connection.set(self.wire_fault());
         match &self.action {
             Action::Refuse { for_ms } => {
@@ -57,7 +57,7 @@ impl Fault {
             Action::Close => Some(wire::cut()),
             Action::OutOfMemory => {
                 connection.crash_on_close();
-                Some(closing(wire::unhandled()))
+                Some(closing(wire::internal_error()))
             }
             Action::Status {
                 code,
@@ -65,36 +65,42 @@ impl Fault {
                 content_type,
                 retry_after,
             } => {
-                let mut answer =
+                let mut response =
                     wire::json(code.0, body.clone().unwrap_or_else(|| error_body(code.0)));
                 if let Some(content_type) = content_type {
                     let value = content_type.0.clone();
-                    answer.headers_mut().insert(CONTENT_TYPE, value);
+                    response.headers_mut().insert(CONTENT_TYPE, value);
                 }
                 if let Some(seconds) = retry_after {
-                    answer.headers_mut().insert(RETRY_AFTER, (*seconds).into());
+                    response
+                        .headers_mut()
+                        .insert(RETRY_AFTER, (*seconds).into());
                 }
-                Some(answer)
+                Some(response)
             }
             _ => None,
         }
     }
 
     /// The engine's response with the fault in it.
-    pub(crate) async fn apply(&self, mut answer: Answer, connection: &ConnectionFaults) -> Answer {
+    pub(crate) async fn apply(
+        &self,
+        mut response: SimResponse,
+        connection: &ConnectionFaults,
+    ) -> SimResponse {
         match &self.action {
             Action::DelayHead { ms } => tokio::time::sleep(Duration::from_millis(*ms)).await,
             Action::ContentType(value) => {
-                answer.headers_mut().insert(CONTENT_TYPE, value.0.clone());
+                response.headers_mut().insert(CONTENT_TYPE, value.0.clone());
             }
             // With a wrong length the peer cannot tell where the next response begins.
-            Action::ContentLength { .. } => answer = closing(answer),
+            Action::ContentLength { .. } => response = closing(response),
             Action::CutAfterEvent {
                 end: End::Reset, ..
             } => connection.reset_on_close(),
             _ => {}
         }
-        let (mut head, payload) = answer.into_parts();
+        let (mut head, payload) = response.into_parts();
         let payload = match (payload, &self.action) {
             (Payload::Events(events), action) => {
                 Payload::Faulty(FaultyEvents::new(events, action.clone()))
@@ -112,7 +118,7 @@ impl Fault {
             }
             (payload, _) => payload,
         };
-        Answer::from_parts(head, payload)
+        SimResponse::from_parts(head, payload)
     }
 
     fn wire_fault(&self) -> Option<WireFault> {
@@ -129,11 +135,11 @@ impl Fault {
     }
 }
 
-fn closing(mut answer: Answer) -> Answer {
-    answer
+fn closing(mut response: SimResponse) -> SimResponse {
+    response
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
-    answer
+    response
 }
 
 /// An error in SGLang's flat shape.

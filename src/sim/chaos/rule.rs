@@ -36,7 +36,7 @@ pub struct Rule {
     /// The requests that it applies to; all unless given.
     #[serde(default, rename = "match")]
     pub matching: Match,
-    /// The fault itself.
+    /// The fault; key `do`.
     #[serde(rename = "do", with = "serde_yaml::with::singleton_map")]
     pub action: Action,
 }
@@ -95,10 +95,10 @@ pub struct GiantBytes(pub(crate) usize);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
-    /// With RST.
+    /// With RST, the default.
     #[default]
     Reset,
-    /// With FIN.
+    /// With FIN, as an orderly close.
     Close,
 }
 
@@ -126,7 +126,7 @@ pub enum Action {
     CutAfterBytes {
         /// Bytes on the wire after the head, chunk framing included.
         bytes: usize,
-        /// How it ends.
+        /// How the connection ends.
         #[serde(default)]
         end: End,
     },
@@ -134,7 +134,7 @@ pub enum Action {
     CutAfterEvent {
         /// Number of events before it.
         events: usize,
-        /// How it ends.
+        /// How the connection ends.
         #[serde(default)]
         end: End,
     },
@@ -145,7 +145,7 @@ pub enum Action {
     },
     /// A response in place of the engine's, which does not see the request.
     Status {
-        /// Status code.
+        /// Status code of the response.
         code: FinalStatus,
         /// Body; an error in SGLang's shape unless given.
         #[serde(default)]
@@ -174,7 +174,7 @@ pub enum Action {
     ErrorEvent {
         /// Number of events before it.
         events: usize,
-        /// The error's message.
+        /// Message of the error; `scripted fault` unless given.
         #[serde(default)]
         message: Option<String>,
     },
@@ -187,17 +187,17 @@ pub enum Action {
     },
     /// Every event is split over several chunks.
     SplitEvents {
-        /// Bytes per chunk.
+        /// Size of a chunk, in bytes.
         bytes: NonZeroU64,
     },
     /// The response is written in small pieces, regardless of its framing.
     Dribble {
-        /// Bytes per write.
+        /// Size of a write, in bytes.
         bytes: NonZeroU64,
     },
     /// The stream's first event is padded with blanks.
     GiantEvent {
-        /// Size of the event.
+        /// Size of the event, in bytes.
         bytes: GiantBytes,
     },
     /// The worker does not notice that the client left, and goes on.
@@ -235,7 +235,7 @@ impl Script {
         serde_yaml::from_str(text).map_err(|error| ScriptError(error.to_string()))
     }
 
-    /// Parses a file.
+    /// Reads a file and parses it.
     ///
     /// # Errors
     /// When the file cannot be read, or [`Script::parse`] fails; the error names the file.

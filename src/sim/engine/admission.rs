@@ -1,6 +1,6 @@
-//! How an item comes to its first token: by its own forward pass, or through the rendezvous.
+//! From an item's arrival to its first token: by a forward pass on this worker, or through the rendezvous.
 //!
-//! Order of the checks, timeouts and words are SGLang's. What follows the first token is `run`'s.
+//! The order of the checks, the timeouts and the messages are SGLang's. The rest of the tokens is `run`'s.
 //! Source: SGLang 0.5.23, `disaggregation/prefill.py`, `decode.py`, and the transcripts `x_*`.
 
 use super::run::{Run, unix_seconds};
@@ -13,11 +13,12 @@ use crate::sim::rendezvous::{
     DuplicateRoom, KvEvent, Meeting, Record, Room, RoomEvent, RoomOnPrefill,
 };
 
-/// The port of a null `bootstrap_port` unless configured. Source: SGLang 0.5.23, `server_args.py`.
+/// Port of the registry for a request whose `bootstrap_port` is null, unless configured. Source: SGLang 0.5.23, `server_args.py`.
 const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
-/// More top logprobs than these do not fit into the metadata record.
+/// Number of top logprobs that fit into the metadata record.
 /// Source: SGLang 0.5.23, `disaggregation/utils.py`.
 const RECORD_TOP_LOGPROBS: usize = 128;
+/// Time that a worker waits for the other leg.
 /// Source: `SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT` and `.._WAITING_TIMEOUT`.
 const TIMEOUT_SECONDS: f64 = 300.0;
 
@@ -40,7 +41,10 @@ impl Run {
                 .ok_or_else(|| self.aborted_in_queue())?,
         }
         if engine.role != Role::Prefill {
-            let permit = self.abort.or(engine.running.clone().acquire_owned()).await;
+            let permit = self
+                .abort
+                .race(engine.running.clone().acquire_owned())
+                .await;
             self.permits
                 .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
         }
@@ -63,7 +67,7 @@ impl Run {
             .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
         let timeout = engine.options.timer(TIMEOUT_SECONDS);
         let arrival = tokio::time::timeout(timeout, held.event());
-        let destination = match self.abort.or(arrival).await {
+        let destination = match self.abort.race(arrival).await {
             Some(Ok(RoomEvent::Destination(destination))) => destination,
             Some(Err(_)) => {
                 self.note_lonely(room);
@@ -77,11 +81,11 @@ impl Run {
         held.state(RoomState::Transferring);
         self.pause(engine.options.transfer_time).await;
         self.fail_by_script(TransferPhase::PrefillTransfer, room)?;
-        if self.abort.is_asked() {
+        if self.abort.is_requested() {
             return Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED));
         }
         destination.send_kv(room, self.record());
-        match self.abort.or(held.event()).await {
+        match self.abort.race(held.event()).await {
             Some(RoomEvent::Taken) => {
                 held.succeeded();
                 Ok(())
@@ -100,7 +104,7 @@ impl Run {
         Err(self.failed(phase, room, errors::LOST_KV))
     }
 
-    /// Decode can give up while the prompt is computed.
+    /// The forward pass, which ends early when decode gives the room up.
     async fn compute_unless_lost(
         &mut self,
         held: &mut RoomOnPrefill,
@@ -120,10 +124,10 @@ impl Run {
             .enter(room)
             .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
         let address = self.bootstrap_address();
-        let Some(Ok(resolved)) = self.abort.or(held.resolve(&address)).await else {
+        let Some(Ok(resolved)) = self.abort.race(held.resolve(&address)).await else {
             return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
-        let permit = self.abort.or(engine.kv.clone().acquire_owned()).await;
+        let permit = self.abort.race(engine.kv.clone().acquire_owned()).await;
         let Some(permit) = permit else {
             return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
@@ -155,7 +159,7 @@ impl Run {
         tokio::pin!(deadline);
         let event = tokio::select! {
             biased;
-            () = self.abort.asked() => return Err(self.failed(TransferPhase::DecodeTransfer, room, errors::ABORTED)),
+            () = self.abort.requested() => return Err(self.failed(TransferPhase::DecodeTransfer, room, errors::ABORTED)),
             event = meeting.event() => event,
             () = &mut deadline => {
                 self.note_lonely(room);
@@ -202,16 +206,16 @@ impl Run {
         if !per_token.is_zero() {
             let _permit = self
                 .abort
-                .or(self.engine.computing.clone().acquire_owned())
+                .race(self.engine.computing.clone().acquire_owned())
                 .await?;
             self.times.forward_entry = unix_seconds();
             let tokens = u32::try_from(self.item.prompt.len()).unwrap_or(u32::MAX);
             self.abort
-                .or(tokio::time::sleep(per_token.saturating_mul(tokens)))
+                .race(tokio::time::sleep(per_token.saturating_mul(tokens)))
                 .await?;
         }
         self.times.prefill_finished = unix_seconds();
-        (!self.abort.is_asked()).then_some(())
+        (!self.abort.is_requested()).then_some(())
     }
 
     fn record(&self) -> Record {
@@ -227,7 +231,7 @@ impl Run {
         }
     }
 
-    /// The fake host has no prefill: the first token is a function of the rid.
+    /// The record for the fake host, which has no prefill: its first token is a function of the request id.
     /// Source: SGLang 0.5.23, `disaggregation/fake/conn.py`.
     fn synthetic_record(&self) -> Record {
         let token = Context::start(0)
@@ -244,7 +248,7 @@ impl Run {
         errors::transfer(phase, &self.item.rid, room, reason)
     }
 
-    /// An abort before anything ran has no words of its own here: it is the rendezvous' one.
+    /// An abort before the forward pass has the message of an abort in the rendezvous.
     fn aborted_in_queue(&self) -> Failure {
         errors::aborted(errors::ABORTED.to_owned())
     }

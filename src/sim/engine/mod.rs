@@ -1,6 +1,6 @@
-//! What a worker's requests share: memory, queues, live rids, the worker's phase. And how items end early.
+//! The state that a worker's requests share: memory, queues, live request ids, the worker's phase; and aborts.
 //!
-//! `rules` refuses what no worker serves, `admission` brings an item to its first token, `run` to its last. The
+//! `rules` refuses requests that break a rule, `admission` brings an item to its first token, `run` to its last. The
 //! shape of a response belongs to its endpoint.
 
 mod admission;
@@ -23,7 +23,7 @@ use super::{Role, SimOptions};
 
 pub(crate) use run::{Finish, Row, Run, Step, Times};
 
-/// What the worker as a whole is doing.
+/// The state of the worker as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Serving,
@@ -32,7 +32,7 @@ pub(crate) enum Phase {
     Stopped,
 }
 
-/// What all requests of one worker share.
+/// The state that all requests of one worker share.
 pub(crate) struct Engine {
     pub(crate) role: Role,
     pub(crate) options: SimOptions,
@@ -41,45 +41,45 @@ pub(crate) struct Engine {
     pub(crate) chaos: Chaos,
     peers: Peers,
     phase: watch::Sender<Phase>,
-    /// Every task holds one; the worker has stopped when all are gone.
+    /// Every task holds a clone. The worker has stopped when all are dropped.
     alive: Mutex<Option<mpsc::Sender<()>>>,
     live: Mutex<HashMap<String, Arc<Abort>>>,
     computing: Arc<Semaphore>,
     kv: Arc<Semaphore>,
     running: Arc<Semaphore>,
-    /// Items from their arrival to their end.
+    /// Number of items between their arrival and their end.
     pub(crate) in_flight: watch::Sender<usize>,
 }
 
-/// How an item is told to end early.
+/// Ends an item early. The item's task and those that may abort it hold one.
 #[derive(Default)]
 pub(crate) struct Abort {
-    asked: AtomicBool,
+    requested: AtomicBool,
     wake: Notify,
 }
 
 impl Abort {
-    pub(crate) fn ask(&self) {
-        self.asked.store(true, Ordering::Release);
-        // A permit for the one task that runs the item, also when it does not wait yet.
+    pub(crate) fn request(&self) {
+        self.requested.store(true, Ordering::Release);
+        // Leaves a permit, so that the item's task sees it even if it does not wait yet.
         self.wake.notify_one();
     }
 
-    fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Acquire)
+    fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire)
     }
 
-    async fn asked(&self) {
-        while !self.is_asked() {
+    async fn requested(&self) {
+        while !self.is_requested() {
             self.wake.notified().await;
         }
     }
 
-    /// The future's value, or none when the abort comes first.
-    async fn or<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+    /// The future's value, or none when an abort is requested first.
+    async fn race<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = self.asked() => None,
+            () = self.requested() => None,
             value = future => Some(value),
         }
     }
@@ -88,7 +88,7 @@ impl Abort {
 impl Engine {
     pub(crate) fn new(role: Role, options: SimOptions, alive: mpsc::Sender<()>) -> Arc<Engine> {
         let journal = Journal::new(options.journal_entries);
-        // Two heartbeats, 5 s apart, must fail. Source: `SGLANG_DISAGGREGATION_HEARTBEAT_*`.
+        // Prefill is lost after two missed heartbeats, 5 s apart. Source: `SGLANG_DISAGGREGATION_HEARTBEAT_*`.
         let peers = Peers::new(journal.clone(), options.timer(1.0), options.timer(10.0));
         Arc::new(Engine {
             role,
@@ -111,17 +111,17 @@ impl Engine {
         *self.phase.borrow()
     }
 
-    /// Completes when the worker's phase is no longer the present one.
+    /// Completes when the worker leaves its present phase.
     pub(crate) fn phase_ends(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.subscribe();
         let born = *phase.borrow_and_update();
         async move {
-            // An error means that the engine is gone, which ends the phase too.
+            // An error means that the engine is dropped, which ends the phase too.
             let _ = phase.wait_for(|now| *now != born).await;
         }
     }
 
-    /// Completes when the worker stops; a crash goes by.
+    /// Completes when the worker stops, and not when a fault takes it down.
     pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut phase = self.phase.subscribe();
         async move {
@@ -129,7 +129,7 @@ impl Engine {
         }
     }
 
-    /// Runs a task that ends with the phase, and that [`super::Worker::stop`] waits for.
+    /// Spawns a task that is dropped when the phase ends. [`super::Worker::stop`] waits for it.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ends = self.phase_ends();
         self.spawn_tracked(async move {
@@ -140,7 +140,7 @@ impl Engine {
         });
     }
 
-    /// Runs a task that ends by itself when the phase does.
+    /// Spawns a task that watches the phase itself. [`super::Worker::stop`] waits for it.
     pub(crate) fn spawn_tracked(&self, task: impl Future<Output = ()> + Send + 'static) {
         let alive = self
             .alive
@@ -171,7 +171,7 @@ impl Engine {
         *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Ends the item with exactly this rid, or all; what does not match is ignored.
+    /// Aborts the item with exactly this request id, or all items. An unknown id is ignored.
     pub(crate) fn abort(&self, rid: Option<&str>) {
         let live = self.live();
         let matching = live
@@ -179,11 +179,14 @@ impl Engine {
             .filter(|(live, _)| rid.is_none_or(|rid| rid == live.as_str()));
         for (rid, abort) in matching {
             self.journal.push(|| Event::AbortByRid { rid: rid.clone() });
-            abort.ask();
+            abort.request();
         }
     }
 
-    /// Takes a batch's items in: from here on they can be aborted.
+    /// Registers the items of a batch, which can be aborted from then on.
+    ///
+    /// # Errors
+    /// When a rule is broken, or a request id is live already.
     pub(crate) fn begin(
         self: &Arc<Engine>,
         request: u64,

@@ -1,7 +1,7 @@
 //! The rules of the protocol that one request can break by its own values.
 //!
-//! A request that breaks one gets 400 before the engine sees it, and the rule is noted in the journal. What the
-//! schema refuses is `request`'s; a room that is live already is `rendezvous`'.
+//! A request that breaks one gets 400 before its items run, and the journal a violation. Types are checked by
+//! `request`, and whether a room is live by `rendezvous`.
 
 use crate::sim::Role;
 use crate::sim::errors::Failure;

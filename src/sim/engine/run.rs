@@ -1,4 +1,4 @@
-//! One item while it runs: its tokens, and why it ends.
+//! One item while it generates: its tokens, and the reason of its end.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,9 +21,9 @@ pub(crate) struct Run {
     pub(super) abort: Arc<Abort>,
     pub(super) context: Context,
     progress: Progress,
-    /// The end of the text so far, as long as the longest stop string.
+    /// The last bytes of the text so far, as many as the longest stop string has.
     tail: String,
-    /// What prefill handed over.
+    /// Prefill's record, with the first token.
     pub(super) first: Option<Record>,
     pub(super) times: Times,
     pub(super) permits: Vec<OwnedSemaphorePermit>,
@@ -58,13 +58,13 @@ impl Times {
     }
 }
 
-/// What an item does next.
+/// One step of an item: a token, its end, or both.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) token: Option<u32>,
-    /// The text that the token adds; cut where a stop string begins.
+    /// The token's text, up to a stop string.
     pub(crate) text: String,
-    /// For a request that wants logprobs.
+    /// Logprobs, if the request wants them.
     pub(crate) row: Option<Row>,
     pub(crate) finish: Option<Finish>,
     pub(crate) cached_tokens: usize,
@@ -77,14 +77,14 @@ pub(crate) struct Row {
     pub(crate) token: u32,
     pub(crate) logprob: f64,
     pub(crate) top: Vec<(f64, u32)>,
-    /// None for decode's first token: prefill's record does not carry it.
+    /// None for decode's first token, because prefill's record does not have them.
     pub(crate) token_ids: Option<Vec<(f64, u32)>>,
 }
 
-/// Why an item ended in order.
+/// Why an item ended without a failure.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finish {
-    /// With the length that `finish_reason` shows; prefill's is 0.
+    /// The length in `finish_reason`, which is 0 on prefill.
     Length(usize),
     StopToken(u32),
     StopText(String),
@@ -134,7 +134,7 @@ impl Run {
             self.pause(self.engine.options.time_per_output_token).await;
         }
         let scripted = matches!(self.fault, ItemFault::AbortAfter(tokens) if produced >= tokens);
-        let step = if scripted || self.abort.is_asked() {
+        let step = if scripted || self.abort.is_requested() {
             self.aborted()
         } else {
             self.generate(produced)
@@ -157,14 +157,14 @@ impl Run {
 
     pub(super) async fn pause(&self, time: Duration) {
         if !time.is_zero() {
-            // What an abort means is for the caller to see.
-            let _ = self.abort.or(tokio::time::sleep(time)).await;
+            // The caller checks for an abort afterwards.
+            let _ = self.abort.race(tokio::time::sleep(time)).await;
         }
     }
 
     fn generate(&mut self, produced: usize) -> Step {
         if self.item.sampling.max_new_tokens == 0 && self.engine.role != Role::Prefill {
-            // No token is shown; but decode shows the row that prefill handed over with it.
+            // The response has no token, but decode's has the logprobs of prefill's record.
             // Source: SGLang 0.5.23, `managers/scheduler_components/output_streamer.py`, `logprob_end`.
             let row = self.first.as_ref().filter(|_| self.item.logprobs.wanted);
             let row = row.map(|record| self.row(record.first_token, Some(record)));
@@ -211,7 +211,7 @@ impl Run {
         }
     }
 
-    /// The part of `text` before a stop string that ends in it, and that string.
+    /// The part of `text` before a stop string, and the stop string.
     fn cut_at_stop(&mut self, text: String) -> (String, Option<String>) {
         let stops = &self.item.sampling.stop;
         let Some(longest) = stops.iter().map(String::len).max() else {
@@ -225,7 +225,7 @@ impl Run {
             .filter_map(|stop| Some((self.tail.find(stop.as_str())?, stop)))
             .min_by_key(|(at, _)| *at);
         if let Some((at, stop)) = hit {
-            // What an earlier event said cannot be taken back.
+            // Text of earlier events has been sent.
             let kept = text.get(..at.saturating_sub(before)).unwrap_or_default();
             return (kept.to_owned(), Some(stop.clone()));
         }

@@ -219,10 +219,10 @@ impl NativeItem {
         );
     }
 
-    /// The keys of a finished item. Their order differs when an event went out before.
+    /// The keys of a finished item about time. Their order depends on whether an event was sent before.
     fn timing(&self, out: &mut String, times: Times, stream: bool, sent_before: Option<f64>) {
         let elapsed = times.now - times.received;
-        // Without a stream the front end learns of decode's first token with the last.
+        // Without a stream SGLang's front end gets decode's first token together with the last.
         let saw_first_token = stream || self.role != Role::Decode;
         let seen = if saw_first_token {
             times.first_token
@@ -250,7 +250,7 @@ impl NativeItem {
             format_args!(",\"request_finished_ts\":{:?}", times.now),
         );
         if self.tokens > 1 && saw_first_token {
-            // Without think time less than the clock's resolution may have passed.
+            // With times of zero the difference may be below the clock's resolution.
             let throughput = (self.tokens - 1) as f64 / (times.now - seen).max(1e-6);
             write_to(out, format_args!(",\"decode_throughput\":{throughput:?}"));
         }

@@ -43,7 +43,7 @@ impl PromptLogprobs {
             [&mut tokens, &mut top, &mut ids]
                 .into_iter()
                 .for_each(separate);
-            // Nothing predicts the first position that is asked for.
+            // The first position has no logprob.
             let known = position > 0;
             triple(
                 known.then(|| context.logprob(token)),

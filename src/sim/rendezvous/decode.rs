@@ -1,4 +1,4 @@
-//! Decode's side of the rendezvous: the prefills that it has met, one connection each.
+//! Decode's side of the rendezvous: its connections to prefill workers, one to each.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,26 +14,26 @@ use super::{DuplicateRoom, Record, Room, ToDecode, ToPrefill};
 use crate::sim::journal::{Journal, RoomState, Violation};
 use crate::sim::registry;
 
-/// Tries to learn a prefill's topology before a request fails.
+/// Number of attempts to get a prefill worker's topology before a request fails.
 /// Source: SGLang 0.5.23, `disaggregation/decode.py`, 15 tries at least 1 s apart.
 const TRIES: usize = 15;
 
-/// What a decode request hears about its room.
+/// An event of a room, for decode's request.
 #[derive(Debug)]
 pub(crate) enum KvEvent {
-    /// The KV and the record are here.
+    /// The KV cache and the record have arrived.
     Arrived(Record),
     /// Another decode is in the room.
     Refused,
-    /// Prefill is gone.
+    /// The connection to prefill is lost.
     LostPrefill,
 }
 
-/// The registry did not answer, or not with a rank.
+/// The registry did not respond, or its response has no rank.
 #[derive(Debug)]
 pub(crate) struct PeerUnreachable;
 
-/// The prefills that one decode worker knows, by bootstrap address, and its live rooms. Cheap to clone.
+/// The prefill workers that a decode worker is connected to, by bootstrap address, and its live rooms. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Peers {
     inner: Arc<Inner>,
@@ -42,26 +42,26 @@ pub(crate) struct Peers {
 struct Inner {
     journal: Journal,
     retry: Duration,
-    /// How long a dead prefill goes unnoticed: two missed heartbeats.
+    /// Time until a lost prefill is noticed: two missed heartbeats.
     grace: Duration,
     live: Mutex<HashSet<Room>>,
     known: Mutex<HashMap<String, Arc<OnceCell<Arc<Peer>>>>>,
 }
 
-/// One prefill. Its connection is closed when nobody holds it.
+/// A connection to one prefill worker. It closes when the last reference is dropped.
 struct Peer {
     lines: UnboundedSender<String>,
     rooms: Mutex<HashMap<Room, UnboundedSender<KvEvent>>>,
 }
 
-/// A request's hold on its room on this decode; dropping it frees the room.
+/// A request's room on this decode worker. Dropping it frees the room.
 pub(crate) struct RoomOnDecode {
     peers: Peers,
     room: Room,
     outcome: RoomState,
 }
 
-/// A room that was presented to its prefill. Dropped before its end, it tells prefill to abort.
+/// A room that has been presented to prefill. Dropped before its end, it sends prefill an abort.
 pub(crate) struct Meeting {
     peer: Arc<Peer>,
     room: Room,
@@ -83,7 +83,10 @@ impl Peers {
         }
     }
 
-    /// A request enters its room.
+    /// Takes a room for a request.
+    ///
+    /// # Errors
+    /// When another request is in the room, which the journal notes.
     pub(crate) fn enter(&self, room: Room) -> Result<RoomOnDecode, DuplicateRoom> {
         if !lock(&self.inner.live).insert(room) {
             let room = || format!("room {room}");
@@ -98,7 +101,7 @@ impl Peers {
         })
     }
 
-    /// Forgets every prefill: their connections close.
+    /// Closes all connections.
     pub(crate) fn disconnect(&self) {
         lock(&self.inner.known).clear();
     }
@@ -142,7 +145,7 @@ impl Peers {
         Ok(peer)
     }
 
-    /// Topology, then the rank's address: two questions to the registry.
+    /// Gets the topology and then the rank's address, in two requests to the registry.
     async fn find_rank(&self, address: &str) -> Option<String> {
         for attempt in 0..TRIES {
             if attempt > 0 {
@@ -150,7 +153,7 @@ impl Peers {
             }
             if let Some(topology) = registry::ask(address, registry::TOPOLOGY).await {
                 let dp_size = topology.get("dp_size").and_then(Value::as_u64)?;
-                // Other sizes than the simulator's own would need room modulo dp_size here.
+                // Simulated prefill workers have one rank. With more, the rank would be room modulo dp_size.
                 return if dp_size == 1 {
                     self.rank_address(address).await
                 } else {
@@ -166,7 +169,7 @@ impl Peers {
         let port = rank.get("rank_port")?.as_u64()?;
         let ip: std::net::IpAddr = rank.get("rank_ip")?.as_str()?.parse().ok()?;
         if ip.is_unspecified() {
-            // A prefill that listens everywhere is where its registry is.
+            // A rank that listens on all addresses has the host of its registry.
             let (host, _) = address.rsplit_once(':')?;
             return Some(format!("{host}:{port}"));
         }
@@ -175,7 +178,7 @@ impl Peers {
 }
 
 impl RoomOnDecode {
-    /// Finds the prefill at `address`. Nothing is told to it yet.
+    /// Connects to the prefill worker at `address`. It does not know the room yet.
     pub(crate) async fn resolve(&self, address: &str) -> Result<Resolved, PeerUnreachable> {
         Ok(Resolved {
             peer: self.peers.peer(address).await?,
@@ -202,14 +205,14 @@ impl Drop for RoomOnDecode {
     }
 }
 
-/// The prefill of a room is known.
+/// A room whose prefill worker is connected.
 pub(crate) struct Resolved {
     peer: Arc<Peer>,
     room: Room,
 }
 
 impl Resolved {
-    /// Presents the room: from here on prefill counts on this decode.
+    /// Presents the room to prefill.
     pub(crate) fn present(self) -> Meeting {
         let (sender, events) = unbounded_channel();
         lock(&self.peer.rooms).insert(self.room, sender);
@@ -230,7 +233,7 @@ impl Meeting {
         event
     }
 
-    /// Tells prefill that its part is done.
+    /// Confirms to prefill that the KV cache has arrived.
     pub(crate) fn taken(&mut self) {
         self.over = true;
         self.peer.send(&ToPrefill::Taken(self.room));
@@ -247,7 +250,7 @@ impl Drop for Meeting {
 }
 
 impl Peer {
-    /// A closed connection is noticed by the task that serves it.
+    /// An error means a closed connection, which the task that serves it notices.
     fn send(&self, message: &ToPrefill) {
         let _ = self.lines.send(message.line());
     }
@@ -256,7 +259,7 @@ impl Peer {
         let (room, event) = match message {
             ToDecode::Kv(room, record) => (room, KvEvent::Arrived(*record)),
             ToDecode::Refused(room) => (room, KvEvent::Refused),
-            // Frees KV memory, which is not simulated.
+            // In SGLang it frees KV memory, which is not simulated.
             ToDecode::AbortAck(_) => return,
         };
         if let Some(owner) = lock(&self.rooms).get(&room) {
@@ -293,7 +296,7 @@ async fn serve_peer(
     }
 }
 
-/// No code panics while it holds these locks.
+/// No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

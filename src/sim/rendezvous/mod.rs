@@ -1,15 +1,15 @@
-//! Rooms: how a prefill and a decode request find each other over TCP.
+//! Rooms: how the two legs of a request find each other over TCP.
 //!
-//! Decode asks prefill's registry for the rank port, connects, and presents the room. Prefill computes
-//! only then, sends the metadata record with its first token, and is done when decode has taken it.
-//! One connection per pair of workers carries all rooms, as one ZeroMQ socket does in SGLang, as lines:
+//! Decode gets the rank port from prefill's registry, connects, and presents the room. Only then does prefill compute
+//! the prompt. It sends the metadata record with the first token, and is done when decode has taken it. One connection
+//! for each pair of workers carries all rooms, as one ZeroMQ socket does in SGLang. Its lines:
 //!
 //! ```text
 //! decode -> prefill:  destination R | taken R | abort R
 //! prefill -> decode:  kv R {record} | abort_ack R | refused R
 //! ```
 //!
-//! What belongs to HTTP requests (rids, error bodies, waiting times) is `engine`'s.
+//! Request ids, error bodies and timeouts are `engine`'s.
 //! Source of the sequence: SGLang 0.5.23, `disaggregation/common/conn.py` and `mooncake/conn.py`.
 
 mod decode;
@@ -20,14 +20,14 @@ use serde::{Deserialize, Serialize};
 pub(crate) use decode::{KvEvent, Meeting, Peers};
 pub(crate) use prefill::{RoomEvent, RoomOnPrefill, Rooms, serve_rank};
 
-/// A rendezvous id. SGLang's is Python's unbounded integer, and only `/generate`'s schema is narrower.
+/// The id of a rendezvous. An unbounded integer in SGLang, except on `/generate`, whose schema bounds it.
 pub(crate) type Room = i128;
 
 /// The room is live on this worker already; the journal has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct DuplicateRoom;
 
-/// What prefill hands to decode beside the KV itself.
+/// The metadata that prefill hands to decode with the KV cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) first_token: u32,
@@ -36,11 +36,11 @@ pub(crate) struct Record {
     #[serde(with = "exact_rows")]
     pub(crate) top: Vec<(f64, u32)>,
     pub(crate) cached_tokens: usize,
-    /// Not in SGLang's record: lets decode notice that the legs carried different prompts.
+    /// Not in SGLang's record. Decode compares it to detect legs with different prompts.
     pub(crate) prompt_fingerprint: u64,
 }
 
-/// A float as its bits: as decimal it could change by one unit on the way.
+/// A float as its bits, because its decimal form could differ in the last digit.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_line_is_no_message() {
+    fn a_malformed_line_is_refused() {
         assert_eq!(ToPrefill::parse("destination x"), None);
         assert_eq!(ToDecode::parse("kv 7 {}"), None);
     }

@@ -1,4 +1,4 @@
-//! Prefill's side of the rendezvous: the table of rooms, and the rank port that decodes connect to.
+//! Prefill's side of the rendezvous: the table of rooms, and the rank port that decode workers connect to.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,18 +10,18 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::{DuplicateRoom, Record, Room, ToDecode, ToPrefill};
 use crate::sim::journal::{Event, Journal, RoomState, Violation};
 
-/// What a prefill request hears about its room.
+/// An event of a room, for prefill's request.
 #[derive(Debug)]
 pub(crate) enum RoomEvent {
-    /// Decode has memory and waits.
+    /// Decode has allocated memory and waits for the KV cache.
     Destination(Destination),
-    /// Decode has the KV and the record.
+    /// Decode has the KV cache and the record.
     Taken,
     /// Decode gave the room up, or its connection is gone.
     Lost,
 }
 
-/// Where the KV of a room goes.
+/// The decode worker that the KV cache of a room goes to.
 #[derive(Clone, Debug)]
 pub(crate) struct Destination {
     connection: u64,
@@ -29,7 +29,7 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
-    /// A closed connection is noticed by its reader, which tells the room.
+    /// An error means a closed connection, which its reader reports to the room.
     pub(crate) fn send_kv(&self, room: Room, record: Record) {
         let _ = self.lines.send(ToDecode::Kv(room, Box::new(record)).line());
     }
@@ -43,16 +43,16 @@ pub(crate) struct Rooms {
 }
 
 enum Slot {
-    /// Decode came first.
+    /// Decode's leg came first.
     Early(Destination),
-    /// A request owns the room.
+    /// Prefill's request is in the room.
     Owned {
         owner: UnboundedSender<RoomEvent>,
         destination: Option<Destination>,
     },
 }
 
-/// A request's hold on its room; dropping it frees the room.
+/// A request's room on this prefill worker. Dropping it frees the room.
 pub(crate) struct RoomOnPrefill {
     rooms: Rooms,
     room: Room,
@@ -68,7 +68,10 @@ impl Rooms {
         }
     }
 
-    /// A request enters its room.
+    /// Takes a room for a request.
+    ///
+    /// # Errors
+    /// When another request is in the room, which the journal notes.
     pub(crate) fn enter(&self, room: Room) -> Result<RoomOnPrefill, DuplicateRoom> {
         let (owner, events) = unbounded_channel();
         {
@@ -82,7 +85,7 @@ impl Rooms {
                 }
             };
             if let Some(destination) = &destination {
-                // The receiver is in our hands.
+                // Cannot fail: the receiver is still here.
                 let _ = owner.send(RoomEvent::Destination(destination.clone()));
             }
             slots.insert(room, Slot::Owned { owner, destination });
@@ -141,7 +144,7 @@ impl Rooms {
         }
     }
 
-    /// A decode's connection ended: its rooms are lost, those that no request owns are forgotten.
+    /// A connection of decode has ended: its rooms with a request are lost, the others removed.
     fn disconnected(&self, connection: u64) {
         self.slots().retain(|_, slot| match slot {
             Slot::Early(destination) => destination.connection != connection,
@@ -164,7 +167,7 @@ impl Rooms {
 
 impl RoomOnPrefill {
     pub(crate) async fn event(&mut self) -> RoomEvent {
-        // The table holds the sender as long as this holds the room.
+        // The table keeps the sender until this is dropped.
         self.events.recv().await.unwrap_or(RoomEvent::Lost)
     }
 

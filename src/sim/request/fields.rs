@@ -1,4 +1,4 @@
-//! Single fields of a body, read as SGLang reads them. What the schema refuses is refused by now.
+//! Reads single fields of a body as SGLang does. The schema has refused other types before.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ pub(super) fn bootstrap(
     let pick = |name: &str| match body.get(name) {
         Some(Value::Array(list)) => match (batch, list.get(index)) {
             (Some(_), Some(value)) => Ok(Some(value)),
-            (Some(_), None) => Err(Failure::Unhandled),
+            (Some(_), None) => Err(Failure::Internal),
             (None, _) => Ok(list.first()),
         },
         other => Ok(other),
@@ -41,7 +41,7 @@ pub(super) fn bootstrap(
     })
 }
 
-/// An integer of any size, also as a string: pydantic reads "7" as 7.
+/// An integer of any size, or a string with one, which pydantic reads as an integer.
 pub(super) fn integer(value: &Value) -> Option<i128> {
     match value {
         Value::Number(number) => number.as_str().parse().ok(),

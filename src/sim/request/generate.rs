@@ -85,8 +85,8 @@ fn native_prompts(body: &Value) -> Option<(Vec<Vec<u32>>, bool)> {
     })
 }
 
-/// The fields of `sampling_params`, in the order in which the contract's refusal lists them.
-/// Source: an answer of SGLang 0.5.23 to an unknown field.
+/// The fields of `sampling_params`, in the order of the message about an unknown one.
+/// Source: a response of SGLang 0.5.23 to an unknown field.
 const SAMPLING_FIELDS: [&str; 28] = [
     "max_new_tokens",
     "stop",
@@ -149,22 +149,20 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
     Ok((sampling, samples(parameters.get("n"))))
 }
 
-/// The contract's words, for values that Python would take for something else.
-/// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and an answer of a real server.
+/// The message about a value that is not an integer.
+/// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and a response of a real server.
 fn not_i64(value: &Value) -> Failure {
     invalid_type(value, "i64")
 }
 
-/// What passes pydantic as a boolean need not pass the contract; a list needs an element per prompt.
+/// Checks `return_logprob` after the schema: it must be a JSON boolean, or a list with an element for each prompt.
 fn check_return_logprob(body: &Value, batch: Option<usize>) -> Result<(), Failure> {
     match (body.get("return_logprob"), batch) {
         (Some(value @ (Value::String(_) | Value::Number(_))), _) => Err(invalid_type(
             value,
             "a value or an array of values for BoolOrList",
         )),
-        (Some(Value::Array(list)), Some(prompts)) if list.len() < prompts => {
-            Err(Failure::Unhandled)
-        }
+        (Some(Value::Array(list)), Some(prompts)) if list.len() < prompts => Err(Failure::Internal),
         _ => Ok(()),
     }
 }

@@ -1,7 +1,8 @@
-//! From the JSON of a generation request to a batch of items, with the checks that SGLang makes.
+//! From the JSON of a generation request to a batch of items, with SGLang's checks.
 //!
-//! One function per endpoint family in `endpoints`; `schema` knows pydantic's error lists. Whatever passes
-//! needs no second look: the engine gets typed values. Rooms are read without a detour through doubles.
+//! `generate` and `openai` have one function for each endpoint, `fields` reads single fields; `schema` makes
+//! pydantic's lists of errors, `report` formats them, and `python` prints values as Python does. The engine gets typed
+//! values and checks none again. Rooms are parsed as integers and never pass through a float.
 //! Source: SGLang 0.5.23, `managers/io_struct.py`, `entrypoints/openai/protocol.py`, and transcripts.
 
 mod fields;
@@ -18,11 +19,11 @@ pub(crate) use generate::generate;
 pub(crate) use openai::{chat, chat_text, completions, messages, responses, tokenize};
 pub(crate) use report::{Site, not_json, not_parsed, unsupported_media_type};
 
-/// One request: its items, and how its answer is framed.
+/// The items of one request, and the shape of its response.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) items: Vec<Item>,
-    /// Whether the answer is a list (a batch of one is).
+    /// Whether the response is a list, as for a batch of one.
     pub(crate) list: bool,
     pub(crate) stream: bool,
     /// Samples per prompt.
@@ -45,21 +46,21 @@ pub(crate) struct Sampling {
     pub(crate) ignore_eos: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<u32>,
-    /// Changes what is sampled; 0 when the request has none.
+    /// Seed of the sampling; 0 unless the request has one.
     pub(crate) seed: u64,
 }
 
-/// Which logprobs a request wants.
+/// The logprobs that a request wants.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LogprobPlan {
     pub(crate) wanted: bool,
-    /// First prompt position; none for "no prompt position".
+    /// First prompt position; none for no position of the prompt.
     pub(crate) start: Option<usize>,
-    /// A start below -1, as the request has it.
+    /// `logprob_start_len` if it is below -1.
     pub(crate) below_range: Option<i128>,
     pub(crate) top: usize,
     pub(crate) token_ids: Option<Vec<u32>>,
-    /// Token texts in the rows.
+    /// Whether rows have the tokens' texts.
     pub(crate) text: bool,
     /// `return_flat_raw_top_logprobs`, `return_flat_raw_output_top_logprobs`.
     pub(crate) flat_input: bool,
@@ -74,14 +75,14 @@ pub(crate) struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// SGLang's reserved host: no transfer, both roles complete alone.
+    /// Whether the host is SGLang's reserved one, for which each role completes alone, without a transfer.
     /// Source: SGLang 0.5.23, `disaggregation/utils.py`, `FAKE_BOOTSTRAP_HOST`.
     pub(crate) fn is_fake(&self) -> bool {
         self.host.as_deref() == Some("2.2.2.2")
     }
 }
 
-/// What a request is checked against.
+/// The limits of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) context_length: usize,
@@ -162,7 +163,7 @@ mod tests {
     fn a_room_list_that_is_too_short_is_an_internal_server_error() {
         let body = json!({"text":["a","b"],"bootstrap_host":["h"],"bootstrap_port":[1],"bootstrap_room":[7],
             "sampling_params":{"max_new_tokens":4}});
-        assert_eq!(parse(body).unwrap_err(), Failure::Unhandled);
+        assert_eq!(parse(body).unwrap_err(), Failure::Internal);
     }
 
     #[test]
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn too_long_inputs_and_answers_are_refused_in_sglangs_words() {
+    fn a_prompt_or_response_that_is_too_long_is_refused_with_sglangs_message() {
         let long = "word ".repeat(80);
         let Failure::Invalid(message) = parse(json!({"text":long})).unwrap_err() else {
             unreachable!("not the expected failure")

@@ -16,7 +16,7 @@ use crate::sim::model;
 pub(crate) fn chat(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     let mut errors = Errors::default();
     if body.get("messages").is_none() {
-        // A validator before the fields adds the default tool choice to what the error shows.
+        // A validator that runs before adds the default tool choice, and the error quotes it.
         let mut shown = body.clone();
         if let Value::Object(map) = &mut shown {
             map.entry("tool_choice").or_insert("none".into());
@@ -147,7 +147,7 @@ pub(crate) fn responses(body: &Value, limits: Limits) -> Result<Batch, Failure> 
     )?;
     for item in &mut batch.items {
         item.rid = format!("resp_{}", item.rid);
-        // Two tokens fewer than asked for: 8 gave 6, 2 gave none, on a real server.
+        // Two tokens fewer than max_output_tokens, as a real server generates: 6 for 8, none for 2.
         item.sampling.max_new_tokens = item.sampling.max_new_tokens.saturating_sub(2);
     }
     Ok(batch)
@@ -179,7 +179,7 @@ pub(crate) fn messages(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     Ok(batch)
 }
 
-/// `/tokenize`: the prompts, and whether they came as a list.
+/// `/tokenize`: the prompts, and whether they are a list.
 pub(crate) fn tokenize(body: &Value) -> Result<(Vec<Vec<u32>>, bool), Failure> {
     let mut errors = Errors::default();
     if body.get("prompt").is_none() {
@@ -193,7 +193,7 @@ pub(crate) fn tokenize(body: &Value) -> Result<(Vec<Vec<u32>>, bool), Failure> {
     })
 }
 
-/// The chat template: every message, then the assistant's turn.
+/// The chat template: every message, and the start of the assistant's.
 pub(crate) fn chat_text(body: &Value) -> String {
     let messages = body
         .get("messages")
@@ -277,7 +277,7 @@ fn openai_prompts(body: &Value) -> (Vec<Vec<u32>>, bool) {
 }
 
 fn openai_sampling(body: &Value) -> Result<Sampling, Failure> {
-    // The schema has made a float of it.
+    // The schema converts it to a float, and the message shows that.
     let float = |number: &str| {
         number
             .parse::<f64>()

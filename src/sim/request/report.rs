@@ -7,11 +7,11 @@ use serde_json::Value;
 use super::python::{python, python_string};
 use crate::sim::errors::Failure;
 
-/// The messages name the file of the handler, wherever that is installed.
+/// Path of the handlers' file, which the messages name. It depends on the installation.
 const HTTP_SERVER: &str =
     "/usr/local/lib/python3.11/site-packages/sglang/srt/entrypoints/http_server.py";
 
-/// Where a failing handler stands in `http_server.py`: it is part of the message.
+/// A handler in `http_server.py`, which the message names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Site {
     pub(crate) path: &'static str,
@@ -47,7 +47,7 @@ impl Site {
     };
 }
 
-/// The body is no JSON; `error` is where and why the parser stopped.
+/// The body is not JSON. `error` has the place and the reason.
 pub(crate) fn not_json(site: Site, error: &serde_json::Error, body: &[u8]) -> Failure {
     let why = if error.is_eof() {
         "unexpected end of data"
@@ -66,12 +66,12 @@ pub(crate) fn not_json(site: Site, error: &serde_json::Error, body: &[u8]) -> Fa
     report(&[entry], Some(site))
 }
 
-/// The body of `/generate` is JSON but no object.
+/// The body of `/generate` is JSON, but not an object.
 pub(super) fn not_an_object(body: &Value) -> Failure {
     no_dictionary(&python(body))
 }
 
-/// The body of `/generate` has another content type, and was not parsed.
+/// The body of `/generate` has another content type than JSON, and is not parsed.
 pub(crate) fn not_parsed(body: &[u8]) -> Failure {
     no_dictionary(&format!(
         "b{}",
@@ -87,7 +87,7 @@ fn no_dictionary(input: &str) -> Failure {
     report(&[entry], Some(Site::GENERATE))
 }
 
-/// The OpenAI endpoints insist on their content type.
+/// An OpenAI endpoint got another content type than JSON.
 pub(crate) fn unsupported_media_type() -> Failure {
     let entry = "{'loc': ['header', 'content-type'], 'msg': \"Unsupported Media Type: Only 'application/json' is \
                  allowed\", 'type': 'value_error'}";

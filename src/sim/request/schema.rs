@@ -1,6 +1,6 @@
-//! Pydantic's error lists: which fields have the wrong type, and how SGLang words it.
+//! Pydantic's lists of errors: fields of the wrong type, with SGLang's messages.
 //!
-//! Only the fields that a balancer's tests reach are checked; an unknown one is ignored, as by SGLang.
+//! Checks only the fields that tests of a balancer use. Unknown fields are ignored, as by SGLang.
 //! Source: the transcripts `err_*`, `d_room_string`; SGLang 0.5.23, `entrypoints/http_server.py`.
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::python::{is_python_int, python, python_string, type_name};
 use super::report::{Site, report};
 use crate::sim::errors::Failure;
 
-/// Roles that a chat message may have in any case of letters, beside `user`.
+/// Roles of a chat message besides `user`. Case-insensitive.
 /// Source: SGLang 0.5.23, `entrypoints/openai/protocol.py`, `ChatCompletionMessageGenericParam`.
 const GENERIC_ROLES: [&str; 7] = [
     "system",
@@ -21,11 +21,11 @@ const GENERIC_ROLES: [&str; 7] = [
     "root",
 ];
 
-/// The errors found so far, each as Python prints its dict.
+/// The errors so far, each as the `repr` of pydantic's dict.
 #[derive(Default)]
 pub(super) struct Errors(Vec<String>);
 
-/// Which alternative of `str | list[str]` a schema names first: pydantic reports in that order.
+/// The first alternative of a `str | list[str]` in the schema: pydantic reports errors in that order.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum First {
     Text,
@@ -131,7 +131,7 @@ impl Errors {
         }
     }
 
-    /// `list[int] | list[list[int]] | str | list[str]`, where the value is there.
+    /// `list[int] | list[list[int]] | str | list[str]`, if the field is present.
     pub(super) fn prompt(&mut self, body: &Value, name: &str) {
         let Some(value) = body.get(name) else { return };
         let alternatives = [
@@ -146,8 +146,8 @@ impl Errors {
         }
     }
 
-    /// `list[int] | list[list[int]]` in a validator of SGLang's own.
-    /// Source: answers of SGLang 0.5.23 to `["a"]`, `[1,"x"]`, `[[1],["x"]]`.
+    /// `list[int] | list[list[int]]`, checked by a validator of SGLang.
+    /// Source: responses of SGLang 0.5.23 to `["a"]`, `[1,"x"]`, `[[1],["x"]]`.
     pub(super) fn token_lists(&mut self, body: &Value, name: &str) {
         let Some(list) = body.get(name).and_then(Value::as_array) else {
             return;
@@ -259,7 +259,7 @@ impl Errors {
     }
 }
 
-/// Why pydantic takes a value for no integer: kind and message.
+/// The kind and message of pydantic's error for a value that is not an integer.
 fn no_integer(value: &Value) -> Option<(&'static str, &'static str)> {
     match value {
         Value::Number(number) if number.as_str().parse::<i128>().is_ok() => None,
@@ -342,7 +342,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_room_that_is_text_is_refused_in_the_transcripts_words() {
+    fn a_room_that_is_text_is_refused_with_the_message_of_the_transcript() {
         let mut errors = Errors::default();
         let body = json!({"bootstrap_room":"abc"});
         errors.integer(&body, "bootstrap_room", Some("list[nullable[int]]"));
