@@ -1,13 +1,13 @@
-//! What the steps of a request cost by themselves, each beside the obvious alternative.
+//! The cost of single steps of a request, each beside the obvious alternative.
 //!
 //! ```text
-//! cargo bench --bench micro               # all of them
-//! cargo bench --bench micro -- merging    # those with this in their name
+//! cargo bench --bench micro               # all benchmarks
+//! cargo bench --bench micro -- merging    # those whose name contains this
 //! ```
 //!
-//! The alternative is a tree of `serde_json` values that is read, changed and written again: with
-//! `arbitrary_precision` and `preserve_order`, since a proxy may change neither a number nor an order. Numbers say
-//! how one compares with the other; what a request costs in the end is the business of `end_to_end`.
+//! The alternative is a tree of `serde_json` values that is parsed, changed and written again: with
+//! `arbitrary_precision` and `preserve_order`, since a proxy may change neither numbers nor order. The results
+//! compare the two; the cost of a whole request is measured by `end_to_end`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,11 +20,11 @@ use mini_lb::pd::{
 };
 use serde_json::{Value, json};
 
-/// As in the binary.
+/// The allocator of the binary.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// One without an end would otherwise take the longest of all.
+/// Time limit of one benchmark.
 const LONGEST: Duration = Duration::from_secs(2);
 
 fn main() {
@@ -36,7 +36,7 @@ const SIZES: [usize; 4] = [1 << 10, 64 << 10, 1 << 20, 16 << 20];
 const LOGPROBS: usize = 2_000;
 const ROOM: u64 = 4_611_686_018_427_387_904;
 
-/// Reading a request, and writing the fields of the rendezvous into it.
+/// Parsing a request, and inserting the bootstrap fields.
 #[divan::bench_group]
 mod rendezvous {
     use divan::Bencher;
@@ -44,7 +44,7 @@ mod rendezvous {
 
     use super::*;
 
-    /// A prompt as text, with a line end and a quote every so often.
+    /// A prompt as text, with some line ends and quotes.
     fn text(size: usize) -> String {
         chat(
             "words of a prompt, some of them \"quoted\"; then the line ends\n",
@@ -72,7 +72,7 @@ mod rendezvous {
             .bench(|| pd::parse(route, body.as_bytes()).unwrap());
     }
 
-    /// The body as the proxy holds it, with room for the fields.
+    /// The body as the proxy holds it, with spare capacity for the fields.
     fn held(body: &str) -> BytesMut {
         let mut held = BytesMut::with_capacity(body.len() + pd::tail_reserve(1));
         held.extend_from_slice(body.as_bytes());
@@ -147,7 +147,7 @@ mod rendezvous {
     }
 }
 
-/// A stream of 1,000 events of about 200 bytes, cut into events again.
+/// Splitting a stream of 1,000 events of about 200 bytes.
 #[divan::bench_group]
 mod splitting {
     use divan::Bencher;
@@ -170,7 +170,7 @@ mod splitting {
         event().repeat(EVENTS).into()
     }
 
-    /// The stream in chunks of so many bytes.
+    /// The stream in chunks of `size` bytes.
     fn bench_chunks(bencher: Bencher<'_, '_>, bytes: usize) {
         let stream = stream();
         let chunks: Vec<Bytes> = stream
@@ -208,7 +208,7 @@ mod splitting {
         bench_chunks(bencher, 7);
     }
 
-    /// Each event is read and written again.
+    /// Parses and writes each event.
     #[divan::bench]
     fn tree(bencher: Bencher<'_, '_>) {
         let stream = stream();
@@ -224,7 +224,7 @@ mod splitting {
     }
 }
 
-/// Prefill's knowledge of a prompt of 2,000 tokens, put into decode's answer.
+/// Merging prefill's data about a prompt of 2,000 tokens into decode's response.
 #[divan::bench_group]
 mod merging {
     use divan::Bencher;
@@ -246,7 +246,7 @@ mod merging {
         .to_string()
     }
 
-    /// `/v1/completions` with `echo`: the prompt's tokens, and the first of the answer.
+    /// `/v1/completions` with `echo`: the tokens of the prompt, and the first generated one.
     fn completed(tokens: usize) -> String {
         let tokens = 0..=tokens;
         let logprob = |token: usize| -9.586_738_5 - token as f64 / 64.0;
@@ -267,7 +267,7 @@ mod merging {
         .to_string()
     }
 
-    /// The answers of prefill and decode.
+    /// The responses of prefill and decode.
     fn answers(merge: Merge) -> [Bytes; 2] {
         match merge {
             Merge::Echo => [completed(LOGPROBS), completed(0)],
@@ -276,7 +276,7 @@ mod merging {
         .map(Bytes::from)
     }
 
-    /// What the alternative does with the two trees.
+    /// The merge of two trees.
     fn merge_trees(merge: Merge, prefill: &Value, decode: &mut Value) {
         if merge != Merge::Echo {
             let known = prefill["meta_info"]["input_token_logprobs"].clone();
@@ -313,14 +313,14 @@ mod merging {
         merged: fn(Merge, &[Bytes; 2]) -> Bytes,
     ) {
         let answers = answers(merge);
-        // Both do the same.
+        // Both give the same result.
         assert_eq!(merged(merge, &answers), merged_as_trees(merge, &answers));
         bencher
             .counter(BytesCount::new(answers[0].len() + answers[1].len()))
             .bench(|| merged(merge, &answers));
     }
 
-    /// One event, when prefill's answer has been read.
+    /// One event, after prefill's response has been read.
     fn bench_event(bencher: Bencher<'_, '_>, merge: Merge) {
         let [prefill, decode] = answers(merge);
         let side = PrefillData::from_body(merge, Batch::Single, prefill).unwrap();
@@ -382,7 +382,7 @@ mod merging {
         bench_whole(bencher, Merge::Echo, merged_as_trees);
     }
 
-    /// The first event; the others pass.
+    /// The first event, which is merged; later ones pass unchanged.
     #[divan::bench]
     fn completions_echo_event(bencher: Bencher<'_, '_>) {
         bench_event(bencher, Merge::Echo);
@@ -394,7 +394,7 @@ mod merging {
     }
 }
 
-/// A pair for a request; half of the workers are prefill workers.
+/// Selecting a pair; half of the workers are prefill workers.
 #[divan::bench_group]
 mod selection {
     use std::sync::Arc;
@@ -458,7 +458,7 @@ mod selection {
         bench_selection(bencher, &fleet(workers), Instant::now());
     }
 
-    /// One in ten prefill workers refuses connections, the first of them always.
+    /// One in ten prefill workers refuses connections, the first one among them.
     #[divan::bench(args = FLEETS)]
     fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
         let (fleet, now) = (fleet(workers), Instant::now());
@@ -469,7 +469,7 @@ mod selection {
     }
 }
 
-/// The head of a request, looked at before anything else is.
+/// The check of a request head.
 #[divan::bench_group]
 mod admission {
     use divan::Bencher;
@@ -488,7 +488,7 @@ mod admission {
             .bench(|| mini_lb::inside::check(divan::black_box(HEAD.as_bytes())).unwrap());
     }
 
-    /// What it comes on top of: the parse that follows.
+    /// The parse that follows, for comparison.
     #[divan::bench]
     fn httparse(bencher: Bencher<'_, '_>) {
         bencher.counter(BytesCount::of_str(HEAD)).bench(|| {

@@ -1,8 +1,8 @@
-//! What never reaches the log: keys, prompts, the values of headers and queries, whatever becomes of a request.
+//! Keys, prompts, and the values of headers and queries never reach the log, whatever the outcome of a request.
 
 use support::{Client, Process, Signal, Worker, mini_lb};
 
-/// Words that are in nothing but what must stay out of the log.
+/// Words that occur only in values that must stay out of the log.
 const SECRETS: [&str; 12] = [
     "sk-of-the-client",
     "sk-of-nobody",
@@ -57,7 +57,7 @@ impl Verbose {
         }
     }
 
-    /// Sends a request full of secrets; the client with its answer still to come.
+    /// Sends a request full of secrets, and returns the client before the response.
     async fn ask(&self, key: &str, target: &str, body: &str) -> Client {
         let mut client = Client::connect(self.address).await;
         let length = body.len();
@@ -72,7 +72,7 @@ impl Verbose {
         client
     }
 
-    /// A request with legs, which these workers answer with these bytes; without any there is no answer.
+    /// Sends a request with legs, to which the workers respond with these bytes. Returns the status.
     async fn legs(&mut self, body: &str, prefill: &str, decode: &str) -> u16 {
         let target = "/generate?key=sk-in-the-query";
         let mut client = self.ask("sk-of-the-client", target, body).await;
@@ -119,14 +119,14 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         let got = verbose.legs(body, prefill, decode).await;
         assert_eq!(got, status, "{body} {prefill} {decode}");
     }
-    // Nothing at all until the deadline.
+    // No response until the deadline.
     let mut client = verbose.ask(CLIENT, "/generate", STREAM).await;
     let _silent = (
         verbose.prefill.request().await,
         verbose.decode.request().await,
     );
     assert_eq!(client.answer().await.status(), 504);
-    // What ends before a worker hears of it.
+    // Requests that are refused before a worker gets them.
     let long = format!("{{\"text\":\"Tell-me-a-secret{}\"}}", "x".repeat(8192));
     for (key, target, body, status) in [
         ("sk-of-nobody", "/generate?key=sk-in-the-query", PROMPT, 401),
@@ -150,7 +150,7 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         let mut client = verbose.ask(key, target, body).await;
         assert_eq!(client.answer().await.status(), status, "{target} {body}");
     }
-    // Heads that are refused, by the gate and by the parser.
+    // Heads that the check of heads or the parser refuses.
     for head in [
         "POST /?key=sk-in-the-query HTTP/1.1\r\nhost: a\r\ncookie: sk-of-the-client\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
         "POST /generate?key=sk-in-the-query HTTP/1.1\r\nauthorization: Bearer sk-of-the-client\r\n\r\n",
@@ -161,7 +161,7 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         client.send(head).await;
         client.rest().await;
     }
-    // Without legs, and a client that leaves.
+    // A request without legs, and a client that leaves.
     let mut client = verbose
         .ask(CLIENT, "/tokenize?key=sk-in-the-query", PROMPT)
         .await;
@@ -180,7 +180,7 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
     let Verbose { process, .. } = verbose;
     process.signal(Signal::Terminate).await;
     let log = process.end().await.text();
-    // It is the log of all that, and not an empty one.
+    // The log has the lines of these requests.
     for word in [
         "status=413",
         "status=504",
