@@ -1,4 +1,4 @@
-//! The benchmark `end_to_end`: what a request costs. `request_cost` says how it is run and what its parts are.
+//! The benchmark `end_to_end`: the cost of a request. See `request_cost` for its options and parts.
 
 #![allow(unreachable_pub)] // modules are public to each other
 
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use request_cost::{Arguments, run};
 
-/// As in mini-lb, so that Pingora alone is compared with the same.
+/// The allocator of mini-lb, so that Pingora alone is compared with the same one.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

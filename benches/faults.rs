@@ -1,4 +1,4 @@
-//! The benchmark `faults`: what a fault costs. `fault_cost` says how it is run and what its parts are.
+//! The benchmark `faults`: the cost of a fault. See `fault_cost` for its options and parts.
 
 #![allow(unreachable_pub)] // modules are public to each other
 

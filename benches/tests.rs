@@ -1,4 +1,4 @@
-//! The tests of the benchmarks. This root stands beside theirs, so that a module is found in the same place by both.
+//! The tests of the benchmarks. This crate root is in the folder of theirs, so that both find the same modules.
 
 #![allow(clippy::unwrap_used, unreachable_pub)] // modules are public to each other
 
@@ -7,6 +7,6 @@ mod programs;
 mod request_cost;
 mod short_runs;
 
-/// As in `end_to_end.rs`.
+/// The allocator of `end_to_end.rs`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

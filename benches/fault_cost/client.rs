@@ -1,4 +1,4 @@
-//! The client: one request on a connection of its own, what it has heard so far, and the leaving.
+//! The client: one request on a new connection, what has arrived of its response, and leaving early.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,49 +15,49 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A request on its way.
+/// A request that has been sent.
 pub struct Client {
     pub heard: watch::Receiver<Heard>,
     task: JoinHandle<()>,
 }
 
-/// What came of an answer so far.
+/// What has arrived of the response.
 #[derive(Debug, Clone, Default)]
 pub struct Heard {
-    /// With the code of mini-lb's errors, where there is one.
+    /// With the code of mini-lb's errors, if there is one.
     head: Option<(u16, Option<String>)>,
     pub body: Vec<u8>,
-    /// When an event in it was an error.
+    /// When an error event arrived.
     error_event: Option<Instant>,
     end: Option<(Instant, End)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// As HTTP has it.
+    /// The end of the HTTP message.
     Whole,
-    /// Within the body.
+    /// The connection closed within the body.
     Cut,
-    /// The connection ended before, or there was none.
+    /// The connection closed before the head, or was refused.
     NoAnswer,
 }
 
-/// What an answer was.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// What was asked for.
+    /// The expected response.
     Served,
     /// An error with its status.
     Status(u16, Option<String>),
-    /// A stream that ends with an error event.
+    /// A stream that ended with an error event.
     ErrorEvent(Option<String>),
-    /// A connection that was closed within an answer with status 200.
+    /// A connection that was closed within a response of status 200.
     Cut,
-    /// An answer with status 200 that ended well as HTTP, and is none.
+    /// A response of status 200 that is complete as HTTP, and is not the expected document.
     PassedAsWhole,
-    /// A connection that was closed before an answer.
+    /// A connection that was closed before the response.
     Closed,
-    /// Nothing of all that within the time that was given.
+    /// None of these within the time limit.
     Hung,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for Outcome {
 }
 
 impl Client {
-    /// Asks.
+    /// Sends the request.
     pub fn ask(address: SocketAddr, path: &str, body: &str) -> Client {
         let (tell, heard) = watch::channel(Heard::default());
         let request = Request::post(path)
@@ -97,26 +97,26 @@ impl Client {
         Client { heard, task }
     }
 
-    /// Closes the connection, whatever has come.
+    /// Closes the connection.
     pub async fn leave(self) {
         self.task.abort();
-        // An error is what was asked for.
+        // The task was aborted on purpose.
         let _ = self.task.await;
     }
 }
 
 impl Heard {
-    /// Whether anything of the body is there.
+    /// Whether any byte of the body has arrived.
     pub fn has_begun(&self) -> bool {
         !self.body.is_empty()
     }
 
-    /// When the client knew what it has got.
+    /// When the client knew the outcome.
     pub fn known_at(&self) -> Option<Instant> {
         self.error_event.or(self.end.map(|(at, _)| at))
     }
 
-    /// What it has got.
+    /// The outcome.
     pub fn outcome(&self, is_stream: bool) -> Outcome {
         let end = match (self.known_at(), self.end) {
             (None, _) => return Outcome::Hung,
@@ -144,7 +144,7 @@ impl Heard {
         }
     }
 
-    /// The documents of a stream, or the one of an answer in one piece.
+    /// The documents of a stream, or the one document of another response.
     pub fn events(&self) -> Vec<Value> {
         let text = String::from_utf8_lossy(&self.body);
         let lines = text.lines();
@@ -168,7 +168,7 @@ async fn exchange(
         return End::NoAnswer;
     };
     let driven = async {
-        // What it fails with, the exchange is told.
+        // A failure is recorded in the exchange.
         let _ = connection.await;
         std::future::pending().await
     };
@@ -206,7 +206,7 @@ async fn exchange(
     }
 }
 
-/// Whether a stream says that it failed, in JSON or in what was meant to be.
+/// Whether a stream reports a failure, in JSON or in something that resembles it.
 fn has_error(body: &[u8]) -> bool {
     [&b"\"error\""[..], b"'error'"]
         .iter()
@@ -217,7 +217,7 @@ fn is_error(body: &Value) -> bool {
     body.get("error").is_some() || body["object"] == "error"
 }
 
-/// A stable word; the workers' code is the status again.
+/// A stable word. The code of the workers' errors only repeats the status.
 fn code_of(body: &Value) -> Option<String> {
     let error = body.get("error").unwrap_or(body);
     Some(error.get("code")?.as_str()?.to_owned())

@@ -1,4 +1,4 @@
-//! What a fault costs the client and the other leg, with mini-lb and with other balancers, on this machine.
+//! The cost of a fault for the client and the other leg, with mini-lb and with other balancers, on this machine.
 //!
 //! ```text
 //! cargo bench --bench faults
@@ -6,18 +6,18 @@
 //! ```
 //!
 //! Workers and clients are sockets of this one process, so a fault, the client's error and the close of the other leg's
-//! socket are read from the same clock. What the workers say when they do was recorded from real ones. Each scenario
-//! has workers and a balancer of its own; nothing that one leaves behind changes the next.
+//! socket are read from the same clock. The workers respond with recorded responses of real ones. Each scenario
+//! has its own workers and balancer, so that no scenario changes the next.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `scenarios` | what goes wrong, and what is read of it |
+//! | `scenarios` | the faults, and what is measured of each |
 //! | `rounds` | one scenario with one balancer |
-//! | `workers` | the workers, and what each of them does in a round |
-//! | `recorded` | what they say |
+//! | `workers` | the workers, and how each of them behaves in a round |
+//! | `recorded` | their responses |
 //! | `client` | the client |
 //! | `report` | the table, JSON |
-//! | `support`, `programs` | raw sockets as the tests have them; balancers as programs |
+//! | `support`, `programs` | the raw sockets of the tests; balancers as programs |
 
 mod client;
 mod recorded;
@@ -37,7 +37,7 @@ use report::Rounds;
 use rounds::Target;
 use scenarios::Scenario;
 
-/// What is measured, and how often.
+/// The command line.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "faults",
@@ -45,27 +45,27 @@ use scenarios::Scenario;
     after_help = TARGET_HELP
 )]
 pub struct Arguments {
-    /// How often each fault happens. Less often where clients hang: after three of 5 s it is clear.
+    /// How often each fault happens. A scenario ends after three rounds in which the client hangs for 5 s.
     #[arg(long, default_value_t = 100)]
     pub rounds: usize,
-    /// Scenarios by name, or by what their names begin with; all when none is named.
+    /// Scenarios by name or prefix of a name; all by default.
     #[arg(long, value_delimiter = ',')]
     pub scenarios: Vec<String>,
-    /// One more balancer beside mini-lb.
+    /// Another balancer beside mini-lb.
     #[arg(long, value_name = "NAME=COMMAND", value_parser = named_command)]
     pub target: Vec<(String, String)>,
-    /// Another binary of mini-lb than the one that was built with this.
+    /// The mini-lb binary, by default the one that was built with this benchmark.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_mini-lb"))]
     pub mini_lb: String,
-    /// Write everything that was read to this file.
+    /// Write all measurements to this file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// What cargo says to every benchmark.
+    /// The flag that cargo passes to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
-/// Measures, and says what failed and the table.
+/// Runs the scenarios, and reports failures and the table.
 pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<(), String> {
     let scenarios = chosen(&arguments.scenarios)?;
     let mut targets = vec![Target {
@@ -89,7 +89,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
                 rounds,
             });
         }
-        // After each one: who ends it early keeps what there is.
+        // After each one, so that an early end keeps the results so far.
         if let Some(path) = &arguments.json {
             write(path, &format!("{:#}\n", report::as_json(&scenarios, &all)))?;
         }

@@ -1,4 +1,4 @@
-//! Answers of real workers, to be said again: whole, as their opening, event by event, or half.
+//! Recorded responses of real workers, to be sent again: whole, up to the first event, event by event, or half.
 //!
 //! Source: SGLang 0.5.23, `tests/fixtures/sglang-0.5.23`.
 
@@ -7,7 +7,7 @@ use std::fs;
 use memchr::memmem;
 use serde_json::Value;
 
-/// One request with the answers of both workers.
+/// One request with the responses of both workers.
 #[derive(Debug, Clone, Default)]
 pub struct Recorded {
     /// The client's body.
@@ -16,18 +16,18 @@ pub struct Recorded {
     pub decode: Reply,
 }
 
-/// An answer as it was on the wire.
+/// A response as it was on the wire.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
     bytes: Vec<u8>,
-    /// Where the head ends.
+    /// Length of the head in bytes.
     head: usize,
-    /// Where each chunk ends; of an answer with a length, nothing.
+    /// The end of each chunk; empty for a response with Content-Length.
     chunks: Vec<usize>,
 }
 
 impl Recorded {
-    /// By the name of its directory.
+    /// Reads the directory with this name.
     pub fn read(name: &str) -> Result<Recorded, String> {
         Ok(Recorded {
             request: String::from_utf8(file(name, "request.json")?)
@@ -37,7 +37,7 @@ impl Recorded {
         })
     }
 
-    /// Whether the answer is a stream of events.
+    /// Whether the response is a stream of events.
     pub fn is_stream(&self) -> bool {
         !self.decode.chunks.is_empty()
     }
@@ -66,7 +66,7 @@ impl Reply {
         }
     }
 
-    /// All of it.
+    /// The whole response.
     pub fn whole(&self) -> &[u8] {
         &self.bytes
     }
@@ -76,7 +76,7 @@ impl Reply {
         &self.bytes[..self.chunks.first().copied().unwrap_or(self.head)]
     }
 
-    /// An event from the middle.
+    /// An event from the middle of the stream.
     pub fn event(&self) -> &[u8] {
         match self.chunks[..] {
             [_, before, end, ..] | [before, end] => &self.bytes[before..end],
@@ -90,7 +90,7 @@ impl Reply {
     }
 }
 
-/// What a worker answers to a question that is no request for tokens.
+/// A worker's response to a request that is not for tokens.
 pub fn about_the_worker(path: &str, is_prefill: bool) -> Option<Value> {
     let name = match path {
         "/server_info" | "/get_server_info" => "d_get_P_server_info",

@@ -1,4 +1,4 @@
-//! Rounds as a table: scenarios and readings down, balancers across.
+//! The table of results: scenarios and readings down, balancers across.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::programs::machine::machine;
 pub struct Rounds {
     pub scenario: &'static str,
     pub target: String,
-    /// Or why there are none.
+    /// The rounds, or the reason why there are none.
     pub rounds: Result<Vec<Round>, String>,
 }
 
@@ -52,7 +52,7 @@ pub fn table(scenarios: &[Scenario], targets: &[String], all: &[Rounds], wanted:
     columns(&rows)
 }
 
-/// Everything that was read, for programs.
+/// All measurements as JSON.
 pub fn as_json(scenarios: &[Scenario], all: &[Rounds]) -> Value {
     let rounds: Vec<Value> = all
         .iter()
@@ -141,7 +141,7 @@ fn cell(reading: Reading, all: &[Round]) -> String {
     }
 }
 
-/// Of a scenario that ended early.
+/// The cell of a scenario that ended early.
 fn fewer(rounds: usize, wanted: usize) -> String {
     match rounds < wanted {
         true => format!(" (n={rounds})"),
@@ -149,7 +149,7 @@ fn fewer(rounds: usize, wanted: usize) -> String {
     }
 }
 
-/// Middle and 99th percentile; what hangs is longer than anything.
+/// Median and 99th percentile; a round that hangs is longer than any other.
 fn times(all: impl Iterator<Item = Option<f64>>) -> String {
     let mut all: Vec<f64> = all.map(|ms| ms.unwrap_or(f64::INFINITY)).collect();
     all.sort_by(f64::total_cmp);
@@ -165,7 +165,7 @@ fn times(all: impl Iterator<Item = Option<f64>>) -> String {
     }
 }
 
-/// What clients got, the most frequent first; how often, when it was not all of so many.
+/// The clients' outcomes, the most frequent first, with counts when there are several.
 fn outcomes<'a>(rounds: impl Iterator<Item = &'a Round>, of: usize) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for round in rounds {

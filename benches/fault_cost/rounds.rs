@@ -1,4 +1,4 @@
-//! One scenario with one balancer: fresh workers, a fresh balancer, and the same fault over and over.
+//! One scenario with one balancer: new workers, a new balancer, and the same fault in each round.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,26 +14,26 @@ use super::scenarios::{Moment, Scenario};
 use super::workers::{Leg, ScriptedWorkers, State};
 use crate::programs::balancer::{Workers, free_port, serving};
 
-/// Who waits longer hangs.
+/// A client that waits longer than this hangs.
 pub const CAP: Duration = Duration::from_secs(5);
-/// A scenario in which so many rounds have hung is over.
+/// A scenario ends after this many rounds that hang.
 const HUNG_ROUNDS: usize = 3;
-/// No scenario takes longer.
+/// The time limit of a scenario.
 const LONGEST: Duration = Duration::from_secs(25);
 /// Requests that must be served before the first fault.
 const WARM_UP: usize = 4;
-/// How long that may take.
+/// The time limit for these requests.
 const WARM: Duration = Duration::from_secs(20);
 
-/// What came of one request.
+/// The measurements of one request.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Round {
-    /// What the client got, in words; nothing when it left.
+    /// The client's outcome; none when it left.
     pub outcome: Option<String>,
     pub is_served: bool,
-    /// Whether it came to the fault.
+    /// Whether the fault happened.
     pub is_reached: bool,
-    /// Milliseconds from the fault on; nothing beyond the cap.
+    /// Milliseconds since the fault; none beyond the cap.
     pub client_ms: Option<f64>,
     pub prefill_ends_ms: Option<f64>,
     pub decode_ends_ms: Option<f64>,
@@ -41,7 +41,7 @@ pub struct Round {
     pub decode_requests: usize,
     /// Of the first leg.
     pub rooms: usize,
-    /// Whether a leg came after one had failed, and whether in other rooms.
+    /// Whether another leg followed a failed one, and whether it had another room.
     pub retried: Option<NewRoom>,
     pub has_prompt_logprobs: bool,
 }
@@ -52,14 +52,14 @@ pub enum NewRoom {
     No,
 }
 
-/// A balancer as a command.
+/// A balancer with its command line.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub name: String,
     pub command: String,
 }
 
-/// The rounds of a scenario.
+/// Runs the rounds of a scenario.
 pub async fn rounds(
     scenario: &Scenario,
     target: &Target,
@@ -117,7 +117,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Asks until so many requests were served in turn. Gives what the last one got instead.
+    /// Sends requests until enough in a row were served. The error is the outcome of the last one.
     async fn warm_up(&self, scenario: &Scenario) -> Result<(), String> {
         let (mut served, begun) = (0, Instant::now());
         while served < WARM_UP {
@@ -157,12 +157,12 @@ impl Run<'_> {
                 since = Instant::now();
             }
             let _ = timeout(CAP, async {
-                // The client's task tells it before it ends.
+                // The client's task sets it before it ends.
                 let _ = client
                     .heard
                     .wait_for(|heard| heard.known_at().is_some())
                     .await;
-                // Not all of it follows from what the client hears.
+                // Some legs end later than the client's response.
                 if is_reached {
                     workers.until(all_ended).await;
                 }
@@ -173,7 +173,7 @@ impl Run<'_> {
         }
         let round = workers.now(|state| {
             let since = match scenario.moment {
-                // What it costs there is the whole request.
+                // From the start, the whole request is the cost.
                 Moment::Asked => since,
                 _ => state.legs.iter().find_map(Leg::failed_at).unwrap_or(since),
             };
@@ -183,7 +183,7 @@ impl Run<'_> {
         round
     }
 
-    /// Waits for the moment of the fault; false when the request is over before.
+    /// Waits for the moment of the fault; false when the request ends before it.
     async fn moment(&self, scenario: &Scenario, client: &mut Client) -> bool {
         let waits_for_prefill =
             scenario.moment == Moment::FirstEvent && scenario.has_prefill_served();
@@ -201,7 +201,7 @@ impl Run<'_> {
         let reached = async {
             both.await;
             if scenario.moment == Moment::FirstEvent {
-                // The client's task tells it before it ends.
+                // The client's task sets it before it ends.
                 let _ = heard.wait_for(Heard::has_begun).await;
             }
         };
@@ -221,7 +221,7 @@ impl Run<'_> {
     ) -> Round {
         let ms =
             |since: Instant, at: Instant| at.saturating_duration_since(since).as_secs_f64() * 1e3;
-        // The longest time that a leg lived on: after the failure of its own other leg, or since it came, if that was later.
+        // The longest time that a leg outlived the failure of its other leg, or its own arrival if that was later.
         let ends = |is_prefill| {
             let legs = || {
                 let of_role = |leg: &&Leg| leg.worker_id.is_prefill() == is_prefill;
@@ -265,7 +265,7 @@ impl Run<'_> {
 }
 
 impl Round {
-    /// Whether something was not over at the cap.
+    /// Whether the client or a leg had not ended at the cap.
     fn has_hung(&self, has_left: bool) -> bool {
         let is_open = |ms: Option<f64>, requests| ms.is_none() && requests > 0;
         (self.client_ms.is_none() && !has_left)

@@ -1,4 +1,4 @@
-//! What goes wrong, when, and what is read of it: one row of the table for each reading.
+//! The faults, their moments, and what is measured: one row of the table for each reading.
 
 use std::time::Duration;
 
@@ -9,37 +9,38 @@ use super::workers::{Behaviour, First, Then, WorkerId};
 pub struct Scenario {
     pub name: &'static str,
     pub about: &'static str,
-    /// The request, and what the workers answer when they do: a directory of recorded answers.
+    /// The directory with the recorded request and the workers' responses.
     pub recorded: &'static str,
     pub path: &'static str,
-    /// What each worker does; as many as there are.
+    /// The behaviour of each worker.
     pub prefill: Vec<Behaviour>,
     pub decode: Vec<Behaviour>,
-    /// Prefill workers that refuse connections all the time.
+    /// Prefill workers that always refuse connections.
     pub refusing: Vec<usize>,
     pub moment: Moment,
     /// Time between two requests of the client.
     pub pause: Duration,
-    /// Whether it is the client that fails, by leaving.
+    /// Whether the fault is that the client leaves.
     pub leaves: bool,
     pub readings: &'static [Reading],
 }
 
-/// When it goes wrong: from then on time is measured.
+/// The moment of the fault, from which time is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// From the start, when the request is sent.
+    /// When the request is sent.
     Asked,
     /// When both workers have their leg.
     BothLegs,
-    /// When they have, the client has the first bytes of the answer, and prefill is done where it ever is.
+    /// When both workers have their leg, the client has the first bytes of the body, and prefill has responded if it
+    /// does before the fault.
     FirstEvent,
 }
 
-/// What is read of each round.
+/// What is measured of each round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
-    /// Time until the client knows what it has got, and what that is.
+    /// Time until the client knows the outcome, and the outcome.
     Client,
     /// Time until all legs at prefill have ended.
     PrefillEnds,
@@ -47,15 +48,15 @@ pub enum Reading {
     DecodeEnds,
     /// Share of the requests that were served.
     Served,
-    /// Requests that the prefill workers saw for one of the client.
+    /// Legs at prefill for one request of the client.
     PrefillRequests,
-    /// Requests that the decode workers saw for one of the client.
+    /// Legs at decode for one request of the client.
     DecodeRequests,
-    /// Whether other legs came after one had failed, and in which room.
+    /// Whether other legs followed a failed one, and with which rooms.
     Retry,
-    /// Whether the client has the logprobs of the prompt, which only prefill knows.
+    /// Whether the client has the logprobs of the prompt, which only prefill computes.
     PromptLogprobs,
-    /// How many rooms a leg has.
+    /// The number of rooms of a leg.
     Rooms,
 }
 
@@ -80,7 +81,7 @@ pub fn all() -> Vec<Scenario> {
 }
 
 impl Scenario {
-    /// The same with workers that do what they should: what is asked until the balancer serves.
+    /// The same scenario without a fault, for the requests that warm the balancer up.
     pub fn without_fault(&self) -> Scenario {
         Scenario {
             prefill: vec![SERVE; self.prefill.len()],
@@ -93,12 +94,12 @@ impl Scenario {
         }
     }
 
-    /// Whether prefill answers before anything goes wrong.
+    /// Whether prefill responds before the fault.
     pub fn has_prefill_served(&self) -> bool {
         self.prefill.contains(&SERVE)
     }
 
-    /// Who refuses connections all the time.
+    /// The workers that always refuse connections.
     pub fn down(&self) -> impl Iterator<Item = WorkerId> {
         self.refusing.iter().copied().map(WorkerId::Prefill)
     }

@@ -1,4 +1,4 @@
-//! The workers: raw sockets that do what the round wants of each of them, and note when each leg came and ended.
+//! The workers: raw sockets that behave as the round prescribes, and record when each leg arrived and ended.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,12 +15,12 @@ use support::{Exchange, Worker};
 
 /// Time between two tokens of a stream.
 const GAP: Duration = Duration::from_millis(20);
-/// The port of a bootstrap server that nobody asks: no KV cache is handed over here.
+/// The port of a bootstrap server, which is never used: no KV cache is transferred here.
 const BOOTSTRAP_PORT: u16 = 8998;
-/// The harness ends a test that waits longer than half a minute for a request.
+/// Shorter than the time after which [`Worker::request`] fails.
 const LISTEN: Duration = Duration::from_secs(10);
 
-/// Which worker: prefill comes first.
+/// The role and index of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerId {
     Prefill(usize),
@@ -33,40 +33,40 @@ impl WorkerId {
     }
 }
 
-/// What a worker does with a leg.
+/// How a worker handles a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behaviour {
     pub first: First,
     pub then: Then,
 }
 
-/// At once.
+/// What it does at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum First {
-    /// Keeps silent.
+    /// Sends nothing.
     Nothing,
-    /// Begins a stream. Decode goes on with an event every [`GAP`].
+    /// Begins a stream. Decode then sends an event every [`GAP`].
     Opening,
-    /// Sends half an answer.
+    /// Sends half a response.
     Half,
 }
 
-/// Later.
+/// What it does later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Never anything more.
+    /// Sends nothing more.
     Hold,
-    /// Answers: prefill at once, decode when prefill has answered in the same rooms.
+    /// Responds: prefill at once, decode when prefill has responded for the same rooms.
     Serve,
-    /// Answers with an error, when the round says so.
+    /// Responds with an error, at the moment of the fault.
     Status(u16),
-    /// Closes the connection, when the round says so.
+    /// Closes the connection, at the moment of the fault.
     Close,
-    /// Resets the connection and refuses others, when the round says so.
+    /// Resets the connection and refuses others, at the moment of the fault.
     Die,
 }
 
-/// A request at a worker.
+/// One leg, as its worker sees it.
 #[derive(Debug, Clone)]
 pub struct Leg {
     pub worker_id: WorkerId,
@@ -84,25 +84,25 @@ pub enum How {
     Closed,
 }
 
-/// What goes on.
+/// The state that the workers share.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Counts the rounds; what belongs to an earlier one is over.
+    /// Number of the round; a leg of an earlier round ends.
     round: u64,
     recorded: Arc<Recorded>,
     prefill: Vec<Behaviour>,
     decode: Vec<Behaviour>,
-    /// Whether those who shall fail fail now.
+    /// Whether the moment of the fault has come.
     go: bool,
     served_rooms: BTreeSet<u64>,
     pub legs: Vec<Leg>,
     running: usize,
-    /// Who shall refuse connections, and who does.
+    /// The workers that shall refuse connections, and those that do.
     down: BTreeSet<WorkerId>,
     refusing: BTreeSet<WorkerId>,
 }
 
-/// The workers, and what they know of each other.
+/// The workers and their shared state.
 pub struct ScriptedWorkers {
     pub prefill: Vec<balancer::Worker>,
     pub decode: Vec<balancer::Worker>,
@@ -110,7 +110,7 @@ pub struct ScriptedWorkers {
 }
 
 impl ScriptedWorkers {
-    /// Workers on ports of their own.
+    /// Starts this many workers of each role.
     pub async fn open(prefill: usize, decode: usize) -> ScriptedWorkers {
         let mut workers = ScriptedWorkers {
             prefill: Vec::new(),
@@ -134,7 +134,7 @@ impl ScriptedWorkers {
         workers
     }
 
-    /// A new round, in which each worker does this.
+    /// Begins a round in which the workers behave like this.
     pub fn begin(&self, recorded: &Arc<Recorded>, prefill: &[Behaviour], decode: &[Behaviour]) {
         self.state.send_modify(|state| {
             *state = State {
@@ -150,12 +150,12 @@ impl ScriptedWorkers {
         });
     }
 
-    /// Those who shall fail fail.
+    /// The moment of the fault.
     pub fn fail(&self) {
         self.state.send_modify(|state| state.go = true);
     }
 
-    /// Closes what is still open; who died is back, apart from these. Returns when that is so.
+    /// Closes open legs and restarts dead workers except those in `down`. Returns when that is done.
     pub async fn end(&self, down: impl IntoIterator<Item = WorkerId>) {
         self.state.send_modify(|state| {
             state.round += 1;
@@ -165,27 +165,27 @@ impl ScriptedWorkers {
             .await;
     }
 
-    /// No worker listens any more.
+    /// Stops all workers.
     pub async fn close(&self) {
         let prefill = (0..self.prefill.len()).map(WorkerId::Prefill);
         self.end(prefill.chain((0..self.decode.len()).map(WorkerId::Decode)))
             .await;
     }
 
-    /// Waits for something to be so.
+    /// Waits for this state.
     pub async fn until(&self, is_so: impl Fn(&State) -> bool) {
-        // The sender is in self.
+        // It cannot fail: `self` holds the sender.
         let _ = self.state.subscribe().wait_for(|state| is_so(state)).await;
     }
 
-    /// What goes on now.
+    /// Reads the state.
     pub fn now<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.state.borrow())
     }
 }
 
 impl Leg {
-    /// When it failed.
+    /// When the leg failed.
     pub fn failed_at(&self) -> Option<Instant> {
         self.end
             .and_then(|(at, how)| (how == How::Failed).then_some(at))
@@ -201,11 +201,11 @@ impl State {
     }
 }
 
-/// A worker, while it is there and while it is not.
+/// Runs a worker through the times when it listens and when it refuses connections.
 async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sender<State>) {
     loop {
         let is_down = async {
-            // The sender is ours.
+            // It cannot fail: the sender is here.
             let mut seen = state.subscribe();
             let _ = seen.wait_for(|state| state.down.contains(&worker_id)).await;
         };
@@ -235,14 +235,14 @@ async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sende
     }
 }
 
-/// One request: a leg, or a question about the worker.
+/// One request: a leg, or a request for the state of the worker.
 async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<State>) {
     let target = exchange.request.head.split(' ').nth(1).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     let is_leg = ["/generate", "/v1/chat/completions", "/v1/completions"].contains(&path);
     if !is_leg {
         let said = about_the_worker(path, worker_id.is_prefill());
-        // Who asked may be gone.
+        // The balancer may have closed the connection.
         let _ = match said {
             Some(Value::Null) => exchange.try_answer("200 OK", "").await,
             Some(said) => exchange.try_answer("200 OK", &said.to_string()).await,
@@ -277,7 +277,7 @@ async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<Sta
     };
     let is_over = async {
         let is_over = |state: &State| state.round != at.0 || role.is_none();
-        // The sender is ours.
+        // It cannot fail: the sender is here.
         let _ = state.subscribe().wait_for(is_over).await;
     };
     tokio::select! {
@@ -287,12 +287,12 @@ async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<Sta
     state.send_modify(|state| state.running -= 1);
 }
 
-/// A worker's part in one leg.
+/// One leg and its worker.
 struct RunningLeg<'a> {
     worker_id: WorkerId,
     rooms: Vec<u64>,
     state: &'a watch::Sender<State>,
-    /// Its round, and its number among the legs.
+    /// Its round, and its index among the legs.
     at: (u64, usize),
 }
 
@@ -326,7 +326,7 @@ impl RunningLeg<'_> {
 
     async fn until_due(&self, then: Then) {
         let mut seen = self.state.subscribe();
-        // The sender is ours.
+        // It cannot fail: the sender is here.
         let _ = match (then, self.worker_id) {
             (Then::Hold, _) => std::future::pending().await,
             (Then::Serve, WorkerId::Prefill(_)) => return,
@@ -341,7 +341,7 @@ impl RunningLeg<'_> {
         };
     }
 
-    /// Does what was due.
+    /// Ends the leg as prescribed.
     async fn finish(&self, then: Then, mut exchange: Exchange, reply: &Reply) -> How {
         match then {
             Then::Hold => return std::future::pending().await,
@@ -361,7 +361,7 @@ impl RunningLeg<'_> {
                 let error = format!(
                     r#"{{"object":"error","message":"as told","type":"error","param":null,"code":{status}}}"#
                 );
-                // It may have been closed meanwhile.
+                // The balancer may have closed the leg meanwhile.
                 let _ = exchange.try_answer(&format!("{status} Told"), &error).await;
             }
             Then::Close => {
@@ -373,7 +373,7 @@ impl RunningLeg<'_> {
                     state.down.insert(self.worker_id);
                 });
                 let mut seen = self.state.subscribe();
-                // The sender is ours.
+                // It cannot fail: the sender is here.
                 let _ = seen
                     .wait_for(|state| state.refusing.contains(&self.worker_id))
                     .await;
@@ -384,7 +384,7 @@ impl RunningLeg<'_> {
         How::Failed
     }
 
-    /// Who fails has ended when it begins to.
+    /// A leg that fails ends when it begins to fail.
     fn note_end(&self, how: How) {
         let (round, number) = self.at;
         self.state.send_modify(|state| {
@@ -397,7 +397,7 @@ impl RunningLeg<'_> {
     }
 }
 
-/// The rooms of a leg: one, or one for each prompt.
+/// The rooms of a leg, one for each prompt.
 fn rooms_of(body: &[u8]) -> Vec<u64> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     match &body["bootstrap_room"] {

@@ -1,4 +1,4 @@
-//! A balancer as a program: the command line with the workers in it, the start, and when it serves.
+//! A balancer as a program: its command line with the workers, its start, and its readiness.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,23 +14,23 @@ use mini_lb::bench::fetch;
 
 use super::process::Program;
 
-/// What `--help` says of `--target`.
+/// The help for `--target`.
 pub const TARGET_HELP: &str = "--target NAME=COMMAND measures another balancer. COMMAND is run by sh with these in it: {port}, {workers} \
     (--prefill URL PORT .. --decode URL .., as sglang_router takes them), {prefill1}, {bootstrap1}, {decode1}, {single1} \
     and so on, {mini-lb} (the binary). It serves when /health answers 200. For example:\n\
     --target 'sglang-router=python -m sglang_router.launch_router --pd-disaggregation --port {port} {workers}'";
 
-/// mini-lb as such a command, as it is by default.
+/// The command of mini-lb with its defaults.
 pub const MINI_LB: &str = "{mini-lb} --host 127.0.0.1 --port {port} {workers}";
 
-/// A balancer that serves nothing by then does not start.
+/// A balancer that does not serve within this time has failed to start.
 const START: Duration = Duration::from_secs(120);
 
-/// A worker that serves.
+/// A running worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub address: SocketAddr,
-    /// Of a prefill worker.
+    /// Of a prefill worker only.
     pub bootstrap_port: Option<u16>,
 }
 
@@ -40,7 +40,7 @@ impl Worker {
     }
 }
 
-/// The workers that a balancer is started with. Ordinary ones are for balancers with one leg.
+/// The workers behind a balancer. Ordinary ones are for balancers with one leg.
 #[derive(Debug, Clone, Copy)]
 pub struct Workers<'a> {
     pub prefill: &'a [Worker],
@@ -62,10 +62,10 @@ impl Workers<'_> {
         flags
     }
 
-    /// A command line of `--target`: ports and URLs in the places of their names.
+    /// The command line of a `--target`, with ports and URLs in place of their names.
     pub fn command(&self, template: &str, mini_lb: &str, port: u16) -> Command {
         let mut command = Command::new("sh");
-        // In place of the shell, so that the shell is not measured.
+        // `exec` replaces the shell, so that it is not measured.
         let line = format!("exec {}", self.filled(template, mini_lb, port));
         command.arg("-c").arg(line);
         without_settings(&mut command);
@@ -94,7 +94,7 @@ impl Workers<'_> {
     }
 }
 
-/// Somebody's settings are not the default.
+/// Removes the settings of the developer from the environment.
 pub fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("MINI_LB_") {
@@ -103,7 +103,7 @@ pub fn without_settings(command: &mut Command) {
     }
 }
 
-/// Starts a balancer that shall listen on this port, and waits until it serves.
+/// Starts a balancer on this port, and waits until it serves.
 pub async fn serving(
     name: &str,
     command: &mut Command,
@@ -123,7 +123,7 @@ pub async fn serving(
     Ok(program)
 }
 
-/// Nobody listens there now; it is taken at once.
+/// A port that is free now.
 pub fn free_port() -> Result<u16, String> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;

@@ -1,10 +1,10 @@
-//! What numbers were measured on and with.
+//! The machine and the programs of a measurement.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
-/// The machine, mini-lb, and the version that each of these programs says of itself.
+/// The machine, mini-lb, and the versions that these programs print.
 pub fn machine(programs: &[&'static str]) -> BTreeMap<&'static str, String> {
     let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpus = file("/proc/cpuinfo");
@@ -29,7 +29,7 @@ pub fn machine(programs: &[&'static str]) -> BTreeMap<&'static str, String> {
     machine
 }
 
-/// The same as lines.
+/// The same as text, one line each.
 pub fn text(machine: &BTreeMap<&'static str, String>) -> String {
     machine
         .iter()

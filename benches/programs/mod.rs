@@ -1,4 +1,4 @@
-//! What the benchmarks share: balancers as programs, what they use, and what they run on.
+//! Shared by the benchmarks: balancers as programs, their CPU time and memory, and the machine.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs a benchmark on one thread. A signal ends it, and what it has started.
+/// Runs a benchmark on one thread. A signal ends it and the programs that it has started.
 pub fn run_to_its_end(name: &str, benchmark: impl Future<Output = Result<(), String>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -32,7 +32,7 @@ pub fn run_to_its_end(name: &str, benchmark: impl Future<Output = Result<(), Str
                 tokio::select! { end = terminate.recv() => end, end = interrupt.recv() => end }
             };
             tokio::select! {
-                // What was started ends with it.
+                // Dropping the benchmark ends its programs.
                 result = benchmark => result,
                 _ = ended => Err("interrupted".to_owned()),
             }

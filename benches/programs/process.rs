@@ -1,4 +1,4 @@
-//! Programs that are measured: started, their CPU time and memory read from /proc, ended.
+//! Measured programs: start, end, and their CPU time and memory from /proc.
 //!
 //! Source: proc(5), `/proc/pid/stat`, `/proc/pid/status`; the kernel's `Documentation/scheduler/sched-stats.rst`.
 
@@ -16,12 +16,12 @@ pub struct Program {
     child: Child,
 }
 
-/// CPU time that a tree of processes has used.
+/// CPU time of a tree of processes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu {
-    /// Of its living threads, to the nanosecond.
+    /// Of living threads, to the nanosecond.
     threads: Duration,
-    /// With those that have ended, to the tick.
+    /// Of all threads, ended ones included, to the tick.
     ticks: Duration,
 }
 
@@ -30,12 +30,12 @@ pub struct Cpu {
 pub struct Memory {
     /// Resident now.
     pub resident: u64,
-    /// The most that was ever resident.
+    /// Peak of the resident memory.
     pub peak: u64,
 }
 
 impl Program {
-    /// Starts it, with what it says going to a file.
+    /// Starts the program with its output in a file.
     pub fn start(command: &mut Command, log: &Path) -> Result<Program, String> {
         let name = command.get_program().display().to_string();
         let failed = |error| format!("{name}: {error}");
@@ -51,12 +51,12 @@ impl Program {
         })
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the program has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// It and everything that it started, it first.
+    /// The program and all processes that it has started, parents first.
     pub fn pids(&self) -> Vec<u32> {
         let parents = parents();
         let mut tree = vec![self.child.id()];
@@ -73,7 +73,7 @@ impl Program {
         tree
     }
 
-    /// The CPU time of all of its processes so far.
+    /// The CPU time of all its processes so far.
     pub fn cpu(&self) -> Cpu {
         let mut sum = Cpu::default();
         for pid in self.pids() {
@@ -83,7 +83,7 @@ impl Program {
                 sum.threads += Duration::from_nanos(nth(&text, 0));
             }
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // utime, stime and the same of children that were waited for; the name before them may have spaces.
+            // utime, stime, cutime and cstime; the name before them may contain spaces.
             let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
             let ticks: u64 = (11..15).map(|field| nth(fields, field)).sum();
             sum.ticks += TICK * u32::try_from(ticks).unwrap_or(u32::MAX);
@@ -91,7 +91,7 @@ impl Program {
         sum
     }
 
-    /// The memory of all of its processes.
+    /// The memory of all its processes.
     pub fn memory(&self) -> Memory {
         let mut sum = Memory::default();
         for pid in self.pids() {
@@ -109,7 +109,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Parents first: nginx's would put another child in the place of one that is gone.
+        // Parents first: nginx's master would replace a killed child.
         for pid in self.pids() {
             let _ = Command::new("kill")
                 .args(["-KILL", &pid.to_string()])
@@ -121,11 +121,11 @@ impl Drop for Program {
 }
 
 impl Cpu {
-    /// What was used since an earlier reading.
+    /// CPU time since an earlier reading.
     pub fn since(self, earlier: Cpu) -> Duration {
         let threads = self.threads.saturating_sub(earlier.threads);
         let ticks = self.ticks.saturating_sub(earlier.ticks);
-        // A thread that ended in between is only in the coarse number.
+        // A thread that ended in between is only counted in ticks.
         match ticks > threads + 3 * TICK + threads / 50 {
             true => ticks,
             false => threads,

@@ -1,4 +1,4 @@
-//! The simulated workers behind the targets: without think time, each role in a process of its own.
+//! The simulated workers behind the targets: without compute time, one process for each role.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use crate::programs::balancer::{Worker, Workers};
 
-/// Which workers there are and how fast they are.
+/// The number of workers and their speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// Prefill workers; as many decode workers, and as many ordinary ones for targets with one leg.
+    /// Prefill workers, with as many decode workers and as many ordinary ones for targets with one leg.
     pub of_each: usize,
     /// Time between two output tokens.
     pub gap: Duration,
@@ -33,20 +33,20 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail when it has ended, which is what is wanted.
+        // Both fail when the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What the workers counted, all of them together.
+/// Sums of the workers' counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Connections ever accepted.
     pub connections: u64,
-    /// Rooms that wait or transfer.
+    /// Rooms that wait or transfer now.
     pub open_rooms: u64,
-    /// Rules of the protocol that were broken.
+    /// Violations of the protocol.
     pub violations: u64,
 }
 
@@ -67,7 +67,7 @@ impl Fleet {
         })
     }
 
-    /// The workers that a balancer is started with.
+    /// The workers for a balancer.
     pub fn of_roles(&self) -> Workers<'_> {
         Workers {
             prefill: &self.prefill,
@@ -76,7 +76,7 @@ impl Fleet {
         }
     }
 
-    /// Asks every worker for its counters. To ask opens a connection to each one, which is not counted.
+    /// Reads the counters of every worker. The connections that this opens are not counted.
     pub async fn counts(&self, asked_before: u64) -> Result<Counts, String> {
         let mut sum = Counts::default();
         for worker in self.workers() {
@@ -101,7 +101,7 @@ impl Fleet {
         Ok(sum)
     }
 
-    /// The counters once no room is open, or after some seconds: what is open then was left behind.
+    /// The counters once no room is open, or after some seconds: rooms that are open then were left behind.
     pub async fn settled_counts(&self, asked_before: &mut u64) -> Result<Counts, String> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {

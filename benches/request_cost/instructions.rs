@@ -1,7 +1,7 @@
 //! Instructions of a target under a fixed number of requests, counted by valgrind's callgrind.
 //!
-//! Like system calls they are the same on a machine that is busy, and unlike these they say what the work between
-//! two calls costs. Instructions of the kernel are not among them. A target is about fifty times slower under
+//! As with system calls, the count is the same on a busy machine; unlike those, it includes the work between
+//! two calls. Instructions of the kernel are not counted. A target is about fifty times slower under
 //! valgrind, and all of its threads take turns on one CPU.
 //!
 //! Source: Valgrind's manual, "Callgrind", sections "Command-line options" and "Monitor Commands"; "Callgrind Format
@@ -18,12 +18,12 @@ use super::measure::{Effort, Run};
 use super::targets::Running;
 use super::workloads::Unit;
 
-/// After this long it is enough, however few requests there were.
+/// The count ends after this time, with any number of requests.
 const LONGEST: Duration = Duration::from_secs(60);
-/// In the directory of the target's files.
+/// The output file, in the directory of the target.
 const OUTPUT: &str = "callgrind";
 
-/// The same command under valgrind, with everything that it starts.
+/// The same command under valgrind, with its child processes.
 pub fn under_callgrind(command: &Command, files: &Path) -> Command {
     let mut valgrind = Command::new("valgrind");
     valgrind
@@ -44,7 +44,7 @@ pub fn under_callgrind(command: &Command, files: &Path) -> Command {
 }
 
 impl Run<'_> {
-    /// Instructions per unit; none where there is nobody to count.
+    /// Instructions per unit; none for a target without a process.
     pub async fn instructions(
         &self,
         running: &Running,
@@ -75,7 +75,7 @@ impl Run<'_> {
     }
 }
 
-/// Targets side by side, with their ratio to nginx.
+/// The targets, with their ratio to nginx.
 pub fn table(workload: &str, unit: Unit, targets: &[(String, f64)]) -> String {
     let unit = match unit {
         Unit::Request => "request",
@@ -95,7 +95,7 @@ pub fn table(workload: &str, unit: Unit, targets: &[(String, f64)]) -> String {
     columns(&rows)
 }
 
-/// Has callgrind do something, and waits until it has.
+/// Sends a command to callgrind, and waits until it is done.
 fn tell(pid: u32, command: &str) -> Result<(), String> {
     let told = Command::new("vgdb")
         .arg(format!("--pid={pid}"))
@@ -111,7 +111,7 @@ fn tell(pid: u32, command: &str) -> Result<(), String> {
     }
 }
 
-/// The sum over all functions, in the text of an output file.
+/// The total over all functions in an output file.
 fn total(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("totals: "));
     line?.trim().parse().ok()
@@ -120,7 +120,7 @@ fn total(text: &str) -> Option<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    // No imports: what is built for `cargo bench` has the module without its tests.
+    // Without imports, because a build for `cargo bench` has this module without its tests.
     #[test]
     fn the_total_is_that_of_all_functions() {
         let text = "version: 1\nsummary: 4245435\n\nfn=(1) main\n12 300\ntotals: 4252617\n";

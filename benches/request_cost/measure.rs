@@ -1,4 +1,4 @@
-//! One target under one workload: CPU time, latencies, memory, and what the workers saw of it.
+//! One target under one workload: CPU time, latencies, memory, and the workers' counters.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use super::fleet::{Counts, Fleet};
 use super::targets::Running;
 use super::workloads::{Span, Unit, Workload};
 
-/// Longest time of one request; a stream of a load that is cut in its middle may last for that load.
+/// Time limit of one request. Streams whose middle is measured may last as long as the load.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long and how much.
+/// The size of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     pub time: Duration,
@@ -24,7 +24,7 @@ pub struct Effort {
     pub requests: u64,
 }
 
-/// What one run of one target came to.
+/// The results of one run of one target.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reading {
     pub workload: String,
@@ -32,26 +32,26 @@ pub struct Reading {
     pub round: usize,
     /// Requests, or events.
     pub units: u64,
-    /// CPU time of the target for each; none without a target.
+    /// CPU time of the target per unit; none for a target without a process.
     pub cpu_us_per_unit: Option<f64>,
     /// CPU time of the target, in seconds.
     pub cpu_seconds: Option<f64>,
-    /// Length of what was measured.
+    /// Length of the measurement.
     pub seconds: f64,
     pub units_per_second: f64,
     pub errors: u64,
-    /// Connections to workers that were opened meanwhile, with those of health probes.
+    /// Connections that were opened to workers meanwhile, health probes included.
     pub worker_connections: u64,
     /// Rooms that were still open some seconds later.
     pub open_rooms: u64,
-    /// Rules of the protocol that were broken.
+    /// Violations of the protocol.
     pub violations: u64,
     pub resident_mb: Option<f64>,
     pub peak_mb: Option<f64>,
     pub latencies: Summary,
 }
 
-/// Who is measured in which round.
+/// The target and round of a run.
 pub struct Run<'a> {
     pub workload: &'a Workload,
     pub fleet: &'a Fleet,
@@ -60,7 +60,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Sends the workload to the target. `asked` is how often the workers were asked for their counters.
+    /// Sends the workload to the target. `asked` is how often the workers' counters were read.
     pub async fn measure(
         &self,
         running: &Running,
@@ -77,7 +77,7 @@ impl Run<'_> {
         Ok(self.reading(span, memory, before, after))
     }
 
-    /// Some requests that do not count: connections open, caches and tables fill.
+    /// Requests that are not measured: connections open, caches and tables fill.
     pub async fn warm_up(&self, running: &Running, requests: u64) -> Result<(), String> {
         let effort = Effort {
             time: Duration::from_secs(10),
@@ -121,8 +121,8 @@ impl Run<'_> {
         let told = seen.clone();
         let load = Load {
             request_timeout: Duration::from_secs(3600),
-            // One after the other: streams that begin together have their events together, and a target that is woken
-            // once for many of them looks cheaper than it is.
+            // One after the other: streams that begin together send their events together, and a target that is woken
+            // once for many events looks cheaper than it is.
             arrivals: Arrivals::AtRate {
                 per_second: self.workload.concurrency as f64 / (warm_up / 2).as_secs_f64(),
                 spacing: Spacing::Constant,
@@ -156,7 +156,7 @@ impl Run<'_> {
             units,
             cpu,
             seconds,
-            // No request has ended, so there is nothing else to tell.
+            // No request has ended, so there is no latency.
             tally: Tally {
                 failed: seen.borrow().1.clone(),
                 ..Tally::default()

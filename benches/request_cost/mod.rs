@@ -1,4 +1,4 @@
-//! What mini-lb costs, beside plain proxies and other balancers, on this machine.
+//! The cost of mini-lb beside plain proxies and other balancers, on this machine.
 //!
 //! ```text
 //! cargo bench --bench end_to_end -- --short
@@ -7,20 +7,20 @@
 //! cargo bench --bench end_to_end -- --instructions --targets nginx,mini-lb
 //! ```
 //!
-//! One process sends the load and reads the others' CPU time from /proc; workers are simulated and do not think. For
-//! each workload all targets run, and are asked in turn over some rounds, so that what else happens on the machine
-//! hits all of them. Numbers are medians of the rounds with the lowest and the highest.
+//! One process sends the load and reads the targets' CPU time from /proc; workers are simulated and take no time. For
+//! each workload all targets run, and take turns over some rounds, so that other load on the machine
+//! affects all of them. Numbers are medians over the rounds, with the lowest and the highest.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `workloads` | what is asked |
-//! | `targets` | who is asked, and its configuration |
-//! | `fleet` | the simulated workers, and what they counted |
+//! | `workloads` | the requests |
+//! | `targets` | the measured programs and their configuration |
+//! | `fleet` | the simulated workers and their counters |
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
 //! | `instructions` | the same under callgrind |
 //! | `report` | tables, JSON, charts |
-//! | `programs` | what it shares with the other benchmarks: programs, and what they use |
+//! | `programs` | shared with the other benchmarks: programs, CPU time, memory, the machine |
 
 mod fleet;
 mod instructions;
@@ -45,7 +45,7 @@ use report::Start;
 use targets::{BUILT_IN, Kind, Running, Target};
 use workloads::{Group, Span, Workload};
 
-/// What is measured, and how long.
+/// The command line.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "end_to_end",
@@ -53,7 +53,7 @@ use workloads::{Group, Span, Workload};
     after_help = TARGET_HELP
 )]
 pub struct Arguments {
-    /// A few requests in one round: shows that everything works, and measures nothing.
+    /// One round of a few requests, which shows that everything works and measures nothing.
     #[arg(long)]
     pub short: bool,
     /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all`.
@@ -67,45 +67,45 @@ pub struct Arguments {
         default_value = "direct,direct-legs,nginx,haproxy,pingora,nginx-mirror,mini-lb"
     )]
     pub targets: Vec<String>,
-    /// One more target.
+    /// Another target.
     #[arg(long, value_name = "NAME=COMMAND", value_parser = named_command)]
     pub target: Vec<(String, String)>,
-    /// How often each target has its turn.
+    /// Number of turns of each target.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Length of a turn.
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
-    /// Count system calls with strace instead.
+    /// Count system calls with strace instead of measuring times.
     #[arg(long)]
     pub syscalls: bool,
     /// Requests under strace.
     #[arg(long, default_value_t = 2000)]
     pub syscall_requests: u64,
-    /// Count instructions with valgrind's callgrind instead.
+    /// Count instructions with valgrind's callgrind instead of measuring times.
     #[arg(long, conflicts_with = "syscalls")]
     pub instructions: bool,
     /// Requests under callgrind.
     #[arg(long, default_value_t = 500)]
     pub instruction_requests: u64,
-    /// Another binary of mini-lb than the one that was built with this.
+    /// The mini-lb binary, by default the one that was built with this benchmark.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_mini-lb"))]
     pub mini_lb: String,
-    /// Write everything that was read to this file.
+    /// Write all measurements to this file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Write charts of how cost grows into this directory.
+    /// Write charts of the growth of cost into this directory.
     #[arg(long, value_name = "DIRECTORY")]
     pub svg: Option<PathBuf>,
-    /// Be the target `pingora`: where it listens, and its workers.
+    /// Run as the target `pingora`: the address to listen on, and those of its workers.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub serve_plainly: Vec<SocketAddr>,
-    /// What cargo says to every benchmark.
+    /// The flag that cargo passes to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
 }
 
-/// Measures, and says each table when it is there.
+/// Runs the workloads, and reports each table when it is complete.
 pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<(), String> {
     let workloads = chosen_workloads(&arguments.workloads)?;
     let targets = chosen_targets(&arguments, &mut say)?;
@@ -131,14 +131,14 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
         }
         readings.extend(comparison.rounds(&targets, &mut say).await);
         say(report::table(workload, &names, &readings));
-        // After each one: who ends it early keeps what there is.
+        // After each one, so that an early end keeps the results so far.
         if let Some(path) = &arguments.json {
             let json = report::as_json(&workloads, &names, &readings, &starts);
             write(path, &format!("{json:#}\n"))?;
         }
     }
     if arguments.instructions {
-        // Times of start say nothing under callgrind.
+        // Start times mean nothing under callgrind.
         return Ok(());
     }
     if !arguments.syscalls {
@@ -158,13 +158,13 @@ struct Comparison<'a> {
     arguments: &'a Arguments,
     workload: &'a Workload,
     fleet: Fleet,
-    /// How often the workers were asked for their counters.
+    /// How often the workers' counters were read.
     asked: u64,
     starts: &'a mut Vec<Start>,
 }
 
 impl Comparison<'_> {
-    /// Every target in turn, round by round. One that fails is out, and the others go on.
+    /// Every target in turn, round by round. A target that fails is left out of later rounds.
     async fn rounds(&mut self, targets: &[Target], say: &mut impl FnMut(String)) -> Vec<Reading> {
         let (rounds, effort) = self.effort();
         let mut taking_part = Vec::new();
@@ -176,7 +176,7 @@ impl Comparison<'_> {
         }
         let mut readings = Vec::new();
         for round in 0..rounds {
-            // Nobody is always first, or always behind the same other.
+            // The order changes, so that no target is always first or always follows the same one.
             if round > 0 && !taking_part.is_empty() {
                 taking_part.rotate_left(1);
             }
@@ -209,7 +209,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// The target, warm; nothing where each turn starts it anew.
+    /// The target, warmed up; none when each turn starts it anew.
     async fn enter(&mut self, target: &Target) -> Result<Option<Running>, String> {
         if target.kind == Kind::NginxMirror && self.workload.has_early_head() {
             return Err(format!(
@@ -225,8 +225,8 @@ impl Comparison<'_> {
         Ok(Some(running))
     }
 
-    /// So much that every worker has been asked, by every thread. Not in the largest fleets, whose simulated workers
-    /// would then have more connections among each other than a process may have.
+    /// Enough requests for every thread to have used every worker. Fewer for the largest fleets, whose simulated
+    /// workers would open more connections to each other than a process may have.
     async fn warm_up(&self, target: &Target, running: &Running) -> Result<(), String> {
         let requests = self.workload.concurrency + (16 * self.workload.plan.of_each).min(2000);
         self.run_of(target, 0)
@@ -244,7 +244,7 @@ impl Comparison<'_> {
         let started;
         let running = match running {
             Some(running) => {
-                // While the others had their turns its idle connections have ended.
+                // Its idle connections have expired during the turns of the others.
                 self.warm_up(target, running).await?;
                 running
             }
@@ -271,7 +271,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// System calls of every target.
+    /// Counts the system calls of every target.
     async fn trace(&mut self, targets: &[Target]) -> Result<String, String> {
         let requests = self.arguments.syscall_requests;
         let count = async |run: Run<'_>, running: &Running, asked: &mut u64| {
@@ -282,7 +282,7 @@ impl Comparison<'_> {
         Ok(notes + &table)
     }
 
-    /// Instructions of every target.
+    /// Counts the instructions of every target.
     async fn instructions(&mut self, targets: &[Target]) -> Result<String, String> {
         let requests = self.arguments.instruction_requests;
         let count = async |run: Run<'_>, running: &Running, asked: &mut u64| {
@@ -293,7 +293,7 @@ impl Comparison<'_> {
         Ok(notes + &table)
     }
 
-    /// What is counted of each target, with its name, and what is to be said of those that do not start.
+    /// The counts of each target with its name, and the errors of those that do not start.
     async fn counted<T>(
         &mut self,
         targets: &[Target],
@@ -358,7 +358,7 @@ fn chosen_workloads(names: &[String]) -> Result<Vec<Workload>, String> {
     Ok(all.into_iter().filter(is_chosen).collect())
 }
 
-/// The targets that can be started; the others are said.
+/// The targets that can be started; the others are reported.
 fn chosen_targets(
     arguments: &Arguments,
     say: &mut impl FnMut(String),

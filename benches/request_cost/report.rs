@@ -12,12 +12,12 @@ use super::measure::Reading;
 use super::workloads::{Unit, Workload};
 use crate::programs::machine;
 
-/// The target that all others are compared with.
+/// The target that the others are compared with.
 const REFERENCE: &str = "nginx";
-/// What time to first token is compared with: one leg, and two.
+/// Targets whose time to first token is the reference: one leg, and two.
 const DIRECT: [&str; 2] = ["direct-legs", "direct"];
 
-/// How a target started, how much it needs without work, and how large it is.
+/// Start time, idle memory and binary size of a target.
 #[derive(Debug, Clone, Serialize)]
 pub struct Start {
     pub target: String,
@@ -26,7 +26,7 @@ pub struct Start {
     pub binary_mb: Option<f64>,
 }
 
-/// A middle and the two ends.
+/// Median, minimum and maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     pub median: f64,
@@ -76,7 +76,7 @@ impl<'a> Readings<'a> {
         Spread::of(self.0.iter().filter_map(|reading| read(reading)))
     }
 
-    /// CPU time against another target's in the same round, so that what else the machine did hits both.
+    /// CPU time relative to another target in the same round, so that other load on the machine affects both.
     pub fn ratio(&self, other: &Readings<'_>) -> Option<Spread> {
         let ratio = |mine: &&Reading| {
             let theirs = other.0.iter().find(|theirs| theirs.round == mine.round)?;
@@ -126,7 +126,7 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
         if readings.0.is_empty() {
             continue;
         }
-        // With two legs the workers' meeting is part of it, whoever sends the legs.
+        // With two legs the rendezvous of the workers is part of it, whichever program sends the legs.
         let base = match one_leg(target) {
             true => ttft(DIRECT[1]),
             false => ttft(DIRECT[0]),
@@ -158,7 +158,7 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
     format!("{}\n{}", workload.about, columns(&rows))
 }
 
-/// Everything in one table: CPU time of each target as a multiple of nginx's.
+/// All workloads in one table: CPU time of each target as a multiple of nginx's.
 pub fn ratios(workloads: &[Workload], targets: &[String], all: &[Reading]) -> String {
     let mut rows = vec![vec!["CPU time, x nginx".to_owned()]];
     rows[0].extend(targets.iter().filter(|target| !is_direct(target)).cloned());
@@ -174,7 +174,7 @@ pub fn ratios(workloads: &[Workload], targets: &[String], all: &[Reading]) -> St
     columns(&rows)
 }
 
-/// What each target needs before there is work.
+/// Start time and idle memory of each target.
 pub fn starts(targets: &[String], all: &[Start]) -> String {
     let head = ["idle", "first 200, ms", "resident MB", "binary MB"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -195,7 +195,7 @@ pub fn starts(targets: &[String], all: &[Start]) -> String {
     columns(&rows)
 }
 
-/// The whole run, to be read by programs.
+/// The whole run as JSON.
 pub fn as_json(
     workloads: &[Workload],
     targets: &[String],
@@ -222,12 +222,12 @@ pub fn as_json(
     json!({"machine": machine(), "medians": medians, "starts": starts, "readings": readings})
 }
 
-/// What the numbers were measured on and with.
+/// The machine and the versions of the programs.
 pub fn machine() -> BTreeMap<&'static str, String> {
     machine::machine(&["nginx", "haproxy"])
 }
 
-/// Cost against concurrency and against the size of the body, where these were measured.
+/// Cost by concurrency, body size, streams and workers, as far as these were measured.
 pub fn charts(targets: &[String], all: &[Reading]) -> Vec<(&'static str, Chart)> {
     let chart = |title: &str, x_label: &str, prefix: &str, unit: f64| Chart {
         title: title.to_owned(),
@@ -308,7 +308,7 @@ fn series(targets: &[String], all: &[Reading], prefix: &str, unit: f64) -> Vec<S
         .collect()
 }
 
-/// Latencies, where a request came to its end.
+/// Latencies, if a request has ended.
 fn answered(reading: &Reading) -> Option<&Summary> {
     Some(&reading.latencies).filter(|latencies| latencies.answered > 0)
 }

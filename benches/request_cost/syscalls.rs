@@ -1,7 +1,7 @@
 //! System calls of a target under a fixed number of requests, counted by strace.
 //!
-//! Counts say more than times where the machine is shared: they are the same everywhere, but for what a slowed
-//! target finds ready at once.
+//! On a shared machine counts say more than times: they are the same everywhere, except that a slowed
+//! target finds more data ready at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,14 +15,14 @@ use super::targets::Running;
 use super::workloads::Unit;
 use crate::programs::process::threads;
 
-/// Calls by name, for each unit of work.
+/// Calls by name, per unit of work.
 pub type Counts = BTreeMap<String, f64>;
 
-/// strace attaches within this time, or not at all.
+/// strace has failed when it has not attached within this time.
 const ATTACH: Duration = Duration::from_secs(10);
 
 impl Run<'_> {
-    /// Calls per unit; none where there is nobody to trace.
+    /// Calls per unit; none for a target without a process.
     pub async fn system_calls(
         &self,
         running: &Running,
@@ -57,7 +57,7 @@ impl Run<'_> {
             true => self.measure(running, effort, asked).await,
             false => Err("strace did not attach; is ptrace allowed here?".to_owned()),
         };
-        // Interrupted, it lets go of the processes and writes its table.
+        // On an interrupt, strace detaches and writes its table.
         let interrupted = Command::new("kill")
             .args(["-INT", &strace.id().to_string()])
             .status();
@@ -70,7 +70,7 @@ impl Run<'_> {
     }
 }
 
-/// Targets side by side: one column for each, the most frequent call first.
+/// One column for each target, the most frequent call first.
 pub fn table(workload: &str, unit: Unit, targets: &[(String, Counts)]) -> String {
     let unit = match unit {
         Unit::Request => "request",

@@ -1,4 +1,4 @@
-//! What is measured: who stands between the load and the workers, with the files that it needs.
+//! The targets: the programs between the load and the workers, with their configuration files.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,42 +12,42 @@ use super::instructions::under_callgrind;
 use crate::programs::balancer::{MINI_LB, Worker, free_port, serving};
 use crate::programs::process::Program;
 
-/// Connections to a worker that nginx keeps open.
+/// Connections that nginx keeps open to a worker.
 const NGINX_KEEPALIVE: usize = 512;
 
-/// Who is measured.
+/// The program that is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// Nobody: the load goes to ordinary workers.
+    /// None: the load goes to ordinary workers.
     Direct,
-    /// Nobody, and the load sends both legs itself.
+    /// None, and the load generator sends both legs.
     DirectLegs,
-    /// nginx before ordinary workers.
+    /// nginx in front of ordinary workers.
     Nginx,
-    /// nginx with the same request mirrored to prefill: two legs that the load has given their room.
+    /// nginx with the request mirrored to prefill: two legs whose room the load generator has chosen.
     NginxMirror,
-    /// HAProxy before ordinary workers.
+    /// HAProxy in front of ordinary workers.
     Haproxy,
-    /// Pingora before ordinary workers.
+    /// Pingora in front of ordinary workers.
     Pingora,
-    /// mini-lb as it is by default.
+    /// mini-lb with its defaults.
     MiniLb,
-    /// mini-lb without a line for each request.
+    /// mini-lb without a log line for each request.
     MiniLbQuiet,
-    /// A command of the caller.
+    /// A command from `--target`.
     Command(String),
 }
 
-/// A kind with the name that the tables show.
+/// A kind and its name in the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub name: String,
     pub kind: Kind,
-    /// Whether its instructions are counted, which makes it slow.
+    /// Whether it runs under callgrind, which makes it slow.
     pub under_callgrind: bool,
 }
 
-/// The targets that have names of their own.
+/// The built-in targets.
 pub const BUILT_IN: [(&str, Kind); 8] = [
     ("direct", Kind::Direct),
     ("direct-legs", Kind::DirectLegs),
@@ -59,26 +59,26 @@ pub const BUILT_IN: [(&str, Kind); 8] = [
     ("mini-lb-quiet", Kind::MiniLbQuiet),
 ];
 
-/// How requests have to look.
+/// The form of the requests that a target takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Legs {
-    /// As a client's.
+    /// The request of a client.
     Plain,
-    /// With a room, and with a header that names the prefill worker by its index.
+    /// With a room, and a header with the index of the prefill worker.
     Room,
-    /// With a room, to a decode worker and beside it to a prefill worker.
+    /// With a room, sent to a decode worker and a prefill worker.
     RoomBeside,
 }
 
-/// A target that serves, and where.
+/// A running target and its address.
 pub struct Running {
     pub addresses: Vec<SocketAddr>,
-    /// Nothing when there is nobody between.
+    /// None for `direct`.
     pub program: Option<Program>,
     pub legs: Legs,
-    /// From its start to its first 200.
+    /// Time from its start to its first 200.
     pub started_in: Duration,
-    /// What it was given to read, and writes.
+    /// The directory with its configuration and output.
     pub files: tempfile::TempDir,
 }
 
@@ -98,7 +98,7 @@ impl Target {
         asked.is_ok_and(|status| status.success())
     }
 
-    /// Starts it before the workers, and waits until it serves.
+    /// Starts it in front of the workers, and waits until it serves.
     pub async fn start(&self, mini_lb: &str, fleet: &Fleet) -> Result<Running, String> {
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
         let legs = match self.kind {
@@ -194,7 +194,7 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// The cheapest way to pass HTTP on with nginx: connections kept, nothing buffered, nothing logged.
+/// The cheapest nginx proxy: keep-alive to the workers, no buffering, no log.
 fn nginx(files: &Path, port: u16, workers: &[Worker], prefill: &[Worker]) -> String {
     let files = files.display();
     let server = |worker: &Worker| format!("server {};", worker.address);
@@ -213,7 +213,7 @@ fn nginx(files: &Path, port: u16, workers: &[Worker], prefill: &[Worker]) -> Str
     }
     let mut request_buffering = "off";
     if !prefill.is_empty() {
-        // A request can be mirrored only when it is there as a whole.
+        // nginx mirrors a request only when it has the whole body.
         request_buffering = "on";
         mirror = "mirror /to-prefill;";
         map = format!("map $http_x_prefill $prefill {{ default prefill0; {map} }}");

@@ -1,4 +1,4 @@
-//! What is asked of every target: bodies, how many at once, and what counts as one unit of work.
+//! The workloads: bodies, concurrency, and the unit of work that costs are divided by.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,58 +11,58 @@ use serde_json::{Value, json};
 use super::fleet::{Fleet, Plan};
 use super::targets::Legs;
 
-/// Token ids of prompts: any will do.
+/// Token ids of prompts; their values do not matter.
 const FIRST_ID: u32 = 1_000;
-/// With more live streams each has its events further apart, so that all of them together have so many a second:
-/// what changes is the number of streams, not the load.
+/// Events per second over all streams. With more streams each one has its events further apart, so that only
+/// the number of streams changes, not the load.
 const EVENTS_PER_SECOND: u64 = 8_000;
 
-/// Requests per second before fleets of every size. Each pair of simulated workers that meets for the first time opens a
-/// connection, so that large fleets answer later; who waits would then have fewer requests at once, which cost more.
+/// Requests per second for fleets of every size. Each pair of simulated workers opens a connection at its first
+/// rendezvous, so large fleets respond later; a closed loop would then send fewer requests at once, at a higher cost.
 const FLEET_RATE: f64 = 2_000.0;
 
 /// One row of the result.
 #[derive(Debug, Clone)]
 pub struct Workload {
     pub name: String,
-    /// For readers.
+    /// The title in the tables.
     pub about: String,
     pub group: Group,
     pub plan: Plan,
     pub path: &'static str,
     pub body: Value,
     pub concurrency: usize,
-    /// Requests per second; `None` is the next one as soon as one has ended.
+    /// Requests per second; `None` sends the next one when one has ended.
     pub rate: Option<f64>,
     pub unit: Unit,
     pub span: Span,
 }
 
-/// Which workloads are asked for together.
+/// A group of workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     /// The main table.
     Core,
-    /// How cost grows.
+    /// The growth of cost.
     Scale,
 }
 
-/// What CPU time is divided by.
+/// The unit of work that CPU time is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Request,
     Event,
 }
 
-/// Which part of a load is measured.
+/// The part of a load that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Span {
-    /// All of it, from the first request to the last answer.
+    /// The whole load, from the first request to the last response.
     Whole,
-    /// Some seconds in the middle, when all streams live. The target is started anew for it, so that its peak of memory
-    /// is this load's.
+    /// Some seconds in the middle, when all streams are live. The target is started anew, so that its peak of memory
+    /// belongs to this load.
     Middle {
-        /// How long streams may take to begin.
+        /// Time for the streams to begin.
         warm_up: Duration,
     },
 }
@@ -128,7 +128,7 @@ pub fn all() -> Vec<Workload> {
 }
 
 impl Workload {
-    /// Whether the head of a worker's answer comes before anything is computed, as with streams of `/generate`.
+    /// Whether a worker sends the head before it computes anything, as for streams of `/generate`.
     pub fn has_early_head(&self) -> bool {
         self.path == "/generate" && self.body["stream"] == true
     }
@@ -147,7 +147,7 @@ impl Workload {
                 ..RequestSpec::default()
             });
         }
-        // Rooms of this run only: two targets in turn must not share one.
+        // Rooms are unique to this run: two targets must not share one.
         let first_room: u64 = rand::random::<u64>() >> 2;
         Box::new(move |number| {
             let index = usize::try_from(number).unwrap_or_default() % prefill.len();
@@ -218,7 +218,7 @@ fn live_streams(streams: usize, name: &str, group: Group) -> Workload {
         span: Span::Middle {
             warm_up: gap * 2 + Duration::from_millis(1000 + streams as u64),
         },
-        // Nobody comes to the end.
+        // No stream reaches its end.
         ..streamed(1_000_000, streams)
     }
 }

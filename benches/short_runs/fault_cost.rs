@@ -1,4 +1,4 @@
-//! The benchmark of faults itself works: a few rounds, which measure little, go through its parts.
+//! A few rounds of the benchmark of faults.
 
 use clap::Parser;
 use serde_json::Value;
@@ -29,7 +29,7 @@ async fn each_kind_of_fault_is_reached_and_its_ends_are_seen() {
             assert_eq!(round["is_reached"], true, "{reading}");
             for ends in ["prefill_ends_ms", "decode_ends_ms"] {
                 let is_seen = round[ends].is_f64();
-                // Its only worker may be the one that refuses.
+                // The only worker of this role may be the one that refuses.
                 assert!(is_seen || round["is_served"] == true, "{ends}: {reading}");
             }
         }

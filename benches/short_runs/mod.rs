@@ -1,4 +1,4 @@
-//! Short runs, which measure nothing, go through every part of the benchmarks.
+//! Tests that the benchmarks work: short runs, which measure nothing, reach every part of them.
 
 mod fault_cost;
 mod request_cost;

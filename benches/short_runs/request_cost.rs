@@ -1,4 +1,4 @@
-//! The benchmark itself works: a short run, which measures nothing, goes through all of its parts.
+//! Short runs of the benchmark of requests, and the count of instructions against the baseline.
 
 use std::io::{Write, stderr};
 
@@ -8,7 +8,7 @@ use support::baseline::{self, Counts};
 
 use crate::request_cost::{Arguments, run};
 
-/// Says that valgrind is there, and the compiler the one of the baseline: with another one the counts are others.
+/// Set when valgrind is installed and the compiler is that of the baseline, because the counts depend on both.
 const COUNTS: &str = "MINI_LB_COUNT_INSTRUCTIONS";
 
 async fn short_run(options: &[&str]) -> Result<String, String> {
@@ -97,7 +97,7 @@ async fn a_target_that_fails_is_said_with_what_it_said_and_the_others_go_on() {
 #[tokio::test]
 async fn a_request_takes_no_more_instructions_than_recorded() {
     if std::env::var_os(COUNTS).is_none() {
-        // Past the harness, which keeps what a test that passes has printed.
+        // Written directly, because the test harness hides the output of a test that passes.
         let _ = writeln!(stderr(), "instructions are counted with {COUNTS}=1");
         return;
     }

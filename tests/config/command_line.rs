@@ -322,7 +322,7 @@ fn authorities_are_named_by_any_number_of_files_in_each_source() {
     let file = temporary(&format!("ca_cert_paths: [{one}, {two}]\n"));
     let conf = format!("--conf {}", file.path().display());
     assert_eq!(count(&conf, &[]), 3);
-    // What is printed is read again.
+    // The printed configuration is read again.
     let (_, effective) = load(&format!("{conf} {workers}"), &[]).unwrap();
     let printed = temporary(&effective.to_string());
     assert_eq!(

@@ -11,7 +11,7 @@ fn yaml_files(directory: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        // What is not the balancer's configuration has a folder of its own.
+        // Files for other programs are in folders.
         .filter(|path| path.is_file())
         .collect();
     files.sort();

@@ -1,5 +1,5 @@
-//! Configurations that are resolved and never started. The environment is an argument, so that no test sees variables of
-//! another one.
+//! Configurations that are resolved and never started. The environment is an argument, so that no test sees the
+//! variables of another one.
 
 use std::ffi::OsString;
 use std::fs;

@@ -34,7 +34,7 @@ fn keys_come_from_files_and_are_never_shown() {
 
     let shown = format!("{config:?}{effective}{effective:?}{:?}", serve(&line));
     assert!(!shown.contains("sk-"), "{shown}");
-    // The printed stars are no key.
+    // The printed stars are not a key.
     let printed = temporary(&effective.to_string());
     let found = problems(&format!("--conf {}", printed.path().display()), &[]);
     assert!(

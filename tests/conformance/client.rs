@@ -1,6 +1,6 @@
-//! One HTTP/1.1 client connection: raw requests out, whole answers back.
+//! One HTTP/1.1 client connection: raw requests, whole responses.
 //!
-//! The body of a request is bytes and stays bytes. Another HTTP stack than mini-lb's (hyper), so that a
+//! The bytes of a body are sent unchanged. hyper is another HTTP stack than mini-lb's, so that a
 //! framing error is not shared.
 
 use std::convert::Infallible;
@@ -19,13 +19,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-/// Every case is short; what takes longer hangs.
+/// The time limit of a case; every case is short.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The size of the pieces in which a chunked body is sent: small enough to cut tokens of the JSON.
 const PIECE: usize = 11;
 
-/// No more pieces than this, whatever the body's length.
+/// The most pieces of a body of any length.
 const PIECES: usize = 64;
 
 /// One request, sent as it stands.
@@ -49,7 +49,7 @@ pub(crate) enum Framing {
     Expect,
 }
 
-/// A whole answer.
+/// A whole response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -58,7 +58,7 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// A connection that carries one request after the other.
+/// A connection for requests in sequence.
 pub(crate) struct Connection {
     address: SocketAddr,
     sender: SendRequest<BoxBody<Bytes, Infallible>>,
@@ -77,14 +77,14 @@ impl Connection {
         within(opened).await
     }
 
-    /// Whether the other side would take another request; waits until the last one is over.
+    /// Whether the connection is still usable, once the last request is complete.
     pub(crate) async fn is_open(&mut self) -> bool {
         within(async { self.sender.ready().await.map_err(text) })
             .await
             .is_ok()
     }
 
-    /// Sends a request and reads the answer to its end.
+    /// Sends a request and reads the whole response.
     pub(crate) async fn exchange(&mut self, request: &Request) -> Result<Answer, String> {
         let (body, proceed) = framed(request);
         let mut head = http::Request::builder()
@@ -106,7 +106,7 @@ impl Connection {
                 if interim.status() == StatusCode::CONTINUE
                     && let Some(proceed) = proceed.lock().unwrap().take()
                 {
-                    // The receiver is gone only when the body is no longer wanted.
+                    // The receiver is dropped when the body is no longer needed.
                     let _ = proceed.send(());
                 }
             });
@@ -129,7 +129,7 @@ impl Connection {
     }
 }
 
-/// The body of a request, and the signal that lets it go when it has to wait for one.
+/// The body of a request, and the signal that releases it if it has to wait.
 fn framed(request: &Request) -> (BoxBody<Bytes, Infallible>, Option<oneshot::Sender<()>>) {
     let body = request.body.clone();
     match request.framing {
@@ -145,7 +145,7 @@ fn framed(request: &Request) -> (BoxBody<Bytes, Infallible>, Option<oneshot::Sen
         Framing::Expect => {
             let (proceed, asked) = oneshot::channel();
             let piece = stream::once(async move {
-                // Dropped without a signal: the exchange is over, and nobody reads this body.
+                // Dropped without a signal: the exchange has ended without the body.
                 let _ = asked.await;
                 Ok(Frame::data(body))
             });

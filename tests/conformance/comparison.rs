@@ -1,17 +1,17 @@
 //! Two trees, field by field, and the table of fields that differ between any two servers.
 //!
-//! The same keys, the same values; numbers with a fraction to a tolerance; tokens of equal logprob in any
-//! order. What may differ stands in [`IGNORED`], each with its reason.
+//! Keys and values must be equal; numbers with a fraction within a tolerance; tokens of equal logprob in any
+//! order. [`IGNORED`] lists the fields that may differ, with reasons.
 
 use serde_json::{Map, Value};
 
-/// Logprobs of two runs of the same engine differ by bfloat16's rounding only.
+/// Logprobs of two runs of the same engine differ only by the rounding of bfloat16.
 const TOLERANCE: f64 = 1e-3;
 
 /// Longer values are cut in a report.
 const SHOWN: usize = 160;
 
-/// What of a request decides which fields may differ.
+/// The properties of a request that decide which fields may differ.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Leeway {
     /// It has more prompts than one.
@@ -20,7 +20,7 @@ pub(crate) struct Leeway {
     pub(crate) rid: bool,
 }
 
-/// One place in which two answers differ.
+/// One place in which two responses differ.
 #[derive(Debug)]
 pub(crate) struct Difference {
     pub(crate) path: String,
@@ -43,11 +43,11 @@ impl std::fmt::Display for Difference {
 struct Ignored {
     key: &'static str,
     what: What,
-    /// Why two answers of one server differ here, too.
+    /// Why two responses of one server differ here as well.
     _reason: &'static str,
 }
 
-/// What of a field is ignored, and when.
+/// Which part of a field is ignored, and when.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     /// Its value, unless the client chose it.
@@ -56,7 +56,7 @@ enum What {
     Value,
     /// Its value, in a request with more prompts than one.
     BatchValue,
-    /// Also whether it is there.
+    /// Its value and its presence.
     Field,
 }
 
@@ -179,8 +179,8 @@ impl Walk {
         }
     }
 
-    /// Rows of most probable tokens: the logprobs are equal in order. A token may be another one where
-    /// its logprob is not unique, and at the end of the row, where the next one may be equal to it.
+    /// Rows of most probable tokens: the logprobs are equal in order. A token may differ where
+    /// its logprob is not unique, and at the end of the row, where the next logprob may be equal.
     fn rows(&mut self, path: &str, ordinary: &[Row], mini_lb: &[Row]) {
         if ordinary.len() != mini_lb.len() {
             let said = |rows: &[Row]| format!("{} rows", rows.len());
@@ -208,7 +208,7 @@ impl Walk {
     }
 }
 
-/// What is ignored of a field, if anything is.
+/// The ignored part of a field, if any.
 fn what_of(key: &str) -> Option<What> {
     let ignored = IGNORED.iter().find(|ignored| ignored.key == key);
     ignored.map(|ignored| ignored.what)
@@ -296,7 +296,7 @@ fn same_row(a: &[(f64, String)], b: &[(f64, String)]) -> bool {
             .all(|(at, (a, b))| close(a.0, b.0) && (a.1 == b.1 || tied(at)))
 }
 
-/// Whole numbers are equal to the digit, others to the tolerance.
+/// Whole numbers are compared exactly, others within the tolerance.
 fn near(a: &Value, b: &Value) -> bool {
     match (a.as_i64(), b.as_i64()) {
         (Some(a), Some(b)) => a == b,
@@ -308,7 +308,7 @@ fn float(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
 
-/// A text without the request ids that the server drew, which its messages quote.
+/// A text without the request ids of the server, which its messages quote.
 fn plain(text: &str) -> String {
     let words = text.split_inclusive(|c: char| !c.is_ascii_hexdigit());
     words

@@ -1,9 +1,9 @@
-//! An answer as one tree that does not depend on how a stream was cut into events.
+//! A response as one tree that does not depend on how a stream was cut into events.
 //!
-//! Where tokens are coalesced is up to the worker's clock, so that two streams of the same answer differ
-//! in their events but not in what they say: the last cumulative event of `/generate`, the concatenated
-//! deltas of the others. What every event of a stream must have is kept as sets. Nothing is ignored here;
-//! that is `comparison`'s.
+//! Which tokens share an event depends on the worker's timing, so two streams of the same response differ
+//! in their events but not in their contents: the last cumulative event of `/generate`, the concatenated
+//! deltas of the others. Properties that every event must have are kept as sets. Nothing is ignored here;
+//! that is the task of `comparison`.
 //!
 //! Source: SGLang 0.5.23, `srt/entrypoints/http_server.py` (`/generate`), `srt/entrypoints/openai/` and
 //! `srt/entrypoints/anthropic/`.
@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::client::Answer;
 
-/// What ends a stream of every family but the named events.
+/// The last event of a stream, except in the families with named events.
 const DONE: &str = "[DONE]";
 
 /// One event of a stream.
@@ -25,20 +25,20 @@ pub(crate) struct Event {
     pub(crate) data: Data,
 }
 
-/// What an event carries.
+/// The data of an event.
 pub(crate) enum Data {
     /// A tree.
     Json(Value),
-    /// The last word of a stream.
+    /// `[DONE]`.
     Done,
 }
 
-/// Whether an answer is a stream of events.
+/// Whether a response is a stream of events.
 pub(crate) fn is_stream(answer: &Answer) -> bool {
     answer.content_type.starts_with("text/event-stream")
 }
 
-/// The tree of an answer: status, content type, framing and body.
+/// The tree of a response: status, content type, framing and body.
 pub(crate) fn digest(answer: &Answer) -> Result<Value, String> {
     let (framing, body) = if is_stream(answer) {
         ("events", of_events(&events(&answer.body)?))
@@ -57,7 +57,7 @@ pub(crate) fn digest(answer: &Answer) -> Result<Value, String> {
     }))
 }
 
-/// Cuts a stream into events. Anything but whole events of the two fields that SGLang writes is an error.
+/// Splits a stream into events. Anything except whole events with the two fields that SGLang writes is an error.
 pub(crate) fn events(body: &[u8]) -> Result<Vec<Event>, String> {
     let text = std::str::from_utf8(body).map_err(|error| format!("not UTF-8: {error}"))?;
     let Some(text) = text.strip_suffix("\n\n") else {
@@ -87,7 +87,7 @@ fn event(text: &str) -> Result<Event, String> {
     Ok(Event { name, data })
 }
 
-/// The family of a stream shows in its first event.
+/// The digest of a stream; its first event shows the family.
 fn of_events(events: &[Event]) -> Value {
     let trees: Vec<(&Option<String>, &Value)> = events
         .iter()
@@ -107,7 +107,7 @@ fn of_events(events: &[Event]) -> Value {
     json!({ "says": says, "dones": dones, "done_is_last": done_is_last })
 }
 
-/// `/generate`: the last event of each index says everything; the keys of `meta_info` that every event
+/// `/generate`: the last event of each index is complete; the keys of `meta_info` that every event
 /// of the index has are kept beside it.
 fn cumulative(trees: &[(&Option<String>, &Value)]) -> Value {
     let mut items: BTreeMap<u64, (Value, BTreeSet<String>)> = BTreeMap::new();
@@ -123,7 +123,7 @@ fn cumulative(trees: &[(&Option<String>, &Value)]) -> Value {
             .or_insert_with(|| ((*tree).clone(), keys.clone()));
     }
     let items = items.into_iter().map(|(index, (last, common))| {
-        // An object, so that a key is compared, and ignored, as it is anywhere else.
+        // An object, so that keys are compared and ignored by the same rules as elsewhere.
         let common: Map<String, Value> = common.into_iter().map(|key| (key, json!(true))).collect();
         let value = json!({ "last": last, "meta_info_of_every_event": common });
         (index.to_string(), value)
@@ -131,7 +131,7 @@ fn cumulative(trees: &[(&Option<String>, &Value)]) -> Value {
     Value::Object(items.collect())
 }
 
-/// Chat and completions: what the deltas of each choice add up to, what the chunks have around them, and
+/// Chat and completions: the sum of the deltas of each choice, the fields around them, and
 /// the set of the chunks' shapes.
 fn choices(trees: &[(&Option<String>, &Value)]) -> Value {
     let mut around = Value::Null;
@@ -157,7 +157,7 @@ fn choices(trees: &[(&Option<String>, &Value)]) -> Value {
     json!({ "around": around, "choices": by_index, "shapes": shapes })
 }
 
-/// Responses and messages: the events in order, where deltas of one kind in a row are one.
+/// Responses and messages: the events in order, with consecutive deltas of one kind joined.
 fn named(trees: &[(&Option<String>, &Value)]) -> Value {
     let mut rows: Vec<Value> = Vec::new();
     for (name, tree) in trees {
@@ -192,7 +192,7 @@ fn grows(key: &str) -> bool {
     matches!(key, "content" | "reasoning_content" | "text" | "delta")
 }
 
-/// Takes over what is not null; lists are replaced too.
+/// Replaces members by those that are not null, lists included.
 fn replace(held: &mut Value, new: &Value) {
     match (&mut *held, new) {
         (Value::Object(held), Value::Object(new)) => {
@@ -225,7 +225,7 @@ fn shape(tree: &Value) -> String {
         Value::Object(object) => {
             let mut members: Vec<String> = object
                 .iter()
-                // Names of tokens are keys there.
+                // Their keys are tokens.
                 .map(|(key, value)| match key.as_str() {
                     "top_logprobs" => "top_logprobs".to_owned(),
                     _ => format!("{key}:{}", shape(value)),

@@ -1,6 +1,6 @@
-//! The answers of mini-lb that differ from an ordinary server's by design, each with its reason.
+//! The responses of mini-lb that differ by design from those of an ordinary server, with reasons.
 //!
-//! An entry names the answers that it is about by what they are, and what must hold nevertheless.
+//! An entry describes the responses that it covers, and the conditions that must hold for them.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ use crate::comparison::differences;
 /// One entry of the table.
 struct Expected {
     reason: &'static str,
-    /// Whether it is about this case, and what must hold for both digests does.
+    /// Whether it covers this case, and its conditions hold for both digests.
     holds: fn(&Case, ordinary: &Value, mini_lb: &Value) -> bool,
 }
 
@@ -53,7 +53,7 @@ const EXPECTED: [Expected; 9] = [
     },
 ];
 
-/// Why the two answers may differ, if the table knows.
+/// The reason why the two responses may differ, if there is one in the table.
 pub(crate) fn reason(case: &Case, ordinary: &Value, mini_lb: &Value) -> Option<&'static str> {
     EXPECTED
         .iter()
@@ -137,7 +137,7 @@ fn unknown_path(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
         && message(mini_lb).is_some()
 }
 
-/// The message of an error in any of the shapes that the endpoints have.
+/// The message of an error in the shape of any endpoint.
 fn message(digest: &Value) -> Option<&str> {
     let body = &digest["body"];
     let places = [&body["message"], &body["error"]["message"], &body["error"]];
@@ -159,10 +159,10 @@ fn members(value: &Value) -> Vec<String> {
     names
 }
 
-/// How Python shows the first of the fields that mini-lb adds at the end of a request.
+/// The Python notation of the first field that mini-lb adds to a request.
 const INJECTED: &str = ", 'bootstrap_host': ";
 
-/// The tree without what mini-lb added to the requests that its texts quote.
+/// The tree without the fields of mini-lb in the requests that its texts quote.
 fn without_injected(value: &Value) -> Value {
     match value {
         Value::String(text) => {

@@ -1,14 +1,15 @@
-//! Conformance: mini-lb in front of a pair answers as one ordinary server of the same model does.
+//! Conformance: mini-lb in front of a pair responds as one ordinary server of the same model does.
+//! A crate by itself, because it can also run against real workers, which one request at a time may use.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `workers` | who stands behind mini-lb, from the environment; the balancer under test |
-//! | `client` | raw requests over one connection, whole answers |
+//! | `workers` | the workers from the environment; the balancer under test |
+//! | `client` | raw requests over one connection, whole responses |
 //! | `cases` | the list of requests, one file per family of endpoints |
-//! | `digest` | an answer as a tree that does not depend on how a stream was cut |
-//! | `laws` | what holds for mini-lb's answer alone |
-//! | `comparison` | two trees, field by field, with the table of what may differ in every answer |
-//! | `expected` | the table of answers that differ by design |
+//! | `digest` | a response as a tree that does not depend on how a stream was cut |
+//! | `invariants` | checks of a single response |
+//! | `comparison` | two trees, field by field, with the table of fields that may differ |
+//! | `expected` | the table of responses that differ by design |
 //! | `run` | every case through both, and the report |
 //!
 //! With real workers (the ordinary server and the model may be left out):
@@ -27,7 +28,7 @@ mod client;
 mod comparison;
 mod digest;
 mod expected;
-mod laws;
+mod invariants;
 mod run;
 mod workers;
 

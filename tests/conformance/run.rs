@@ -1,7 +1,7 @@
-//! Every case through mini-lb and, where there is one, through the ordinary server; and the report.
+//! Every case through mini-lb and through the ordinary server, if there is one; and the report.
 //!
-//! One case after the other, on cold caches, so that `cached_tokens` can be compared. A case that differs
-//! is asked again once: SGLang's own streams race now and then, on an ordinary server too.
+//! Cases run in sequence with cold caches, so that `cached_tokens` can be compared. A case that differs
+//! is repeated once, because SGLang's streams have rare races, on an ordinary server too.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,27 +15,27 @@ use crate::client::{Answer, Connection, Framing, Request};
 use crate::comparison::differences;
 use crate::digest::digest;
 use crate::workers::Workers;
-use crate::{expected, laws};
+use crate::{expected, invariants};
 use support::Balancer;
 
-/// After so many cases in a row without an answer the others are not asked: each would take the client's patience.
+/// After this many cases in a row without a response the others are skipped: each would take the whole time limit.
 const HOPELESS: usize = 3;
 
-/// The differences of one case that are shown; more of them have the same cause.
+/// The number of differences of one case that are shown; more of them have the same cause.
 const SHOWN: usize = 8;
 
-/// What came of a case.
+/// The outcome of a case.
 enum Outcome {
     Equal,
-    /// Different by design, and why.
+    /// Different by design, with the reason.
     Expected(&'static str),
-    /// Each line is one difference or one broken law.
+    /// Each line is one difference or one violated invariant.
     Wrong(Vec<String>),
-    /// mini-lb gave no answer, which is not asked for again.
+    /// mini-lb gave no response; the case is not repeated.
     Unanswered(String),
 }
 
-/// Runs every case and fails with the list of what is wrong.
+/// Runs every case and fails with the list of errors.
 pub(crate) async fn all_cases(workers: &Workers) {
     let balancer = Balancer::start(workers.config()).await;
     let run = Run::new(workers, balancer.address).await;
@@ -82,9 +82,9 @@ pub(crate) async fn all_cases(workers: &Workers) {
     assert!(wrong.is_empty(), "unexpected:\n{}", wrong.join("\n"));
 }
 
-/// Writes a line past the test harness's capture: it is for whoever ran the suite.
+/// Writes a line directly to stderr, because the test harness hides the output of a test that passes.
 pub(crate) fn say(line: &str) {
-    // Nobody to tell when stderr is closed.
+    // stderr may be closed.
     let _ = writeln!(std::io::stderr(), "conformance: {line}");
 }
 
@@ -100,9 +100,9 @@ struct Run {
     mini_lb: SocketAddr,
     connections: Mutex<Connections>,
     ordinary: Option<SocketAddr>,
-    /// Every worker, to flush it.
+    /// Every worker, for flushes.
     workers: Vec<SocketAddr>,
-    /// A worker that tokenizes.
+    /// A worker for tokenization.
     tokenizer: SocketAddr,
 }
 
@@ -162,14 +162,14 @@ impl Run {
             ),
             None => (alone(case, mini_lb), Vec::new()),
         };
-        // An answer that differs by design has laws of its own, in the table.
+        // A response that differs by design is judged by the table only.
         let judged = match outcome {
             Outcome::Expected(_) => judged,
             _ => [judged, vec![("mini-lb", mini_lb)]].concat(),
         };
         for (who, answer) in judged {
-            let broken = laws::broken(case, answer);
-            wrong.extend(broken.iter().map(|line| format!("{who}: {line}")));
+            let violations = invariants::violations(case, answer);
+            wrong.extend(violations.iter().map(|line| format!("{who}: {line}")));
         }
         match outcome {
             Outcome::Wrong(differences) => wrong.extend(differences),
@@ -179,8 +179,8 @@ impl Run {
         Outcome::Wrong(wrong)
     }
 
-    /// mini-lb's answer, and whether the connection is kept. It is the one of the cases before as long as
-    /// mini-lb keeps it open: what one request leaves behind spoils the next.
+    /// mini-lb's response, and whether the connection is kept. The connection is that of the previous cases as long as
+    /// mini-lb keeps it open, so that leftovers of one request would spoil the next.
     async fn of_mini_lb(&self, case: &Case) -> Result<(Answer, bool), String> {
         let mut connections = self.connections.lock().await;
         let mut connection = match connections.held.take() {
@@ -196,7 +196,7 @@ impl Run {
         Ok((answer, kept))
     }
 
-    /// Empties every worker's cache, which also says that nothing was left behind in one of them.
+    /// Flushes the cache of every worker, which succeeds only when no request was left behind.
     async fn flush(&self) -> Vec<String> {
         let flush = request(Method::POST, "/flush_cache?timeout=10", &Value::Null);
         let flushed = self.workers.iter().map(|&address| {
@@ -279,7 +279,7 @@ async fn of_ordinary(address: SocketAddr, case: &Case) -> Result<Answer, String>
     last_answer(&mut connection, case).await
 }
 
-/// The last answer on a connection that carries the case's request as often as it says.
+/// The last response on a connection over which the request is sent as often as the case says.
 async fn last_answer(connection: &mut Connection, case: &Case) -> Result<Answer, String> {
     let mut answer = connection.exchange(&case.request).await?;
     for time in 1..case.times {
@@ -307,14 +307,16 @@ fn compare(case: &Case, ordinary: &Answer, mini_lb: &Answer) -> Outcome {
     }
 }
 
-/// mini-lb's answer without another to compare it with: the table may still know why it breaks a law.
+/// The outcome of a response without another to compare it with: the table may still explain a violation.
 fn alone(case: &Case, mini_lb: &Answer) -> Outcome {
     let digest = match digest(mini_lb) {
         Ok(digest) => digest,
         Err(error) => return Outcome::Wrong(vec![format!("mini-lb: {error}")]),
     };
     match expected::reason(case, &digest, &digest) {
-        Some(reason) if !laws::broken(case, mini_lb).is_empty() => Outcome::Expected(reason),
+        Some(reason) if !invariants::violations(case, mini_lb).is_empty() => {
+            Outcome::Expected(reason)
+        }
         _ => Outcome::Equal,
     }
 }

@@ -1,10 +1,10 @@
-//! Who stands behind mini-lb.
+//! The workers behind mini-lb.
 //!
-//! Nothing here knows a case. The environment's names are described in `main.rs`.
+//! The environment variables are described in `main.rs`.
 
 use mini_lb::MiniLbConfig;
 
-/// A request that takes longer is a failed one; the cases are short.
+/// The time limit of a request; the cases are short.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
 
 /// The workers of one run.
@@ -13,9 +13,9 @@ pub(crate) struct Workers {
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     /// URL of each decode worker.
     pub(crate) decode: Vec<String>,
-    /// URL of an ordinary server of the same model. Without it nothing is compared.
+    /// URL of an ordinary server of the same model. Without it responses are not compared.
     pub(crate) ordinary: Option<String>,
-    /// The served model; the first of `/v1/models` if it is not given.
+    /// The served model; by default the first of `/v1/models`.
     pub(crate) model: Option<String>,
 }
 
@@ -42,14 +42,14 @@ impl Workers {
         })
     }
 
-    /// Every worker, the ordinary one too.
+    /// Every worker, the ordinary one included.
     pub(crate) fn urls(&self) -> impl Iterator<Item = &str> {
         let prefill = self.prefill.iter().map(|(url, _)| url.as_str());
         let decode = self.decode.iter().map(String::as_str);
         prefill.chain(decode).chain(self.ordinary.as_deref())
     }
 
-    /// The configuration of a balancer in front of the pair, on a port of its own.
+    /// The configuration of a balancer in front of the pair, on a free port.
     pub(crate) fn config(&self) -> MiniLbConfig {
         MiniLbConfig::new(
             "127.0.0.1".to_owned(),

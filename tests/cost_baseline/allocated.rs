@@ -1,8 +1,8 @@
-//! The balancer as a library, on a runtime that is one thread, and what this thread allocates: its own work and
-//! nobody else's, since workers and clients live on another thread. The log line of each request is made as in the
-//! binary, and thrown away.
+//! The balancer as a library on a runtime with one thread, and the allocations of this thread: only those of the
+//! balancer, since workers and clients run on another thread. The log line of each request is formatted as in the
+//! binary, and discarded.
 //!
-//! Beside it a plain proxy of Pingora, with one leg and nothing of ours: the floor.
+//! A plain Pingora proxy with one leg is counted for comparison.
 
 use std::future::Future;
 use std::io::sink;
@@ -26,16 +26,16 @@ use tokio::task::yield_now;
 use crate::{Counts, Watched};
 use support::{Worker, config};
 
-/// After so many turns of the runtime, each of which looks at all sockets, nothing is left that could be done.
+/// After this many turns of the runtime, each of which polls all sockets, no work is left.
 const TURNS: usize = 64;
 
-/// Where the answer goes.
+/// The sender for the answer to one question.
 type Question = oneshot::Sender<AllocationInfo>;
 type Questions = mpsc::UnboundedSender<Question>;
 
 static LOG: Once = Once::new();
 
-/// A balancer on its thread, which ends with this.
+/// A balancer on its thread, which ends when this is dropped.
 pub(crate) struct Allocated {
     pub(crate) address: SocketAddr,
     questions: Questions,
@@ -79,7 +79,7 @@ impl Watched for Allocated {
         self.ask().await;
     }
 
-    /// One client and one answer at a time: there is nothing to hold it for.
+    /// With one client and one response at a time there is no need to hold the balancer.
     async fn hold(&self) -> impl Sized {}
 
     async fn woken(&self) {}
@@ -108,7 +108,7 @@ async fn serve_plainly(socket: TcpListener, proxy: Plain) {
         .await;
 }
 
-/// A thread that ends with the other end of the channel. Between two questions everything that it allocates is
+/// Starts a thread that ends with the other end of the channel. Everything that it allocates between two questions
 /// counted.
 fn on_its_thread(served: impl Future<Output = ()> + Send + 'static) -> Questions {
     let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
@@ -128,7 +128,7 @@ fn on_its_thread(served: impl Future<Output = ()> + Send + 'static) -> Questions
                 });
             });
             match question {
-                // Nobody waits for the answer when a test has failed.
+                // The receiver is gone when a test has failed.
                 Some(answer) => drop(answer.send(totals)),
                 None => return,
             }

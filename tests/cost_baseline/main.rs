@@ -1,17 +1,19 @@
-//! Counts of what the balancer does for one unit of work, against a recorded baseline: allocations, bytes
-//! allocated, system calls. Never times: these depend on the machine, and on what else it does.
+//! The cost of one unit of work, compared with a recorded baseline: allocations, allocated bytes,
+//! system calls. Never times, which depend on the machine and its other load.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `units` | the units of work: workers and clients that take one step at a time |
-//! | `allocated` | the balancer as a library on a thread of its own, and what that thread allocates |
-//! | `traced` | the binary, and its system calls |
-//! | `support::baseline` | the recorded counts, and when one is too far from them |
+//! | `units` | the units of work, and the workers and clients that take one step at a time |
+//! | `allocated` | the balancer as a library on its own thread, and the allocations of that thread |
+//! | `traced` | the binary and its system calls |
+//! | `support::baseline` | the recorded counts, and how far a new count may be from them |
 //!
-//! A step is taken only when the balancer has nothing to do any more. So two pieces never arrive together by
-//! luck, and the counts are those of the dearest course: each piece wakes the balancer anew.
+//! A step is taken only when the balancer is idle. So two pieces never arrive together by chance, and the counts
+//! are those of the worst case, in which each piece wakes the balancer.
 //!
-//! After a change that pays, or that is worth its price:
+//! These tests are a crate by themselves, because counting allocations replaces the global allocator.
+//!
+//! To record the counts after an improvement, or after a feature that is worth its cost:
 //!
 //! ```sh
 //! MINI_LB_RECORD_COUNTS=1 cargo test --test cost_baseline
@@ -30,43 +32,43 @@ use allocated::Allocated;
 use support::Worker;
 use support::baseline::{self, Counts, distance};
 use traced::Traced;
-use units::{Scene, Unit};
+use units::{Lockstep, Unit};
 
-/// Each of them is a count of units; the result is their median.
+/// Number of counted rounds; the result is their median.
 const ROUNDS: usize = 9;
 
-/// A balancer whose work is counted.
+/// A balancer whose work can be counted.
 trait Watched {
-    /// Comes back when the balancer waits, and has nothing left to do.
+    /// Returns when the balancer waits and has no work left.
     async fn quiet(&self);
 
-    /// Keeps the balancer from going on until the guard is dropped, where that can be done.
+    /// Pauses the balancer until the guard is dropped, if that is possible.
     async fn hold(&self) -> impl Sized;
 
-    /// Comes back when a balancer that is held has woken, if it had a reason.
+    /// Returns when a paused balancer has woken for the last input.
     async fn woken(&self);
 
-    /// What was counted since its start, by name.
+    /// The counts since the start, by name.
     async fn totals(&self) -> Counts;
 }
 
-/// The median of some rounds, each divided by its units.
-async fn per_unit(scene: &mut Scene<impl Watched>, unit: &Unit) -> Counts {
-    let mut live = scene.begin(unit).await;
-    // Connections, tables and buffers grow to what they need.
-    scene.round(unit, &mut live).await;
+/// The median over the rounds of the counts per unit.
+async fn per_unit(lockstep: &mut Lockstep<impl Watched>, unit: &Unit) -> Counts {
+    let mut live = lockstep.begin(unit).await;
+    // A first round, uncounted: connections open, tables and buffers grow.
+    lockstep.round(unit, &mut live).await;
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        let before = scene.watched.totals().await;
-        let units = scene.round(unit, &mut live).await as f64;
-        let after = scene.watched.totals().await;
+        let before = lockstep.watched.totals().await;
+        let units = lockstep.round(unit, &mut live).await as f64;
+        let after = lockstep.watched.totals().await;
         let before = |name: &str| before.get(name).copied().unwrap_or(0.0);
         let spent = after
             .into_iter()
             .map(|(name, count)| ((count - before(&name)) / units, name));
         rounds.push(spent.map(|(count, name)| (name, count)).collect::<Counts>());
     }
-    scene.end(live).await;
+    lockstep.end(live).await;
     let names = rounds.last().into_iter().flat_map(BTreeMap::keys);
     let median = |name: &String| {
         let of = |round: &Counts| round.get(name).copied().unwrap_or(0.0);
@@ -81,32 +83,32 @@ async fn allocations(of: &str, unit: Unit) -> Counts {
     let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
     let watched = Allocated::start(&prefill, &decode).await;
     let address = watched.address;
-    let mut scene = Scene::new(watched, Some(prefill), decode, address, 1).await;
-    let counts = per_unit(&mut scene, &unit).await;
+    let mut lockstep = Lockstep::new(watched, Some(prefill), decode, address, 1).await;
+    let counts = per_unit(&mut lockstep, &unit).await;
     baseline::check(&format!("allocations, {of}"), &counts);
     counts
 }
 
-/// The same of a plain proxy, for comparison.
+/// The allocations of a plain proxy, for comparison.
 async fn allocations_of_pingora(of: &str, unit: Unit) {
     let worker = Worker::listen().await;
     let watched = Allocated::plain(&worker);
     let address = watched.address;
-    let mut scene = Scene::new(watched, None, worker, address, 1).await;
-    let counts = per_unit(&mut scene, &unit).await;
+    let mut lockstep = Lockstep::new(watched, None, worker, address, 1).await;
+    let counts = per_unit(&mut lockstep, &unit).await;
     baseline::check(&format!("allocations, {of}, Pingora alone"), &counts);
 }
 
 async fn system_calls(of: &str, unit: Unit, clients: usize) {
     let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
     let Some(watched) = Traced::start(&prefill, &decode).await else {
-        // Past the harness, which keeps what a test that passes has printed.
+        // Written directly, because the test harness hides the output of a test that passes.
         let _ = writeln!(stderr(), "not counted, ptrace is not permitted: {of}");
         return;
     };
     let address = watched.address;
-    let mut scene = Scene::new(watched, Some(prefill), decode, address, clients).await;
-    let counts = per_unit(&mut scene, &unit).await;
+    let mut lockstep = Lockstep::new(watched, Some(prefill), decode, address, clients).await;
+    let counts = per_unit(&mut lockstep, &unit).await;
     baseline::check(&format!("system calls, {of}"), &counts);
 }
 
@@ -137,11 +139,11 @@ async fn a_merged_event_allocates_no_more_than_recorded() {
 #[tokio::test]
 async fn a_long_prompt_allocates_no_more_than_recorded() {
     let counts = allocations("prompt of 1 MiB", Unit::long_prompt()).await;
-    // Whatever is recorded: a body is there once, and once more for what the socket hands over.
+    // A bound that recording cannot change: one copy of the body, and one buffer that the socket is read into.
     assert!(counts["bytes"] < 3.0 * f64::from(1 << 20), "{counts:?}");
 }
 
-/// Not ours, but what ours is compared with: it changes when Pingora does.
+/// The cost of Pingora alone, which changes when Pingora does.
 #[tokio::test]
 async fn pingora_alone_allocates_as_recorded() {
     allocations_of_pingora("small chat", Unit::small_chat()).await;

@@ -1,9 +1,9 @@
-//! The binary as it runs by default, on one thread, and its system calls by name, counted with ptrace: no root, no
-//! strace and no perf is needed.
+//! The binary with its defaults on one thread, and its system calls by name, counted with ptrace: without root,
+//! strace or perf.
 //!
-//! One thread, since otherwise the machine's number of CPUs, and which of them is free, would be counted too. Health
-//! probes are off and stderr is a file, both because they would be work by the clock. For the same reason the threads
-//! in [`CLOCKS`] do not count.
+//! With more threads the counts would depend on the number of CPUs and on which of them is free. Health
+//! probes are off and stderr is a file, because both would be work by the clock. For the same reason the threads
+//! in [`CLOCKS`] are not counted.
 //!
 //! Source: ptrace(2), `PTRACE_SEIZE`; proc_pid_stat(5).
 
@@ -27,18 +27,18 @@ use tokio::task::yield_now;
 use crate::{Counts, Watched};
 use support::{Worker, soon};
 
-/// Threads that do what they do every so often, whether there are requests or not: Pingora's clock, and jemalloc's
-/// return of memory.
+/// Threads that run periodically, with or without requests: Pingora's clock, and jemalloc's
+/// purging of memory.
 const CLOCKS: [&str; 2] = ["Timer thread", "jemalloc_bg_thd"];
 
-/// Waits in the kernel, or for the tracer.
+/// Thread states: waiting in the kernel, or for the tracer.
 const SLEEPS: u8 = b'S';
 const IS_TRACED: u8 = b't';
 
-/// How often each system call was made, by its number.
+/// Number of calls for each system call number.
 type Calls = Arc<Mutex<BTreeMap<u64, u64>>>;
 
-/// Whoever has it decides when threads go on from the beginning or end of a call.
+/// The holder of this lock decides when threads continue at the beginning or end of a call.
 type Gate = Arc<AsyncMutex<()>>;
 
 /// A running binary whose system calls are counted. Killed when dropped.
@@ -52,7 +52,7 @@ pub(crate) struct Traced {
 }
 
 impl Traced {
-    /// `None` where nobody may trace.
+    /// `None` when ptrace is not permitted.
     pub(crate) async fn start(prefill: &Worker, decode: &Worker) -> Option<Self> {
         let files = tempfile::tempdir().unwrap();
         let (conf, log) = (files.path().join("conf.yaml"), files.path().join("log"));
@@ -92,7 +92,7 @@ impl Traced {
 }
 
 impl Watched for Traced {
-    /// Every thread sleeps: what has arrived has been read.
+    /// Whether every thread sleeps, so that all input has been read.
     async fn quiet(&self) {
         soon("the balancer is quiet", self.all_in(&[SLEEPS])).await;
     }
@@ -117,7 +117,7 @@ impl Watched for Traced {
 }
 
 impl Traced {
-    /// Comes back when every thread is in one of these states.
+    /// Returns when every thread is in one of these states.
     async fn all_in(&self, states: &[u8]) {
         let directory = format!("/proc/{}/task", self.child.id());
         let is_there = |task: String| is_clock(&task) || is_in(&task, states);
@@ -129,7 +129,7 @@ impl Traced {
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        // It is waited for by the tracer, which ends with it, or else here.
+        // The tracer waits for the process and ends with it; without a tracer it is waited for here.
         let _ = self.child.kill();
         let _ = self.tracer.take().map(JoinHandle::join);
         let _ = self.child.wait();
@@ -139,7 +139,7 @@ impl Drop for Traced {
 fn program(conf: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
     command.arg("--conf").arg(conf);
-    // Somebody's settings are not the default.
+    // Settings of the developer must not change the counts.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("MINI_LB_") {
             command.env_remove(name);
@@ -163,7 +163,7 @@ async fn listening(log: &Path, child: &mut Child) -> SocketAddr {
     }
 }
 
-/// Takes hold of all threads, and of those to come. Only this thread may then wait for them.
+/// Attaches to all threads, and to those that they start. Only this thread may then wait for them.
 fn seize(pid: Pid) -> nix::Result<()> {
     let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE;
     let directory = format!("/proc/{pid}/task");
@@ -175,7 +175,7 @@ fn seize(pid: Pid) -> nix::Result<()> {
             return Ok(());
         }
         for thread in new {
-            // A thread of a thread that is held is held already.
+            // A thread that an attached thread has started is attached already.
             match ptrace::seize(thread, options) {
                 Ok(()) => ptrace::interrupt(thread)?,
                 Err(Errno::EPERM) if !seized.is_empty() => {}
@@ -186,17 +186,17 @@ fn seize(pid: Pid) -> nix::Result<()> {
     }
 }
 
-/// A system call that has begun.
+/// A system call in progress.
 struct Call {
     number: u64,
-    /// How long a wait may last.
+    /// The timeout of a wait.
     fourth: u64,
 }
 
-/// Counts until there is nobody left.
+/// Counts until the process has ended.
 fn trace(calls: &Calls, gate: &Gate) {
     let mut begun = BTreeMap::new();
-    // Children of other threads are other tests' balancers.
+    // Other children belong to other tests.
     let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
     while let Ok(status) = waitpid(None, Some(flags)) {
         let Some(thread) = status.pid() else { continue };
@@ -207,12 +207,12 @@ fn trace(calls: &Calls, gate: &Gate) {
             _ => {}
         }
         let _open = gate.blocking_lock();
-        // One that was killed meanwhile says so at the next wait.
+        // The next wait reports a thread that was killed meanwhile.
         let _ = ptrace::syscall(thread, signal);
     }
 }
 
-/// A call begins, or is over and counts.
+/// Handles the beginning of a call, or its end, when it is counted.
 fn step(thread: Pid, begun: &mut BTreeMap<Pid, Call>, calls: &Calls) {
     let (Ok(info), Some(registers)) = (ptrace::syscall_info(thread), registers(thread)) else {
         return;
@@ -227,7 +227,7 @@ fn step(thread: Pid, begun: &mut BTreeMap<Pid, Call>, calls: &Calls) {
     }
 }
 
-/// Whether a wait for sockets ended because it was time. That depends on how long the units take.
+/// Whether a wait for sockets timed out, which depends on how long the units take.
 fn is_timer(call: &Call, result: u64) -> bool {
     name(call.number).starts_with("epoll_") && call.fourth != 0 && result == 0
 }
@@ -237,10 +237,10 @@ fn name(number: u64) -> String {
     name.map_or(number.to_string(), |name| name.to_string())
 }
 
-/// What the registers of a thread say of its call. Source: syscall(2), "Architecture calling conventions".
+/// The system call in the registers of a thread. Source: syscall(2), "Architecture calling conventions".
 struct Registers {
     call: Call,
-    /// When the call is over.
+    /// The result, at the end of the call.
     result: u64,
 }
 
@@ -267,14 +267,14 @@ fn is_clock(task: &str) -> bool {
     CLOCKS.contains(&name.trim())
 }
 
-/// A thread that is gone is in every state.
+/// A thread that has ended counts as being in every state.
 fn is_in(task: &str, states: &[u8]) -> bool {
     let stat = fs::read_to_string(format!("{task}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
     state.is_none_or(|state| states.contains(&state))
 }
 
-/// The directories of the threads.
+/// The `/proc` directories of the threads.
 fn tasks(directory: &str) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path().to_string_lossy().into_owned())

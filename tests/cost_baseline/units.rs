@@ -1,5 +1,5 @@
-//! The units of work: what clients ask and workers answer, one step after the other. What is counted, and how, is
-//! not known here.
+//! The units of work: requests of clients and responses of workers, one step after the other. Counting is in
+//! `allocated` and `traced`.
 
 use std::net::SocketAddr;
 
@@ -15,15 +15,15 @@ const SMALL: usize = 900;
 /// Logprobs of a prompt.
 const LOGPROBS: usize = 2_000;
 
-/// What one unit is.
+/// One unit of work.
 pub(crate) enum Unit {
-    /// A request with the answers of both workers.
+    /// A request with the responses of both workers.
     Request {
         request: String,
         prefill: String,
         decode: String,
     },
-    /// One event of decode, in a stream that has begun.
+    /// One event of decode in a stream that has begun.
     Event {
         request: String,
         prefill: Vec<String>,
@@ -31,10 +31,10 @@ pub(crate) enum Unit {
     },
 }
 
-/// Workers, a balancer and its clients.
-pub(crate) struct Scene<W> {
+/// Workers, a balancer and clients that take one step at a time.
+pub(crate) struct Lockstep<W> {
     pub(crate) watched: W,
-    /// None before a plain proxy.
+    /// None behind a plain proxy.
     prefill: Option<Worker>,
     decode: Worker,
     clients: Vec<Client>,
@@ -93,7 +93,7 @@ impl Unit {
     }
 }
 
-impl<W: Watched> Scene<W> {
+impl<W: Watched> Lockstep<W> {
     pub(crate) async fn new(
         watched: W,
         prefill: Option<Worker>,
@@ -105,7 +105,7 @@ impl<W: Watched> Scene<W> {
         for _ in 0..clients {
             connected.push(Client::connect(balancer).await);
         }
-        Scene {
+        Lockstep {
             watched,
             prefill,
             decode,
@@ -113,7 +113,7 @@ impl<W: Watched> Scene<W> {
         }
     }
 
-    /// What lives through all rounds: decode's side of each stream.
+    /// Begins the streams that last through all rounds, and returns decode's side of each.
     pub(crate) async fn begin(&mut self, unit: &Unit) -> Vec<Exchange> {
         let Unit::Event {
             request,
@@ -136,7 +136,7 @@ impl<W: Watched> Scene<W> {
         self.watched.quiet().await;
         for leg in &mut decodes {
             leg.begin_stream().await;
-            // The head waits for an event, which could be an error.
+            // The balancer holds the head back until the first event, which could be an error.
             leg.chunk(decode).await;
         }
         for client in &mut self.clients {
@@ -147,7 +147,7 @@ impl<W: Watched> Scene<W> {
         decodes
     }
 
-    /// Some units for each client; how many they were.
+    /// Runs one round of units for each client, and returns their number.
     pub(crate) async fn round(&mut self, unit: &Unit, live: &mut [Exchange]) -> usize {
         for _ in 0..UNITS {
             match unit {
@@ -179,13 +179,13 @@ impl<W: Watched> Scene<W> {
         for client in &mut self.clients {
             let answer = client.answer().await;
             assert_eq!(answer.status(), 200);
-            // What prefill knows is in it.
+            // It contains prefill's data.
             assert!(answer.body.len() >= decode.len().max(known));
         }
         self.watched.quiet().await;
     }
 
-    /// All answers are there when the balancer has taken the first.
+    /// Sends all responses before the balancer continues.
     async fn answer(&self, legs: Vec<Exchange>, body: &str) {
         let held = self.watched.hold().await;
         for leg in legs {
@@ -209,7 +209,7 @@ impl<W: Watched> Scene<W> {
         self.watched.quiet().await;
     }
 
-    /// Sends a request of each client, and gives the legs as they arrive.
+    /// Sends one request from each client, and returns the legs in the order of their arrival.
     async fn ask(&mut self, request: &str) -> (Vec<Exchange>, Vec<Exchange>) {
         let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
         let held = self.watched.hold().await;
@@ -250,7 +250,7 @@ fn generate_request(stream: bool) -> String {
     post("/generate", &body.to_string())
 }
 
-/// An answer of `/generate`. Source: SGLang 0.5.23, `tests/fixtures/sglang-0.5.23/gen_logprob`.
+/// A response of `/generate`. Source: SGLang 0.5.23, `tests/fixtures/sglang-0.5.23/gen_logprob`.
 fn generated(logprobs: usize) -> Value {
     let logprob = |token: usize| json!([-9.5867, token, null]);
     json!({

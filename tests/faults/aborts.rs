@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use support::pair::serve;
 use support::{BODY, Pair, Worker};
 
-/// The next abort at a worker: the id that it names.
+/// The request id in the next abort at a worker.
 async fn abort(worker: &mut Worker) -> String {
     loop {
         let exchange = worker.request().await;

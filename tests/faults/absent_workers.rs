@@ -37,7 +37,7 @@ async fn a_name_that_is_not_found_keeps_nobody_from_starting_and_nothing_is_sent
     let answer = client.answer().await;
     assert_eq!(answer.outcome(), (503, Some("no_prefill")));
     assert!(answer.header("retry-after").is_some());
-    // Nothing was sent, so that the connection serves on, as the answer says.
+    // No leg was sent, so the connection stays open.
     assert_ne!(answer.header("connection"), Some("close"));
     readiness(&mut client, 503).await;
     assert!(!decode.has_request());
@@ -87,7 +87,7 @@ async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
     readiness(&mut pair.client, 200).await;
 }
 
-/// Asks until the state is this.
+/// Requests `/readiness` until it has this status.
 async fn readiness(client: &mut Client, status: u16) {
     soon("the readiness", async {
         loop {

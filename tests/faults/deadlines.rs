@@ -7,8 +7,8 @@ use support::pair::ROLES;
 use support::{BODY, Balancer, CHAT, Client, Exchange, Pair, STREAM, Worker, config, post};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// An address that neither accepts nor refuses, as long as the sockets live: nobody takes what waits there, and
-/// there is no room for more.
+/// An address that neither accepts nor refuses connections while the sockets live: the accept queue is
+/// full.
 async fn blackhole() -> (String, Vec<TcpStream>, TcpListener) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -38,7 +38,7 @@ async fn a_worker_that_takes_no_connection_is_a_504_at_its_deadline_or_left_for_
         let answer = client.answer().await;
         let code = format!("{role}_connect_timeout");
         assert_eq!(answer.outcome(), (504, Some(code.as_str())));
-        // Prefill's leg goes first; decode's is on its way when prefill's deadline passes.
+        // Prefill's leg is sent first; decode's has arrived when prefill's deadline passes.
         there.request().await.closed().await;
 
         let (one, two) = Worker::pair().await;

@@ -75,12 +75,12 @@ async fn what_would_fail_again_or_was_computed_is_not_tried_again() {
             status[..3]
         );
         decode.closed().await;
-        // Had there been another attempt, its legs would have been sent before the answer.
+        // The legs of another attempt would have been sent before the response.
         assert!(no_more_legs(&mut pairs).await);
     }
 }
 
-/// Whether the workers have nothing but aborts.
+/// Whether the workers have no requests other than aborts.
 async fn no_more_legs(pairs: &mut TwoPairs) -> bool {
     for worker in pairs.prefills.iter_mut().chain(&mut pairs.decodes) {
         while worker.has_request() {

@@ -1,4 +1,4 @@
-//! The soak of `examples/soak.rs`, for some seconds.
+//! The soak of `examples/soak.rs` for some seconds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The load generator against simulated workers: what it counts is what happened.
+//! The load generator against simulated workers: its counts are those of the workers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,7 +47,7 @@ fn load(concurrency: usize, requests: u64) -> Load {
     }
 }
 
-/// What a worker with this script makes of some requests, one after the other.
+/// The tally of some requests, one after the other, to a worker with this script.
 async fn struck_by(rules: &str, requests: u64, stream: bool) -> Tally {
     let options = SimOptions {
         chaos: Script::parse(rules).unwrap(),
@@ -108,7 +108,7 @@ async fn an_error_is_counted_by_its_status_and_the_first_one_is_kept() {
     assert_eq!(tally.failed, failures([(Failure::Status(500), 3)]));
     assert_eq!(tally.answered, 3);
     assert!(tally.first_error.unwrap().contains("out of luck"));
-    // An error is an answer: the connection is used on.
+    // An error is a response: the connection is reused.
     assert_eq!(tally.connections, 1);
 }
 
@@ -189,7 +189,7 @@ async fn a_slow_server_is_in_the_latency_of_every_request_that_had_to_wait_for_i
         ..load(1, 10)
     };
     let tally = bench::run(target, &load, |_| {}).await;
-    // Ten answers take 500 ms, one after the other, and the last one was due after 90.
+    // Ten responses in sequence take 500 ms; the last request was due after 90 ms.
     assert!(tally.total.max() >= 405_000_000, "{}", tally.total.max());
     assert!(tally.late.max() >= 355_000_000, "{}", tally.late.max());
     assert_eq!(tally.late.len(), 10);

@@ -1,6 +1,6 @@
-//! The examples that the README names: each is run as its first lines say, against simulated workers.
+//! The examples that the README names, run as their first lines say against simulated workers.
 //!
-//! `cargo test` builds the examples; `cargo test --test examples` alone does not, and runs what is there.
+//! `cargo test` builds the examples; `cargo test --test library` does not, and runs those that an earlier build left.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -87,7 +87,7 @@ async fn the_configured_example_refuses_finishes_and_ends() {
     }
 }
 
-/// What both clients print: the chat's text is the same as a stream, and every token of the prompt but the
+/// The output of both clients: the text of a chat is the same as a stream, and every token of the prompt but the
 /// first has a logprob.
 fn has_shown_everything(ended: &Ended) {
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -124,14 +124,14 @@ async fn the_client_shows_health_models_chat_and_logprobs() {
 
 #[tokio::test]
 async fn the_client_says_what_is_wrong_and_fails() {
-    let nobody = support::Worker::refusing().await;
-    let ended = example("mini_lb_client", &[&nobody]).end().await;
+    let gone = support::Worker::refusing().await;
+    let ended = example("mini_lb_client", &[&gone]).end().await;
     assert_eq!(ended.code, Some(1));
-    let message = format!("mini_lb_client: {nobody}: ");
+    let message = format!("mini_lb_client: {gone}: ");
     assert!(ended.lines[0].starts_with(&message), "{ended:?}");
 
     let prefill = support::Worker::refusing().await;
-    let balancer = Balancer::start(config(&[prefill], &[nobody])).await;
+    let balancer = Balancer::start(config(&[prefill], &[gone])).await;
     let url = format!("http://{}", balancer.address);
     let ended = example("mini_lb_client", &[&url]).end().await;
     assert_eq!(ended.code, Some(1));
@@ -153,10 +153,10 @@ async fn the_python_client_does_the_same() {
     let cluster = Cluster::start().await;
     has_shown_everything(&python(&cluster.url()).end().await);
 
-    let nobody = support::Worker::refusing().await;
-    let ended = python(&nobody).end().await;
+    let gone = support::Worker::refusing().await;
+    let ended = python(&gone).end().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.lines[0].starts_with(&nobody), "{ended:?}");
+    assert!(ended.lines[0].starts_with(&gone), "{ended:?}");
 }
 
 #[tokio::test]

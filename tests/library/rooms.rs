@@ -1,10 +1,10 @@
-//! The walls of the house: a room names only the rooms that the map in `src/lib.rs` lets it name.
+//! Module boundaries: a room names only the rooms that the map in `src/lib.rs` allows.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room with the rooms that it may name besides itself.
+/// Each room with the other rooms that it may name.
 const MAY_NAME: [(&str, &[&str]); 16] = [
     ("pd", &[]),
     ("endpoint", &[]),
@@ -69,7 +69,7 @@ fn room_of(file: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// The rooms that a source text names by a path from the crate's root, outside of comments.
+/// The rooms that a source text names by a path from the crate root, outside of comments.
 fn named(text: &str, rooms: &BTreeSet<&str>) -> BTreeSet<String> {
     let code: String = text
         .lines()
@@ -181,8 +181,8 @@ fn the_walker_sees_every_way_to_name_a_crate() {
     }
 }
 
-/// A clock that is set forward or back moves no deadline: everything is measured on the monotonic one. The log's
-/// lines are dated elsewhere, simulated workers tell the time as SGLang does, and a benchmark's report has a date.
+/// Setting the system clock moves no deadline, because only the monotonic clock is used. The exceptions: log
+/// lines are dated elsewhere, simulated workers report the time as SGLang does, and a benchmark's report has a date.
 #[test]
 fn nothing_reads_a_clock_that_can_be_set() {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -196,7 +196,7 @@ fn nothing_reads_a_clock_that_can_be_set() {
     }
 }
 
-/// A panic is caught by the task in which it happens, and ends one connection; with `panic = "abort"` it would
+/// A panic is caught by its task and ends one connection; with `panic = "abort"` it would
 /// end all of them.
 #[test]
 fn a_panic_is_no_abort() {

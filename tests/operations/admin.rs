@@ -1,5 +1,5 @@
-//! The listener for administration: what is served there only, what everywhere, which key workers get, and that it
-//! stays until the process has left.
+//! The admin listener: which endpoints only it serves, which key workers get, and that it
+//! stays open until the process ends.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: balancer\r\n\r\n")
 }
 
-/// What changes a worker, as the README's table of endpoints has it.
+/// The endpoints that change a worker, as in the documented table.
 const ADMINISTRATION: [&str; 6] = [
     "/flush_cache",
     "/reset_prefix_cache",
@@ -45,7 +45,7 @@ async fn workers_are_administered_at_their_own_listener_only() {
         both_get(&mut pair, path, None).await;
         assert_eq!(admin.answer().await.status(), 200, "{path}");
     }
-    // A preflight and another method are no way around it.
+    // A preflight or another method does not get around it.
     for request in [
         "OPTIONS /flush_cache HTTP/1.1\r\nhost: a\r\norigin: b\r\naccess-control-request-method: POST\r\n\r\n",
         "GET /flush_cache?timeout=1 HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -163,7 +163,7 @@ async fn connections_for_administration_are_not_among_those_of_clients() {
     }
 }
 
-/// A process with both listeners, and the address of the one for administration.
+/// A process with both listeners, and the address of the admin listener.
 async fn with_admin_listener() -> (ProcessPair, SocketAddr) {
     let mut pair = ProcessPair::start("--admin-listen 127.0.0.1:0").await;
     let line = pair.process.line("open for administration address=").await;
@@ -191,7 +191,7 @@ async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_
     }
     leg.chunk("").await;
     assert_eq!(client.chunk().await, None);
-    // The idle connection for administration does not delay the end of the process.
+    // The idle admin connection does not delay the end of the process.
     drop(client);
     assert!(pair.process.ended().await.success());
 }

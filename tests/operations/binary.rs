@@ -1,4 +1,4 @@
-//! The program as a user starts it: command lines, files, signals, exit codes and what it says.
+//! The program as a user starts it: command lines, files, signals, exit codes and output.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,11 +8,11 @@ use support::mini_lb;
 use support::program::{get, post_json};
 use support::{Client, Exchange, Process, Signal, post};
 
-/// A port that nobody listens on. The program does not say which one it got for port 0.
+/// A free port, because the program does not print which one it got for port 0.
 /// A balancer from flags alone, as the line for `sglang_router.launch_router` has them.
 async fn serve(prefill: &[&str], decode: &str, more: &[&str]) -> (Process, SocketAddr) {
     let mut line = vec!["--pd-disaggregation", "--mini-lb", "--host", "127.0.0.1"];
-    // Workers of tests count the requests that they get: no probes.
+    // Without probes, because workers of tests count the requests that they get.
     line.extend(["--port", "0", "--disable-health-check", "--prefill"]);
     line.extend(prefill);
     line.extend(["--decode", decode]);
@@ -66,7 +66,7 @@ async fn the_demo_answers_what_it_tells_to_paste_and_leaves_nothing_behind() {
     }
 }
 
-/// What a program says and does whose port is taken.
+/// The output and exit code of a program whose port is taken.
 async fn refuses_a_busy_port(command: &[&str], more: &[&str]) {
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = busy.local_addr().unwrap().port().to_string();
@@ -178,10 +178,10 @@ async fn a_file_serves() {
     assert_eq!(answer.status(), 200, "{}", answer.text());
 }
 
-/// The binary under a limit of the shell's `ulimit`.
+/// Starts the binary under a `ulimit` of the shell.
 fn limited(limit: &str, stderr: &str, arguments: &[&str]) -> Process {
     let mut command = std::process::Command::new("sh");
-    // Without the trap a write beyond the limit would kill, where a full disk only refuses.
+    // Without the trap a write beyond the limit would kill the process, while a full disk only fails the write.
     let script = format!("trap '' XFSZ; ulimit {limit}; exec \"$@\" {stderr}");
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mini-lb")]);
     command.args(arguments);
@@ -208,13 +208,13 @@ async fn a_process_without_a_free_descriptor_answers_what_it_can_and_recovers() 
     let health = "GET /health HTTP/1.1\r\nhost: balancer\r\n\r\n";
     first.send(health).await;
     assert_eq!(first.answer().await.status(), 200);
-    // More than it has descriptors. The system takes those that the process does not.
+    // More than its descriptors. The system queues the connections that the process does not accept.
     let mut crowd = Vec::new();
     for _ in 0..150 {
         crowd.push(Client::connect(address).await);
     }
     balancer.line("Too many open files").await;
-    // Who is in is answered, with legs as far as there are connections to workers.
+    // Accepted clients get responses, with legs as far as there are connections to workers.
     first.send(health).await;
     assert_eq!(first.answer().await.status(), 200);
     let generate = post("/generate", r#"{"text":"a"}"#);
@@ -261,7 +261,7 @@ async fn a_process_whose_log_is_on_a_full_disk_serves_on_and_ends_well() {
         "--decode",
         &decodes,
     ];
-    // In blocks of 512 bytes.
+    // The unit is 512 bytes.
     let to = format!("2>'{}'", log.path().display());
     let balancer = limited(&format!("-f {}", FULL / 512), &to, &line);
     let address = support::soon("the line that it listens", async {
@@ -277,7 +277,7 @@ async fn a_process_whose_log_is_on_a_full_disk_serves_on_and_ends_well() {
         }
     })
     .await;
-    // Each leaves a line of more than 200 bytes.
+    // Each request logs a line of more than 200 bytes.
     let few = r#"{"text":"Hello","sampling_params":{"max_new_tokens":1}}"#;
     for _ in 0..30 {
         let answer = post_json(address, "/generate", few).await;
@@ -313,7 +313,7 @@ async fn what_nobody_reads_is_no_panic() {
     }
 }
 
-/// One request in the middle of its stream: the legs, and the client that has read the first event.
+/// A request in the middle of its stream: the legs, and the client, which has read the first event.
 async fn live_stream(
     address: SocketAddr,
     prefill: &mut support::Worker,
@@ -370,6 +370,6 @@ async fn sigterm_without_traffic_does_not_wait_for_the_grace_period() {
     let (balancer, address) = serve(&["http://127.0.0.1:1"], "http://127.0.0.1:2", &[]).await;
     assert_eq!(get(address, "/health").await.status(), 200);
     balancer.signal(Signal::Terminate).await;
-    // The grace period is 300 s, ten times what a test waits for.
+    // The grace period is 300 s, longer than a test waits.
     assert_eq!(balancer.end().await.code, Some(0));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::json;
-use support::mock_worker::{MockWorker, Nobody, Seen, reply};
+use support::mock_worker::{GoneWorker, MockWorker, Seen, reply};
 use tokio::sync::Barrier;
 
 use crate::hyper_client::{JSON, balancer, request};
@@ -16,7 +16,7 @@ async fn health_generate_passes_with_one_worker_of_each_role() {
     let well = MockWorker::always(200, "", "").await;
     let decode = MockWorker::always(200, "", "").await;
     let sick = MockWorker::always(503, "", "").await;
-    let dead = Nobody::new();
+    let dead = GoneWorker::new();
     let one_of_each = balancer(&[&well.url, &dead.url], &[&sick.url, &decode.url]).await;
     let answer = one_of_each.get("/health_generate").await;
     assert_eq!(answer.status, StatusCode::OK);
@@ -48,7 +48,7 @@ async fn health_generate_passes_with_one_worker_of_each_role() {
 
 #[tokio::test]
 async fn every_worker_is_asked_at_the_same_time() {
-    // Each answers only when all three have been asked.
+    // Each responds only when all three have a request.
     let all = Arc::new(Barrier::new(3));
     let worker = || {
         let all = all.clone();
@@ -112,7 +112,7 @@ async fn a_flush_that_one_worker_refuses_or_misses_is_not_a_success() {
     assert_eq!(answer.header("x-mini-lb-error"), "worker_refused");
     assert_eq!(answer.json()["workers"][1]["error"], "Flush cache failed.");
 
-    let dead = Nobody::new();
+    let dead = GoneWorker::new();
     let missed = balancer(&[&done.url], &[&busy.url, &dead.url]).await;
     let answer = missed.post("/flush_cache", "").await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
@@ -172,7 +172,7 @@ async fn server_info_has_both_pools_and_no_secrets() {
         r#"{"admin_api_key":"sk-d","internal_states":[{"last_gen_throughput":176.990,"admin_api_key":"sk-d"}]}"#,
     )
     .await;
-    let dead = Nobody::new();
+    let dead = GoneWorker::new();
     let balancer = balancer(&[&prefill.url], &[&decode.url, &dead.url]).await;
     for path in ["/server_info", "/get_server_info"] {
         let answer = balancer.get(path).await;
@@ -201,7 +201,7 @@ async fn server_info_has_both_pools_and_no_secrets() {
 
 #[tokio::test]
 async fn server_info_of_nobody_is_an_error() {
-    let (prefill, decode) = (Nobody::new(), Nobody::new());
+    let (prefill, decode) = (GoneWorker::new(), GoneWorker::new());
     let balancer = balancer(&[&prefill.url], &[&decode.url]).await;
     let answer = balancer.get("/server_info").await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);

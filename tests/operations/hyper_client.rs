@@ -27,7 +27,7 @@ impl Drop for Balancer {
     }
 }
 
-/// An answer as a client sees it.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Got {
     pub(crate) status: StatusCode,
@@ -60,7 +60,7 @@ pub(crate) async fn balancer_with(
     let decode = decode.iter().map(|url| (*url).to_owned());
     let host = "127.0.0.1".to_owned();
     let config = MiniLbConfig::new(host, 0, prefill.collect(), decode.collect(), 1800)
-        // The workers count what they are asked.
+        // The workers record every request, probes included.
         .health_check_interval(None);
     let balancer = MiniLoadBalancer::new(change(config)).unwrap();
     let handle = balancer.handle();
@@ -111,7 +111,7 @@ pub(crate) fn request(method: &str, target: &str, body: impl Into<Bytes>) -> Req
         .unwrap()
 }
 
-/// A worker that names itself in whatever it answers.
+/// A worker whose every response is its name.
 pub(crate) async fn named(name: &'static str) -> MockWorker {
     MockWorker::always(200, JSON, name).await
 }

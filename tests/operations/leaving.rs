@@ -1,4 +1,4 @@
-//! How the process leaves: signals, the grace period, and upgrades, with the real binary.
+//! The end of a process: signals, the grace period and upgrades, with the binary.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -121,7 +121,7 @@ async fn a_process_whose_stderr_nobody_reads_serves_on_and_ends_well() {
     let mut pair = ProcessPair::start("--log-level trace,pingora=trace").await;
     pair.process.ignore();
     let mut client = pair.client().await;
-    // Each of them writes some KiB; a pipe holds 64.
+    // Each request logs some KiB; a pipe holds 64 KiB.
     for _ in 0..200 {
         assert_eq!(pair.generate(&mut client).await.status(), 200);
     }
@@ -236,7 +236,7 @@ async fn an_upgrade_socket_that_cannot_be_made_is_one_clear_line() {
     }
 }
 
-/// Clients that ask for streams and whole answers in turn, one connection for as long as it is kept.
+/// Clients that request streams and documents in turn, each over one connection as long as it is kept.
 struct Load {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicUsize>,
@@ -286,7 +286,7 @@ impl Load {
         }
     }
 
-    /// Waits until so many more requests were served.
+    /// Waits until this many more requests were served.
     async fn goes_on(&self, requests: usize) {
         let enough = self.served.load(Ordering::Relaxed) + requests;
         soon("the load goes on", async {

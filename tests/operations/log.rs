@@ -1,8 +1,8 @@
-//! What never reaches the log: keys, prompts, the values of headers and queries, whatever becomes of a request.
+//! Keys, prompts, and the values of headers and queries never reach the log, whatever the outcome of a request.
 
 use support::{Client, Process, Signal, Worker, mini_lb};
 
-/// Words that are in nothing but what must stay out of the log.
+/// Words that occur only in values that must stay out of the log.
 const SECRETS: [&str; 12] = [
     "sk-of-the-client",
     "sk-of-nobody",
@@ -57,7 +57,7 @@ impl Verbose {
         }
     }
 
-    /// Sends a request full of secrets; the client with its answer still to come.
+    /// Sends a request full of secrets, and returns the client before the response.
     async fn ask(&self, key: &str, target: &str, body: &str) -> Client {
         let mut client = Client::connect(self.address).await;
         let length = body.len();
@@ -72,7 +72,7 @@ impl Verbose {
         client
     }
 
-    /// A request with legs, which these workers answer with these bytes; without any there is no answer.
+    /// Sends a request with legs, to which the workers respond with these bytes. Returns the status.
     async fn legs(&mut self, body: &str, prefill: &str, decode: &str) -> u16 {
         let target = "/generate?key=sk-in-the-query";
         let mut client = self.ask("sk-of-the-client", target, body).await;
@@ -80,6 +80,15 @@ impl Verbose {
         legs.0.send(prefill).await;
         legs.1.send(decode).await;
         client.answer().await.status()
+    }
+
+    /// A client that sends this body leaves before the response.
+    async fn leaves(&mut self, body: &str) {
+        let client = self.ask(CLIENT, "/generate", body).await;
+        let legs = (self.prefill.request().await, self.decode.request().await);
+        client.reset();
+        legs.0.closed().await;
+        legs.1.closed().await;
     }
 }
 
@@ -91,42 +100,78 @@ fn answer(status: &str, body: &str) -> String {
     )
 }
 
+const CLIENT: &str = "sk-of-the-client";
+const PROMPT: &str = r#"{"text":"Tell-me-a-secret","user":"name-of-the-user"}"#;
+const STREAM: &str = r#"{"text":"Tell-me-a-secret","stream":true}"#;
+const LOGPROBS: &str = r#"{"text":"Tell-me-a-secret","return_logprob":true,"logprob_start_len":0}"#;
+/// A worker's response.
+const WORDS: &str = r#"{"text":"words-of-the-worker"}"#;
+
 #[tokio::test]
 async fn no_key_no_prompt_and_no_header_reaches_the_log() {
-    const PROMPT: &str = r#"{"text":"Tell-me-a-secret","user":"name-of-the-user"}"#;
-    const STREAM: &str = r#"{"text":"Tell-me-a-secret","stream":true}"#;
-    const CLIENT: &str = "sk-of-the-client";
     let mut verbose = Verbose::start("--disable-abort-requests").await;
-    let said = r#"{"text":"words-of-the-worker"}"#;
-    let fine = answer("200 OK", said);
+    workers_respond(&mut verbose).await;
+    requests_are_refused(&verbose).await;
+    heads_are_refused(&verbose).await;
+    verbose.leaves(PROMPT).await;
+
+    let Verbose { process, .. } = verbose;
+    process.signal(Signal::Terminate).await;
+    let log = process.end().await.text();
+    // The log has the lines of these requests.
+    for word in [
+        "status=413",
+        "status=504",
+        "ended=client_left",
+        "path=/tokenize",
+    ] {
+        assert!(log.contains(word), "{word} in {log}");
+    }
+    for secret in SECRETS {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+}
+
+/// Requests that reach workers, with every kind of response.
+async fn workers_respond(verbose: &mut Verbose) {
+    let fine = answer("200 OK", WORDS);
     let no_json = answer("200 OK", "words-of-the-worker");
     let unframed = "HTTP/1.1 200 OK\r\nwords-of-the-worker\r\n\r\n";
-    const LOGPROBS: &str =
-        r#"{"text":"Tell-me-a-secret","return_logprob":true,"logprob_start_len":0}"#;
     let event = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n\
                  data: {\"error\":{\"message\":\"words-of-the-worker\",\"code\":400}}\n\n";
     for (body, prefill, decode, status) in [
         (PROMPT, fine.as_str(), fine.as_str(), 200),
-        (PROMPT, &answer("400 Bad Request", said), "", 400),
-        (PROMPT, "", &answer("500 Internal Server Error", said), 500),
-        (PROMPT, &answer("401 Unauthorized", said), "", 502),
+        (PROMPT, &answer("400 Bad Request", WORDS), "", 400),
+        (PROMPT, "", &answer("500 Internal Server Error", WORDS), 500),
+        (PROMPT, &answer("401 Unauthorized", WORDS), "", 502),
         (PROMPT, "", unframed, 502),
         (PROMPT, unframed, "", 502),
-        (PROMPT, "", &answer("307 Temporary Redirect", said), 502),
+        (PROMPT, "", &answer("307 Temporary Redirect", WORDS), 502),
         (LOGPROBS, &no_json, &no_json, 502),
         (STREAM, "", event, 400),
     ] {
         let got = verbose.legs(body, prefill, decode).await;
         assert_eq!(got, status, "{body} {prefill} {decode}");
     }
-    // Nothing at all until the deadline.
+    // No response until the deadline.
     let mut client = verbose.ask(CLIENT, "/generate", STREAM).await;
     let _silent = (
         verbose.prefill.request().await,
         verbose.decode.request().await,
     );
     assert_eq!(client.answer().await.status(), 504);
-    // What ends before a worker hears of it.
+    // A request without legs.
+    let mut client = verbose
+        .ask(CLIENT, "/tokenize?key=sk-in-the-query", PROMPT)
+        .await;
+    let refusal = answer("500 Internal Server Error", WORDS);
+    verbose.prefill.request().await.send(&refusal).await;
+    assert_eq!(client.answer().await.status(), 500);
+}
+
+/// Requests that are refused before a worker gets them.
+async fn requests_are_refused(verbose: &Verbose) {
     let long = format!("{{\"text\":\"Tell-me-a-secret{}\"}}", "x".repeat(8192));
     for (key, target, body, status) in [
         ("sk-of-nobody", "/generate?key=sk-in-the-query", PROMPT, 401),
@@ -150,7 +195,10 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         let mut client = verbose.ask(key, target, body).await;
         assert_eq!(client.answer().await.status(), status, "{target} {body}");
     }
-    // Heads that are refused, by the gate and by the parser.
+}
+
+/// Heads that the check of heads or the parser refuses.
+async fn heads_are_refused(verbose: &Verbose) {
     for head in [
         "POST /?key=sk-in-the-query HTTP/1.1\r\nhost: a\r\ncookie: sk-of-the-client\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
         "POST /generate?key=sk-in-the-query HTTP/1.1\r\nauthorization: Bearer sk-of-the-client\r\n\r\n",
@@ -160,38 +208,6 @@ async fn no_key_no_prompt_and_no_header_reaches_the_log() {
         let mut client = Client::connect(verbose.address).await;
         client.send(head).await;
         client.rest().await;
-    }
-    // Without legs, and a client that leaves.
-    let mut client = verbose
-        .ask(CLIENT, "/tokenize?key=sk-in-the-query", PROMPT)
-        .await;
-    let refusal = answer("500 Internal Server Error", said);
-    verbose.prefill.request().await.send(&refusal).await;
-    assert_eq!(client.answer().await.status(), 500);
-    let leaving = verbose.ask(CLIENT, "/generate", PROMPT).await;
-    let legs = (
-        verbose.prefill.request().await,
-        verbose.decode.request().await,
-    );
-    leaving.reset();
-    legs.0.closed().await;
-    legs.1.closed().await;
-
-    let Verbose { process, .. } = verbose;
-    process.signal(Signal::Terminate).await;
-    let log = process.end().await.text();
-    // It is the log of all that, and not an empty one.
-    for word in [
-        "status=413",
-        "status=504",
-        "ended=client_left",
-        "path=/tokenize",
-    ] {
-        assert!(log.contains(word), "{word} in {log}");
-    }
-    for secret in SECRETS {
-        let line = log.lines().find(|line| line.contains(secret));
-        assert_eq!(line, None, "{secret}");
     }
 }
 

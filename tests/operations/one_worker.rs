@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use mini_lb::MiniLbConfig;
-use support::mock_worker::{MockWorker, Nobody, Seen, reply};
+use support::mock_worker::{GoneWorker, MockWorker, Seen, reply};
 
 use crate::hyper_client::{JSON, balancer, balancer_with, named, request};
 
@@ -32,14 +32,14 @@ async fn a_worker_that_refuses_its_own_key_is_not_the_clients_fault() {
                 assert!(!text.contains("sk-"), "{text}");
             }
         }
-        // Who administers the workers is told what they say, as without mini-lb.
+        // Admin requests get the refusal of the worker.
         let flushed = worker_has_a_key.post("/flush_cache", "").await;
         assert_eq!(flushed.status, status);
         assert_eq!(flushed.header("x-mini-lb-error"), "worker_refused");
-        // One that takes the key answers for the other.
+        // A worker that accepts the key responds for the other one.
         let one_refuses = balancer_with(&[&refusing.url], &[&other.url], own).await;
         assert_eq!(one_refuses.get("/v1/models").await.body, "\"d\"");
-        // Where the client's own key reaches the worker, the refusal is the client's.
+        // When the client's key is forwarded, the refusal is the client's.
         let nobody_has_one = balancer(&[&refusing.url], &[&decode.url]).await;
         let answer = nobody_has_one.get("/v1/models").await;
         assert_eq!(answer.status, status);
@@ -91,7 +91,7 @@ async fn one_worker_answers_for_all_and_unchanged() {
 
 #[tokio::test]
 async fn the_next_worker_answers_when_one_cannot_be_reached() {
-    let (first, second) = (Nobody::new(), Nobody::new());
+    let (first, second) = (GoneWorker::new(), GoneWorker::new());
     let decode = named("\"d\"").await;
     let balancer = balancer(&[&first.url, &second.url], &[&decode.url]).await;
     let answer = balancer.get("/model_info").await;
@@ -103,7 +103,7 @@ async fn the_next_worker_answers_when_one_cannot_be_reached() {
 
 #[tokio::test]
 async fn when_no_worker_can_be_reached_the_error_has_the_shape_of_the_endpoint() {
-    let (prefill, decode) = (Nobody::new(), Nobody::new());
+    let (prefill, decode) = (GoneWorker::new(), GoneWorker::new());
     let balancer = balancer(&[&prefill.url], &[&decode.url]).await;
     let nested = balancer.get("/v1/models").await;
     assert_eq!(nested.status, StatusCode::BAD_GATEWAY);
@@ -157,7 +157,7 @@ async fn a_browsers_preflight_is_the_workers_to_answer() {
         answer
     })
     .await;
-    let dead = Nobody::new();
+    let dead = GoneWorker::new();
     let balancer = balancer(&[&prefill.url], &[&dead.url]).await;
     let preflight = |path| {
         let mut request = request("OPTIONS", path, "");
@@ -178,7 +178,7 @@ async fn a_browsers_preflight_is_the_workers_to_answer() {
             "POST"
         );
     }
-    // No page of another origin steers the workers.
+    // Admin endpoints do not allow other origins.
     let admin = balancer.send(preflight("/abort_request")).await;
     assert_eq!(admin.status, StatusCode::METHOD_NOT_ALLOWED);
 }

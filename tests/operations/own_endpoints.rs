@@ -26,7 +26,7 @@ async fn a_head_of_a_probe_is_answered_without_a_body() {
     let (prefill, decode) = (named("\"p\"").await, named("\"d\"").await);
     let balancer = balancer(&[&prefill.url], &[&decode.url]).await;
     let mut stream = TcpStream::connect(balancer.address).await.unwrap();
-    // The second answer would not be found if the first had a body.
+    // A body of the first response would be read as the second response.
     for (path, status) in [("/health", "200"), ("/nope", "404"), ("/readiness", "200")] {
         let head = format!("HEAD {path} HTTP/1.1\r\nhost: balancer\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -87,6 +87,6 @@ async fn a_body_that_nobody_reads_does_not_cost_the_answer() {
         .send(request("POST", "/v1/embeddings", large))
         .await;
     assert_eq!(answer.status, StatusCode::NOT_IMPLEMENTED);
-    // It was read to its end, so that the connection serves the next request.
+    // It was read to its end, so the connection is reused.
     assert_ne!(answer.header("connection"), "close");
 }

@@ -1,5 +1,5 @@
-//! The pure room against bytes of real SGLang servers: what a client gets through a pair must be what an
-//! ordinary server sends. The reference here is a plain tree of JSON values, nothing of the scanner.
+//! `mini_lb::pd` with recorded bytes of SGLang servers: a client must get the same through a pair as from an
+//! ordinary server. The reference is a plain tree of JSON values and shares no code with the scanner.
 //! See `tests/fixtures/sglang-0.5.23/README.md` for the captures.
 
 use std::fs;
@@ -16,7 +16,7 @@ fn file(scenario: &str, name: &str) -> Option<Bytes> {
     fs::read(folder.join(name)).ok().map(Bytes::from)
 }
 
-/// A scenario's answers of the two legs, and what the request says of them.
+/// The responses of the two legs in a scenario, and the facts of its request.
 struct Captured {
     merge: Merge,
     batch: Batch,
@@ -122,7 +122,7 @@ fn every_merged_event_is_the_ordinary_servers_event() {
         let ordinary = values(&ordinary);
         let mut compared = 0;
         for event in &merged {
-            // Which tokens share an event is the scheduler's luck; those that hold the same must be equal.
+            // Which tokens share an event depends on the scheduler; events with the same tokens must be equal.
             let twin = ordinary
                 .iter()
                 .find(|other| progress(other) == progress(event));
@@ -214,8 +214,8 @@ fn a_first_event_of_failure_becomes_the_answer_without_streaming() {
         assert_eq!(error.status, status, "{stream}");
         let mut plain = value(&file(plain, "decode.json").unwrap());
         let mut found = value(&error.body);
-        // Two requests: their ids and rooms stand in the text. The inner object of an OpenAI stream names
-        // the type by word where the plain answer has the number.
+        // The text contains the ids and rooms of two different requests. The inner object of an OpenAI stream names
+        // the type by word while the other response has the number.
         let message = |value: &mut Value| {
             let object = if value["error"].is_object() {
                 &mut value["error"]
@@ -275,7 +275,7 @@ fn value(text: &[u8]) -> Value {
     serde_json::from_slice(text).unwrap()
 }
 
-/// The values of a stream's events, without its end.
+/// The values of a stream's events, without `[DONE]`.
 fn values(stream: &Bytes) -> Vec<Value> {
     let mut splitter = Splitter::new(1 << 20);
     splitter.push(stream.clone());
@@ -332,7 +332,7 @@ fn reference(merge: Merge, prefill: &Value, mut decode: Value) -> Value {
     decode
 }
 
-/// How far an event of a stream is: its choice, and the text so far or the piece of it.
+/// The position of an event in a stream: its choice, and the text so far or its piece of it.
 fn progress(event: &Value) -> (Value, Value) {
     let choice = &event["choices"][0];
     let index = if choice.is_null() {
@@ -348,7 +348,7 @@ fn progress(event: &Value) -> (Value, Value) {
     (index.clone(), text.clone())
 }
 
-/// Without what differs between two runs of the same request: ids, times and what the cache held.
+/// The value without the fields that differ between two runs of a request: ids, times and cache hits.
 fn steady(mut value: Value) -> Value {
     match &mut value {
         Value::Object(members) => {

@@ -1,5 +1,5 @@
-//! The pure room under bytes that nobody would think of: random bodies, random mutations, random splits.
-//! What is random is seeded, so a failure comes again. The laws are those of `tests/support/src/properties`.
+//! `mini_lb::pd` with random bodies, mutations and splits.
+//! The random generators are seeded, so a failure repeats. The properties are those of `support::properties`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ fn an_injected_body_is_the_body_outside_of_the_owned_keys() {
         batches += usize::from(batch);
         streams += usize::from(stream);
     }
-    // The generator reaches what it is there for.
+    // The generator reaches the interesting cases.
     assert!(
         cuts > 4_000 && batches > 2_000 && streams > 800,
         "{cuts} {batches} {streams}"
@@ -225,7 +225,7 @@ fn value(rng: &mut SmallRng, out: &mut String, depth: usize) {
     let elements = rng.random_range(0..4);
     match kind {
         3 => {
-            // Strings only, so that a batch is met often enough.
+            // Only strings, so that batches are frequent enough.
             let strings = rng.random_range(0..2) == 0;
             out.push('[');
             for element in 0..elements {

@@ -1,4 +1,4 @@
-//! The course of two legs under random sequences of events. The laws are `tests/support/src/properties/request_state.rs`.
+//! `pd::RequestState` with random sequences of events. The properties are in `support::properties::request_state`.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! What a client may send as a body, how it may stop, and how slowly it may read.
+//! Bodies of clients, clients that stop, and clients that read slowly.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use support::pair::serve;
 use support::{BODY, CHAT, Exchange, Pair, STREAM, post, soon};
 use tokio::sync::watch;
 
-/// A POST to `/generate` with these lines in its head, and a body of any bytes.
+/// A POST to `/generate` with these lines in its head, and these bytes as its body.
 fn generate(lines: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head =
@@ -239,10 +239,10 @@ async fn a_client_leaves_by_a_close_a_reset_and_half_a_close() {
     }
 }
 
-/// After this long without a byte nothing moves any more.
+/// A transfer that has stopped for this long stays stopped.
 const STILL: Duration = Duration::from_millis(500);
 
-/// Sends events for ever, and tells how many bytes were taken.
+/// Sends events until the leg closes, and counts the bytes that were written.
 fn flood(mut decode: Exchange) -> watch::Receiver<usize> {
     let (count, taken) = watch::channel(0);
     let piece = format!("10000\r\n{}\r\n", "x".repeat(1 << 16));
@@ -262,10 +262,10 @@ async fn decode_is_read_no_faster_than_the_client_reads() {
     decode.begin_stream().await;
     let mut taken = flood(decode);
     while tokio::time::timeout(STILL, taken.changed()).await.is_ok() {
-        // What is on its way lies in the sockets' buffers; the proxy itself holds a few pieces.
+        // The bytes on their way are in the buffers of the sockets; the proxy holds a few pieces.
         assert!(
             *taken.borrow() < 64 << 20,
-            "nobody reads, and all of it is taken"
+            "the client reads nothing, but all bytes were taken"
         );
     }
     let before = *taken.borrow();
@@ -284,7 +284,7 @@ async fn a_client_that_takes_nothing_is_given_up_and_both_legs_end() {
     let (prefill, mut decode) = pair.legs_of(post(CHAT, STREAM)).await;
     decode.begin_stream().await;
     let mut taken = flood(decode);
-    // The end of the flood is the end of the leg.
+    // The flood ends when the leg is closed.
     soon("the leg is closed", async {
         while taken.changed().await.is_ok() {}
     })

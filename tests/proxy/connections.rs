@@ -59,7 +59,7 @@ async fn connections_of_the_client_and_to_both_workers_are_used_again() {
         decode.answer("200 OK", "{}").await;
         assert_eq!(pair.client.answer().await.status(), 200);
     }
-    // Prefill's connection may still be on its way back when the next request leaves.
+    // Prefill's connection may not be back in the pool when the next request is sent.
     assert!(
         pair.prefill.connections() <= 5,
         "{}",
@@ -73,7 +73,7 @@ async fn a_request_that_meets_a_connection_that_the_worker_has_closed_does_not_f
     let mut pair = Pair::start().await;
     for _ in 0..10 {
         let (mut prefill, mut decode) = pair.legs("/generate", BODY).await;
-        // The answer promises to keep the connection, and then it is closed at once.
+        // The response keeps the connection open, and then the worker closes it.
         for leg in [&mut prefill, &mut decode] {
             leg.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
                 .await;

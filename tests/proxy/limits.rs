@@ -31,7 +31,7 @@ async fn a_request_that_is_tried_again_waits_for_another_worker_and_holds_nobody
     let room = second.request.json()["bootstrap_room"].clone();
     second.answer("503 Service Unavailable", "{}").await;
     second_decode.closed().await;
-    // The one that is tried again waits for the busy worker, in front of this one, which takes the other.
+    // The retried request waits for the busy worker, ahead of this one, which gets the other worker.
     clients[2].send(post("/generate", &numbered(2))).await;
     let (place, third) = leg(&mut prefills).await;
     assert_eq!((place, number(&third)), (full, 2));
@@ -73,7 +73,7 @@ async fn when_a_worker_dies_those_that_wait_are_served_by_the_other() {
     let (_, (_, dead)) = live.pop().unwrap();
     decodes[0].stop_listening().await;
     dead.reset();
-    // From now on there is one decode worker, and no request needs more than that.
+    // From now on there is one decode worker, which serves every request.
     serve((survivor, survivors_decode)).await;
     let [_, decode] = &mut decodes;
     let mut served = 0;
@@ -103,7 +103,7 @@ async fn answer_unless_cancelled(exchange: Exchange) {
     let _ = exchange.try_answer("200 OK", "{}").await;
 }
 
-/// Answers each request after some others had their turn; gives the most that it had at once.
+/// Responds to each request after some turns of other tasks. Returns the most requests at once.
 fn serve_slowly(mut worker: Worker) -> Arc<AtomicUsize> {
     let (live, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let seen = most.clone();

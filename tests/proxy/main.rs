@@ -1,4 +1,4 @@
-//! Requests without faults: what reaches the two workers, and what the client gets.
+//! The data path: the bytes that reach the two workers, and those that reach the client.
 
 #![allow(clippy::unwrap_used)]
 

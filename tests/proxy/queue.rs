@@ -1,8 +1,8 @@
-//! Workers with a limit: what they see at once, who waits, in which order, for how long, and what ends a wait.
+//! The queue for workers with a limit: which requests wait, in which order, for how long, and what ends a wait.
 //!
-//! A request that has joined the queue gives no sign. So the clients here have connections that were used before,
-//! and the test's runtime has one thread: a request that was written whole is read, understood and waiting before
-//! the balancer answers another client's later question ([`Queue::joins`]).
+//! A waiting request gives no sign of it. So the clients here use connections that were used before,
+//! and the test's runtime has one thread: a request that was written whole has been read and waits before
+//! the balancer responds to a later request of another client ([`Queue::joins`]).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use support::{Answer, Balancer, CHAT, Client, Exchange, Pair, post, soon};
 const READY: &str = "GET /readiness HTTP/1.1\r\nhost: balancer\r\n\r\n";
 const SHORT: Duration = Duration::from_millis(50);
 
-/// A body that can be told from others.
+/// A body with a number in it.
 pub(crate) fn numbered(number: usize) -> String {
     format!(r#"{{"text":"{number}"}}"#)
 }
@@ -26,7 +26,7 @@ pub(crate) fn number(exchange: &Exchange) -> usize {
 /// A pair in which each worker takes one request at a time.
 struct Queue {
     pair: Pair,
-    /// Its answered question shows that the balancer has read what other clients wrote before.
+    /// A response to it shows that the balancer has read everything that other clients wrote before.
     probe: Client,
 }
 
@@ -157,7 +157,7 @@ async fn a_full_queue_is_a_429_before_the_body_is_read() {
         ("/v1/messages", "/error/type"),
     ] {
         let mut client = queue.pair.balancer.client().await;
-        // Its body is not waited for.
+        // The balancer does not wait for its body.
         let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 12\r\n\r\n");
         client.send(head).await;
         let answer = client.answer().await;
@@ -198,7 +198,7 @@ async fn who_is_refused_after_the_body_keeps_the_connection() {
         used_client(&queue.pair.balancer).await,
         used_client(&queue.pair.balancer).await,
     );
-    // Both are let in while the queue is empty.
+    // Both heads are accepted while the queue is empty.
     second.send(head).await;
     third.send(head).await;
     queue.settles().await;
@@ -268,7 +268,7 @@ async fn a_client_that_leaves_while_it_waits_is_never_sent_and_the_next_one_is()
     assert_eq!(first.answer().await.status(), 200);
     serve(queue.legs(2).await).await;
     assert_eq!(third.answer().await.status(), 200);
-    // Nor is it aborted: it had no id.
+    // It is not aborted either, because it had no id.
     queue.settles().await;
     assert!(queue.pair.is_idle());
 }
@@ -279,7 +279,7 @@ async fn a_client_that_leaves_while_it_waits_gives_its_place_up_at_once() {
     let _first = queue.joins("/generate", &numbered(0)).await;
     let _legs = queue.legs(0).await;
     let second = queue.joins("/generate", &numbered(1)).await;
-    // No JSON: refused as such where there is a place, and never waiting.
+    // Not JSON: refused with 400 when the queue has a place, and never waiting.
     let nonsense = post("/generate", "{");
     let mut probe = queue.pair.balancer.client().await;
     probe.send(&nonsense).await;
@@ -326,7 +326,7 @@ async fn at_the_grace_limit_those_that_wait_are_told() {
     let answer = second.answer().await;
     assert_eq!(refusal(&answer), (503, Some("shutting_down"), Some("1")));
     stopped.await.unwrap();
-    // The end of the first one makes room, which nobody takes any more.
+    // The end of the first request frees its workers, which no request takes any more.
     for worker in [&mut queue.pair.prefill, &mut queue.pair.decode] {
         let told = worker.request().await.request;
         assert!(told.head.contains("/abort_request"), "{}", told.head);

@@ -1,10 +1,10 @@
-//! What was once wrong, named after what was seen.
+//! Regressions, named after the symptom.
 
 use mini_lb::pd::{Batch, Merge, PrefillData, merge};
 use support::Pair;
 use support::pair::serve;
 
-/// Every answer said `Connection: keep-alive`, and a client of HTTP/1.0 waited for a close that did not come.
+/// Every response had `Connection: keep-alive`, and an HTTP/1.0 client waited for a close that did not come.
 #[tokio::test]
 async fn a_client_that_asks_for_close_gets_it() {
     let mut pair = Pair::start().await;
@@ -32,7 +32,7 @@ async fn a_client_that_asks_for_close_gets_it() {
     }
 }
 
-/// A prefill answer of `/generate` and one of decode, merged.
+/// Merges two responses of `/generate`.
 fn merged(prefill: &str, decode: &str) -> Result<String, String> {
     let side = PrefillData::from_body(
         Merge::InputLogprobs,
@@ -44,7 +44,7 @@ fn merged(prefill: &str, decode: &str) -> Result<String, String> {
     Ok(String::from_utf8(merged.to_vec()).unwrap())
 }
 
-/// A key that was there twice in prefill's `meta_info` made two edits of one place, and the splice panicked.
+/// A repeated key in prefill's `meta_info` gave two edits of one place, and the splice panicked.
 /// Found by the fuzz target `merges`.
 #[test]
 fn a_logprob_key_that_is_there_twice_counts_with_its_last_value() {
@@ -58,7 +58,7 @@ fn a_logprob_key_that_is_there_twice_counts_with_its_last_value() {
     assert_eq!(merged(prefill, twice).unwrap(), wanted);
 }
 
-/// An answer with so many keys took time in their square.
+/// The merge took quadratic time in the number of keys.
 #[test]
 fn an_answer_with_more_logprob_keys_than_any_worker_has_is_refused() {
     let keys: Vec<String> = (0..100_000)
@@ -69,7 +69,7 @@ fn an_answer_with_more_logprob_keys_than_any_worker_has_is_refused() {
     assert!(error.contains("more logprob keys"), "{error}");
 }
 
-/// An empty first row with white space in it was taken for one with content.
+/// An empty first row that contains white space was taken for one with content.
 #[test]
 fn an_empty_row_is_filled_however_it_is_written() {
     let prefill = r#"{"meta_info":{"input_token_logprobs":[],"output_token_ids_logprobs":[[7]]}}"#;

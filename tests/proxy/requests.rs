@@ -126,7 +126,7 @@ async fn bodies_of_any_size_and_framing_reach_both_legs_with_a_length() {
     }
 }
 
-/// A POST to `/generate` whose body comes in chunks.
+/// A POST to `/generate` with a chunked body.
 fn chunked(body: &str) -> String {
     let mut message =
         "POST /generate HTTP/1.1\r\nhost: b\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
@@ -163,7 +163,7 @@ async fn a_client_that_was_told_to_go_on_gets_the_error_and_keeps_its_connection
     assert_eq!((answer.status(), answer.text()), (400, "{\"no\":1}"));
 }
 
-/// Sends a head that expects 100 Continue, and the body once that has come.
+/// Sends a head with `Expect: 100-continue`, and the body after the interim response.
 async fn goes_on(client: &mut Client, body: &str) {
     let length = body.len();
     client
@@ -277,7 +277,7 @@ async fn a_start_before_the_prompt_never_reaches_a_worker() {
         pair.refuses(start, request, 400, "invalid_logprob_start_len")
             .await;
     }
-    // Without logprobs it means nothing to the engine.
+    // Without `return_logprob` the field has no effect.
     pair.legs("/generate", r#"{"text":"a","logprob_start_len":-2}"#)
         .await;
 }

@@ -1,4 +1,4 @@
-//! What a worker may answer: cut, empty, elsewhere, too large, compressed, or something else than was asked for.
+//! Responses of workers that are cut, empty, redirects, too large, compressed, or of another type than expected.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ pub(crate) const MERGED_STREAM: &str =
     r#"{"text":"a","return_logprob":true,"logprob_start_len":0,"stream":true}"#;
 pub(crate) const PREFILLED: &str = r#"{"meta_info":{"input_token_logprobs":[[null,1,null]]}}"#;
 
-/// A JSON answer with these lines in its head.
+/// A JSON response with these lines in its head.
 fn answer(status: &str, lines: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -71,7 +71,7 @@ async fn a_document_that_decode_cuts_is_tried_again_with_another_pair() {
 #[tokio::test]
 async fn a_document_in_any_framing_and_size_arrives_unchanged() {
     let mut pair = Pair::start().await;
-    // Around a connection's buffer, and around what is held until it is whole.
+    // Sizes around the buffer of a connection, and around the limit of a response that is held until it is whole.
     for size in [
         0,
         1,
@@ -211,7 +211,7 @@ async fn a_head_without_measure_is_no_answer() {
             let mut pair = Pair::start().await;
             let (mut one, other) = leg_of(role, pair.legs("/generate", BODY).await);
             let code = format!("{role}_bad_answer");
-            // The proxy may have closed the connection before all of it is written.
+            // The proxy may close the connection before all of it is written.
             let _ = one.try_send(answer("200 OK", &lines, "{}")).await;
             pair.bad_gateway(what, &code).await;
             other.closed().await;
@@ -291,7 +291,7 @@ async fn answers_that_cannot_be_merged_are_a_502_before_anything_is_sent() {
 
 #[tokio::test]
 async fn what_decode_says_after_prefill_has_failed_is_not_the_answer() {
-    // A document that is complete but for its end, and the head of one: both came before prefill's error.
+    // A document that lacks only its end, and only a head: both arrive before prefill's error.
     for said in ["{\"text\":\"garbage\",\"finish_reason\":\"length\"", ""] {
         let mut pair = Pair::start().await;
         let (prefill, mut decode) = pair.legs("/generate", BODY).await;
@@ -331,7 +331,7 @@ async fn an_error_that_prefill_reports_under_200_is_that_error() {
     ] {
         let mut pair = Pair::start().await;
         let (mut prefill, decode) = pair.legs(path, body).await;
-        // In two pieces: what is kept of it is put together.
+        // In two pieces, which the proxy has to join.
         prefill
             .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
             .await;
@@ -343,7 +343,7 @@ async fn an_error_that_prefill_reports_under_200_is_that_error() {
         assert!(answer.text().contains("KV lost"), "{}", answer.text());
         decode.closed().await;
     }
-    // An abort that somebody has asked for has no status: decode's answer says the same.
+    // A requested abort has no status, and decode's response reports it too.
     let mut pair = Pair::start().await;
     let (prefill, decode) = pair.legs("/generate", BODY).await;
     prefill.answer("200 OK", &abort("")).await;

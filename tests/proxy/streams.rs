@@ -76,7 +76,7 @@ async fn an_end_without_done_an_error_and_an_abort_in_a_stream_pass_as_they_are(
 async fn every_spelling_of_events_passes_byte_for_byte() {
     let mut pair = Pair::start().await;
     let stream: &[u8] = b": hello\r\n\r\nevent: a\rid: 1\rretry: 3\rdata: x\r\rdata: \xff\xfe\n\ndata: one\ndata: two\n\ndata:\n\ndata: no end";
-    // Piece by piece, so that line ends and characters are torn.
+    // Byte by byte, so that line ends and characters are split.
     let (prefill, mut decode) = pair.legs(CHAT, STREAM).await;
     prefill.answer("200 OK", "{}").await;
     decode.begin_stream().await;
@@ -100,7 +100,7 @@ async fn an_event_of_any_size_passes_while_it_comes() {
     let mut pair = Pair::start().await;
     let (_prefill, mut decode) = pair.legs(CHAT, STREAM).await;
     decode.begin_stream().await;
-    // More than the first event of a stream is waited for, and no end of it.
+    // Longer than the limit up to which the first event is held back, and without an end.
     decode
         .chunk(&format!("data: {}", "x".repeat(65 << 10)))
         .await;
@@ -151,7 +151,7 @@ async fn thousands_of_events_in_one_read_all_pass() {
 
 #[tokio::test]
 async fn a_comment_keeps_a_stream_alive() {
-    // Each silence is half of what is allowed, all of them together are far more.
+    // Each silence is half of the limit, all of them together are longer.
     let limit = std::time::Duration::from_millis(400);
     let mut pair = Pair::with(|config| config.stream_idle_timeout(limit)).await;
     let (_prefill, mut decode) = pair.legs(CHAT, STREAM).await;

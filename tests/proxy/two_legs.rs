@@ -1,4 +1,4 @@
-//! The data path over real sockets: what each leg gets, what the client gets, and who is closed when.
+//! The two legs of a request: which response reaches the client, and when each leg is closed.
 
 use mini_lb::pd::Role;
 use serde_json::Value;
@@ -16,7 +16,7 @@ async fn decodes_answer_passes_with_its_status_headers_and_bytes() {
             body.len()
         ))
         .await;
-    // Nobody waits for prefill where nothing is merged.
+    // Without a merge the response does not wait for prefill.
     let answer = pair.client.answer().await;
     assert_eq!((answer.status(), answer.text()), (200, body));
     assert_eq!(answer.header("server"), Some("uvicorn"));
@@ -62,7 +62,7 @@ async fn events_that_come_together_go_out_as_one_piece() {
     decode.chunk("data: 0\n\n").await;
     pair.client.head().await;
     assert_eq!(pair.client.chunk().await.as_deref(), Some("data: 0\n\n"));
-    // More than Pingora would take at once.
+    // More than Pingora reads at once.
     decode.send("9\r\ndata: 1\n\n\r\n".repeat(40)).await;
     let piece = pair.client.chunk().await;
     assert_eq!(piece, Some("data: 1\n\n".repeat(40)));
@@ -251,7 +251,7 @@ async fn a_decode_that_dies_in_the_middle_of_an_event_leaves_a_whole_error_event
         .unwrap();
     let error: Value = serde_json::from_str(data).unwrap();
     assert_eq!(error["error"]["code"], 502);
-    // Neither an end of the stream nor one of the body: no client takes the connection for one that goes on.
+    // Neither the stream nor the chunked body ends: the client sees that the response is incomplete.
     assert_eq!(pair.client.rest().await, b"");
     prefill.closed().await;
 }

@@ -33,7 +33,7 @@ impl Counted {
         }
     }
 
-    /// Every request in these bytes is answered with 200; the connection stays.
+    /// Every request in these bytes gets a 200; the connection stays open.
     pub(crate) async fn accepts(&mut self, what: &str, bytes: &[u8], requests: usize) -> Client {
         let mut client = self.balancer.client().await;
         client.send(bytes).await;
@@ -44,7 +44,7 @@ impl Counted {
         client
     }
 
-    /// The first request in these bytes gets this status, and nothing behind it any answer.
+    /// The first request in these bytes gets this status, and the bytes after it get no response.
     pub(crate) async fn refuses(&self, what: &str, bytes: &[u8], status: u16) {
         let mut client = self.balancer.client().await;
         client.send(bytes).await;

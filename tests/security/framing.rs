@@ -180,7 +180,7 @@ async fn a_client_that_asks_for_the_close_gets_it() {
         let mut client = counted.accepts(what, &bytes, 1).await;
         assert!(client.rest().await.is_empty(), "{what}");
     }
-    // The last of them asked no worker.
+    // The last one is not forwarded.
     counted.accepted -= 1;
     counted.settle().await;
 }
@@ -216,7 +216,7 @@ async fn an_upgrade_is_not_a_tunnel() {
     let hidden = post("/flush_cache", "");
     let bytes = generate(&upgrade, &format!("{BODY}{hidden}"));
     let mut client = counted.accepts("an upgrade", &bytes, 1).await;
-    // The connection ends, so the bytes behind are nobody's.
+    // The connection closes, so the bytes after the request are not read.
     assert!(client.rest().await.is_empty());
     counted.settle().await;
 }
@@ -300,7 +300,7 @@ async fn bytes_behind_a_request_do_not_cut_its_stream() {
     pair.client.send(post("/generate", BODY)).await;
     stream.chunk("data: 2\n\n").await;
     assert_eq!(pair.client.chunk().await.unwrap(), "data: 2\n\n");
-    // The second request waits for the end of the first.
+    // The second request waits for the end of the first response.
     assert!(pair.is_idle());
     stream.chunk("data: [DONE]\n\n").await;
     stream.chunk("").await;

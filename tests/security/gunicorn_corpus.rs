@@ -1,11 +1,11 @@
-//! gunicorn's published request corpus, from its package: each file as it is, and aimed at an endpoint of a worker.
+//! gunicorn's published request corpus, from its package: each file as it is, and with an endpoint that is forwarded.
 //!
-//! The oracle is a count, as in `tests/hostile.rs`: a worker sees what a client got a 2xx for, and no request
-//! more, each with one Content-Length and no Transfer-Encoding. What the proxy decides otherwise than gunicorn
-//! stands in two tables with the reason.
+//! The oracle is a count, as in `framing`: a worker sees the requests for which a client got a 2xx, and no other
+//! one, each with one Content-Length and no Transfer-Encoding. Two tables list the requests for which the proxy
+//! decides otherwise than gunicorn, with reasons.
 //!
-//! `MINI_LB_TEST_GUNICORN` names the unpacked package. Without it pip downloads the package; where that does not
-//! work, a few cases of our own stand in, and a line on stderr says so.
+//! `MINI_LB_TEST_GUNICORN` names the unpacked package. Without it pip downloads the package; if that fails,
+//! a few cases of our own are used instead, and a line on stderr says so.
 //!
 //! Source: gunicorn 23.0.0 (sdist), `tests/requests/`, `tests/treq.py` for the format of the files.
 
@@ -19,7 +19,7 @@ use support::client::Message;
 
 use crate::witnessed::{LAST, Witnessed};
 
-/// Files of `invalid/` that are served when they are aimed at a worker.
+/// Files of `invalid/` that are forwarded.
 const ACCEPTED: &[(&str, &str)] = &[
     (
         "006",
@@ -29,13 +29,13 @@ const ACCEPTED: &[(&str, &str)] = &[
         "007",
         "a field that is longer than gunicorn's limit; a head may have 32 KiB here",
     ),
-    ("008", "likewise, two fields"),
+    ("008", "as above, two fields"),
     (
         "010",
         "a limit of 10 bytes for a field, which is gunicorn's configuration in that case",
     ),
-    ("011", "a limit of 2 fields, likewise"),
-    ("012", "a limit of 98 bytes for a field, likewise"),
+    ("011", "a limit of 2 fields, as above"),
+    ("012", "a limit of 98 bytes for a field, as above"),
     (
         "016",
         "a malformed target, which the aim replaces; as it is, 400",
@@ -43,7 +43,7 @@ const ACCEPTED: &[(&str, &str)] = &[
     ("017", "a field that is longer than gunicorn's limit"),
     (
         "019",
-        "X-Forwarded-* that contradict each other; nobody here reads them",
+        "X-Forwarded-* that contradict each other; neither the proxy nor a worker reads them",
     ),
     (
         "chunked_09",
@@ -53,10 +53,10 @@ const ACCEPTED: &[(&str, &str)] = &[
         "chunked_12",
         "Pingora reads no size as 0, and what follows as trailers; the body is framed anew, empty",
     ),
-    ("chunked_13", "likewise"),
+    ("chunked_13", "as above"),
 ];
 
-/// Files of `valid/` that are refused when they are aimed at a worker.
+/// Files of `valid/` that are refused.
 const REFUSED: &[(&str, &str)] = &[
     (
         "009",
@@ -66,45 +66,45 @@ const REFUSED: &[(&str, &str)] = &[
         "025",
         "two codings: a worker would get a body that is still compressed",
     ),
-    ("025_line", "likewise, in one line"),
+    ("025_line", "as above, in one line"),
     (
         "028",
         "a blank before the colon, which gunicorn takes when it is told to",
     ),
     ("029", "`identity` beside `chunked`"),
-    ("030", "likewise"),
+    ("030", "as above"),
     ("031", "a method that no endpoint has: 405"),
-    ("031compat", "likewise"),
-    ("031compat2", "likewise"),
+    ("031compat", "as above"),
+    ("031compat2", "as above"),
     (
         "040",
         "Transfer_Encoding and Content_Length, which are framing to some parsers",
     ),
-    ("040_compat", "likewise"),
+    ("040_compat", "as above"),
     ("099", "the body is shorter than it says: 408"),
     (
         "compat_obs_fold",
         "a folded line, which gunicorn takes when it is told to",
     ),
-    ("compat_obs_fold_huge", "likewise"),
+    ("compat_obs_fold_huge", "as above"),
     (
         "pp_01",
         "HAProxy's line before the request, which gunicorn takes when it is told to",
     ),
-    ("pp_02", "likewise"),
+    ("pp_02", "as above"),
 ];
 
-/// An endpoint that passes a body to one worker as it is.
+/// An endpoint that forwards a body unchanged to one worker.
 const AIM: &[u8] = b"/tokenize";
 
-/// One file: its name and the bytes that it stands for.
+/// One file: its name and the bytes that it describes.
 struct Case {
     name: String,
     bytes: Vec<u8>,
 }
 
 impl Witnessed {
-    /// How many requests were answered with 200, and how many the workers have seen.
+    /// The number of 200 responses, and of the requests that the workers have seen.
     async fn counts(&self, name: &str, bytes: &[u8]) -> (usize, usize) {
         let client = self.balancer.client().await;
         let answers = client.answers(&[bytes, LAST.as_bytes()].concat()).await;
@@ -130,7 +130,7 @@ impl Witnessed {
     async fn served(&self, cases: &[Case]) -> BTreeSet<String> {
         let mut served = BTreeSet::new();
         for Case { name, bytes } in cases {
-            // As it is it asks for a path that no worker gets to see.
+            // Unchanged, it requests a path that is not forwarded.
             assert_eq!(self.counts(name, bytes).await.1, 0, "{name}");
             let (answered, seen) = self.counts(name, &aimed(bytes)).await;
             assert_eq!(answered, seen, "{name}");
@@ -167,7 +167,7 @@ async fn gunicorns_corpus_smuggles_nothing_and_is_decided_file_by_file() {
     assert_eq!(refused, names(REFUSED));
 }
 
-/// In the format of gunicorn's files, with what becomes of them.
+/// Cases in the format of gunicorn's files, and whether they are served.
 const OWN: &[(&str, bool)] = &[
     (
         "POST /a HTTP/1.1\\r\\nContent-Length: 5\\r\\n\\r\\nhello",
@@ -195,7 +195,7 @@ const OWN: &[(&str, bool)] = &[
     ),
 ];
 
-/// Every line of the form `METHOD target version` asks for [`AIM`] with POST, and names a host if none follows.
+/// Changes every line of the form `METHOD target version` to a POST of [`AIM`], and adds a Host if none follows.
 fn aimed(bytes: &[u8]) -> Vec<u8> {
     let mut aimed = Vec::new();
     let mut rest = bytes;
@@ -230,7 +230,7 @@ fn aimed(bytes: &[u8]) -> Vec<u8> {
     aimed
 }
 
-/// Line feeds are for the reader, and what is sent is spelled out.
+/// Line feeds only format the file; the bytes to send are escaped.
 fn bytes_of(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut text = text.iter().filter(|byte| **byte != b'\n').copied();
@@ -262,7 +262,7 @@ fn cases(package: &Path, kind: &str) -> Vec<Case> {
     files.map(case).collect()
 }
 
-/// The unpacked package: the one that is named, or the one that pip gets.
+/// The unpacked package: the named one, or the one that pip downloads.
 fn package() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("MINI_LB_TEST_GUNICORN") {
         return Some(named.into());
@@ -293,7 +293,7 @@ fn package() -> Option<PathBuf> {
             .arg("-C")
             .arg(fresh.path()),
     )?;
-    // In one step, so that a test that is cut off leaves no half package.
+    // Renamed in one step, so that an interrupted test leaves no half package.
     fs::rename(fresh.path().join("gunicorn-23.0.0"), &unpacked).ok()?;
     Some(unpacked)
 }
@@ -301,7 +301,7 @@ fn package() -> Option<PathBuf> {
 /// Source: PyPI, gunicorn-23.0.0.tar.gz.
 const SHA256: &str = "f014447a0101dc57e294f6c18ca6b40227a4c90e9bdb586042628030cba004ec";
 
-/// `None` when there is no such program, or it does not succeed.
+/// `None` when the program is missing or fails.
 fn runs(command: &mut Command) -> Option<()> {
     let output = command.output().ok()?;
     output.status.success().then_some(())

@@ -41,7 +41,7 @@ async fn without_a_key_nothing_but_health_is_answered_and_no_body_is_read() {
         client.send(with_key(path, key)).await;
         assert_eq!(client.answer().await.status(), status, "{path} {key}");
     }
-    // One flush and one generation at each worker.
+    // One flush and one generate request at each worker.
     counted.accepted = 2;
     counted.has_sent_no_more();
 }

@@ -27,7 +27,7 @@ async fn a_head_that_is_too_large_is_told_so() {
     counted.settle().await;
 }
 
-/// Short enough to wait for, long enough for a request that is sent at once on a busy machine.
+/// Short enough to wait for, and long enough to send a request on a busy machine.
 const SHORT: Duration = Duration::from_millis(500);
 
 #[tokio::test]
@@ -47,7 +47,7 @@ async fn a_head_that_comes_byte_by_byte_has_one_deadline() {
     let mut client = counted.balancer.client().await;
     client.send("GET /health HTTP/1.1\r\nx: ").await;
     let mut sent = 0;
-    // Never silent for as long as the deadline, and never done.
+    // Never silent for as long as the deadline, and never complete.
     let closed = loop {
         match client.rest_within(SHORT / 20).await {
             Some(rest) => break rest,
@@ -64,7 +64,7 @@ async fn half_a_head_on_a_used_connection_has_the_same_deadline() {
     let mut counted = Counted::with(|config| config.head_timeout(SHORT)).await;
     let request = post("/generate", BODY);
     let half = &request[..30];
-    // Behind the answer, and along with the request before.
+    // After a response, and together with the previous request.
     let mut used = counted.accepts("the first", request.as_bytes(), 1).await;
     used.send(half).await;
     let both = format!("{request}{half}");
@@ -74,7 +74,7 @@ async fn half_a_head_on_a_used_connection_has_the_same_deadline() {
     for client in [&mut used, &mut along] {
         assert!(client.rest().await.is_empty());
     }
-    // A whole head in two pieces is a request.
+    // A whole head in two pieces is accepted.
     let mut client = counted.accepts("the first", request.as_bytes(), 1).await;
     for piece in [half, &request[30..]] {
         client.send(piece).await;
@@ -89,12 +89,12 @@ async fn an_idle_connection_is_closed_between_two_requests_and_not_within_one() 
     let mut counted = Counted::with(|config| config.client_idle_timeout(SHORT)).await;
     let request = post("/generate", BODY);
     let mut idle = counted.accepts("the first", request.as_bytes(), 1).await;
-    // Asks for less than the whole time, once more, and then nothing.
+    // One more request within the time, and then none.
     idle.send(&request).await;
     assert_eq!(idle.answer().await.status(), 200);
     counted.accepted += 1;
     assert!(idle.rest().await.is_empty());
-    // In pieces that take longer than that all together: the connection of a request is not idle.
+    // In pieces that take longer than the limit altogether: a connection is not idle during a request.
     let mut slow = counted.accepts("the first", request.as_bytes(), 1).await;
     let (last, pieces) = request.as_bytes().split_last().unwrap();
     for piece in pieces.chunks(pieces.len() / 30) {
@@ -125,7 +125,7 @@ async fn an_idle_connection_outlives_the_deadline_of_a_head() {
     let mut counted = Counted::with(|config| config.head_timeout(SHORT)).await;
     let request = post("/generate", BODY);
     let mut idle = counted.accepts("the first", request.as_bytes(), 1).await;
-    // This one is closed after as long as the other one has been idle.
+    // This connection is closed after the time for which the other one has been idle.
     let mut silent = counted.balancer.client().await;
     assert!(silent.rest().await.is_empty());
     idle.send(&request).await;
@@ -134,7 +134,7 @@ async fn an_idle_connection_outlives_the_deadline_of_a_head() {
     counted.settle().await;
 }
 
-/// Connections beyond the limit that get one answer.
+/// Connections beyond the limit that get one response.
 const SPARE: usize = 16;
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn beyond_the_limit_of_connections_only_health_is_answered_and_then_nothin
     inside.send(&request).await;
     assert_eq!(inside.answer().await.status(), 200);
     drop(inside);
-    // Its place is free as soon as its close has been seen.
+    // Its place is free once the balancer has seen the close.
     let mut client = loop {
         let mut client = counted.balancer.client().await;
         client.send(health).await;
@@ -205,7 +205,7 @@ async fn a_running_answer_is_not_bound_by_the_deadline_of_its_head() {
     let (mut client, mut silent) = (pair.balancer.client().await, pair.balancer.client().await);
     client.send(post("/generate", BODY)).await;
     let (first, second) = pair.next_legs().await;
-    // A connection that was opened before the request came is closed: the deadline has passed.
+    // An older connection is closed, so the deadline has passed.
     assert!(silent.rest().await.is_empty());
     serve((first, second)).await;
     assert_eq!(client.answer().await.status(), 200);
@@ -233,7 +233,7 @@ async fn more_requests_than_allowed_are_told_to_come_again() {
     let (mut first, mut second) = (pair.balancer.client().await, pair.balancer.client().await);
     first.send(post("/generate", BODY)).await;
     let (one, two) = pair.next_legs().await;
-    // Its body is not waited for.
+    // The balancer does not wait for its body.
     second.send(generate("content-length: 12\r\n", "")).await;
     let answer = second.answer().await;
     assert_eq!(answer.outcome(), (503, Some("overloaded")));

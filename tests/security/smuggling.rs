@@ -1,9 +1,9 @@
-//! Smuggling by the family: every obfuscation of a framing field in every place, every spelling of a chunk's size,
-//! and the odd requests around them. The single vectors of RFC 9112 are in `tests/hostile.rs`.
+//! Families of smuggling vectors: every obfuscation of a framing field in every place, every spelling of a chunk size,
+//! and unusual requests around them. The single vectors of RFC 9112 are in `framing`.
 //!
-//! Each vector hides a request. The oracle is a count, and what a body was: the workers see what a client got a
-//! 200 for and no request more, each with the client's whole body. What is served is what a strict reader of RFC
-//! 9112 serves, vector by vector.
+//! Each vector hides a request. The oracle is the count and the bodies: the workers see the requests for which a
+//! client got a 200 and no other one, each with the client's whole body. The vectors that are served are those that
+//! a strict reader of RFC 9112 serves.
 //!
 //! Source: the families are those of the "HTTP Desync Attacks" (PortSwigger, 2019) and of RFC 9112 section 11.2.
 
@@ -15,7 +15,7 @@ use crate::witnessed::{LAST, Witnessed};
 const JSON: &str = r#"{"text":"a"}"#;
 
 impl Witnessed {
-    /// So many of the requests in these bytes are served, each with [`JSON`] for a body.
+    /// This many of the requests in these bytes are served, each with [`JSON`] as its body.
     async fn serves(&self, requests: usize, bytes: &[u8]) {
         let client = self.balancer.client().await;
         let answers = client.answers(bytes).await;
@@ -41,15 +41,15 @@ impl Witnessed {
     }
 }
 
-/// A POST to `/generate` with these lines, [`JSON`] in this form, and a request that must not be one unless the
-/// first ends before it.
+/// A POST to `/generate` with these lines, [`JSON`] in this framing, and a hidden request that must not be read as
+/// one unless the first ends before it.
 fn vector(lines: &[u8], body: &str) -> Vec<u8> {
     let begin = b"POST /generate HTTP/1.1\r\nhost: a\r\n";
     [begin, lines, b"\r\n", body.as_bytes(), LAST.as_bytes()].concat()
 }
 
-/// The names, separators and values of a field, put together in every way with at most two oddities at once, and
-/// whether there is none.
+/// All combinations of the names, separators and values of a field with at most two oddities, and
+/// whether a combination has none.
 fn spellings(
     names: &[&[u8]],
     separators: &[(&[u8], bool)],
@@ -71,7 +71,7 @@ fn spellings(
     lines
 }
 
-/// Between a name and a value, and whether it is that to everybody.
+/// Separators of name and value, and whether every parser accepts them.
 const SEPARATORS: &[(&[u8], bool)] = &[
     (b":", true),
     (b": ", true),
@@ -135,11 +135,11 @@ async fn no_spelling_of_a_coding_hides_a_request() {
     let hidden = post("/generate", JSON);
     let chunked = format!("c\r\n{JSON}\r\n0\r\n\r\n");
     for (line, means) in spellings(names, SEPARATORS, values, is_name) {
-        // Alone it is a coding or nothing that is let in.
+        // Alone it is either a valid coding or refused.
         stage
             .serves(usize::from(means), &vector(&line, &chunked))
             .await;
-        // Beside a length, before it or behind it, it is never let in.
+        // Before or after a length it is always refused.
         let length = b"content-length: 4\r\n";
         for lines in [[&length[..], &line].concat(), [&line, &length[..]].concat()] {
             let body = format!("{chunked}{hidden}");
@@ -189,7 +189,7 @@ async fn no_spelling_of_a_length_hides_a_request() {
     let hidden = post("/generate", JSON);
     for (line, means) in spellings(names, SEPARATORS, values, is_name) {
         stage.serves(usize::from(means), &vector(&line, JSON)).await;
-        // Twice it is never let in, in whatever order.
+        // Twice it is always refused, in either order.
         for lines in [
             [line.as_slice(), b"content-length: 0\r\n"].concat(),
             [b"content-length: 0\r\n", line.as_slice()].concat(),
@@ -199,8 +199,8 @@ async fn no_spelling_of_a_length_hides_a_request() {
     }
 }
 
-/// Pingora's reader takes three spellings beyond RFC 9112: blanks behind a size, an extension of any octets, and
-/// no size for 0. It is the only reader: the body is framed anew, and what it leaves is the next request.
+/// Pingora's reader accepts three spellings beyond RFC 9112: blanks after a size, any octets in an extension, and
+/// a missing size as 0. It is the only reader: the body is framed anew, and the bytes after it are the next request.
 #[tokio::test]
 async fn no_spelling_of_a_chunk_hides_a_request() {
     let sizes: &[(&str, bool)] = &[
@@ -258,7 +258,7 @@ async fn no_spelling_of_a_chunk_hides_a_request() {
         for line_end in ["\r\n", "\n", "\r"] {
             for after in behind {
                 for (end, is_end) in ends {
-                    // The chunk's own end, and then no size, whose trailers would be what closes the connection.
+                    // The end of the chunk, and then a missing size, whose trailers would contain the last request.
                     if after.is_empty() && end.starts_with('\r') {
                         continue;
                     }
@@ -334,7 +334,7 @@ async fn a_body_that_nobody_wants_is_not_a_request() {
     }
 }
 
-/// The proxy's own answers are no worker's.
+/// Responses that the proxy makes itself are not a worker's.
 async fn served_besides_health(stage: &Witnessed, bytes: &[u8]) {
     stage.balancer.client().await.answers(bytes).await;
     for worker in &stage.seen {

@@ -1,4 +1,4 @@
-//! TLS: to workers with an authority, a name and a certificate of one's own, on the listener, and every way in which
+//! TLS to workers, with an authority, a name and a client certificate; TLS on the listener; and every way in which
 //! it fails.
 
 use std::process::Command;
@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: balancer\r\n\r\n";
 
-/// How many requests show that connections are kept.
+/// Number of requests after which reuse of connections is asserted.
 const SERVED: usize = 10;
 
 /// Short enough to wait for.
@@ -30,7 +30,7 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    /// Both ask for a certificate of this authority, if there is one.
+    /// Both demand client certificates of this authority, if it is given.
     async fn start(clients: Option<&Authority>) -> Self {
         let authority = Authority::new();
         let (prefill, decode) = Worker::pair().await;
@@ -64,11 +64,11 @@ impl Encrypted {
         [0, 1].map(|at: usize| self.terminators[at].handshakes())
     }
 
-    /// After [`SERVED`] requests, one after the other.
+    /// Asserts reuse after [`SERVED`] requests in sequence.
     fn have_kept_their_connections(&self) {
         let [prefill, decode] = self.handshakes();
         assert_eq!(decode, 1);
-        // Prefill's connection may still be on its way back when the next request leaves.
+        // Prefill's connection may not be back in the pool when the next request is sent.
         assert!((1..=SERVED / 2).contains(&prefill), "{prefill}");
     }
 }
@@ -263,7 +263,7 @@ async fn a_worker_that_never_ends_its_handshake_is_given_up_at_the_connect_timeo
     decode.request().await.closed().await;
 }
 
-/// A balancer that speaks TLS before plain workers, and who signed its certificate.
+/// A balancer with TLS on its listener in front of plain workers, and the authority of its certificate.
 async fn encrypted(change: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> (Balancer, Authority) {
     let (prefill, decode) = Worker::pair().await;
     let authority = Authority::new();
@@ -298,7 +298,7 @@ async fn who_speaks_no_tls_or_no_http_1_is_sent_away_and_nobody_else() {
     let mut plain = balancer.client().await;
     plain.send(HEALTH).await;
     let rest = plain.rest().await;
-    // An alert at most; never a byte of HTTP.
+    // At most a TLS alert, never a byte of HTTP.
     assert!(!rest.starts_with(b"HTTP"), "{rest:?}");
     assert!(authority.connect(balancer.address, &["h2"]).await.is_err());
     let stranger = Authority::new();
@@ -312,7 +312,7 @@ async fn who_speaks_no_tls_or_no_http_1_is_sent_away_and_nobody_else() {
 #[tokio::test]
 async fn a_handshake_and_the_first_head_have_one_deadline() {
     let (balancer, authority) = encrypted(|config| config.head_timeout(SHORT)).await;
-    // Nothing, and the beginning of a ClientHello of 512 bytes.
+    // No byte, and the beginning of a ClientHello of 512 bytes.
     for beginning in [&b""[..], &[0x16, 3, 1, 2, 0, 1]] {
         let mut client = balancer.client().await;
         client.send(beginning).await;
@@ -356,7 +356,7 @@ async fn a_clients_failed_handshake_is_no_line_in_the_log() {
     plain.send(HEALTH).await;
     plain.rest().await;
     assert!(Authority::new().connect(address, &[]).await.is_err());
-    // The line of this request comes after whatever the others have left.
+    // The line of this request would follow the lines of the others.
     let mut client = authority.connect(address, &[]).await.unwrap();
     client.write_all(HEALTH.as_bytes()).await.unwrap();
     soon("an answer", Message::read(&mut client)).await.unwrap();

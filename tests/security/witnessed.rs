@@ -6,10 +6,10 @@ use std::time::Duration;
 use support::client::Message;
 use support::{Balancer, Worker, config};
 
-/// What nobody serves, and the end of the connection.
+/// A request that is not served, and closes the connection.
 pub(crate) const LAST: &str = "GET /nope HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 
-/// A balancer before two workers that keep what they see.
+/// A balancer in front of two workers that record requests.
 pub(crate) struct Witnessed {
     pub(crate) balancer: Balancer,
     pub(crate) seen: [Arc<Mutex<Vec<Message>>>; 2],
@@ -18,7 +18,7 @@ pub(crate) struct Witnessed {
 impl Witnessed {
     pub(crate) async fn set() -> Self {
         let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-        // Some of what is sent stops in the middle.
+        // Some of the vectors stop in the middle.
         let patience = Duration::from_millis(300);
         let config = config(&[prefill.url()], &[decode.url()])
             .head_timeout(patience)

@@ -1,12 +1,12 @@
-//! What the simulated answers say: a pair's parts make the ordinary answer, streams make whole answers,
-//! keys open what they should.
+//! Contents of simulated responses: the parts of a pair make the response of an ordinary worker, streams make whole
+//! responses, keys are checked.
 
 use mini_lb::sim::journal::Violation;
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::{Value, json};
 use support::sim::{Reply, SimPair, get, post, post_text, quick, send};
 
-/// Keys of `meta_info` that say when and under which name, not what.
+/// Keys of `meta_info` with times and ids.
 const INCIDENTAL: [&str; 13] = [
     "id",
     "storage_prefetch_wait",
@@ -36,7 +36,7 @@ fn essence(answer: &Value) -> Value {
     answer
 }
 
-/// What a balancer must do, in the most obvious way.
+/// The merge that a balancer must do, in the most obvious way.
 fn merged(prefill: &Value, decode: &Value) -> Value {
     if let (Value::Array(prefill), Value::Array(decode)) = (prefill, decode) {
         return prefill
@@ -81,7 +81,7 @@ async fn prefills_prompt_and_decodes_answer_make_the_ordinary_answer() {
         let (prefill, decode) = pair.both("/generate", &body, 1000 + number * 10).await;
         let alone = post(&ordinary, "/generate", &body).await;
         let whole = merged(&prefill.json(), &decode.json());
-        // Only 128 top logprobs of the first token fit into what prefill hands over.
+        // Only 128 top logprobs of the first token fit into prefill's transfer.
         if body["top_logprobs_num"] == 200 {
             let rows = &whole["meta_info"]["output_top_logprobs"];
             assert_eq!(

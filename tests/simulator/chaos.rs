@@ -1,4 +1,4 @@
-//! Faults on purpose, over real sockets: what a client sees of each action, and what the journal says.
+//! Faults on demand: what a client sees of each action, and its entry in the journal.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(crate) fn body(stream: bool) -> String {
         .to_string()
 }
 
-/// All bytes of the answer, and how the connection ended.
+/// All bytes of the response, and how the connection ended.
 pub(crate) async fn raw(worker: &Worker, stream: bool) -> (Vec<u8>, std::io::Result<()>) {
     let headers = format!("connection: close\r\n{JSON}");
     let mut socket = open(
@@ -65,7 +65,7 @@ fn split(raw: &[u8]) -> (String, Vec<u8>) {
     )
 }
 
-/// Times `data:` begins a line.
+/// Number of lines that begin with `data: `.
 fn events(raw: &[u8]) -> usize {
     String::from_utf8_lossy(raw)
         .lines()
@@ -73,7 +73,7 @@ fn events(raw: &[u8]) -> usize {
         .count()
 }
 
-/// Reads until the answer has as many events.
+/// Reads until the response has this many events.
 async fn read_events(socket: &mut TcpStream, wanted: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while events(&bytes) < wanted || !bytes.ends_with(b"\n\n\r\n") {
@@ -115,7 +115,7 @@ async fn a_refusing_worker_listens_again_after_its_time() {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
                 refused = true;
             }
-            // Before the listener is closed, a connection may still be accepted, or reset.
+            // Until the listener is closed, a connection may be accepted or reset.
             Ok(_) if refused => break,
             Ok(_) => {}
         }
@@ -132,7 +132,7 @@ async fn a_silent_worker_says_nothing_until_the_client_leaves() {
         matches!(event, Event::FaultInjected { .. })
     })
     .await;
-    // Another request is answered meanwhile, this one is not.
+    // Another request gets a response meanwhile.
     assert_eq!(get(&worker, "/health").await.status, 200);
     let nothing = socket.try_read(&mut [0; 1]).unwrap_err();
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
@@ -188,7 +188,7 @@ async fn a_stream_is_cut_after_as_many_events_as_asked() {
         assert_eq!(events(&bytes), 2, "{action}");
         assert!(!bytes.ends_with(b"0\r\n\r\n"), "no last chunk");
         assert_eq!(is_reset(&end), reset, "{action}: {end:?}");
-        // A whole answer has no event: it is cut behind its head.
+        // A document has no event, so it is cut after its head.
         let (bytes, _) = raw(&worker, false).await;
         assert!(split(&bytes).1.is_empty());
     }
@@ -264,7 +264,7 @@ async fn json_is_broken_and_framed_well() {
         .iter()
         .map(|(_, data)| serde_json::from_str::<Value>(data).is_err())
         .collect();
-    // The last one is [DONE], which is no JSON at all.
+    // The last one is [DONE], which is not JSON.
     assert_eq!(broken, [true, false, false, false, true]);
 }
 

@@ -58,7 +58,7 @@ async fn prefill_fails_when_decode_leaves_during_the_prompt() {
 
 #[tokio::test]
 async fn a_disconnect_is_noticed_late_when_asked_for() {
-    // The prefill leg's connection is gone, the request is not: decode still finds it.
+    // The connection of the prefill leg is closed, but the request runs on: decode still finds it.
     let pair = SimPair::start(SimOptions {
         disconnect: DisconnectNotice::AsSglang,
         ..quick()
@@ -92,7 +92,7 @@ async fn a_stream_that_the_client_leaves_ends_the_request() {
     drop(stream);
     let left = |event: &Event| matches!(event, Event::AbortByDisconnect { .. });
     wait_for(&ordinary, left).await;
-    // A flush waits for the last item: its success says that nothing runs any more.
+    // A flush succeeds only when no request runs.
     assert_eq!(
         post(&ordinary, "/flush_cache?timeout=20", &json!({}))
             .await

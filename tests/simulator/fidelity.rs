@@ -1,6 +1,6 @@
-//! The simulator's answers have the status, framing, header names, keys and JSON types of SGLang 0.5.23's.
+//! Simulated responses have the status, framing, header names, keys and JSON types of those of SGLang 0.5.23.
 //!
-//! The fixtures are raw answers of a real pair; values differ (another model), shapes may not.
+//! The fixtures are raw responses of a real pair. Values differ, because the model is another one; shapes must not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub(crate) fn captured(scenario: &str, leg: &str) -> Option<Reply> {
     fixture(scenario, &format!("{leg}.http")).map(|raw| Reply::parse(&raw))
 }
 
-/// Where which JSON type is: one line per path.
+/// The JSON type at each path, one line per path.
 pub(crate) fn shape(value: &Value) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     describe("", value, &mut lines);
@@ -43,12 +43,12 @@ fn describe(path: &str, value: &Value, lines: &mut BTreeSet<String>) {
             "list"
         }
         Value::Object(map) => {
-            // Tokens as keys, in the top logprobs of completions.
+            // The top logprobs of completions have tokens as keys.
             let by_token = path.ends_with("logprobs.top_logprobs[]");
             for (key, value) in map {
                 let key = if by_token { "token" } else { key };
                 match key {
-                    // Objects and lists where the real server had a cache hit, or had decoded before.
+                    // The real server had a cache hit or had decoded before, which adds these objects and lists.
                     "cached_tokens_details" | "decode_moments" => {
                         _ = lines.insert(format!("{path}.{key}"))
                     }
@@ -61,7 +61,7 @@ fn describe(path: &str, value: &Value, lines: &mut BTreeSet<String>) {
     lines.insert(format!("{path}: {kind}"));
 }
 
-/// The kinds of events per index, repetitions left out: the number of tokens is the model's affair.
+/// The kinds of events per index without repetitions, because the number of tokens depends on the model.
 fn event_kinds(reply: &Reply) -> BTreeMap<String, Vec<String>> {
     let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, data) in reply.events() {
@@ -85,7 +85,7 @@ fn event_kinds(reply: &Reply) -> BTreeMap<String, Vec<String>> {
 
 pub(crate) fn assert_alike(scenario: &str, ours: &Reply, real: &Reply) {
     assert_eq!(ours.status, real.status, "{scenario}: {}", ours.text());
-    // The tests' own `connection: close` changes this one.
+    // It differs because the tests send `connection: close`.
     let names = |reply: &Reply| -> Vec<String> {
         let names = reply
             .header_names()
@@ -119,7 +119,7 @@ pub(crate) fn assert_alike(scenario: &str, ours: &Reply, real: &Reply) {
     }
 }
 
-/// The message of an error, without what is random or depends on the tokenizer or on where SGLang is installed.
+/// The message of an error without random parts and parts that depend on the tokenizer or the installation of SGLang.
 pub(crate) fn message(reply: &Reply) -> String {
     let text = reply.text().replace("/opt/sgl/ve", "/usr/local");
     let mut out = String::new();
@@ -136,7 +136,7 @@ pub(crate) fn message(reply: &Reply) -> String {
     out + &hex
 }
 
-/// Sends a scenario's body to both legs, as a balancer does, and compares both answers.
+/// Sends the body of a scenario to both workers, as a balancer does, and compares both responses.
 pub(crate) async fn check_pair(path: &str, scenarios: &[&str]) {
     let pair = SimPair::start(quick()).await;
     for (number, scenario) in (1..).zip(scenarios) {

@@ -98,7 +98,7 @@ async fn refusals_have_the_real_shapes_and_words() {
             }
         }
     }
-    // What these say repeats the request, whose room is ours.
+    // These messages quote the request, whose room differs.
     check_pair(chat, &["err_chat_missing_messages"]).await;
     check_pair("/v1/completions", &["err_cmpl_missing_prompt"]).await;
 }
@@ -141,7 +141,7 @@ async fn a_worker_alone_answers_as_the_real_one() {
     }
 }
 
-/// The transcripts had a timeout of 10 s, and other ports.
+/// The recorded run had a timeout of 10 s and other ports.
 fn lonely_message(reply: &Reply) -> String {
     let text = message(reply).replace("\": ", "\":").replace(", \"", ",\"");
     text.replace("timed out after 10.0s", "timed out after 0.3s")
@@ -217,7 +217,7 @@ async fn a_leg_without_its_peer_fails_as_the_real_one() {
 #[tokio::test]
 async fn decode_gives_up_on_a_registry_that_nobody_serves() {
     let decode = Worker::start_decode(in_a_hurry()).await.unwrap();
-    // The listener is gone at the end of the line: nobody serves the port.
+    // The listener is dropped at the end of the line, so the port refuses connections.
     let closed = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()

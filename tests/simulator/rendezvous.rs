@@ -1,4 +1,4 @@
-//! The simulated workers meet by room over TCP, in any order, and fail as SGLang 0.5.23 does.
+//! The rendezvous of simulated workers: by room, over TCP, in any order, with the failures of SGLang 0.5.23.
 
 use std::time::Duration;
 
@@ -335,7 +335,7 @@ async fn a_restarted_prefill_is_found_again() {
     .await
     .unwrap();
     let pair = SimPair { prefill, decode };
-    // Until the heartbeats have missed twice, rooms are lost with the prefill that stopped.
+    // Rooms are lost until two heartbeats to the stopped prefill worker have failed.
     for room in 92.. {
         let body = pair.with_room(&generate(2), room);
         if post(&pair.decode, "/generate", &body)

@@ -39,7 +39,7 @@ async fn a_zombie_works_on_for_a_client_that_left() {
     })
     .await;
     assert_eq!(pair.decode.journal().open_rooms(), 1, "the room lives on");
-    // Prefill finds its zombie, and is served by it.
+    // Prefill finds the zombie, which serves it.
     let reply = post(&pair.prefill, "/generate", &pair.with_room(&request, 5)).await;
     assert_eq!(reply.status, 200);
 }

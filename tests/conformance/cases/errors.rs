@@ -1,10 +1,10 @@
-//! What a worker refuses: mini-lb's client sees the worker's own refusal.
+//! Requests that a worker refuses: the client of mini-lb sees the worker's refusal.
 
 use serde_json::json;
 
 use super::{Case, Material, greedy, ids, way, with};
 
-/// Long enough that no buffer on the way holds it, in bytes.
+/// In bytes; longer than any buffer on the way.
 const BIG: usize = 1 << 20;
 
 /// Too many tokens for the context of any model that this suite runs against.
@@ -29,7 +29,7 @@ fn not_json() -> Vec<Case> {
     let mut cases = Vec::new();
     for (path, bodies) in [
         ("/generate", &bodies[..]),
-        // SGLang itself fails with 500 on a chat that is no object.
+        // SGLang responds 500 to a chat that is not an object.
         ("/v1/chat/completions", &bodies[..3]),
         ("/v1/completions", &bodies[..4]),
         ("/v1/responses", &bodies[..4]),

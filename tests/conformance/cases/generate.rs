@@ -21,10 +21,10 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
     .concat()
 }
 
-/// An option that SGLang has for whole answers only.
+/// An option that SGLang accepts only without streaming.
 const FLAT_OUTPUT: &str = "flat on both sides";
 
-/// A form of the prompt, with the length of its shortest one.
+/// A form of the prompt, and the length of its shortest prompt.
 struct Form {
     name: &'static str,
     body: Value,
@@ -228,7 +228,7 @@ fn lengths_of_answers(material: &Material) -> Vec<Case> {
     cases
 }
 
-/// Options that a batch may give per item.
+/// Options that a batch may have per item.
 fn lists_per_item(material: &Material) -> Vec<Case> {
     let texts = json!({ "text": ["the first of them", material.few().text, "and the last"] });
     let start = json!({ "return_logprob": true, "logprob_start_len": 0 });
@@ -287,7 +287,7 @@ fn lists_per_item(material: &Material) -> Vec<Case> {
     cases
 }
 
-/// What is the same on both sides of a proxy, unless it parses too much or too little.
+/// Requests that a proxy passes unchanged unless it parses too much or too little.
 fn parameters(material: &Material) -> Vec<Case> {
     let text = json!({ "text": material.few().text });
     let logprobs = json!({ "return_logprob": true, "logprob_start_len": 0 });
@@ -345,7 +345,7 @@ fn parameters(material: &Material) -> Vec<Case> {
     cases
 }
 
-/// Bodies of which the bytes matter. `$T` stands for a text in quotes, `$S` and `$L` for the members that
+/// Bodies whose bytes matter. `$T` stands for a text in quotes, `$S` and `$L` for the members that
 /// most of them have.
 const SPELLINGS: [(&str, &str); 12] = [
     (

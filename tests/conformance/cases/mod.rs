@@ -1,7 +1,7 @@
-//! The requests of the suite: a case is a name, a request, and what an ordinary server answers.
+//! The requests of the suite: a case is a name, a request, and the status of an ordinary server.
 //!
-//! Cases are products of forms and options where a merge depends on both; single ones where a parser
-//! could stumble. They are the same for every model: texts and token ids, no expected output.
+//! Cases are products of forms and options when a merge depends on both, and single ones for the traps of a
+//! parser. They are the same for every model: texts and token ids, no expected output.
 
 mod anthropic;
 mod chat;
@@ -19,26 +19,26 @@ use serde_json::{Value, json};
 use crate::client::{Framing, Request};
 use crate::comparison::Leeway;
 
-/// Tokens of the short answers, and of most cases.
+/// Generated tokens of short responses, and of most cases.
 const FEW: u32 = 8;
 
-/// One request and what it is about.
+/// One request and its properties.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) request: Request,
-    /// The status of an ordinary server. A case that is refused for another reason than its own proves
+    /// The status of an ordinary server. A case that is refused for another reason than intended proves
     /// nothing.
     pub(crate) status: u16,
-    /// How often it is sent on one connection with caches flushed before the first; the last answer counts.
+    /// How often it is sent over one connection after a flush of the caches; the last response is compared.
     pub(crate) times: usize,
     pub(crate) leeway: Leeway,
-    /// Where in the prompt the logprobs begin; what the laws need to know of a `/generate`.
+    /// The start of the logprobs in the prompt of a `/generate`, for `invariants`.
     pub(crate) starts_at: Option<usize>,
 }
 
 impl Case {
-    /// A POST of a tree.
+    /// A POST of a JSON value.
     fn post(name: impl Into<String>, path: &str, body: &Value) -> Case {
         let leeway = Leeway {
             batch: is_batch(body),
@@ -100,7 +100,7 @@ impl Case {
     }
 }
 
-/// More prompts than one: in any of the fields that can carry them.
+/// Whether the request has several prompts, in any of the fields for them.
 fn is_batch(body: &Value) -> bool {
     let several = |list: &Vec<Value>| list.len() > 1 && !list[0].is_number();
     ["text", "input_ids", "prompt"]
@@ -108,7 +108,7 @@ fn is_batch(body: &Value) -> bool {
         .any(|key| body[key].as_array().is_some_and(several))
 }
 
-/// What cases are made of, for one model.
+/// The material of the cases for one model.
 pub(crate) struct Material {
     pub(crate) model: String,
     /// Prompts of one token, a few, about 200 and about 1500.
@@ -144,7 +144,7 @@ pub(crate) fn all(material: &Material) -> Vec<Case> {
     .concat()
 }
 
-/// Token ids that any vocabulary has, without the special ones at its start.
+/// Token ids that any vocabulary has, without the special ones at the start.
 fn ids(count: usize, seed: usize) -> Vec<usize> {
     (0..count)
         .map(|at| 20 + (at * 37 + seed * 101) % 1900)
@@ -160,12 +160,12 @@ fn with(base: &Value, more: &Value) -> Value {
     sum
 }
 
-/// How a case name calls the two ways to answer.
+/// The word for streaming in the name of a case.
 fn way(stream: bool) -> &'static str {
     if stream { "stream" } else { "whole" }
 }
 
-/// Greedy, so that two servers agree.
+/// Greedy sampling, so that two servers agree.
 fn greedy(tokens: u32) -> Value {
     json!({ "temperature": 0, "max_new_tokens": tokens })
 }

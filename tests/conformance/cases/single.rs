@@ -1,4 +1,4 @@
-//! Endpoints that one worker answers: tokenizers, models, information.
+//! Endpoints to which one worker responds: tokenizers, models, information.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! The recorded counts, and when one is too far from them.
+//! The recorded counts, and how far a new count may be from them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,10 +19,10 @@ const HEAD: &str = "\
 # MINI_LB_RECORD_COUNTS=1 MINI_LB_COUNT_INSTRUCTIONS=1 cargo test --test benchmarks instructions
 ";
 
-/// A part of a count, which is not compared.
+/// Prefix of a count that is part of another one and is not compared.
 const PART: &str = "of which ";
 
-/// Tests of one process record into one file.
+/// The tests of one process write to one file.
 static RECORDING: Mutex<()> = Mutex::new(());
 
 type Recorded = BTreeMap<String, Counts>;
@@ -51,10 +51,10 @@ pub fn check(unit: &str, counts: &Counts) {
 
 /// How far a count may be from the recorded one.
 ///
-/// Timers of the same 10 ms share what is allocated for them, all of those of a request or none: that is two
-/// allocations more or less, and some bytes. The runtime looks at its sockets once more after every 61 polls of tasks,
-/// which is less than 0.2 calls for a request. For an event nothing moves by as much as one call or allocation.
-/// Instructions are those of whatever the machine's C library takes for copying, and of its luck with sockets.
+/// Timers that expire within the same 10 ms share their allocations, which makes a difference of up to two
+/// allocations and some bytes. The runtime polls its sockets once more after every 61 polls of tasks,
+/// which is less than 0.2 calls per request. Counts per event vary by less than one call or allocation.
+/// Instructions depend on how the C library of the machine copies, and on how many reads a socket needs.
 fn slack(unit: &str, name: &str, recorded: f64) -> f64 {
     match name {
         "bytes" => (recorded * 0.01).max(64.0),
@@ -73,7 +73,7 @@ pub fn distance(unit: &str, name: &str, recorded: Option<f64>, count: f64) -> Op
     if count > recorded + slack {
         return Some("more than recorded".to_owned());
     }
-    // What was won is not to be lost again unnoticed. An optimized build may always need less.
+    // An improvement must be recorded, or a later regression would go unnoticed. An optimized build may need less.
     let is_won = count < recorded - slack && cfg!(debug_assertions);
     is_won.then(|| "less than recorded, well done".to_owned())
 }
@@ -108,7 +108,7 @@ fn record(unit: &str, counts: &Counts) {
     fs::write(FILE, text).unwrap();
 }
 
-/// Whole where hundredths say nothing.
+/// Without decimals from 1,000 on.
 fn number(count: f64) -> String {
     match count >= 1_000.0 {
         true => format!("{count:.0}"),

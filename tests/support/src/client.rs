@@ -1,4 +1,4 @@
-//! A client that sends bytes as they are, and HTTP messages as they were on the wire.
+//! A client that sends raw bytes, and HTTP messages as they were on the wire.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::soon;
 
-/// A message as it was read: the head as text, the body without its framing.
+/// A message: the head as text, the body without its framing.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub head: String,
@@ -26,12 +26,12 @@ pub struct Client {
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
-        // What is sent is there, also when it is the second piece of something.
+        // A second small write must not wait for the acknowledgement of the first.
         stream.set_nodelay(true).unwrap();
         Self { stream }
     }
 
-    /// From this address of the machine.
+    /// Connects from this local address.
     pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
@@ -44,14 +44,14 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// A whole answer with its body.
+    /// The next response with its body.
     pub async fn answer(&mut self) -> Answer {
         soon("an answer", Message::read(&mut self.stream))
             .await
             .expect("an answer before the close")
     }
 
-    /// Sends these bytes and gives every answer until the other side closes, which it may do before it has read
+    /// Sends these bytes and returns every response until the other side closes, which it may do before it has read
     /// all of them.
     pub async fn answers(mut self, bytes: &[u8]) -> Vec<Answer> {
         let (mut from, mut to) = self.stream.split();
@@ -65,12 +65,12 @@ impl Client {
         answers
     }
 
-    /// The next answer; `None` when the connection is closed before.
+    /// The next response; `None` when the connection closes first.
     pub async fn try_answer(&mut self) -> Option<Answer> {
         soon("an answer, or the close", Message::read(&mut self.stream)).await
     }
 
-    /// The head of an answer only.
+    /// The head of the next response.
     pub async fn head(&mut self) -> String {
         soon("the head of an answer", read_head(&mut self.stream))
             .await
@@ -84,12 +84,12 @@ impl Client {
             .map(|chunk| String::from_utf8(chunk).unwrap())
     }
 
-    /// Likewise, where it need not be text.
+    /// As [`Self::chunk`], for bytes that need not be text.
     pub async fn bytes(&mut self) -> Option<Vec<u8>> {
         soon("a chunk", read_chunk(&mut self.stream)).await
     }
 
-    /// Closes the sending half: what a client does that says all and waits for the answer.
+    /// Closes the sending half of the connection.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
@@ -106,7 +106,7 @@ impl Client {
         rest
     }
 
-    /// Likewise; `None` while the other side has neither sent anything nor closed for this long.
+    /// As [`Self::rest`]; `None` when the other side neither sends nor closes within `patience`.
     pub async fn rest_within(&mut self, patience: Duration) -> Option<Vec<u8>> {
         let mut rest = [0; 1];
         let read = tokio::time::timeout(patience, self.stream.read(&mut rest)).await;

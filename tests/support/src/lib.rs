@@ -1,7 +1,20 @@
-//! The harness: a balancer in the test's own runtime, workers whose every byte the test decides, and a client
-//! that sees every byte.
+//! The harness of tests, benchmarks, examples and fuzz targets. Its centre is [`Pair`]: a balancer in the test's
+//! runtime, two workers that the test plays byte by byte, and a client that sees every byte.
 //!
-//! Nothing sleeps: a test waits for what happens on a socket, for [`PATIENCE`] at most.
+//! | module | contents |
+//! |---|---|
+//! | [`pair`] | one or two workers of each role, a balancer and a client |
+//! | [`client`], [`worker`] | both ends as raw sockets |
+//! | [`mock_worker`] | a worker that responds by itself, on hyper |
+//! | [`process`], [`program`] | the binary and the examples as processes |
+//! | [`sim`] | a raw client for the simulated workers |
+//! | [`soak`] | a load with faults, for seconds or for minutes |
+//! | [`tls`] | certificates, and TLS in front of a worker |
+//! | [`properties`] | what must hold for any input; shared with the fuzz targets |
+//! | [`baseline`], [`plain_proxy`] | recorded costs, and Pingora alone to compare with |
+//! | [`markdown`] | the tables and code blocks of the documents |
+//!
+//! Nothing sleeps: a test waits for an event on a socket, for [`PATIENCE`] at most.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +44,7 @@ pub use pair::{Pair, TwoPairs};
 pub use process::{Ended, Process, Signal};
 pub use worker::{Exchange, Worker};
 
-/// After this long a test that waits has failed. No claim is about time: it only ends what hangs.
+/// A test that waits this long has failed. No assertion depends on it: it only ends a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const CHAT: &str = "/v1/chat/completions";
@@ -40,11 +53,11 @@ pub const BODY: &str = r#"{"text":"a"}"#;
 /// A request whose response is a stream of events.
 pub const STREAM: &str = r#"{"stream":true}"#;
 
-/// What the future gives, or a failed test that says what was awaited.
+/// The output of the future, or a failed test that names what it waited for.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future)
         .await
-        .unwrap_or_else(|_| panic!("waited in vain: {what}"))
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
 /// A running balancer. Stopped when dropped.
@@ -55,7 +68,7 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// In front of one prefill worker, whose bootstrap port is 8998, and one decode worker.
+    /// Starts in front of one prefill worker, whose bootstrap port is 8998, and one decode worker.
     pub async fn of(prefill: &Worker, decode: &Worker) -> Self {
         Self::start(config(&[prefill.url()], &[decode.url()])).await
     }
@@ -78,13 +91,13 @@ impl Balancer {
         Client::connect(self.address).await
     }
 
-    /// Who administers the workers through the listener for that.
+    /// A client of the admin listener.
     pub async fn admin(&self) -> Client {
         let address = self.handle.admin_address().await;
         Client::connect(address.expect("a listener for administration")).await
     }
 
-    /// Stops it and waits until it has ended.
+    /// Stops the balancer and waits for its end.
     pub async fn stop(mut self) {
         self.handle.stop();
         soon("the balancer ends", &mut self.served).await.unwrap();

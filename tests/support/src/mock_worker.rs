@@ -1,6 +1,6 @@
-//! A worker that answers what a test tells it to, and remembers what it was asked.
+//! A worker that responds as its test tells it to, and records the requests that it got.
 //!
-//! For the endpoints without legs only: it knows nothing of generation. It listens on a port that the system
+//! For the endpoints without legs: it does not generate. It listens on a port that the system
 //! chooses and ends with the test's runtime.
 
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// A request as the worker got it.
+/// A request that the worker got.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// The method.
@@ -29,7 +29,7 @@ pub struct Seen {
     pub body: Bytes,
 }
 
-/// A worker on a port of its own.
+/// A running worker.
 pub struct MockWorker {
     /// `http://127.0.0.1:port`.
     pub url: String,
@@ -37,7 +37,7 @@ pub struct MockWorker {
 }
 
 impl MockWorker {
-    /// A worker whose every answer is what `script` makes of the request.
+    /// A worker that responds with the output of `script`.
     pub async fn start<Script, Answer>(script: Script) -> Self
     where
         Script: Fn(Seen) -> Answer + Clone + Send + Sync + 'static,
@@ -59,7 +59,7 @@ impl MockWorker {
                         Ok::<_, Infallible>(script(request).await)
                     }
                 });
-                // The balancer closes connections as it likes.
+                // The balancer may close a connection at any time.
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service),
@@ -72,18 +72,18 @@ impl MockWorker {
         }
     }
 
-    /// A worker that gives the same answer to everything.
+    /// A worker that gives the same response to every request.
     pub async fn always(status: u16, content_type: &'static str, body: &'static str) -> Self {
         Self::start(move |_| async move { reply(status, content_type, body) }).await
     }
 
-    /// What it was asked, in order.
+    /// The requests so far, in order.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
 
-/// An answer; without a content type when that is empty.
+/// A response, without Content-Type when that is empty.
 pub fn reply(status: u16, content_type: &str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut answer = Response::builder().status(status);
     if !content_type.is_empty() {
@@ -92,14 +92,14 @@ pub fn reply(status: u16, content_type: &str, body: impl Into<Bytes>) -> Respons
     answer.body(Full::new(body.into())).unwrap()
 }
 
-/// A worker that is gone: its port is taken, so that nobody else gets it, but nobody listens there.
-pub struct Nobody {
+/// A worker that is gone: its port is bound, so that no other test gets it, but not listened on.
+pub struct GoneWorker {
     /// `http://127.0.0.1:port`.
     pub url: String,
     _port: TcpSocket,
 }
 
-impl Nobody {
+impl GoneWorker {
     /// Takes a port.
     pub fn new() -> Self {
         let port = TcpSocket::new_v4().unwrap();

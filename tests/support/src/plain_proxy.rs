@@ -1,4 +1,4 @@
-//! A plain proxy of Pingora with one leg and nothing of ours: what the library itself costs.
+//! A plain Pingora proxy with one leg and no code of mini-lb: the cost of the library itself.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
-/// Asks its workers in turn.
+/// Forwards to its workers in turn.
 pub struct Plain {
     workers: Vec<SocketAddr>,
     next: AtomicUsize,

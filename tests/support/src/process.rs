@@ -1,6 +1,6 @@
-//! A program as a process of its own: started as a user starts it, read line by line, signalled, and waited for.
+//! A program as a child process: started as a user starts it, read line by line, signalled, and waited for.
 //!
-//! Nothing sleeps: a test waits for a line, or for the end. What a failed test leaves is killed.
+//! Nothing sleeps: a test waits for a line, or for the end. A process that a failed test leaves behind is killed.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,18 +12,18 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-/// After this long a test that waits has failed.
+/// A test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running program. Killed when dropped.
 pub struct Process {
     child: Child,
-    /// What it writes on stdout and stderr, in the order of arrival. Closed when it has ended.
+    /// Lines of stdout and stderr, in the order of arrival. Closed when the process has ended.
     lines: mpsc::UnboundedReceiver<String>,
-    /// Those that [`Self::line`] has passed.
+    /// Lines that [`Self::line`] has read.
     seen: Vec<String>,
     stderr: JoinHandle<()>,
-    /// Whether nothing more is read.
+    /// Whether reading has stopped.
     hold: watch::Sender<bool>,
 }
 
@@ -58,7 +58,7 @@ impl Process {
     }
 
     pub fn of(mut command: std::process::Command) -> Self {
-        // The environment of whoever runs the tests must not configure the program.
+        // The environment of the developer must not configure the program.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MINI_LB_") {
                 command.env_remove(name);
@@ -85,7 +85,7 @@ impl Process {
         }
     }
 
-    /// The first line from here on that has this in it.
+    /// The next line that contains `part`.
     pub async fn line(&mut self, part: &str) -> String {
         loop {
             let line = soon(&format!("a line with {part:?}"), self.lines.recv()).await;
@@ -99,12 +99,12 @@ impl Process {
         }
     }
 
-    /// The lines that came since the last look.
+    /// The lines that have arrived since the last call.
     pub fn lines(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.lines.try_recv().ok()).collect()
     }
 
-    /// Reads nothing more of what it writes; the pipes stay open.
+    /// Stops reading; the pipes stay open.
     pub fn ignore(&self) {
         self.hold.send_replace(true);
     }
@@ -112,16 +112,16 @@ impl Process {
     /// Closes the reading end of its stderr.
     pub async fn hang_up(&mut self) {
         self.stderr.abort();
-        // Its end of the pipe is gone when the task is.
+        // The task owns the reading end, which closes with it.
         let _ = (&mut self.stderr).await;
     }
 
-    /// Where it listens, once it does.
+    /// The address that the process listens on, once it does.
     pub async fn address(&mut self) -> SocketAddr {
         self.address_in("listening address=").await
     }
 
-    /// The address in the first line with `part`.
+    /// The address in the next line that contains `part`.
     pub async fn address_in(&mut self, part: &str) -> SocketAddr {
         let line = self.line(part).await;
         let mut words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '/');
@@ -133,7 +133,7 @@ impl Process {
         self.child.id().unwrap()
     }
 
-    /// Sends it a signal, once it listens for that signal.
+    /// Sends a signal, once the process has a handler for it.
     pub async fn signal(&self, signal: Signal) {
         let pid = self.id();
         let caught = async {
@@ -148,13 +148,13 @@ impl Process {
         assert!(sent.unwrap().success(), "{signal:?} was not sent");
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
         let ended = soon("the end of the process", self.child.wait()).await;
         ended.unwrap()
     }
 
-    /// Likewise, with all that it wrote.
+    /// Waits for the end of the process, and returns every line.
     pub async fn end(mut self) -> Ended {
         while let Some(line) = soon("the end of the process", self.lines.recv()).await {
             self.seen.push(line);
@@ -169,7 +169,7 @@ impl Process {
 async fn soon<T>(what: &str, awaited: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, awaited)
         .await
-        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }
 
 async fn read(
@@ -182,7 +182,7 @@ async fn read(
         if *held.borrow() {
             return std::future::pending().await;
         }
-        // Read to the end even when nobody listens: a full pipe would stop the process.
+        // Read to the end even when no test wants the lines: a full pipe would block the process.
         let _ = found.send(line);
     }
 }

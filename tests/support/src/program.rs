@@ -1,4 +1,4 @@
-//! What is tested from outside: the binary and the examples, and one question to what they serve.
+//! The binary and the examples as processes, and single requests to a server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ macro_rules! mini_lb {
     };
 }
 
-/// An example, which `cargo test` builds beside the tests.
+/// Starts an example, which `cargo test` builds beside the tests.
 pub fn example(name: &str, arguments: &[&str]) -> Process {
     Process::start(example_path(name), arguments)
 }
@@ -35,7 +35,7 @@ fn example_path(name: &str) -> PathBuf {
     path
 }
 
-/// The answer to one GET on a connection of its own.
+/// The response to one GET on a new connection.
 pub async fn get(address: SocketAddr, path: &str) -> Answer {
     ask(
         address,
@@ -44,7 +44,7 @@ pub async fn get(address: SocketAddr, path: &str) -> Answer {
     .await
 }
 
-/// The answer to one POST on a connection of its own.
+/// The response to one POST on a new connection.
 pub async fn post_json(address: SocketAddr, path: &str, body: &str) -> Answer {
     ask(address, &post(path, body)).await
 }

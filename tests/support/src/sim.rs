@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a test waits for what must happen.
+/// How long a test waits for an event that must happen.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// No time passes in the engine; its timeouts are scaled to tests.
+/// An engine that takes no time, with timeouts scaled for tests.
 pub fn quick() -> SimOptions {
     SimOptions {
         time_per_prompt_token: Duration::ZERO,
@@ -22,7 +22,7 @@ pub fn quick() -> SimOptions {
     }
 }
 
-/// One answer as it came.
+/// One response.
 #[derive(Debug, Clone)]
 pub struct Reply {
     pub status: u16,
@@ -134,7 +134,7 @@ fn dechunk(mut rest: &[u8]) -> Vec<Vec<u8>> {
     chunks
 }
 
-/// Writes a request on a new connection.
+/// Sends a request over a new connection.
 pub async fn open(
     address: SocketAddr,
     method: &str,
@@ -162,7 +162,7 @@ pub async fn send(
     let headers = format!("connection: close\r\n{headers}");
     let mut stream = open(address, method, path, &headers, body).await;
     let mut raw = Vec::new();
-    // A reset is an end, too: the caller sees what came before.
+    // A reset also ends the response: the caller sees the bytes before it.
     let _ = stream.read_to_end(&mut raw).await;
     raw
 }
@@ -188,7 +188,7 @@ pub async fn get(worker: &Worker, path: &str) -> Reply {
     Reply::parse(&send(worker.address(), "GET", path, "", "").await)
 }
 
-/// Returns when the worker's journal has an event like this one.
+/// Returns when the worker's journal has such an event.
 pub async fn wait_for(worker: &Worker, is_wanted: impl Fn(&Event) -> bool) {
     let has_one = |seen: &[Entry]| seen.iter().any(|entry| is_wanted(&entry.event));
     worker.journal().wait_for(has_one, SOON).await.unwrap();

@@ -1,7 +1,7 @@
-//! Certificates that are made for one test, a terminator that puts TLS before a plain worker, and a client that
-//! speaks it.
+//! Certificates that are made for one test, a terminator that puts TLS in front of a plain worker, and a TLS
+//! client.
 //!
-//! It shares rustls with the proxy, but not a line of Pingora's use of it.
+//! It shares rustls with the proxy, but none of Pingora's code around it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// An authority, and the files of what it signed.
+/// A certificate authority, and the files that it has signed.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     place: TempDir,
@@ -56,7 +56,7 @@ impl Authority {
         }
     }
 
-    /// The file of its own certificate.
+    /// The file with the authority's own certificate.
     pub fn path(&self) -> String {
         let path = self.place.path().join("authority.pem");
         std::fs::write(&path, self.issuer.pem()).unwrap();
@@ -89,7 +89,7 @@ impl Authority {
         roots.into()
     }
 
-    /// A server's side, which asks for a certificate of the other authority if there is one.
+    /// A server configuration, which demands client certificates of `clients` if that is given.
     pub fn server(signed: &Signed, clients: Option<&Authority>) -> ServerConfig {
         let config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -107,7 +107,7 @@ impl Authority {
             .unwrap()
     }
 
-    /// A connection to the balancer by the name `localhost`, with what it is offered as ALPN.
+    /// A connection to the balancer by the name `localhost`, which offers these protocols by ALPN.
     pub async fn connect(
         &self,
         address: SocketAddr,
@@ -127,14 +127,14 @@ impl Authority {
     }
 }
 
-/// TLS before a plain worker.
+/// TLS in front of a plain worker.
 pub struct Terminator {
     pub url: String,
     handshakes: Arc<AtomicUsize>,
 }
 
 impl Terminator {
-    /// `host` is in its URL, and is where it listens.
+    /// Listens on `host`, which is also in the URL.
     pub async fn before(worker: SocketAddr, host: &str, config: ServerConfig) -> Self {
         let listener = TcpListener::bind((host, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -145,7 +145,7 @@ impl Terminator {
             while let Ok((socket, _)) = listener.accept().await {
                 let (acceptor, count) = (acceptor.clone(), count.clone());
                 tokio::spawn(async move {
-                    // A handshake that fails is the other side's to report.
+                    // The other side reports a failed handshake.
                     let Ok(mut outside) = acceptor.accept(socket).await else {
                         return;
                     };
@@ -161,7 +161,7 @@ impl Terminator {
         }
     }
 
-    /// How many connections have agreed on TLS.
+    /// How many handshakes have succeeded.
     pub fn handshakes(&self) -> usize {
         self.handshakes.load(Ordering::SeqCst)
     }

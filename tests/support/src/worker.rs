@@ -1,4 +1,4 @@
-//! A worker that does nothing of its own: the test takes each request and decides every byte of the answer.
+//! A worker that the test plays: it takes each request and decides every byte of the response.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ pub struct Worker {
     accepting: AbortHandle,
 }
 
-/// One request that a worker has read, and the connection for the answer.
+/// One request that a worker has read, and the connection for the response.
 pub struct Exchange {
     pub request: Message,
     stream: TcpStream,
@@ -48,7 +48,7 @@ impl Worker {
             loop {
                 let stream = tokio::select! {
                     Ok((stream, _)) = listener.accept() => {
-                        // What is sent is there, also when it is the second piece of something.
+                        // A second small write must not wait for the acknowledgement of the first.
                         let _ = stream.set_nodelay(true);
                         count.fetch_add(1, Ordering::SeqCst);
                         stream
@@ -59,7 +59,7 @@ impl Worker {
                 let (found, again) = (found.clone(), again.clone());
                 tokio::spawn(async move {
                     let mut stream = stream;
-                    // A connection that is closed without a request is nobody's exchange.
+                    // A connection that closes without a request is not an exchange.
                     if let Some(request) = Message::read(&mut stream).await {
                         let _ = found.send(Exchange {
                             request,
@@ -78,7 +78,7 @@ impl Worker {
         }
     }
 
-    /// From now on it refuses connections. Those that are open stay.
+    /// Refuses connections from now on. Open ones stay.
     pub async fn stop_listening(&self) {
         self.accepting.abort();
         soon("connections are refused", async {
@@ -106,7 +106,7 @@ impl Worker {
             .unwrap()
     }
 
-    /// Answers everything in the same way from now on; gives the number of requests that were no aborts.
+    /// Gives the same response to every request from now on; returns the counter of requests other than aborts.
     pub fn serve(self, status: &'static str, body: &'static str) -> Arc<AtomicUsize> {
         let legs = Arc::new(AtomicUsize::new(0));
         let count = legs.clone();
@@ -116,7 +116,7 @@ impl Worker {
         legs
     }
 
-    /// Likewise; gives the requests themselves.
+    /// As [`Self::serve`]; returns the requests themselves.
     pub fn serve_and_keep(
         self,
         status: &'static str,
@@ -141,13 +141,13 @@ impl Worker {
                 if !exchange.request.head.contains("/abort_request") {
                     note(&exchange.request);
                 }
-                // The leg may be closed already: a cancelled one is not an exchange any more.
+                // The balancer may have closed a cancelled leg.
                 let _ = exchange.try_answer(status, body).await;
             }
         });
     }
 
-    /// Whether a request has arrived that nobody took.
+    /// Whether a request has arrived that the test has not taken.
     pub fn has_request(&self) -> bool {
         !self.requests.is_empty()
     }
@@ -159,17 +159,17 @@ impl Worker {
 }
 
 impl Exchange {
-    /// Sends bytes of the answer as they are.
+    /// Sends raw bytes of the response.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// Likewise, where the other side may close before it has read them.
+    /// As [`Self::send`], when the other side may close before it has read the bytes.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref()).await
     }
 
-    /// A whole JSON answer with a Content-Length; the connection stays for the next request.
+    /// Sends a whole JSON response with Content-Length; the connection stays for the next request.
     pub async fn answer(self, status: &str, body: &str) {
         self.try_answer(status, body).await.unwrap();
     }
@@ -184,18 +184,18 @@ impl Exchange {
         Ok(())
     }
 
-    /// The head of a stream of events.
+    /// Sends the head of a stream of events.
     pub async fn begin_stream(&mut self) {
         self.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n")
             .await;
     }
 
-    /// One chunk of a chunked body; the empty one ends it.
+    /// Sends one chunk of a chunked body; an empty one ends it.
     pub async fn chunk(&mut self, bytes: &str) {
         self.send(format!("{:x}\r\n{bytes}\r\n", bytes.len())).await;
     }
 
-    /// Offers the connection for another request.
+    /// Reads the next request from this connection.
     pub fn keep(self) {
         let _ = self.again.send(self.stream);
     }
@@ -205,10 +205,10 @@ impl Exchange {
         soon("the leg is closed", self.until_closed()).await;
     }
 
-    /// Likewise, however long it takes, and something may still be sent meanwhile.
+    /// As [`Self::closed`], without a time limit; the connection can still be used meanwhile.
     pub async fn until_closed(&mut self) {
         let mut rest = [0; 1024];
-        // A reset is a close too.
+        // A reset is also a close.
         while matches!(self.stream.read(&mut rest).await, Ok(1..)) {}
     }
 

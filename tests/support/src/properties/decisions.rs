@@ -1,6 +1,6 @@
-//! Bytes as decisions, so that a fuzzer, a corpus file and a random generator can drive the same law.
+//! Bytes read as decisions, so that a fuzzer, a corpus file and a random generator can drive the same check.
 
-/// Decisions that are taken from the front of some bytes.
+/// Decisions, read from the front of a byte string.
 pub struct Decisions<'a> {
     bytes: &'a [u8],
 }
@@ -10,14 +10,14 @@ impl<'a> Decisions<'a> {
         Self { bytes }
     }
 
-    /// The next byte; `None` when all are used.
+    /// The next byte; `None` at the end.
     pub fn next(&mut self) -> Option<u8> {
         let (first, rest) = self.bytes.split_first()?;
         self.bytes = rest;
         Some(*first)
     }
 
-    /// One of the first `below` numbers; 0 when all bytes are used.
+    /// A number below `below`; 0 at the end of the bytes.
     pub fn below(&mut self, below: usize) -> usize {
         self.next().map_or(0, |byte| usize::from(byte) % below)
     }
@@ -26,7 +26,7 @@ impl<'a> Decisions<'a> {
         self.below(2) == 1
     }
 
-    /// What no decision was taken from.
+    /// The bytes that no decision has used.
     pub fn rest(self) -> &'a [u8] {
         self.bytes
     }

@@ -1,8 +1,8 @@
-//! The laws of the request filter: what is let in has one reading. Pingora's own session reads the bytes, the
-//! filter judges them as in the corridor, and a strict reader that has never heard of either must find the
-//! same requests in them: the same fields, the same bodies, the same ends.
+//! Properties of the request filter: a request that it accepts has one reading. Pingora's session reads the bytes, the
+//! filter checks them as the proxy does, and a strict reader that shares no code with either must find the
+//! same requests: the same fields, bodies and ends.
 //!
-//! The bytes: how many reach Pingora at once, the bytes of a connection.
+//! Input: how many bytes reach Pingora at once, the bytes of a connection.
 //!
 //! Source: RFC 9112; httparse 1.10.1 (`parse_chunk_size`) for what Pingora takes beyond it.
 
@@ -13,15 +13,15 @@ use tokio::io::AsyncWriteExt;
 
 use super::decisions::Decisions;
 
-/// A connection is not followed any further than this.
+/// The check reads no more requests than this from one connection.
 const MAX_REQUESTS: usize = 8;
 
-/// What became of the connection.
+/// The outcome of the connection.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Requests that were let in, with their whole bodies.
+    /// Requests that the filter accepted, with their whole bodies.
     pub admitted: usize,
-    /// Whether Pingora took a head that the filter refused.
+    /// Whether the filter refused a head that Pingora accepts.
     pub refused: bool,
 }
 
@@ -40,14 +40,14 @@ pub fn check(bytes: &[u8]) -> Outcome {
     let connection = choices.rest();
     let (mut client, server) = tokio::io::duplex(step);
     let sent = async move {
-        // A server that reads no further closes the connection.
+        // The server closes the connection when it stops reading.
         let _ = client.write_all(connection).await;
     };
     RUNTIME
         .with(|runtime| runtime.block_on(async { tokio::join!(sent, read(server, connection)).1 }))
 }
 
-/// Reads request after request, as long as they are let in and the connection stays.
+/// Reads requests as long as the filter accepts them and the connection stays open.
 async fn read(server: tokio::io::DuplexStream, mut bytes: &[u8]) -> Outcome {
     let mut outcome = Outcome::default();
     let mut session = HttpSession::new(Box::new(server));
@@ -91,7 +91,7 @@ async fn read(server: tokio::io::DuplexStream, mut bytes: &[u8]) -> Outcome {
     outcome
 }
 
-/// A head as RFC 9112 wants it, read without mercy.
+/// A head by the letter of RFC 9112.
 struct Head<'a> {
     method: &'a [u8],
     target: &'a [u8],
@@ -108,7 +108,7 @@ enum Framing {
 }
 
 impl<'a> Head<'a> {
-    /// The head at the beginning of these bytes, and what stands behind it.
+    /// The head at the beginning of these bytes, and the rest.
     fn read(mut bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         while let Some(rest) = bytes.strip_prefix(b"\r\n") {
             bytes = rest;
@@ -117,7 +117,7 @@ impl<'a> Head<'a> {
         let (head, behind) = (&bytes[..end], &bytes[end + 4..]);
         let mut lines = split(head, b"\r\n").into_iter();
         let line = lines.next()?;
-        // Pingora escapes spaces in the target and a worker gets them escaped, so that they have one meaning.
+        // Pingora escapes spaces in the target before a worker gets it, so they have one meaning.
         let method = &line[..find(line, b" ")?];
         let version_at = line.iter().rposition(|byte| *byte == b' ')? + 1;
         let target = line.get(method.len() + 1..version_at - 1)?;
@@ -165,13 +165,13 @@ impl<'a> Head<'a> {
             .iter()
             .map(|(name, value)| (lower(name), *value))
             .collect();
-        // A map has no order between names.
+        // A header map keeps no order between names.
         found.sort_by(|a, b| a.0.cmp(&b.0));
         wanted.sort_by(|a, b| a.0.cmp(&b.0));
         assert_eq!(found, wanted);
     }
 
-    /// A path that is served is one of the table, letter by letter; below `/*` it has no way back up.
+    /// A path that is served is an entry of the table, byte for byte; below `/*` it has no `..`.
     fn is_served_as_it_is_written(&self, session: &HttpSession) {
         let path = session.req_header().uri.path();
         if !is_served(path) {
@@ -188,7 +188,7 @@ impl<'a> Head<'a> {
 }
 
 impl Framing {
-    /// `None` where two parsers could disagree.
+    /// `None` when two parsers could disagree.
     fn of(fields: &[(&[u8], &[u8])], version: http::Version) -> Option<Self> {
         let called = |wanted: &str| -> Vec<&[u8]> {
             let fields = fields.iter();
@@ -226,7 +226,7 @@ impl Framing {
         }
     }
 
-    /// The body at the beginning of these bytes, and what stands behind it.
+    /// The body at the beginning of these bytes, and the rest.
     fn body(self, bytes: &[u8]) -> Option<(Bytes, &[u8])> {
         match self {
             Framing::None => Some((Bytes::new(), bytes)),
@@ -239,8 +239,8 @@ impl Framing {
     }
 }
 
-/// Section 7.1. Pingora takes more than it should, in a body that no worker gets to see in chunks: no size for
-/// size 0, blanks behind a size, any octet but CR in an extension, anything for a trailer.
+/// Section 7.1. Pingora accepts more, in a body whose chunks no worker sees: a missing size as
+/// 0, blanks after a size, any octet but CR in an extension, anything as a trailer.
 fn chunks(mut bytes: &[u8]) -> Option<(Bytes, &[u8])> {
     let mut body = BytesMut::new();
     loop {
@@ -272,7 +272,7 @@ fn chunks(mut bytes: &[u8]) -> Option<(Bytes, &[u8])> {
     }
 }
 
-/// Section 3.2: a path, a URL, `*`, or what CONNECT takes.
+/// Section 3.2: a path, a URL, `*`, or the authority of a CONNECT.
 fn is_target(target: &[u8], method: &[u8]) -> bool {
     let lower = target.to_ascii_lowercase();
     let begins = |with: &str| lower.starts_with(with.as_bytes());

@@ -1,7 +1,7 @@
-//! The laws of the merges: no answers make them panic, and where two answers can be merged the result is what
-//! trees of serde_json give, for a document and for each event of a stream.
+//! Properties of the merges: no two responses make them panic, and when two can be merged the result is the one that
+//! trees of serde_json values give, for a document and for each event of a stream.
 //!
-//! The bytes: what is merged, how many prompts, document or stream; prefill's answer, a byte 0xFF, decode's.
+//! Input: the kind of merge, the number of prompts, document or stream; prefill's response, a byte 0xFF, decode's.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -14,20 +14,20 @@ use serde_json::{Map, Value};
 use super::decisions::Decisions;
 use super::splitter::events;
 
-/// What became of the two answers.
+/// The outcome of the two responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Prefill's answer cannot be used.
+    /// Prefill's response cannot be used.
     PrefillRefused,
-    /// Decode's cannot.
+    /// Decode's response cannot be used.
     DecodeRefused,
-    /// Merged, and compared with the trees.
+    /// Merged, and equal to the trees.
     Compared,
-    /// Merged; the trees cannot tell what is right.
+    /// Merged; the trees cannot represent the result.
     Merged,
 }
 
-/// Between the two answers. No UTF-8 text has this byte.
+/// Separates the two responses. No UTF-8 text has this byte.
 pub const BETWEEN: u8 = 0xff;
 
 pub fn check(bytes: &[u8]) -> Outcome {
@@ -112,7 +112,7 @@ fn stream(merge: Merge, batch: Batch, prefill: &Bytes, decode: &Bytes) -> Outcom
                 assert_eq!(text(after), known.event(document).to_string());
                 outcome = Outcome::Compared;
             }
-            // It may have been the first event of a choice.
+            // This may have been the first event of a choice.
             None => sides = None,
         }
     }
@@ -134,11 +134,11 @@ fn index(document: &Value) -> Option<usize> {
     document["index"].as_u64().map(|index| index as usize)
 }
 
-/// What prefill knows, as trees.
+/// Prefill's data as trees.
 struct Sides {
     merge: Merge,
     batch: Batch,
-    /// By prompt: `meta_info`, or a choice's `logprobs`.
+    /// For each prompt: `meta_info`, or the `logprobs` of a choice.
     prompts: Vec<Option<Map<String, Value>>>,
     echoed: HashSet<usize>,
 }
@@ -155,7 +155,7 @@ impl Sides {
         }
     }
 
-    /// Takes a document of prefill; an event has an index, or stands for the first prompt.
+    /// Adds a document of prefill. An event names its prompt by an index; without one it is the first.
     fn read(&mut self, document: &Value, event: Option<usize>) {
         match (self.merge, document) {
             (Merge::Echo, _) => {
@@ -226,7 +226,7 @@ impl Sides {
         }
     }
 
-    /// In a stream only the first event of a choice has something in front of it.
+    /// In a stream only the first event of a choice gets prefill's data.
     fn echo(&mut self, decode: &mut Value, once: bool) {
         let Some(Value::Array(choices)) = decode.get_mut("choices") else {
             return;
@@ -257,8 +257,8 @@ fn text(merged: &[u8]) -> String {
     tree(merged).expect("what is merged is JSON").to_string()
 }
 
-/// A tree, whose numbers are as they were written; `None` where serde_json makes none, because of a lone
-/// surrogate or of what it keeps for itself, and where it would lose a repeated key.
+/// A tree that keeps numbers as they were written; `None` when serde_json makes none, because of a lone
+/// surrogate or a reserved key, and when it would lose a repeated key.
 fn tree(json: &[u8]) -> Option<Value> {
     let json = std::str::from_utf8(json).ok()?;
     serde_json::from_str::<WithoutRepetition>(json).ok()?;

@@ -1,9 +1,9 @@
-//! The laws: what must hold for any bytes, as functions that panic where it does not.
+//! Properties that hold for any bytes, as functions that panic when one does not.
 //!
-//! Each file here has one `check`, from the bytes of a fuzzer, a corpus file or a seeded generator to an
-//! outcome, which tells a test whether its inputs reach what they are there for. The fuzz targets under
-//! `fuzz/`, `tests/corpus.rs` and the property tests include this folder by its path, so that a law is
-//! written once. The references are slow and share no code with what they judge.
+//! Each file has one `check`, from the bytes of a fuzzer, a corpus file or a seeded generator to an
+//! outcome, by which a test asserts that its inputs reach the interesting cases. The fuzz targets in `fuzz/`,
+//! the corpus tests and the property tests in `tests/protocol` call the same functions. The references are slow
+//! and share no code with the code under test.
 
 pub mod decisions;
 pub mod heads;

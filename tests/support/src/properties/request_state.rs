@@ -1,7 +1,7 @@
-//! The laws of the course of two legs: a small corridor does what the verdicts say, and whatever happens a
-//! request ends once, with every leg ended, no room used twice and nothing tried again after the first byte.
+//! Properties of `pd::RequestState`: a small proxy acts on its verdicts, and after any sequence of events a
+//! request has ended once, every leg has ended, no room was used twice and nothing was retried after the first byte.
 //!
-//! The bytes: what is allowed, then one event after the other. When they are used up a deadline ends it.
+//! Input: the retry rules, then one byte for each event. At the end of the bytes a deadline ends the request.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ pub enum Ended {
     Left,
 }
 
-/// What became of one request.
+/// The outcome of one request.
 pub struct Outcome {
     pub ended: Ended,
     pub attempts: u32,
@@ -39,12 +39,12 @@ pub fn check(bytes: &[u8]) -> Outcome {
         };
         corridor.step(event, &mut choices);
     }
-    corridor.obeys_the_laws()
+    corridor.check_invariants()
 }
 
-/// A corridor without sockets: it counts what it starts and what it ends.
+/// A proxy without sockets: it counts the legs that it starts and ends.
 struct Corridor {
-    course: RequestState,
+    state: RequestState,
     rules: RetryRules,
     /// Whether the budget of retries has room.
     budget: bool,
@@ -54,7 +54,7 @@ struct Corridor {
     legs_ended: u32,
     live: [bool; 2],
     bytes_sent: bool,
-    /// Whether a worker may have seen the request.
+    /// Whether a worker may have read the request.
     seen: bool,
     endings: Vec<Ended>,
 }
@@ -62,7 +62,7 @@ struct Corridor {
 impl Corridor {
     fn new(rules: RetryRules, budget: bool) -> Self {
         let mut corridor = Self {
-            course: RequestState::default(),
+            state: RequestState::default(),
             rules,
             budget,
             rooms: HashSet::new(),
@@ -109,24 +109,24 @@ impl Corridor {
     fn note(&mut self, role: Role, leg: Leg) {
         self.seen |= leg != Leg::Unsent;
         match role {
-            Role::Prefill => self.course.prefill(leg),
-            Role::Decode => self.course.decode(leg),
+            Role::Prefill => self.state.prefill(leg),
+            Role::Decode => self.state.decode(leg),
         }
     }
 
     fn obey(&mut self) {
-        match self.course.verdict(self.rules) {
+        match self.state.verdict(self.rules) {
             Verdict::Wait => assert!(!self.bytes_sent && self.live.contains(&true)),
             Verdict::Respond => {}
             Verdict::Retry(role) if !self.budget => self.end(Ended::ToldOf(role)),
             Verdict::Retry(_) => {
                 assert!(!self.bytes_sent, "nothing is tried again after that");
-                // A leg that is still under way may have been read.
+                // A leg that is being sent may have been read.
                 let seen = self.seen || self.live.contains(&true);
                 assert!(!(self.rules.own_rid && seen), "an id is used once");
                 self.seen = seen;
                 self.end_legs();
-                self.course.retry();
+                self.state.retry();
                 self.start();
             }
             Verdict::Fail(role) => {
@@ -142,12 +142,12 @@ impl Corridor {
             1 => self.leg_ends(Role::Prefill, failure(choices)),
             2 => self.leg_ends(Role::Decode, failure(choices)),
             3 if self.live[1] => {
-                // Decode's head has come, and with it perhaps its first byte.
+                // Decode's head has arrived, perhaps with the first byte of the body.
                 self.note(Role::Decode, Leg::Served);
                 self.obey();
-                let responds = || self.course.verdict(self.rules) == Verdict::Respond;
+                let responds = || self.state.verdict(self.rules) == Verdict::Respond;
                 if !self.is_over() && responds() && choices.yes() {
-                    self.course.commit();
+                    self.state.commit();
                     self.bytes_sent = true;
                 }
             }
@@ -161,17 +161,17 @@ impl Corridor {
         !self.endings.is_empty()
     }
 
-    fn obeys_the_laws(self) -> Outcome {
+    fn check_invariants(self) -> Outcome {
         let [ended] = self.endings[..] else {
             panic!("exactly one outcome: {:?}", self.endings);
         };
         assert_eq!(self.legs_started, self.legs_ended);
-        let attempts = self.course.attempt();
+        let attempts = self.state.attempt();
         assert!(attempts <= self.rules.attempts);
         assert_eq!(self.rooms.len() as u32, attempts);
         assert_eq!(self.legs_started, 2 * attempts);
         assert!(self.budget || attempts == 1);
-        assert_eq!(self.course.is_committed(), self.bytes_sent);
+        assert_eq!(self.state.is_committed(), self.bytes_sent);
         assert!(self.bytes_sent || ended != Ended::Answered);
         Outcome { ended, attempts }
     }

@@ -1,7 +1,7 @@
-//! The laws of the rewriter: what is no JSON object is refused, and of what is one the workers get every byte
-//! but the proxy's own fields, which are there once and say what the proxy means.
+//! Properties of the rewriter: a body that is not a JSON object is refused; of an object the workers get every byte
+//! except the fields of the proxy, which are there once with the values of the proxy.
 //!
-//! The bytes: a route, whether ids are added, the number of the first room, the body.
+//! Input: a route, whether ids are added, the number of the first room, the body.
 
 use std::fmt::Write;
 use std::marker::PhantomData;
@@ -19,16 +19,16 @@ use super::decisions::Decisions;
 
 pub const OWNED: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
-/// More prompts than this are not injected here: it would only be slow.
+/// Larger batches are not injected here, because that would only be slow.
 const MAX_PROMPTS: usize = 1 << 12;
 
-/// What the body was.
+/// The outcome of the body.
 pub enum Outcome {
     Refused,
     Rewritten {
         stream: bool,
         batch: bool,
-        /// Whether the client had sent fields of the proxy's.
+        /// Whether the client had sent fields of the proxy.
         cut: bool,
     },
 }
@@ -74,7 +74,7 @@ fn is_json(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
-/// How many containers of a JSON text are open at once.
+/// The greatest number of open containers in a JSON text.
 fn depth(json: &[u8]) -> usize {
     let (mut open, mut most, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in json {
@@ -120,7 +120,7 @@ fn is_refused_for_this(route: Route, body: &[u8], why: Invalid) {
     }
 }
 
-/// Tells whether something of the client's was cut out.
+/// Returns whether members of the client were cut out.
 fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_room: u64) -> bool {
     let prompts = facts.batch.prompts();
     if prompts > MAX_PROMPTS {
@@ -131,7 +131,7 @@ fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_r
     let ids: Vec<RequestId> = (0..prompts as u128)
         .map(|n| RequestId(n << 64 | u128::from(first_room)))
         .collect();
-    // As the corridor does: a client's own id stays, and these two endpoints take none.
+    // As the proxy does: the id of a client stays, and these two endpoints take none.
     let takes_ids = facts.rid.is_none() && !matches!(route, Route::Responses | Route::Messages);
     let rids = (with_ids && takes_ids).then_some(&ids[..]);
     let bootstrap = Bootstrap::new("fd00::1", Some(8998));
@@ -152,7 +152,7 @@ fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_r
     assert!(is_json(text.as_bytes()), "{text}");
     the_members_are_the_clients_and_ours(body, text, facts.batch, &fields);
 
-    // Another pair gets the same body with other fields, and the first ones again give the first body.
+    // For another pair only the fields change, and the first fields again give the first body.
     let other = Bootstrap::new("p\"\\é", None);
     let numbers = rooms(first_room + 1);
     let others = Fields {
@@ -166,8 +166,8 @@ fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_r
     kept.len() + 1 < body.trim_end().len()
 }
 
-/// What a strict parser reads, in order: the client's members without the owned ones, then ours, each once.
-/// Says nothing where a key has no spelling in Rust.
+/// A strict parser reads, in order: the client's members without the owned ones, then ours, each once.
+/// Not checked when a key cannot be a Rust string.
 fn the_members_are_the_clients_and_ours(
     before: &str,
     after: &str,
@@ -196,7 +196,7 @@ fn the_members_are_the_clients_and_ours(
     assert_eq!(found, wanted);
 }
 
-/// The members of an object in order, repeated ones too, with their values as they are written.
+/// The members of an object in order, with repeated ones, and their values as they were written.
 struct Members(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -223,7 +223,7 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
-/// Our members as a worker must read them.
+/// The members of the proxy as a worker must read them.
 fn ours(batch: Batch, fields: &Fields<'_>) -> Vec<(&'static str, String)> {
     let prompts = fields.rooms.len();
     let list = |items: Vec<String>| match batch {
@@ -310,8 +310,8 @@ fn is_owned(member: &str) -> bool {
         .is_ok_and(|key| OWNED.contains(&key.as_str()))
 }
 
-/// A tree, which has the last of repeated members; `None` where serde_json makes none, because of a lone
-/// surrogate or of what it keeps for itself.
+/// A tree with the last of repeated members; `None` when serde_json makes none, because of a lone
+/// surrogate or a reserved key.
 fn tree(body: &str) -> Option<Value> {
     let tree = serde_json::from_str(body).ok()?;
     (!body.contains("$serde_json")).then_some(tree)
@@ -337,8 +337,8 @@ fn the_facts_are_what_a_tree_says(route: Route, body: &str, facts: &Facts) {
     }
 }
 
-/// The first kind of prompt that is there decides. Of lists only, or of strings only, it is a batch; what is
-/// neither is one prompt, as is the empty list of tokens.
+/// The first prompt field that is present decides. A list of lists or of strings is a batch; any other value
+/// is one prompt, as is the empty list of tokens.
 fn batch_of_generate(tree: &Value) -> Batch {
     let list = |prompts: &Value, passes: &dyn Fn(&Value) -> bool| {
         let prompts = prompts.as_array()?;

@@ -1,8 +1,8 @@
-//! The laws of the configuration: whatever is in the file, the environment and the flags, there is a
-//! configuration that keeps its promises, or problems that say where, one line each. What `--print-config`
-//! shows is read as the same configuration.
+//! Properties of the configuration: any file, environment and flags give either a
+//! configuration that keeps its documented promises, or problems with their places, one line each. The output of
+//! `--print-config` is read as the same configuration.
 //!
-//! The bytes: the file, and behind 0xFF each the variables, `NAME=value` a line, and the flags, a line each.
+//! Input, separated by 0xFF: the file; the variables, one `NAME=value` for each line; the flags, one for each line.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,10 +11,10 @@ use mini_lb::cli::{self, Command};
 use mini_lb::config::{Config, ConfigError, Effective, Sources};
 use tempfile::NamedTempFile;
 
-/// What became of the sources.
+/// The outcome of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// `clap` refused the flags, or they ask for something else.
+    /// `clap` refused the flags, or they name another command.
     NoServe,
     /// There are problems.
     Problems,
@@ -22,7 +22,7 @@ pub enum Outcome {
     Usable,
 }
 
-/// Between the three sources. No UTF-8 text has this byte.
+/// Separates the three sources. No UTF-8 text has this byte.
 const BETWEEN: u8 = 0xff;
 
 pub fn check(bytes: &[u8]) -> Outcome {
@@ -61,7 +61,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.is_empty())
 }
 
-/// Building the command line is slow, so it is left out where there are no flags.
+/// Building the command line is slow, so it is skipped without flags.
 fn sources(flags: &[u8]) -> Option<Sources> {
     if flags.is_empty() {
         return Some(Sources::default());
@@ -98,7 +98,7 @@ fn load(
     })
 }
 
-/// What the documentation of [`Config`] says.
+/// The promises in the documentation of [`Config`].
 fn promises_are_kept(config: &Config) {
     let urls = config.prefill.iter().chain(&config.decode);
     let mut urls: Vec<String> = urls.map(|worker| worker.url.to_string()).collect();
@@ -130,7 +130,7 @@ fn promises_are_kept(config: &Config) {
         assert!(probes.path.starts_with('/'), "{}", probes.path);
     }
     assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
-    // Added to the time of now, none of them may overflow.
+    // None of them may overflow when it is added to the current time.
     let now = std::time::Instant::now();
     assert!(times.iter().all(|time| now.checked_add(*time).is_some()));
     assert!(config.summary().starts_with("configuration ok"));
@@ -139,13 +139,13 @@ fn promises_are_kept(config: &Config) {
 
 fn what_is_printed_means_the_same(mut config: Config, effective: &Effective) {
     let printed = effective.to_string();
-    // Keys are stars there, which are refused.
+    // Keys are printed as stars, which are refused.
     if printed.contains("# not shown;") {
         return;
     }
     let (mut again, _) = load(Sources::default(), printed.as_bytes(), &[])
         .unwrap_or_else(|error| panic!("{error}\n{printed}"));
-    // They say where something was written.
+    // Warnings name the place of a value, which differs.
     config.warnings.clear();
     again.warnings.clear();
     assert_eq!(format!("{again:?}"), format!("{config:?}"), "{printed}");

@@ -1,14 +1,14 @@
-//! The laws of the SSE splitter: any chunking gives the same events, the events are the stream, and an event
-//! ends where a blank line does.
+//! Properties of the SSE splitter: any chunking gives the same events, the events are the whole stream, and an event
+//! ends at a blank line.
 //!
-//! The bytes: a limit for events, the number of cuts, the chunks' lengths, the stream.
+//! Input: a limit for the length of events, the number of cuts, the lengths of the chunks, the stream.
 
 use bytes::Bytes;
 use mini_lb::pd::{Boundary, Splitter, sse};
 
 use super::decisions::Decisions;
 
-/// How many events the stream has, and how many of them were refused for their length.
+/// The number of events, and whether one was refused for its length.
 pub struct Outcome {
     pub events: usize,
     pub too_long: bool,
@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) -> Outcome {
     }
 }
 
-/// Gives the events, with what follows the last whole one as the last.
+/// Returns the events; the last one is the incomplete rest of the stream.
 pub fn any_chunking_gives_the_same_events(stream: &Bytes, lengths: &[usize]) -> Vec<Bytes> {
     let chunks = chunks(stream, lengths);
     let (whole, complete) = reference(stream);
@@ -38,7 +38,7 @@ pub fn any_chunking_gives_the_same_events(stream: &Bytes, lengths: &[usize]) -> 
     assert_eq!(events(&chunks), whole);
     assert_eq!(events(std::slice::from_ref(stream)), whole);
     let of_a_whole_stream: Vec<Bytes> = sse::events(stream.clone()).collect();
-    // A bare CR at the very end may still be followed by its line feed, so that no event ends there.
+    // A CR at the very end may still be followed by its line feed, so no event ends there.
     assert!(whole[..complete].starts_with(&of_a_whole_stream));
     assert!(of_a_whole_stream.len() + 1 >= complete);
 
@@ -50,7 +50,7 @@ pub fn any_chunking_gives_the_same_events(stream: &Bytes, lengths: &[usize]) -> 
     whole
 }
 
-/// The events up to the first that is too long, and then none. Tells whether there is such a one.
+/// The events up to the first that is too long. Returns whether there is one.
 fn a_limit_counts_whatever_the_chunking(
     whole: &[Bytes],
     stream: &Bytes,
@@ -98,7 +98,7 @@ fn payloads_lie_on_lines_of_their_own(whole: &[Bytes]) {
     }
 }
 
-/// The stream as a parser with the whole of it in hand cuts it, and how many of the events are complete. A
+/// The events of the stream as a parser of the whole text cuts them, and how many are complete. A
 /// CR at the very end ends its line.
 fn reference(stream: &Bytes) -> (Vec<Bytes>, usize) {
     let (mut events, mut start, mut at) = (Vec::new(), 0, 0);
@@ -125,7 +125,7 @@ fn reference(stream: &Bytes) -> (Vec<Bytes>, usize) {
     (events, complete)
 }
 
-/// The events that a splitter without a limit finds, and what is left at the end.
+/// The events that a splitter without a limit finds, and the rest.
 pub fn events(chunks: &[Bytes]) -> Vec<Bytes> {
     let mut splitter = Splitter::new(usize::MAX);
     let mut events = Vec::new();
@@ -139,7 +139,7 @@ pub fn events(chunks: &[Bytes]) -> Vec<Bytes> {
     events
 }
 
-/// The stream in chunks of these lengths, and the rest as the last one.
+/// The stream in chunks of these lengths; the last chunk is the rest.
 pub fn chunks(stream: &Bytes, lengths: &[usize]) -> Vec<Bytes> {
     let mut rest = stream.clone();
     let mut chunks: Vec<Bytes> = lengths

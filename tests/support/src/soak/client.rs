@@ -1,4 +1,4 @@
-//! The soak's requests: which there are, what a right answer is, and how a client spoils one.
+//! The requests of the soak, the response that each of them must get, and the ways in which a client spoils one.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// The share of requests that are faults: in equal parts no request, a client that leaves before the answer, and
-/// one that leaves after its head.
+/// The share of requests with a fault: in equal parts a malformed request, a client that leaves before the response,
+/// and one that leaves after the head.
 const FAULTS_IN_A_THOUSAND: u32 = 50;
 
-/// How a request went.
+/// The outcome of a request.
 pub enum Outcome {
-    /// The right answer, whole.
+    /// The whole expected response.
     Ok,
-    /// The client left, as it meant to.
+    /// The client left on purpose.
     Left,
     /// Anything else.
     Wrong(String),
 }
 
-/// A request and what it wants.
+/// A request and the response that it must get.
 pub struct Case {
     pub name: &'static str,
     head: &'static str,
@@ -32,16 +32,16 @@ pub struct Case {
     leaves: Leaves,
 }
 
-/// What a right answer is.
+/// An expected response.
 #[derive(Clone, Copy)]
 enum Right {
     /// JSON with this status.
     Json(u16),
-    /// A list of so many.
+    /// A list of this length.
     List(usize),
     /// JSON with prompt logprobs in it.
     Has(&'static str),
-    /// Events, of which the last has this.
+    /// Events, the last of which contains this.
     Stream(&'static str),
     /// This status.
     Status(u16),
@@ -61,7 +61,7 @@ const COMPLETIONS: &str = "POST /v1/completions";
 const RESPONSES: &str = "POST /v1/responses";
 const MESSAGES: &str = "POST /v1/messages";
 
-/// Name, request line, body, what is right. `TOKENS` and `TEXT` are replaced by the dice.
+/// Name, request line, body, expected response. `TOKENS` and `TEXT` are replaced by random values.
 const CASES: &[(&str, &str, &str, Right)] = &[
     (
         "generate",
@@ -154,7 +154,7 @@ const CASES: &[(&str, &str, &str, Right)] = &[
     ),
 ];
 
-/// The cases with two legs come first.
+/// The number of cases with two legs, which come first.
 const WITH_LEGS: usize = 13;
 
 const SPOILED: &[(&str, &str, &str, Right)] = &[
@@ -170,9 +170,9 @@ const SPOILED: &[(&str, &str, &str, Right)] = &[
 ];
 
 impl Case {
-    /// Rolls the dice.
+    /// Chooses a case at random.
     pub fn choose(rng: &mut StdRng, faults: bool) -> Self {
-        // Most of the load has two legs.
+        // Most requests have two legs.
         let cases = match rng.random_range(0..10) {
             0 => &CASES[WITH_LEGS..],
             _ => &CASES[..WITH_LEGS],
@@ -241,7 +241,7 @@ fn pick<'a, T>(of: &'a [T], rng: &mut StdRng) -> &'a T {
     &of[rng.random_range(0..of.len())]
 }
 
-/// One connection, kept for as long as the other side keeps it.
+/// One connection, kept as long as the other side keeps it.
 pub struct Client {
     address: SocketAddr,
     stream: Option<BufReader<TcpStream>>,
@@ -268,7 +268,7 @@ impl Client {
         self.stream = None;
     }
 
-    /// One request to its end.
+    /// Sends one request and reads its response.
     pub async fn ask(&mut self, case: &Case) -> Outcome {
         let exchanged = self.exchange(case).await;
         exchanged.unwrap_or_else(|error| {
@@ -358,7 +358,7 @@ async fn read_line(stream: &mut BufReader<TcpStream>) -> std::io::Result<String>
     Ok(line.trim_end().to_owned())
 }
 
-/// Whether there was another one.
+/// Whether there was another event.
 async fn read_chunk(
     stream: &mut BufReader<TcpStream>,
     body: &mut Vec<u8>,

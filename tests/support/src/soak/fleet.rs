@@ -1,4 +1,4 @@
-//! The workers of the soak: simulated ones, which are killed and started again at the same addresses.
+//! The simulated workers of the soak, which are killed and restarted at the same addresses.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use mini_lb::sim::{Role, SimOptions, Worker};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-/// A worker that was away is found again by a probe, each second; requests that met it fail until then.
+/// A restarted worker is found by a probe within a second; requests that meet it before may fail.
 const AFTERMATH: Duration = Duration::from_secs(3);
 
-/// The workers, which are killed and started again on the same ports.
+/// The workers, which are killed and restarted on the same ports.
 pub(super) struct Fleet {
     pub(super) workers: Vec<tokio::sync::Mutex<Slot>>,
     pub(super) restarts: AtomicUsize,
@@ -21,7 +21,7 @@ pub(super) struct Fleet {
     violations: Mutex<Vec<String>>,
 }
 
-/// Where a worker is, or will be again.
+/// The address of a worker, and the worker while it runs.
 pub(super) struct Slot {
     role: Role,
     address: SocketAddr,
@@ -29,7 +29,7 @@ pub(super) struct Slot {
     worker: Option<Worker>,
 }
 
-/// When a worker was missing.
+/// The times at which a worker was missing.
 #[derive(Default)]
 struct Disturbed {
     now: bool,
@@ -74,7 +74,7 @@ impl Fleet {
         line.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Kills a worker in the middle of what it does, and starts another one in its slot.
+    /// Kills a worker in the middle of its work, and starts another one in its slot.
     pub(super) async fn restart_one(&self, rng: &mut StdRng) {
         let mut slot = self.workers[rng.random_range(0..self.workers.len())]
             .lock()
@@ -94,13 +94,13 @@ impl Fleet {
         };
     }
 
-    /// Whether a worker was missing, or just back, at some time since then.
+    /// Whether a worker was missing, or had just come back, at some time since `begun`.
     pub(super) fn was_disturbed_since(&self, begun: Instant) -> bool {
         let disturbed = self.disturbed.lock().unwrap();
         disturbed.now || disturbed.until.is_some_and(|until| until > begun)
     }
 
-    /// Whether no room is open, and hardly a connection.
+    /// Whether no room and at most `kept` connections are open.
     pub(super) async fn rests(&self, kept: usize) -> bool {
         let (connections, rooms) = self.open().await;
         connections <= kept && rooms == 0
@@ -118,7 +118,7 @@ impl Fleet {
         open
     }
 
-    /// As [`Self::open`], of the workers that are not being restarted.
+    /// As [`Self::open`], without the workers that are being restarted.
     pub(super) fn glimpse(&self) -> (usize, usize) {
         let slots = self.workers.iter().filter_map(|slot| slot.try_lock().ok());
         slots.fold((0, 0), |(connections, rooms), slot| match &slot.worker {
@@ -147,7 +147,7 @@ impl Fleet {
     }
 }
 
-/// Quick workers, whose timeouts are short enough to be met, and who notice at once when somebody leaves.
+/// Quick workers with short timeouts, which notice at once when a client leaves.
 fn options(port: u16, bootstrap_port: u16) -> SimOptions {
     SimOptions {
         port,

@@ -1,7 +1,7 @@
-//! The soak: a process of mini-lb between a mixed load with faults and simulated workers, watched from outside.
+//! The soak: a mini-lb process between a mixed load with faults and simulated workers, observed from outside.
 //!
-//! Its phases: warm up, rest (the measure of memory and descriptors), load with faults, rest (measured again), and
-//! upgrades under a load without faults. The verdict is what must hold after all of them. Used by
+//! Phases: warm-up, rest (memory and descriptors are measured), load with faults, rest (measured again), and
+//! upgrades under a load without faults. The verdict lists the conditions that do not hold afterwards. Used by
 //! `examples/soak.rs` for minutes and by `tests/faults/soak.rs` for seconds.
 
 pub mod client;
@@ -26,41 +26,41 @@ use self::client::{Case, Client, Outcome};
 use self::fleet::Fleet;
 use crate::process::{Process, Signal};
 
-/// The longest that a request may take before it counts as hung: many times the longest answer.
+/// A request that takes longer than this counts as hung: many times the longest response.
 const HUNG: Duration = Duration::from_secs(30);
 
-/// How many connections a worker keeps at rest at most: probes and the heartbeats between workers use them in
-/// turn, so that none gets idle for long enough to be closed.
+/// The most connections that a worker keeps at rest: probes and the heartbeats between workers use them in
+/// turn, so that none is idle long enough to be closed.
 const KEPT: usize = 4;
 
-/// How long everything may take to come to rest. Pooled connections are idle for some seconds first.
+/// How long it may take to come to rest. Pooled connections stay idle for some seconds first.
 const REST: Duration = Duration::from_secs(30);
 
-/// How many lines of a process that is gone are shown.
+/// How many of the last lines of a failed process are shown.
 const LAST_LINES: usize = 20;
 
-/// How much more memory is no leak, in KiB, on top of a tenth: arenas and stacks of an idle process.
+/// Growth in KiB, beyond a tenth, that is not a leak: arenas and stacks of an idle process.
 const SLACK_KIB: usize = 4096;
 
-/// What is run, and for how long.
+/// The load and its duration.
 pub struct Plan {
     /// The binary of mini-lb.
     pub binary: PathBuf,
-    /// The load with faults.
+    /// Duration of the load with faults.
     pub load: Duration,
-    /// Between two lines of the report.
+    /// Time between two lines of the report.
     pub report: Duration,
-    /// A worker is killed this often.
+    /// Time between two restarts of a worker.
     pub kills: Duration,
-    /// Requests at the same time.
+    /// Concurrent requests.
     pub clients: usize,
-    /// Upgrades at the end.
+    /// Number of upgrades at the end.
     pub upgrades: usize,
-    /// Of the choice of requests and faults.
+    /// Seed of the random choice of requests and faults.
     pub seed: u64,
 }
 
-/// What must not be, if anything is.
+/// The conditions that do not hold; none after a good run.
 #[derive(Default)]
 pub struct Verdict {
     pub broken: Vec<String>,
@@ -75,7 +75,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Runs the plan; `say` gets the report line by line.
+/// Runs the plan; `say` gets the lines of the report.
 pub async fn run(plan: Plan, say: impl Fn(String) + Send + Sync) -> Verdict {
     let mut soak = Soak::begin(plan).await;
     let mut verdict = Verdict::default();
@@ -104,24 +104,24 @@ struct Soak {
     waves: u64,
 }
 
-/// What became of the requests.
+/// Requests by outcome.
 #[derive(Default)]
 struct Counts {
     ok: AtomicUsize,
-    /// The client left, as it meant to.
+    /// The client left on purpose.
     left: AtomicUsize,
     /// An error while a worker was missing.
     disturbed: AtomicUsize,
     unexpected: AtomicUsize,
     hung: AtomicUsize,
-    /// The first unexpected ones, in words.
+    /// Descriptions of the first unexpected outcomes.
     seen: Mutex<Vec<String>>,
 }
 
-/// What the process holds when nobody asks it for anything.
+/// Resources of the process at rest.
 struct Held {
     rss_kib: usize,
-    /// At rest without those of connections to workers.
+    /// Without the descriptors of connections to workers.
     descriptors: usize,
 }
 
@@ -172,7 +172,7 @@ impl Soak {
         }
     }
 
-    /// Clients for this long, with faults or without.
+    /// Runs clients for this long, with faults or without.
     async fn load(&mut self, time: Duration, faults: bool, say: &(impl Fn(String) + Sync)) {
         let wave = self.wave(faults);
         let ends = Instant::now() + time;
@@ -209,7 +209,7 @@ impl Soak {
         Wave { stop, clients }
     }
 
-    /// Waits until no connection and no room is left at the workers, and measures.
+    /// Waits until no surplus connection and no room is left at the workers, and measures.
     async fn rest(&mut self, verdict: &mut Verdict, say: &impl Fn(String)) -> Held {
         let deadline = Instant::now() + REST;
         let mut looks = tokio::time::interval(Duration::from_millis(100));
@@ -225,7 +225,7 @@ impl Soak {
         }
         say(format!("at rest: {}", self.report()));
         let mut held = self.held();
-        // Those have been judged: how many of them are kept is chance.
+        // These have been checked above; how many of them are kept is chance.
         held.descriptors = held.descriptors.saturating_sub(connections);
         held
     }
@@ -308,7 +308,7 @@ impl Soak {
     fn held(&self) -> Held {
         let process = PathBuf::from(format!("/proc/{}", self.process.id()));
         let status = fs::read_to_string(process.join("status")).unwrap();
-        // A process that has ended has no memory.
+        // The entry is missing when the process has ended.
         let rss = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -320,7 +320,7 @@ impl Soak {
     }
 }
 
-/// Clients that go on until they are told to stop.
+/// Clients that send requests until they are told to stop.
 struct Wave {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<()>>,
@@ -335,7 +335,7 @@ impl Wave {
     }
 }
 
-/// One client with its dice.
+/// One client with its random generator.
 struct Visitor {
     client: Client,
     rng: StdRng,

@@ -1,6 +1,6 @@
-//! What holds for one answer alone, without another to compare it with.
+//! Invariants of a single response, without another one to compare it with.
 //!
-//! Checked on the ordinary server's answer, too: a law that it breaks is none.
+//! They are checked on the response of the ordinary server too: an invariant that it violates is wrong.
 
 use std::collections::BTreeMap;
 
@@ -10,32 +10,32 @@ use crate::cases::Case;
 use crate::client::Answer;
 use crate::digest::{Data, Event, events, is_stream};
 
-/// What an answer breaks, in one line each.
-pub(crate) fn broken(case: &Case, answer: &Answer) -> Vec<String> {
-    let mut broken = Vec::new();
+/// The violations of a response, one line each.
+pub(crate) fn violations(case: &Case, answer: &Answer) -> Vec<String> {
+    let mut violations = Vec::new();
     let status = effective_status(answer);
     if status != case.status {
-        broken.push(format!("status {status} instead of {}", case.status));
+        violations.push(format!("status {status} instead of {}", case.status));
     }
     if status == 200 {
         if is_stream(answer) {
             match events(&answer.body) {
-                Ok(events) => broken.extend(of_stream(case, &events)),
-                Err(error) => broken.push(error),
+                Ok(events) => violations.extend(of_stream(case, &events)),
+                Err(error) => violations.push(error),
             }
         } else if case.request.path == "/generate" {
             let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
             match body.as_array() {
-                Some(items) => broken.extend(items.iter().flat_map(|item| of_item(case, item))),
-                None => broken.extend(of_item(case, &body)),
+                Some(items) => violations.extend(items.iter().flat_map(|item| of_item(case, item))),
+                None => violations.extend(of_item(case, &body)),
             }
         }
     }
-    broken
+    violations
 }
 
-/// The status, or the one that the first error of a stream stands for: a worker says it there when it has
-/// sent its head already.
+/// The status, or the one of the first error in a stream: a worker reports it there when it has
+/// already sent its head.
 fn effective_status(answer: &Answer) -> u16 {
     let events = match is_stream(answer) {
         true => events(&answer.body).unwrap_or_default(),
@@ -53,31 +53,31 @@ fn effective_status(answer: &Answer) -> u16 {
 }
 
 fn of_stream(case: &Case, events: &[Event]) -> Vec<String> {
-    let mut broken = Vec::new();
+    let mut violations = Vec::new();
     let named = events.iter().any(|event| event.name.is_some());
     let dones = events
         .iter()
         .filter(|event| matches!(event.data, Data::Done))
         .count();
     if !named && dones != 1 {
-        broken.push(format!("{dones} times [DONE]"));
+        violations.push(format!("{dones} times [DONE]"));
     }
     if case.request.path == "/generate" {
-        broken.extend(of_cumulative(case, events));
+        violations.extend(of_cumulative(case, events));
     }
     if case.request.path == "/v1/responses" {
         let numbers = trees(events).map(|tree| tree["sequence_number"].as_u64());
         if !numbers.eq((0..).map(Some).take(events.len())) {
-            broken.push("the sequence numbers have a gap".to_owned());
+            violations.push("the sequence numbers have a gap".to_owned());
         }
     }
-    broken
+    violations
 }
 
-/// Each event of `/generate` goes on from the one before, has the same prompt, and only the last one of
+/// Each event of `/generate` continues the one before, has the same prompt, and only the last one of
 /// an index has a finish reason.
 fn of_cumulative(case: &Case, events: &[Event]) -> Vec<String> {
-    let mut broken = Vec::new();
+    let mut violations = Vec::new();
     let mut by_index: BTreeMap<u64, Vec<&Value>> = BTreeMap::new();
     for tree in trees(events) {
         let index = tree["index"].as_u64().unwrap_or(0);
@@ -91,27 +91,27 @@ fn of_cumulative(case: &Case, events: &[Event]) -> Vec<String> {
                     .map_or(&[][..], Vec::as_slice)
             };
             if !ids(1).starts_with(ids(0)) {
-                broken.push(format!(
+                violations.push(format!(
                     "index {index}: an event does not go on from the one before"
                 ));
             }
             if !pair[0]["meta_info"]["finish_reason"].is_null() {
-                broken.push(format!("index {index}: an event after the last"));
+                violations.push(format!("index {index}: an event after the last"));
             }
             if prompt_side(pair[0]) != prompt_side(pair[1]) {
-                broken.push(format!(
+                violations.push(format!(
                     "index {index}: the prompt's logprobs change between events"
                 ));
             }
         }
         if let Some(last) = items.last() {
-            broken.extend(of_item(case, last));
+            violations.extend(of_item(case, last));
         }
     }
-    broken
+    violations
 }
 
-/// What of an event is about the prompt.
+/// The members of an event about the prompt.
 fn prompt_side(item: &Value) -> Vec<(&String, &Value)> {
     let meta_info = item["meta_info"].as_object();
     let members = meta_info.into_iter().flatten();
@@ -120,7 +120,7 @@ fn prompt_side(item: &Value) -> Vec<(&String, &Value)> {
         .collect()
 }
 
-/// The lengths of a finished item's lists.
+/// Checks the lengths of the lists in a finished item.
 fn of_item(case: &Case, item: &Value) -> Vec<String> {
     let meta_info = &item["meta_info"];
     let length = |key: &str| meta_info[key].as_array().map(Vec::len);
@@ -129,26 +129,26 @@ fn of_item(case: &Case, item: &Value) -> Vec<String> {
             .as_u64()
             .and_then(|count| usize::try_from(count).ok())
     };
-    let mut broken = Vec::new();
+    let mut violations = Vec::new();
     if meta_info["finish_reason"].is_null() {
-        broken.push("no finish reason".to_owned());
+        violations.push("no finish reason".to_owned());
     }
     if let Some(start) = case.starts_at {
         let wanted = count("prompt_tokens").map(|tokens| tokens.saturating_sub(start));
         let found = length("input_token_logprobs");
         if found != wanted {
-            broken.push(format!(
+            violations.push(format!(
                 "input_token_logprobs: {found:?} rows instead of {wanted:?}"
             ));
         }
     }
     let (rows, tokens) = (length("output_token_logprobs"), count("completion_tokens"));
     if rows.is_some() && rows != tokens {
-        broken.push(format!(
+        violations.push(format!(
             "output_token_logprobs: {rows:?} rows for {tokens:?} tokens"
         ));
     }
-    broken
+    violations
 }
 
 fn trees(events: &[Event]) -> impl Iterator<Item = &Value> {

@@ -1,0 +1,72 @@
+//! Selecting a pair; half of the workers are prefill workers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use http::HeaderValue;
+use mini_lb::fleet::{
+    Evidence, Fleet, Limits, Origin, Policies, Role, Selection, Worker, WorkerId, WorkerParts,
+};
+use mini_lb::pd::{Route, RoutingKey};
+
+const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
+
+fn fleet(workers: u16) -> Arc<Fleet> {
+    let worker = |role, number: u16| {
+        let port = 10_000 + number;
+        let parts = WorkerParts {
+            role,
+            url: format!("http://127.0.0.1:{port}"),
+            origin: Origin {
+                host: "127.0.0.1".to_owned(),
+                port,
+                tls: false,
+            },
+            host: HeaderValue::from_static("worker"),
+            bootstrap: None,
+            authorization: None,
+            admin_authorization: None,
+        };
+        Arc::new(Worker::new(WorkerId(number.into()), parts))
+    };
+    let half = workers / 2;
+    Arc::new(Fleet::new(
+        (0..half).map(|id| worker(Role::Prefill, id)).collect(),
+        (half..workers).map(|id| worker(Role::Decode, id)).collect(),
+        Policies::random(),
+        Limits::default(),
+    ))
+}
+
+fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
+    let request = RoutingKey {
+        route: Route::ChatCompletions,
+        body_bytes: 1 << 10,
+        prompts: 1,
+    };
+    let wanted = Selection {
+        request: &request,
+        avoid: &[],
+        now,
+    };
+    bencher
+        .counter(ItemsCount::new(1_usize))
+        .bench(|| fleet.select(wanted, rand::random).is_ok());
+}
+
+#[divan::bench(args = FLEETS)]
+fn all_are_well(bencher: Bencher<'_, '_>, workers: u16) {
+    bench_selection(bencher, &fleet(workers), Instant::now());
+}
+
+/// One in ten prefill workers refuses connections, the first one among them.
+#[divan::bench(args = FLEETS)]
+fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
+    let (fleet, now) = (fleet(workers), Instant::now());
+    for worker in fleet.of(Role::Prefill).iter().step_by(10) {
+        fleet.note(worker, Evidence::Absent, now);
+    }
+    bench_selection(bencher, &fleet, now);
+}
