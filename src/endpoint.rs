@@ -1,7 +1,7 @@
-//! Endpoints that are answered without legs, as the proxy sees them: a whole request in, a whole response out, and
-//! the access that each path needs. Also the header rules that hold for every response, whoever makes it.
+//! The interface between the proxy and the endpoints without legs: a whole request in, a whole response out, and the
+//! key that each path needs. Also the header rules that hold for every response.
 //!
-//! The proxy calls [`Endpoints`]; `ops` implements it, so that neither knows the other.
+//! `proxy` calls [`Endpoints`] and `ops` implements it, so that neither knows the other.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Carries the stable code of an error that the proxy itself made.
 pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
 
-/// Fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
+/// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     CONTENT_LENGTH,
@@ -85,27 +85,27 @@ impl WholeResponse {
     }
 }
 
-/// The credentials that a path needs.
+/// The key that a path needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// None, and at any load: liveness must be visible when everything else is refused.
+    /// None. Such a path is served at any load, so that health checks work when everything else is refused.
     Open,
-    /// A client's key.
+    /// A client's key, if the proxy has any.
     Clients,
-    /// The key for administration, since the path changes the state of workers.
+    /// The admin key, since the path changes the state of workers.
     Admins,
 }
 
-/// Answers whole requests.
+/// The endpoints without legs.
 #[async_trait]
 pub(crate) trait Endpoints: Send + Sync {
     /// The longest body that this method takes on this path, in bytes; 0 where no body is read.
     fn body_limit(&self, method: &Method, path: &str) -> usize;
 
-    /// The credentials that this path needs.
+    /// The key that this path needs.
     fn access(&self, path: &str) -> Access;
 
-    /// The response to one request. Workers that are asked get `request_id`.
+    /// The response to one request. Workers that are called for it get `request_id`.
     async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse;
 }
 

@@ -160,7 +160,7 @@ fn refusal(error: Box<Error>) -> Result<BodyError> {
 /// # Errors
 /// The client's connection has failed.
 pub(crate) async fn drain_body(session: &mut Session, timeout: Duration) -> Result<bool> {
-    // The client holds the body back until it is asked for it, and is not asked.
+    // Such a client sends no body before `100 Continue`, and does not get that.
     if expects_continue(session) {
         return Ok(false);
     }

@@ -68,7 +68,7 @@ pub(super) fn parse(buf: &mut BytesMut) -> Result<Option<Head>> {
 /// The reason to refuse a response with this head; `None` when its body may be read.
 pub(crate) fn reject(status: StatusCode, headers: &HeaderMap) -> Option<Failure> {
     // A redirect is neither followed nor passed on: it would send the request, and the key in it, to an address of
-    // the worker's choice. Another protocol is never asked for.
+    // the worker's choice. No request of this proxy offers another protocol.
     if status.is_redirection() || status == StatusCode::SWITCHING_PROTOCOLS {
         return Some(Failure::Unusable(status));
     }

@@ -13,7 +13,7 @@ pub(super) fn error(path: &str, code: Code, message: &str) -> WholeResponse {
     error_response(code, code.status(), shape(path), message)
 }
 
-/// The response to an error of some workers, whose status is the worst of theirs, with each worker's part in `workers`.
+/// The response to an error of some workers: `status` is the worst of theirs, `workers` has each worker's part.
 pub(super) fn error_of_workers(
     path: &str,
     status: StatusCode,
@@ -21,26 +21,27 @@ pub(super) fn error_of_workers(
     message: &str,
     workers: Value,
 ) -> WholeResponse {
-    let mut answer = error_response(code, status, shape(path), message);
-    // The shapes are objects; another one would stay as it is.
-    if let Ok(Value::Object(mut body)) = serde_json::from_slice(&answer.body) {
+    let mut response = error_response(code, status, shape(path), message);
+    // Every shape is a JSON object. Another body would be left as it is.
+    if let Ok(Value::Object(mut body)) = serde_json::from_slice(&response.body) {
         body.insert("workers".to_owned(), workers);
-        answer.body = Value::Object(body).to_string().into();
+        response.body = Value::Object(body).to_string().into();
     }
-    answer
+    response
 }
 
-/// The path is served, but not with this method.
+/// The response where the path exists, but not with this method.
 pub(super) fn method_not_allowed(path: &str, row: &Row) -> WholeResponse {
     let allow = row.allow();
-    let message = format!("{path} takes {allow}");
-    let mut answer = error(path, Code::MethodNotAllowed, &message);
+    let message = format!("{path} accepts {allow}");
+    let mut response = error(path, Code::MethodNotAllowed, &message);
     if let Ok(allow) = HeaderValue::try_from(allow) {
-        answer.headers.insert(header::ALLOW, allow);
+        response.headers.insert(header::ALLOW, allow);
     }
-    answer
+    response
 }
 
+/// The shape of errors that clients of this path read.
 fn shape(path: &str) -> ErrorShape {
     match path {
         "/v1/messages/count_tokens" => ErrorShape::Anthropic,
@@ -56,8 +57,8 @@ mod tests {
     use super::super::table;
     use super::*;
 
-    fn parsed(answer: &WholeResponse) -> Value {
-        serde_json::from_slice(&answer.body).unwrap()
+    fn parsed(response: &WholeResponse) -> Value {
+        serde_json::from_slice(&response.body).unwrap()
     }
 
     #[test]
@@ -74,20 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn the_workers_stand_beside_the_error() {
+    fn a_report_of_the_workers_stands_beside_the_error() {
         let status = StatusCode::BAD_GATEWAY;
         let workers = json!([{"role": "decode"}]);
-        let answer = error_of_workers("/flush_cache", status, Code::WorkerRefused, "x", workers);
-        assert_eq!(parsed(&answer)["workers"][0]["role"], "decode");
-        assert_eq!(parsed(&answer)["error"]["code"], 502);
+        let response = error_of_workers("/flush_cache", status, Code::WorkerRefused, "x", workers);
+        assert_eq!(parsed(&response)["workers"][0]["role"], "decode");
+        assert_eq!(parsed(&response)["error"]["code"], 502);
     }
 
     #[test]
-    fn a_wrong_method_is_told_the_right_ones() {
+    fn a_wrong_method_is_answered_with_the_right_ones() {
         let row = table::find("/generate").unwrap();
-        let answer = method_not_allowed("/generate", row);
-        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(answer.headers[header::ALLOW], "PUT, POST");
-        assert_eq!(parsed(&answer)["message"], "/generate takes PUT, POST");
+        let response = method_not_allowed("/generate", row);
+        assert_eq!(response.status, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(response.headers[header::ALLOW], "PUT, POST");
+        assert_eq!(parsed(&response)["message"], "/generate accepts PUT, POST");
     }
 }

@@ -1,22 +1,22 @@
-//! `/v1/loads` of every worker in one answer, so that a reader sees the whole fleet in one list.
+//! `/v1/loads` of every worker in one response, so that a reader sees the whole fleet in one list.
 //!
-//! Source: SGLang 0.5.23 `entrypoints/v1_loads.py` (a worker's answer has one load for each data parallel rank).
+//! Source: SGLang 0.5.23 `entrypoints/v1_loads.py` (a worker's response has one load for each data parallel rank).
 
 use serde_json::{Map, Value, json};
 
-use super::ask::Asked;
+use super::call::CallResult;
 use crate::fleet::Worker;
 
-/// `workers`: each worker with its whole answer; `loads`: every load of every worker, with the role and the
-/// address of its worker in it.
-pub(super) fn merged(asked: &[Asked]) -> Value {
-    let mut workers = Vec::with_capacity(asked.len());
+/// The JSON with `workers`, the report and the whole response of each worker, and `loads`, every load of every worker
+/// with the `role` and the `url` of its worker.
+pub(super) fn merged(results: &[CallResult]) -> Value {
+    let mut workers = Vec::with_capacity(results.len());
     let mut loads = Vec::new();
-    for one in asked {
-        let mut entry = one.report();
-        match one.json() {
+    for result in results {
+        let mut entry = result.report();
+        match result.json() {
             Ok(answer) => {
-                loads.extend(loads_of(&answer).map(|load| named(load, &one.worker)));
+                loads.extend(loads_of(&answer).map(|load| with_worker(load, &result.worker)));
                 entry["answer"] = answer;
             }
             Err(why) => entry["error"] = why.into(),
@@ -26,7 +26,7 @@ pub(super) fn merged(asked: &[Asked]) -> Value {
     json!({"workers": workers, "loads": loads})
 }
 
-/// Whether the query asks for Prometheus' text format, which has no place for several workers.
+/// Whether the query asks for the Prometheus text format, which cannot be merged.
 pub(super) fn wants_text(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|pair| pair == "format=prometheus"))
 }
@@ -36,17 +36,17 @@ fn loads_of(answer: &Value) -> impl Iterator<Item = &Map<String, Value>> {
     loads.into_iter().flatten().filter_map(Value::as_object)
 }
 
-fn named(load: &Map<String, Value>, worker: &Worker) -> Value {
-    let mut named = Map::with_capacity(load.len() + 2);
-    named.insert("role".to_owned(), worker.role().name().into());
-    named.insert("url".to_owned(), worker.url().into());
-    named.extend(load.iter().map(|(key, value)| (key.clone(), value.clone())));
-    Value::Object(named)
+fn with_worker(load: &Map<String, Value>, worker: &Worker) -> Value {
+    let mut with_worker = Map::with_capacity(load.len() + 2);
+    with_worker.insert("role".to_owned(), worker.role().name().into());
+    with_worker.insert("url".to_owned(), worker.url().into());
+    with_worker.extend(load.iter().map(|(key, value)| (key.clone(), value.clone())));
+    Value::Object(with_worker)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fanout::tests::{asked, gone};
+    use super::super::fanout::tests::{result, unreachable};
     use super::*;
     use crate::fleet::Role;
 
@@ -54,10 +54,10 @@ mod tests {
     fn every_load_names_its_worker_and_keeps_its_digits() {
         let body = r#"{"version":"0.5.23","loads":[{"dp_rank":0,"token_usage":0.10},{"dp_rank":1,"token_usage":123456789012345678901234567890}]}"#;
         let merged = merged(&[
-            asked(Role::Prefill, 1, Ok((200, body))),
-            asked(Role::Decode, 2, Err(gone())),
-            asked(Role::Decode, 3, Ok((401, r#"{"error":"Unauthorized"}"#))),
-            asked(Role::Decode, 4, Ok((200, "# TYPE x gauge"))),
+            result(Role::Prefill, 1, Ok((200, body))),
+            result(Role::Decode, 2, Err(unreachable())),
+            result(Role::Decode, 3, Ok((401, r#"{"error":"Unauthorized"}"#))),
+            result(Role::Decode, 4, Ok((200, "# TYPE x gauge"))),
         ]);
         assert_eq!(
             merged["loads"].to_string(),

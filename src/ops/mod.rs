@@ -1,12 +1,21 @@
-//! The endpoints without legs: probes, what the workers say about themselves, and what all of them must do.
+//! The endpoints without legs: health, information about the workers, and actions of all workers.
 //!
-//! They have a door of their own ([`Endpoints`]): a whole request in, a whole answer out. [`table`] says who answers
-//! a path; here it is only carried out. No header, body or status of a worker is made up: what the proxy adds
-//! stands beside it.
+//! [`Ops`] implements [`Endpoints`] for `proxy`: a whole request in, a whole response out. [`table`] decides how a path is
+//! answered. A worker's status, headers and body are never invented or changed, except that secrets are masked; the
+//! proxy's own data stands beside them.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `table.rs` | every path, its methods, and how it is answered |
+//! | `call.rs` | one request to one worker, and its result |
+//! | `fanout.rs` | a call to all workers |
+//! | `single.rs` | a call to the first worker that responds |
+//! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
+//! | `error.rs` | the error responses |
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py`.
 
-mod ask;
+mod call;
 mod error;
 mod fanout;
 mod loads;
@@ -16,8 +25,7 @@ mod single;
 mod table;
 
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
@@ -28,37 +36,40 @@ use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::Fleet;
 use crate::net::Client;
-use ask::{Asked, Key, Question};
+use call::{Call, CallResult, Key};
 use table::{Kind, Row};
 
-const NO_TEXT: &str = "the load balancer has no Prometheus text for several workers; leave format=prometheus away for \
-     JSON, or ask each worker";
+/// The error where Prometheus text is asked for.
+const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of several workers; omit format=prometheus to \
+     get JSON, or ask each worker";
 
-/// The room's door.
+/// The endpoints without legs of one fleet.
 pub(crate) struct Ops {
     fleet: Arc<Fleet>,
     client: Arc<Client>,
+    /// The longest body that goes to workers, in bytes.
     max_body_bytes: usize,
-    keys_stay: bool,
-    leaving: watch::Receiver<bool>,
+    /// Whether clients' keys are for this proxy, so that no worker gets them.
+    has_client_keys: bool,
+    /// Whether the process is shutting down, so that it is not ready any more.
+    shutting_down: watch::Receiver<bool>,
 }
 
 impl Ops {
-    /// The endpoints of this fleet. Bodies that go to workers have at most `max_body_bytes`; clients' keys end at
-    /// this proxy when `keys_stay`; nothing is ready any more when `leaving` is true.
+    /// The endpoints of this fleet. The fields of [`Ops`] say what each argument is.
     pub(crate) fn new(
         fleet: Arc<Fleet>,
         client: Arc<Client>,
         max_body_bytes: usize,
-        keys_stay: bool,
-        leaving: watch::Receiver<bool>,
+        has_client_keys: bool,
+        shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
             fleet,
             client,
             max_body_bytes,
-            keys_stay,
-            leaving,
+            has_client_keys,
+            shutting_down,
         }
     }
 }
@@ -79,45 +90,47 @@ impl Endpoints for Ops {
     async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse {
         let path = request.path.clone();
         let Some(row) = table::find(&path) else {
-            let message = format!("there is no {path}");
+            let message = format!("there is no endpoint {path}");
             return error::error(&path, Code::NotFound, &message);
         };
         if let Kind::NotServed(why) = row.kind {
             let message = format!("{path} is not served: {why}");
             return error::error(&path, Code::NotServedByPd, &message);
         }
-        let preflight = row.is_for_pages() && is_preflight(&request);
+        let preflight = row.goes_to_one_worker() && is_preflight(&request);
+        // A request with legs comes here only if its method is wrong, or as a preflight.
         if !preflight && (row.kind == Kind::Legs || !row.methods.contains(&request.method)) {
             return error::method_not_allowed(&path, row);
         }
         match row.kind {
-            Kind::Alive => nothing(),
+            Kind::Alive => empty_ok(),
             Kind::Ready => self.readiness(&path),
-            _ => self.workers_answer(request, row, request_id).await,
+            _ => self.call_workers(request, row, request_id).await,
         }
     }
 }
 
-/// Whether anybody answers a raw path with anything but 404.
+/// Whether a raw path is in the table, so that it is not 404.
 pub fn is_served(path: &str) -> bool {
     table::find(path).is_some()
 }
 
 impl Ops {
-    /// 200 while a pair can be made of workers that are not set aside, and the process stays.
+    /// 200 while a pair is available and the process is not shutting down.
     fn readiness(&self, path: &str) -> WholeResponse {
-        if *self.leaving.borrow() {
+        if *self.shutting_down.borrow() {
             let message = "the load balancer is shutting down";
             return error::error(path, Code::ShuttingDown, message);
         }
         if self.fleet.has_pair(Instant::now()) {
-            return nothing();
+            return empty_ok();
         }
         let message = "no pair of a prefill and a decode worker is available";
         error::error(path, Code::NoWorker, message)
     }
 
-    async fn workers_answer(
+    /// Calls one worker or all of them, and makes the response of the result.
+    async fn call_workers(
         &self,
         request: WholeRequest,
         row: &Row,
@@ -127,57 +140,56 @@ impl Ops {
         if row.kind == Kind::Loads && loads::wants_text(request.query.as_deref()) {
             return error::error(&path, Code::NotServedByPd, NO_TEXT);
         }
-        let (at, wait) = errand(row, &request);
+        let (worker_path, timeout) = target(row, &request);
         let key = match row.access() {
-            Access::Admins => Key::Admins,
-            Access::Open | Access::Clients if self.keys_stay => Key::Nobodys,
-            Access::Open | Access::Clients => Key::Clients,
+            Access::Admins => Key::Admin,
+            Access::Open | Access::Clients if self.has_client_keys => Key::None,
+            Access::Open | Access::Clients => Key::Client,
         };
-        let target = at.unwrap_or(&path);
-        let question = match Question::new(request, target, request_id, wait, key) {
-            Ok(question) => question,
+        let worker_path = worker_path.unwrap_or(&path);
+        let call = match Call::new(request, worker_path, request_id, timeout, key) {
+            Ok(call) => call,
             Err(why) => {
                 let message = format!("the target cannot be sent to a worker: {why}");
                 return error::error(&path, Code::BadTarget, &message);
             }
         };
-        if row.is_for_pages() {
-            return single::ask_one(&self.client, &self.fleet, &question, &path).await;
+        if row.goes_to_one_worker() {
+            return single::first_response(&self.client, &self.fleet, &call, &path).await;
         }
-        let asked = fanout::ask_all(&self.client, &self.fleet, &question).await;
+        let results = fanout::call_all(&self.client, &self.fleet, &call).await;
+        let any_succeeded = results.iter().any(CallResult::succeeded);
         match row.kind {
-            Kind::HealthGenerate => fanout::one_of_each(&path, &asked),
-            Kind::ServerInfo if asked.iter().any(Asked::passed) => {
-                fanout::json_answer(&server_info::merged(&asked))
+            Kind::HealthGenerate => fanout::one_of_each(&path, &results),
+            Kind::ServerInfo if any_succeeded => {
+                fanout::json_response(&server_info::merged(&results))
             }
-            Kind::Loads if asked.iter().any(Asked::passed) => {
-                fanout::json_answer(&loads::merged(&asked))
-            }
-            _ => fanout::all_or_report(&path, asked),
+            Kind::Loads if any_succeeded => fanout::json_response(&loads::merged(&results)),
+            _ => fanout::all_or_report(&path, results),
         }
     }
 }
 
-/// Where the workers are asked, if not on the client's path, and how long each gets.
-fn errand(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration) {
+/// The path at the workers, `None` for the client's, and the time that each worker has.
+fn target(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration) {
     let query = request.query.as_deref();
     match row.kind {
-        Kind::Every { at, wait } => (Some(at), wait.of(query)),
-        Kind::One { wait } => (None, wait.of(query)),
+        Kind::Every { path, timeout } => (Some(path), timeout.of(query)),
+        Kind::One { timeout } => (None, timeout.of(query)),
         Kind::HealthGenerate => (None, table::HEALTH),
-        _ => (None, table::PROMPTLY),
+        _ => (None, table::SHORT),
     }
 }
 
-/// A browser asks before it sends JSON to another origin. SGLang answers that, and a plain OPTIONS with 405.
-/// Source: SGLang 0.5.23 `entrypoints/http_server.py`, `CORSMiddleware`.
+/// Whether this is the OPTIONS request that a browser sends before it sends JSON to another origin. SGLang responds to
+/// that one, and with 405 to a plain OPTIONS. Source: SGLang 0.5.23 `entrypoints/http_server.py`, `CORSMiddleware`.
 fn is_preflight(request: &WholeRequest) -> bool {
     request.method == Method::OPTIONS
         && request.headers.contains_key(ORIGIN)
         && request.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-/// SGLang's probes answer without a body.
-fn nothing() -> WholeResponse {
+/// A response with status 200 and no body, as SGLang's health endpoints have.
+fn empty_ok() -> WholeResponse {
     WholeResponse::new(StatusCode::OK, "", "")
 }

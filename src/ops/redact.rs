@@ -1,35 +1,34 @@
-//! Takes the secrets out of what a worker says about itself.
+//! Masks the secrets in a worker's `/server_info`.
 //!
-//! Values in, values out. SGLang puts its keys into `/server_info`: as fields, the same fields again in each
-//! rank's state, and in the command line that it was started with, whose words it joins with single spaces
-//! and without quotes.
+//! Values in, values out. SGLang's response contains its keys: as fields, as the same fields in the state of each rank,
+//! and in the command line it was started with, whose words are joined with single spaces and without quotes.
 //! Source: SGLang 0.5.23 `server_args.py` (`api_key`, `admin_api_key`, `ssl_keyfile_password`,
 //! `_launch_command`), `sampling/watermarking/core.py` (`redact_watermark_command_line`).
 
 use serde_json::Value;
 
-/// What stands in the place of a secret.
+/// Replaces a secret.
 const MASK: &str = "***";
 
-/// The options of SGLang that carry a secret. Python's argparse takes any unambiguous beginning of them too.
+/// The options of SGLang that carry a secret. Python's argparse accepts any unambiguous prefix of them as well.
 const SECRET_OPTIONS: [&str; 3] = ["--api-key", "--admin-api-key", "--ssl-keyfile-password"];
 
-/// An option of its own although a secret one begins with it.
+/// An option without a secret, although it is a prefix of one with a secret.
 const KEYFILE: &str = "--ssl-keyfile";
 
-/// The field whose text is a command line.
+/// The field with the command line.
 const COMMAND: &str = "launch_command";
 
-/// Masks every secret that has a value, anywhere in the tree. `null` stays: it says that there is no key.
+/// Masks every secret in the tree. `null` and empty texts stay: they say that there is no key.
 pub(super) fn redact(value: &mut Value) {
     let mut secrets = Vec::new();
     mask_fields(value, &mut secrets);
-    // The longest first: one may be a part of another.
+    // The longest first, because one secret may be a part of another.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     mask_commands(value, &secrets);
 }
 
-/// Masks the fields that are named as secrets are, and collects what stood there.
+/// Masks the fields with the name of a secret, and collects their texts.
 fn mask_fields(value: &mut Value, secrets: &mut Vec<String>) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| mask_fields(item, secrets)),
@@ -52,6 +51,7 @@ fn mask_fields(value: &mut Value, secrets: &mut Vec<String>) {
     }
 }
 
+/// Masks the secrets in all command lines.
 fn mask_commands(value: &mut Value, secrets: &[String]) {
     match value {
         Value::Array(items) => items
@@ -71,8 +71,7 @@ fn mask_commands(value: &mut Value, secrets: &[String]) {
     }
 }
 
-/// The command line with what follows a secret option masked. Where a value ends cannot be seen when it had
-/// spaces: everything up to the next option goes, and a known secret goes wherever it stands.
+/// The command line with the values of secret options masked, and known secrets wherever they stand.
 fn masked_command(command: &str, secrets: &[String]) -> String {
     let known = secrets.iter().fold(command.to_owned(), |text, secret| {
         text.replace(secret, MASK)
@@ -89,6 +88,7 @@ fn masked_command(command: &str, secrets: &[String]) -> String {
             continue;
         }
         match inline {
+            // A value may have contained spaces, so that its end is unknown: everything up to the next option is dropped.
             Some(value) => {
                 words.push(format!("{option}={MASK}"));
                 skip_value(value, &mut rest);
@@ -105,7 +105,7 @@ fn masked_command(command: &str, secrets: &[String]) -> String {
     words.join(" ")
 }
 
-/// Drops the words that still belong to a value which begins with `first`.
+/// Drops the words that may belong to a value that begins with `first`.
 fn skip_value<'a>(first: &str, rest: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) {
     let quote = first.chars().next().filter(|c| matches!(c, '"' | '\''));
     let Some(quote) = quote else {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_masked_wherever_it_stands_and_its_absence_stays_visible() {
+    fn a_secret_is_masked_wherever_it_stands_and_a_missing_one_stays_visible() {
         let before = json!({
             "api_key": "sk-1", "admin_api_key": null, "ssl_keyfile_password": "pw", "ssl_keyfile": "/k.pem",
             "OPENAI-API-KEY": 17, "empty_api_key": "", "has_api_key": true, "port": 31000,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_shows_its_options_but_no_secret() {
+    fn a_command_line_keeps_its_options_and_loses_its_secrets() {
         let check = |command: &str, expected: &str| {
             let answer = redacted(json!({ "launch_command": command }));
             assert_eq!(answer["launch_command"], expected);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_secret_is_found_in_a_command_line_of_another_form() {
+    fn a_known_secret_is_masked_in_a_command_line_of_another_form() {
         let answer = redacted(json!({
             "launch_command": "Engine(model_path='/m', api_key='s k --1', admin_api_key='s k --12')",
             "internal_states": [{"api_key": "s k --1", "admin_api_key": "s k --12"}],
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_not_touched() {
+    fn everything_but_secrets_is_left_as_it_is() {
         let text = r#"{"launch_command":null,"b":[1,2.50,"--api-key X"],"model":"api_key","n":1E2,"ü":"\u0000"}"#;
         let before: Value = serde_json::from_str(text).unwrap();
         assert_eq!(redacted(before.clone()).to_string(), before.to_string());

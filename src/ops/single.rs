@@ -1,75 +1,75 @@
-//! Questions that one worker answers for all: what both roles know equally well.
+//! Calls that any one worker can response, because all workers of both roles know the same.
 //!
-//! The workers are asked in the order of the fleet, prefill first, until one answers. Its answer is the
-//! client's, whatever its status: a 404 for a model is an answer. That a worker refuses the proxy's key is none.
+//! The workers are called in the order of the fleet, prefill first, until one responds. Its response is passed on
+//! whatever its status: 404 for an unknown model is a response. Only a refusal of the proxy's key is not.
 
 use http::StatusCode;
 use serde_json::Value;
 
-use super::ask::{Asked, Question, Unanswered};
+use super::call::{Call, CallError, CallResult};
 use super::error::{error, error_of_workers};
 use crate::endpoint::WholeResponse;
 use crate::error::Code;
 use crate::fleet::Fleet;
 use crate::net::Client;
 
-/// The first answer of a worker, unchanged.
-pub(super) async fn ask_one(
+/// The first response of a worker, unchanged.
+pub(super) async fn first_response(
     client: &Client,
     fleet: &Fleet,
-    question: &Question,
+    call: &Call,
     path: &str,
 ) -> WholeResponse {
-    let mut silent = Vec::new();
+    let mut failed = Vec::new();
     for worker in fleet.workers() {
-        let asked = question.ask(client, worker).await;
-        match asked.outcome {
-            Ok(answer) => return answer,
-            Err(_) => silent.push(asked),
+        let result = call.send(client, worker).await;
+        match result.outcome {
+            Ok(response) => return response,
+            Err(_) => failed.push(result),
         }
     }
-    no_answer(path, &silent)
+    no_response(path, &failed)
 }
 
-/// The status is the first worker's: it is the one that should have answered.
-fn no_answer(path: &str, silent: &[Asked]) -> WholeResponse {
-    let Some(first) = silent.first() else {
+/// The error response when all calls have failed. Its status is that of the first worker, which should have responded.
+fn no_response(path: &str, failed: &[CallResult]) -> WholeResponse {
+    let Some(first) = failed.first() else {
         return error(path, Code::NoWorker, "there is no worker");
     };
     let code = match &first.outcome {
-        Err(Unanswered::KeyRefused(_)) => Code::WorkerAuth,
+        Err(CallError::KeyRefused(_)) => Code::WorkerAuth,
         _ if first.status() == StatusCode::GATEWAY_TIMEOUT => Code::WorkerTimeout,
         _ => Code::WorkerUnreachable,
     };
-    let message = format!("no worker answered: {}", first.complaint());
-    let workers: Value = silent.iter().map(Asked::report).collect();
+    let message = format!("no worker responded: {}", first.summary());
+    let workers: Value = failed.iter().map(CallResult::report).collect();
     error_of_workers(path, first.status(), code, &message, workers)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::fanout::tests::{asked, gone};
+    use super::super::fanout::tests::{result, unreachable};
     use super::*;
     use crate::fleet::Role;
 
     #[test]
-    fn when_nobody_answers_every_worker_is_named() {
-        let silent = [
-            asked(Role::Prefill, 1, Err(gone())),
-            asked(Role::Decode, 2, Err(gone())),
+    fn without_any_response_every_worker_is_named() {
+        let failed = [
+            result(Role::Prefill, 1, Err(unreachable())),
+            result(Role::Decode, 2, Err(unreachable())),
         ];
-        let answer = no_answer("/model_info", &silent);
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
-        assert_eq!(answer.headers["x-mini-lb-error"], "worker_unreachable");
-        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        let response = no_response("/model_info", &failed);
+        assert_eq!(response.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(response.headers["x-mini-lb-error"], "worker_unreachable");
+        let body: Value = serde_json::from_slice(&response.body).unwrap();
         assert_eq!(body["workers"][1]["url"], "http://127.0.0.1:2");
         assert_eq!(
             body["error"]["message"],
-            "no worker answered: prefill http://127.0.0.1:1 cannot be reached (refused)"
+            "no worker responded: prefill http://127.0.0.1:1 cannot be reached (refused)"
         );
         assert_eq!(
-            no_answer("/model_info", &[]).status,
+            no_response("/model_info", &[]).status,
             StatusCode::SERVICE_UNAVAILABLE
         );
     }

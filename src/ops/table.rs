@@ -1,6 +1,6 @@
-//! The one table of paths: which methods each takes and who answers.
+//! The only table of paths: the methods that each accepts, and how it is answered.
 //!
-//! Routing, 405, 501 and the limit of a body are all read from it. What is not in it is 404. No socket here.
+//! Routing, 405, 501, the required key and the limit of a body are all read from it. A path that is not in it is 404.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (its routes and their methods), `entrypoints/v1_loads.py`.
 
 use std::time::Duration;
@@ -12,76 +12,77 @@ use crate::endpoint::Access;
 /// One path.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// The raw path. With `/*` at its end: everything below it, as SGLang's `{model:path}`.
+    /// The raw path. `/*` at its end stands for any path below, as `{model:path}` does in SGLang.
     pub(super) path: &'static str,
     /// The methods of SGLang's route.
     pub(super) methods: &'static [Method],
-    /// Who answers.
     pub(super) kind: Kind,
 }
 
-/// Who answers a path, and how.
+/// How a path is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The corridor, with two legs. It takes what has one of the methods before it comes here.
+    /// With two legs, by `proxy`. Requests with one of the methods do not come to this room.
     Legs,
-    /// This process, by being there.
+    /// 200: the process is alive.
     Alive,
-    /// This process: whether a pair exists.
+    /// By this process: 200 while a pair is available.
     Ready,
-    /// Every worker, by generating a token.
+    /// By every worker, which generates a token.
     HealthGenerate,
-    /// Every worker, in the shape that benchmarks read.
+    /// By every worker, in the shape that benchmarks read.
     ServerInfo,
-    /// Every worker's load in one list.
+    /// By every worker, with all loads in one list.
     Loads,
-    /// Every worker does the same: an action on the path `at`, which takes at most `wait`.
-    Every { at: &'static str, wait: Wait },
-    /// One worker's answer, unchanged.
-    One { wait: Wait },
-    /// Nobody behind this proxy; the sentence says why and what to do.
+    /// By every worker, with an action on `path`.
+    Every {
+        path: &'static str,
+        timeout: Timeout,
+    },
+    /// By one worker, whose response is passed on unchanged.
+    One { timeout: Timeout },
+    /// With 501. The sentence says why, and what to do instead.
     NotServed(&'static str),
 }
 
-/// How long a worker gets for its whole answer.
+/// The time for the whole response of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// This long.
+pub(super) enum Timeout {
     Fixed(Duration),
-    /// What the query's `timeout` says in seconds, and [`MARGIN`] more.
+    /// The query's `timeout`, in seconds, plus [`MARGIN`].
     Query,
 }
 
-/// What a worker gets beyond the time that the client asked it to take. A scheduler looks at such a request
-/// only between two forward passes.
+/// Added to the time that a client's query allows the worker: the worker's scheduler sees the request only between two
+/// forward passes.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// The longest `timeout` in a query that is honoured, so that no client holds a connection for ever.
-const LONGEST: Duration = Duration::from_secs(3600);
+/// The longest `timeout` of a query, so that no client holds a connection for ever.
+const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Answers that need no scheduler, or one turn of its loop. A long prefill keeps the loop busy for seconds.
-pub(super) const PROMPTLY: Duration = Duration::from_secs(30);
+/// For responses that need no scheduler, or one turn of its loop, which a long prefill delays by seconds.
+pub(super) const SHORT: Duration = Duration::from_secs(30);
 
-/// Stopping a profile writes traces of every rank before it answers.
+/// For profiles: stopping one writes the traces of all ranks before the response.
 const PROFILE: Duration = Duration::from_secs(600);
 
-/// A worker answers 503 by itself after 20 s without a token, polled once a second; this waits for that.
+/// For `/health_generate`: above the 20 s after which a worker responds with 503 by itself, polled once a second.
 /// Source: SGLang 0.5.23 `entrypoints/http_server.py`, `HEALTH_CHECK_TIMEOUT`.
 pub(super) const HEALTH: Duration = Duration::from_secs(25);
 
 /// The row of a raw path.
 pub(super) fn find(path: &str) -> Option<&'static Row> {
-    TABLE.iter().find(|row| row.is(path))
+    TABLE.iter().find(|row| row.matches(path))
 }
 
 impl Row {
-    /// Whether a request with this method has a body that somebody reads.
+    /// Whether the body of a request with this method goes to a worker.
     pub(super) fn reads_body(&self, method: &Method) -> bool {
-        let asks = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
-        asks && self.methods.contains(method) && *method != Method::GET
+        let forwards = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
+        forwards && self.methods.contains(method) && *method != Method::GET
     }
 
-    /// Who may ask for it. SGLang too asks nobody for a key who wants to know its health.
+    /// The key that the path needs. Health endpoints need none, as in SGLang.
     ///
     /// Source: SGLang 0.5.23 `srt/utils/auth.py`, `decide_request_auth`.
     pub(super) fn access(&self) -> Access {
@@ -92,19 +93,19 @@ impl Row {
         }
     }
 
-    /// Whether a browser's preflight for this path is passed on, so that pages that talk to SGLang can talk to
-    /// this proxy instead. Administration is not among them.
-    pub(super) fn is_for_pages(&self) -> bool {
+    /// Whether the response comes from one worker. A browser's preflight is passed on only for these paths: web pages
+    /// that use SGLang can use this proxy, and cannot reach admin paths.
+    pub(super) fn goes_to_one_worker(&self) -> bool {
         matches!(self.kind, Kind::Legs | Kind::One { .. })
     }
 
-    /// The methods as the `Allow` header lists them.
+    /// The value of the `Allow` header.
     pub(super) fn allow(&self) -> String {
         let names: Vec<_> = self.methods.iter().map(Method::as_str).collect();
         names.join(", ")
     }
 
-    fn is(&self, path: &str) -> bool {
+    fn matches(&self, path: &str) -> bool {
         match self.path.strip_suffix('*') {
             Some(above) => path
                 .strip_prefix(above)
@@ -114,12 +115,12 @@ impl Row {
     }
 }
 
-impl Wait {
-    /// The time that a worker gets for a request with this query.
+impl Timeout {
+    /// The time for a request with this query.
     pub(super) fn of(self, query: Option<&str>) -> Duration {
         match self {
-            Wait::Fixed(wait) => wait,
-            Wait::Query => {
+            Timeout::Fixed(timeout) => timeout,
+            Timeout::Query => {
                 let seconds = query
                     .into_iter()
                     .flat_map(|query| query.split('&'))
@@ -128,7 +129,7 @@ impl Wait {
                 let asked = seconds
                     .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok())
                     .unwrap_or_default();
-                asked.min(LONGEST) + MARGIN
+                asked.min(MAX_QUERY_TIMEOUT) + MARGIN
             }
         }
     }
@@ -139,7 +140,7 @@ const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 const GET_POST: &[Method] = &[Method::GET, Method::POST];
 const POST: &[Method] = &[Method::POST];
 const PUT_POST: &[Method] = &[Method::PUT, Method::POST];
-/// A path that nobody serves has none.
+/// For a path that is not served.
 const NONE: &[Method] = &[];
 
 const NO_FIELDS: &str = "requests to this endpoint carry no bootstrap fields, so a prefill and a decode worker cannot serve \
@@ -148,12 +149,11 @@ const OLLAMA: &str = "Ollama's requests carry no bootstrap fields, so a prefill 
      together; use /v1/chat/completions, /v1/models and /model_info";
 const CHAT: &str =
     "the load balancer pairs workers for /v1/chat/completions, which takes the same body; use that";
-const GENERATE: &str =
-    "the load balancer pairs workers for /generate; send each of the instances there";
+const GENERATE: &str = "the load balancer pairs workers for /generate; send each instance there";
 const STORE: &str =
-    "SGLang stores no responses with disaggregation; take the answer of POST /v1/responses itself";
+    "SGLang stores no responses with disaggregation; use the response of POST /v1/responses itself";
 const SESSION: &str = "a session lives on one pair of workers, and the load balancer chooses a pair for each request; send \
-     the whole context with each request, the workers' prefix caches find it again";
+     the whole context with each request, whose beginning is in the workers' prefix caches";
 const ADMIN: &str = "the load balancer does not send this to all workers, because they need different calls or an order \
      between them; call it on each worker";
 
@@ -166,18 +166,18 @@ const fn row(path: &'static str, methods: &'static [Method], kind: Kind) -> Row 
 }
 
 const fn one(path: &'static str, methods: &'static [Method]) -> Row {
-    let wait = Wait::Fixed(PROMPTLY);
-    row(path, methods, Kind::One { wait })
+    let timeout = Timeout::Fixed(SHORT);
+    row(path, methods, Kind::One { timeout })
 }
 
-const fn every(path: &'static str, methods: &'static [Method], wait: Duration) -> Row {
-    let (at, wait) = (path, Wait::Fixed(wait));
-    row(path, methods, Kind::Every { at, wait })
+const fn every(path: &'static str, methods: &'static [Method], timeout: Duration) -> Row {
+    let timeout = Timeout::Fixed(timeout);
+    row(path, methods, Kind::Every { path, timeout })
 }
 
-const fn flush(path: &'static str) -> Row {
-    let (at, wait) = ("/flush_cache", Wait::Query);
-    row(path, GET_POST, Kind::Every { at, wait })
+const fn flush(alias: &'static str) -> Row {
+    let (path, timeout) = ("/flush_cache", Timeout::Query);
+    row(alias, GET_POST, Kind::Every { path, timeout })
 }
 
 const fn not_served(path: &'static str, why: &'static str) -> Row {
@@ -203,7 +203,7 @@ static TABLE: &[Row] = &[
     flush("/flush_cache"),
     flush("/reset_prefix_cache"), // vLLM's name for it, which AIPerf and SGLang's own benchmark call
     every("/hicache/storage-backend/clear", POST, PROFILE),
-    every("/abort_request", POST, PROMPTLY),
+    every("/abort_request", POST, SHORT),
     every("/start_profile", GET_POST, PROFILE),
     every("/stop_profile", GET_POST, PROFILE),
     one("/model_info", GET),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_match_exactly_and_models_by_whatever_stands_below() {
+    fn paths_match_exactly_and_a_star_matches_any_path_below() {
         for path in [
             "",
             "/nope",
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_read_only_where_a_worker_gets_it() {
+    fn a_body_is_read_only_if_it_goes_to_a_worker() {
         let reads = |path, method| find(path).unwrap().reads_body(&method);
         assert!(reads("/tokenize", Method::POST));
         assert!(reads("/abort_request", Method::POST));
@@ -337,11 +337,11 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_gets_the_time_that_its_query_names_and_a_margin() {
+    fn a_flush_has_the_time_in_its_query_and_a_margin() {
         let flush = |query: Option<&str>| match find("/reset_prefix_cache").unwrap().kind {
-            Kind::Every { at, wait } => {
-                assert_eq!(at, "/flush_cache");
-                wait.of(query)
+            Kind::Every { path, timeout } => {
+                assert_eq!(path, "/flush_cache");
+                timeout.of(query)
             }
             other => panic!("{other:?}"),
         };
@@ -365,12 +365,16 @@ mod tests {
             assert_eq!(flush(Some(nonsense)), MARGIN, "{nonsense}");
         }
         for too_long in ["timeout=1e9", "timeout=86400"] {
-            assert_eq!(flush(Some(too_long)), MARGIN + LONGEST, "{too_long}");
+            assert_eq!(
+                flush(Some(too_long)),
+                MARGIN + MAX_QUERY_TIMEOUT,
+                "{too_long}"
+            );
         }
     }
 
     #[test]
-    fn allow_lists_the_methods_of_sglangs_route() {
+    fn allow_lists_the_methods_of_the_route_in_sglang() {
         assert_eq!(find("/generate").unwrap().allow(), "PUT, POST");
         assert_eq!(find("/flush_cache").unwrap().allow(), "GET, POST");
         assert_eq!(find("/v1/models").unwrap().allow(), "GET");
