@@ -15,7 +15,9 @@ use crate::net::Client;
 
 /// Asks every worker. The answers have the order of the fleet: prefill first.
 pub(super) async fn ask_all(client: &Client, fleet: &Fleet, question: &Question) -> Vec<Asked> {
-    join_all(fleet.workers().map(|worker| question.ask(client, worker))).await
+    let members = fleet.members();
+    let workers = members.workers();
+    join_all(workers.map(|worker| question.ask(client, worker))).await
 }
 
 /// The answer to an action that every worker must do: a worker's own answer when all did it, otherwise the

@@ -21,7 +21,8 @@ pub(super) async fn ask_one(
     path: &str,
 ) -> WholeResponse {
     let mut silent = Vec::new();
-    for worker in fleet.workers() {
+    let members = fleet.members();
+    for worker in members.workers() {
         let asked = question.ask(client, worker).await;
         match asked.outcome {
             Ok(answer) => return answer,
