@@ -7,17 +7,23 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use http::HeaderValue;
 use mini_lb::fleet::{
-    Evidence, Fleet, Limits, Origin, Policies, Role, Selection, Worker, WorkerId, WorkerParts,
+    Evidence, Fleet, Limits, Members, Origin, Policies, Role, Selection, WorkerParts,
 };
 use mini_lb::pd::{Route, RoutingKey};
 
 const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
 fn fleet(workers: u16) -> Arc<Fleet> {
-    let worker = |role, number: u16| {
+    let fleet = Fleet::new(Policies::random(), Limits::default());
+    let half = workers / 2;
+    let members = (0..workers).map(|number| {
         let port = 10_000 + number;
-        let parts = WorkerParts {
-            role,
+        fleet.new_worker(WorkerParts {
+            role: if number < half {
+                Role::Prefill
+            } else {
+                Role::Decode
+            },
             url: format!("http://127.0.0.1:{port}"),
             origin: Origin {
                 host: "127.0.0.1".to_owned(),
@@ -28,16 +34,12 @@ fn fleet(workers: u16) -> Arc<Fleet> {
             bootstrap: None,
             authorization: None,
             admin_authorization: None,
-        };
-        Arc::new(Worker::new(WorkerId(number.into()), parts))
-    };
-    let half = workers / 2;
-    Arc::new(Fleet::new(
-        (0..half).map(|id| worker(Role::Prefill, id)).collect(),
-        (half..workers).map(|id| worker(Role::Decode, id)).collect(),
-        Policies::random(),
-        Limits::default(),
-    ))
+        })
+    });
+    let members = Members::new(members);
+    let fleet = Arc::new(fleet);
+    fleet.replace(members);
+    fleet
 }
 
 fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
@@ -65,7 +67,7 @@ fn all_are_well(bencher: Bencher<'_, '_>, workers: u16) {
 #[divan::bench(args = FLEETS)]
 fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
     let (fleet, now) = (fleet(workers), Instant::now());
-    for worker in fleet.of(Role::Prefill).iter().step_by(10) {
+    for worker in fleet.members().of(Role::Prefill).iter().step_by(10) {
         fleet.note(worker, Evidence::Absent, now);
     }
     bench_selection(bencher, &fleet, now);

@@ -1,8 +1,9 @@
-//! Where the workers are: their names, looked up at the start and again and again.
+//! DNS: the addresses of workers whose URL has a name, looked up at the start and then at an interval.
 //!
-//! A name that is not found takes nobody out: the last address stays, because it is more often the resolver that
-//! fails than the worker that has set_address.
+//! A failed lookup changes nothing: the last address stays, because it is more often the resolver that fails than the
+//! worker that has moved.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -11,66 +12,95 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::fleet::Worker;
+use super::follow::follow;
+use crate::fleet::{Fleet, Worker, WorkerId};
 
-/// Time between two looks at a name.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Between two lookups of a name that has an address.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A start does not wait longer than this for a resolver: the worker is picked up when it has an address.
-const AT_START: Duration = Duration::from_secs(2);
+/// Between two lookups of a name that has none yet.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The workers that have a name instead of an address.
-#[derive(Default)]
+/// How long the start waits for the resolver. A worker that is found later serves from then on.
+const START_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The names of the fleet's members.
 pub(crate) struct Names {
-    names: Vec<Name>,
+    fleet: Arc<Fleet>,
+    /// What [`Names::begin`] has looked up, until [`Names::watch`] goes on with it.
+    begun: HashMap<WorkerId, Name>,
 }
 
 struct Name {
     worker: Arc<Worker>,
-    /// Which address it has, and whether it was found the last time. `None` before the first look.
+    /// The address of the last lookup that found one.
     known: Option<SocketAddr>,
+    /// Whether the last lookup found one; `None` before the first.
     found: Option<bool>,
 }
 
 impl Names {
-    /// One more to be looked up.
-    pub(crate) fn add(&mut self, worker: &Arc<Worker>) {
-        self.names.push(Name::new(worker));
-    }
-
-    /// Looks all of them up, as far as that is quick.
-    pub(crate) async fn begin(&mut self) {
-        let names = self.names.iter_mut();
-        let all = names.map(|name| name.look(system));
-        // What is cut off here is looked for again at once by `watch`.
-        let _ = tokio::time::timeout(AT_START, join_all(all)).await;
-        for name in self.names.iter_mut().filter(|name| name.found.is_none()) {
-            name.note(Err(io::ErrorKind::TimedOut.into()));
+    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
+        Self {
+            fleet,
+            begun: HashMap::new(),
         }
     }
 
-    /// Looks all of them up, again and again, each for itself.
+    /// Looks up the names of all members, for at most [`START_TIMEOUT`].
+    pub(crate) async fn begin(&mut self) {
+        let mut names: Vec<_> = self
+            .fleet
+            .members()
+            .workers()
+            .filter_map(Name::of)
+            .collect();
+        let lookups = names.iter_mut().map(|name| name.look_up(system));
+        // A lookup that is cut off here is repeated at once by `watch`.
+        let _ = tokio::time::timeout(START_TIMEOUT, join_all(lookups)).await;
+        for name in names.iter_mut().filter(|name| name.found.is_none()) {
+            name.note(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let begun = names.into_iter().map(|name| (name.worker.id(), name));
+        self.begun = begun.collect();
+    }
+
+    /// Looks up the names of all members again and again, for ever.
     pub(crate) async fn watch(&mut self) {
-        let names = self.names.iter_mut();
-        let all = names.map(|name| name.watch(system));
-        join_all(all).await;
-        // Without names there is nothing to do, for ever.
-        std::future::pending().await
+        self.watch_by(system).await;
+    }
+
+    async fn watch_by<F>(&mut self, lookup: impl FnMut(String, u16) -> F + Clone)
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>>,
+    {
+        let begun = &mut self.begun;
+        follow(&self.fleet, |worker| {
+            let name = begun.remove(&worker.id()).or_else(|| Name::of(worker));
+            let lookup = lookup.clone();
+            async move {
+                if let Some(mut name) = name {
+                    name.watch(lookup).await;
+                }
+            }
+        })
+        .await;
     }
 }
 
-/// What the system's resolver says.
+/// A lookup by the system's resolver.
 async fn system(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host((host, port)).await?.collect())
 }
 
 impl Name {
-    fn new(worker: &Arc<Worker>) -> Self {
-        Self {
+    /// `None` for a worker whose URL has an address.
+    fn of(worker: &Arc<Worker>) -> Option<Self> {
+        worker.origin().literal().is_none().then(|| Self {
             worker: worker.clone(),
             known: worker.address(),
             found: None,
-        }
+        })
     }
 
     async fn watch<F>(&mut self, mut lookup: impl FnMut(String, u16) -> F)
@@ -78,18 +108,17 @@ impl Name {
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
         loop {
-            // A worker without an address is waited for, one that has set_address is found soon enough.
             if self.known.is_some() {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(LOOKUP_INTERVAL).await;
             }
-            self.look(&mut lookup).await;
+            self.look_up(&mut lookup).await;
             if self.known.is_none() {
-                tokio::time::sleep(AGAIN / 10).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
     }
 
-    async fn look<F>(&mut self, mut lookup: impl FnMut(String, u16) -> F)
+    async fn look_up<F>(&mut self, mut lookup: impl FnMut(String, u16) -> F)
     where
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
@@ -100,7 +129,7 @@ impl Name {
         }
     }
 
-    /// What the resolver has said: a new address, if there is one. A change is a line in the log.
+    /// Notes the result of a lookup, and logs a change. The worker's new address, if it has moved.
     fn note(&mut self, found: io::Result<Vec<SocketAddr>>) -> Option<SocketAddr> {
         let (role, url) = (self.worker.role(), self.worker.url());
         let addresses = found.and_then(|addresses| match addresses.is_empty() {
@@ -119,18 +148,18 @@ impl Name {
                 return None;
             }
         };
-        let again = self.found.replace(true) == Some(false);
-        // A name with several addresses gives them in any order: as long as ours is among them we stay.
-        let stays = self.known.filter(|known| addresses.contains(known));
-        // SGLang listens on IPv4 unless it is told otherwise, and `localhost` is often both.
+        let found_again = self.found.replace(true) == Some(false);
+        // A resolver gives several addresses in any order: the worker stays where it is while its address is there.
+        let unmoved = self.known.filter(|known| addresses.contains(known));
+        // `localhost` is often IPv4 and IPv6, and SGLang listens on IPv4 by default.
         // Source: SGLang 0.5.23 `srt/server_args.py` (`host`).
-        let fourth = || addresses.iter().find(|address| address.is_ipv4());
-        let address = stays.or_else(|| fourth().or(addresses.first()).copied())?;
-        let set_address = self.known.replace(address) != Some(address);
-        if set_address || again {
+        let ipv4 = || addresses.iter().find(|address| address.is_ipv4());
+        let address = unmoved.or_else(|| ipv4().or(addresses.first()).copied())?;
+        let moved = self.known.replace(address) != Some(address);
+        if moved || found_again {
             log::info!("worker's name found role={role} worker={url} address={address}");
         }
-        set_address.then_some(address)
+        moved.then_some(address)
     }
 }
 
@@ -139,12 +168,21 @@ impl Name {
 mod tests {
     use std::collections::VecDeque;
 
+    use tokio::sync::mpsc::unbounded_channel;
+
     use super::*;
-    use crate::fleet::{Role, WorkerId, WorkerParts};
+    use crate::fleet::{Limits, Members, Policies, Role, WorkerParts};
+
+    fn fleet() -> Arc<Fleet> {
+        Arc::new(Fleet::new(Policies::random(), Limits::default()))
+    }
+
+    fn worker(fleet: &Fleet, host: &str) -> Arc<Worker> {
+        fleet.new_worker(WorkerParts::named_for_tests(Role::Decode, host, 1))
+    }
 
     fn name() -> Name {
-        let parts = WorkerParts::named_for_tests(Role::Decode, "decode", 1);
-        Name::new(&Arc::new(Worker::new(WorkerId(0), parts)))
+        Name::of(&worker(&fleet(), "decode")).unwrap()
     }
 
     fn address(last: u8) -> SocketAddr {
@@ -184,11 +222,11 @@ mod tests {
             not_found(),
             Ok(vec![address(2)]),
         ]);
-        let (seen, mut looks) = tokio::sync::mpsc::unbounded_channel();
+        let (seen, mut lookups) = unbounded_channel();
         let watched = worker.clone();
         let watching = name.watch(move |host, port| {
             assert_eq!((host.as_str(), port), ("decode", 1));
-            // Where it is dialled when the next look begins.
+            // Where it is dialled when the next lookup begins.
             seen.send(watched.address()).unwrap();
             let answer = answers.pop_front();
             async move {
@@ -201,7 +239,7 @@ mod tests {
         let dialled = async {
             let mut dialled = Vec::new();
             for _ in 0..5 {
-                dialled.push(looks.recv().await.unwrap());
+                dialled.push(lookups.recv().await.unwrap());
             }
             dialled
         };
@@ -213,15 +251,55 @@ mod tests {
         assert_eq!(dialled, [None, None, first, first, second]);
     }
 
-    #[test]
-    fn an_address_needs_no_look() {
-        let address = |host: &str| {
-            let parts = WorkerParts::named_for_tests(Role::Decode, host, 1);
-            Worker::new(WorkerId(0), parts).address()
+    #[tokio::test(start_paused = true)]
+    async fn names_of_new_members_are_looked_up_and_those_of_removed_ones_no_longer() {
+        let fleet = fleet();
+        let [stays, leaves, comes] = ["stays", "leaves", "comes"].map(|host| worker(&fleet, host));
+        let literal = worker(&fleet, "10.0.0.9");
+        fleet.replace(Members::new([stays.clone(), leaves, literal]));
+        let mut names = Names::new(fleet.clone());
+        let (seen, mut lookups) = unbounded_channel();
+        let watching = names.watch_by(move |host, _| {
+            seen.send(host).unwrap();
+            async { Ok(vec![address(1)]) }
+        });
+        let steps = async {
+            let mut next = async |count| {
+                let mut hosts = Vec::new();
+                for _ in 0..count {
+                    hosts.push(lookups.recv().await.unwrap());
+                }
+                hosts.sort();
+                hosts
+            };
+            assert_eq!(next(2).await, ["leaves", "stays"]);
+            fleet.replace(Members::new([stays.clone(), comes.clone()]));
+            assert_eq!(next(1).await, ["comes"]);
+            for _ in 0..3 {
+                assert_eq!(next(2).await, ["comes", "stays"]);
+            }
         };
-        assert_eq!(address("127.0.0.1"), Some(([127, 0, 0, 1], 1).into()));
-        let v6: [u16; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
-        assert_eq!(address("::1"), Some((v6, 1).into()));
-        assert_eq!(address("localhost"), None);
+        tokio::select! {
+            () = watching => unreachable!("it watches for ever"),
+            () = steps => {}
+        }
+        assert_eq!(
+            (stays.address(), comes.address()),
+            (Some(address(1)), Some(address(1)))
+        );
+    }
+
+    #[test]
+    fn an_address_needs_no_lookup() {
+        let fleet = fleet();
+        for (host, address) in [
+            ("127.0.0.1", Some(([127, 0, 0, 1], 1).into())),
+            ("::1", Some(([0u16, 0, 0, 0, 0, 0, 0, 1], 1).into())),
+            ("localhost", None),
+        ] {
+            let worker = worker(&fleet, host);
+            assert_eq!(worker.address(), address);
+            assert_eq!(Name::of(&worker).is_none(), address.is_some());
+        }
     }
 }

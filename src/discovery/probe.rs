@@ -1,61 +1,62 @@
-//! Active probes: a worker that refuses connections is noticed without a request, and noticed when it is back.
+//! Active probes: without a request, they notice that a worker refuses connections, and that it is back.
 //!
-//! A probe that is slow or answers an error says nothing: SGLang's `/health` runs a generation and waits behind
-//! long prompts, while real requests are served. Only real traffic judges a worker that is there.
-//! Source: SGLang 0.5.23, `entrypoints/http_server.py` (`health_generate`).
+//! A probe that is slow or gets an error says nothing about the worker: SGLang's `/health` runs a generation and waits
+//! behind long prompts while real requests are served. A worker that accepts connections is judged by real requests
+//! alone. Source: sgl-project/sglang issues 9198 and 22511.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use http::Method;
 use pingora_http::RequestHeader;
 
+use super::follow::follow;
 use crate::fleet::{Evidence, Fleet, Worker};
 use crate::net::{Client, Failure, Target};
 
-/// A worker that is set aside is asked this often.
-const ASIDE: Duration = Duration::from_secs(1);
+/// The longest time between two probes of a worker that is set aside.
+const SET_ASIDE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `/health` answers with nothing or with a sentence.
-const ANSWER_LIMIT: usize = 64 << 10;
+/// The longest response, in bytes. That to `/health` is empty or a sentence.
+const RESPONSE_LIMIT: usize = 64 << 10;
 
-/// Asks every worker, again and again.
+/// Probes each member of the fleet at an interval.
 pub(crate) struct Probe {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Arc<Client>,
     pub(crate) interval: Duration,
+    /// Of one probe.
     pub(crate) timeout: Duration,
+    /// The path that is asked for.
     pub(crate) path: String,
 }
 
 impl Probe {
-    /// Runs until it is dropped.
+    /// Probes for ever.
     pub(crate) async fn run(&self) {
-        join_all(self.fleet.workers().map(|worker| self.watch(worker))).await;
+        follow(&self.fleet, |worker| self.watch(worker.clone())).await;
     }
 
-    async fn watch(&self, worker: &Arc<Worker>) {
+    async fn watch(&self, worker: Arc<Worker>) {
         loop {
-            let evidence = self.ask(worker).await;
-            self.fleet.note(worker, evidence, Instant::now());
+            let evidence = self.ask(&worker).await;
+            self.fleet.note(&worker, evidence, Instant::now());
             let pause = if worker.admits(Instant::now()) {
                 self.interval
             } else {
-                self.interval.min(ASIDE)
+                self.interval.min(SET_ASIDE_INTERVAL)
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// What one probe says.
+    /// One probe.
     async fn ask(&self, worker: &Worker) -> Evidence {
         let Ok(head) = RequestHeader::build_no_case(Method::GET, self.path.as_bytes(), None) else {
             return Evidence::Neutral;
         };
-        let nothing = Bytes::new();
-        // A name without an address is no news about the worker.
+        // A name that is not resolved says nothing about the worker.
         let Some(address) = worker.address() else {
             return Evidence::Neutral;
         };
@@ -65,8 +66,9 @@ impl Probe {
             host: worker.host(),
             authorization: worker.authorization(),
         };
-        let answer = self.client.fetch(to, &head, &nothing, ANSWER_LIMIT);
-        match tokio::time::timeout(self.timeout, answer).await {
+        let no_body = Bytes::new();
+        let response = self.client.fetch(to, &head, &no_body, RESPONSE_LIMIT);
+        match tokio::time::timeout(self.timeout, response).await {
             Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
             Ok(Err(_)) | Err(_) => Evidence::Neutral,

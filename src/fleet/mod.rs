@@ -1,12 +1,23 @@
-//! Who exists and who serves the next request: workers, their load, the policy, and the live rooms.
+//! The workers, their load and their health, and the choice of the pair that serves a request.
 //!
-//! Nothing here opens a socket or reads a clock. Randomness is an argument: [`Fleet::select`] accepts_share the
-//! draws, so that a test decides them. Load is an RAII value ([`Load`]): it is counted up when a pair is
-//! leased and down when the leg that carries it ends, on whatever path. Where workers have a limit, requests
-//! that find them full wait in the [`Queue`].
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | [`Fleet`]: the members, and the evidence of legs and probes |
+//! | `members.rs` | the snapshot of the members |
+//! | `worker.rs` | one worker, and the load that a request puts on it |
+//! | `select.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
+//! | `queue.rs` | requests that wait because workers are at their limit |
+//! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
+//! | `budget.rs` | how many requests may be tried again |
+//! | `rooms.rs` | the bootstrap rooms of live requests |
+//!
+//! Nothing here opens a socket or reads a clock: the time and the random numbers are arguments, so that a test decides
+//! them. Load is an RAII value ([`Load`]): it is counted when a pair is leased, and ends with the leg that carries it,
+//! on whatever path.
 
 mod breaker;
 mod budget;
+mod members;
 mod pairs;
 mod policy;
 mod queue;
@@ -16,12 +27,16 @@ mod worker;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use tokio::sync::watch;
 
 pub use crate::pd::Role;
 use breaker::Change;
 pub use breaker::{Evidence, Limits};
 pub use budget::RetryBudget;
+pub use members::Members;
 use pairs::Pairs;
 pub use policy::{Candidate, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
@@ -30,10 +45,15 @@ use select::Filter;
 pub use select::Selection;
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
-/// All workers, and the policy that chooses among them.
+/// The workers, and what decides which of them serve a request.
 pub struct Fleet {
-    prefill: Vec<Arc<Worker>>,
-    decode: Vec<Arc<Worker>>,
+    /// A lock around one pointer, with a signal. A choice holds the read lock from its first look at the members until
+    /// its load is counted, so that after [`Fleet::replace`] no request can still be on its way to a removed worker.
+    /// That takes microseconds, and the write lock is held for the swap alone.
+    ///
+    /// Locked after the queue and before the records of pairs and a policy.
+    members: watch::Sender<Arc<Members>>,
+    next_id: AtomicU64,
     policies: Policies,
     limits: Limits,
     pairs: Pairs,
@@ -41,9 +61,9 @@ pub struct Fleet {
     queue: Option<Queue>,
 }
 
-/// A pair of workers that serves one request, and the load that the request puts on each.
+/// The pair of workers that serves one request, and the load that the request puts on each.
 ///
-/// The two halves are separate because the legs end at different times: prefill's when it has answered,
+/// The two halves are separate because the legs end at different times: prefill's when it has responded,
 /// decode's when its stream has ended.
 pub struct Lease {
     /// The prefill worker's half.
@@ -65,16 +85,11 @@ impl fmt::Display for NoWorker {
 impl std::error::Error for NoWorker {}
 
 impl Fleet {
-    /// A fleet of these workers under this policy.
-    pub fn new(
-        prefill: Vec<Arc<Worker>>,
-        decode: Vec<Arc<Worker>>,
-        policies: Policies,
-        limits: Limits,
-    ) -> Self {
+    /// A fleet without members. [`Fleet::replace`] gives it the first ones.
+    pub fn new(policies: Policies, limits: Limits) -> Self {
         Self {
-            prefill,
-            decode,
+            members: watch::Sender::new(Arc::default()),
+            next_id: AtomicU64::new(0),
             policies,
             limits,
             pairs: Pairs::default(),
@@ -82,17 +97,49 @@ impl Fleet {
         }
     }
 
-    /// The same fleet, whose workers take no more requests at once than this queue says.
+    /// The same fleet with the limit of this queue on the requests that a worker takes at once.
     pub fn limited(mut self, queue: Queue) -> Self {
         self.queue = Some(queue);
         self
     }
 
+    /// A new worker, with an id that no other worker of this fleet has had. It gets no request before
+    /// [`Fleet::replace`] makes it a member.
+    pub fn new_worker(&self, parts: WorkerParts) -> Arc<Worker> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Worker::new(WorkerId(id), parts))
+    }
+
+    /// Makes these workers the members.
+    ///
+    /// A worker that is removed gets no request any more; those that it has keep it until their leases end. What was
+    /// known of its pairs is forgotten. A worker that stays keeps its load and its health, and one that comes back
+    /// after a removal has those that it had. Requests that wait are served by the new members.
+    pub fn replace(self: &Arc<Self>, members: Members) {
+        let members = Arc::new(members);
+        self.members.send_modify(|current| {
+            self.pairs.retain(|id| members.contains(id));
+            *current = members;
+        });
+        self.serve_waiting();
+    }
+
+    /// The members now.
+    pub fn members(&self) -> Arc<Members> {
+        self.members.borrow().clone()
+    }
+
+    /// The members now and after each change.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.subscribe()
+    }
+
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
-    /// Workers and pairs that are set aside are not chosen, nor those that failed the request, unless there is no
-    /// other: a worker that looks dead is better than no answer. One without an address is never chosen. `draw` gives
-    /// uniformly distributed 64-bit values. Limits are not asked here: [`Fleet::admit`] does that.
+    /// Workers and pairs that are set aside are not chosen, nor workers that failed the request before, unless there
+    /// is no other: a worker that looks dead is better than no response. A worker without an address is never chosen.
+    /// `draw` gives uniformly distributed 64-bit values. The limit of a queue is not applied: [`Fleet::admit`] does
+    /// that.
     ///
     /// # Errors
     /// The role that has no worker.
@@ -101,8 +148,9 @@ impl Fleet {
         wanted: Selection<'_>,
         mut draw: impl FnMut() -> u64,
     ) -> Result<Lease, NoWorker> {
-        let filter = self.filter(wanted.avoid, wanted.now, usize::MAX);
-        // Where every worker has capacity there is always a pair.
+        let members = self.members.borrow();
+        let filter = self.filter(&members, wanted.avoid, wanted.now, usize::MAX);
+        // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
         let (prefill, decode) = pair.ok_or(NoWorker(Role::Decode))?;
         prefill.picked(wanted.now);
@@ -113,10 +161,59 @@ impl Fleet {
         })
     }
 
-    fn filter<'a>(&'a self, avoid: &'a [WorkerId], now: Instant, capacity: usize) -> Filter<'a> {
+    /// Whether a request could be sent to a pair of workers that are not set aside.
+    pub fn has_pair(&self, now: Instant) -> bool {
+        let members = self.members.borrow();
+        let has_worker = |role| members.of(role).iter().any(|worker| worker.admits(now));
+        has_worker(Role::Prefill) && has_worker(Role::Decode)
+    }
+
+    /// Notes what a leg or a probe says about its worker. A member that is set aside or comes back is logged.
+    pub fn note(self: &Arc<Self>, worker: &Worker, evidence: Evidence, now: Instant) {
+        if let Some(change) = worker.note(evidence, now, &self.limits)
+            && self.members.borrow().contains(worker.id())
+        {
+            let (role, url) = (worker.role(), worker.url());
+            match change {
+                Change::SetAside => {
+                    log::warn!("worker set aside role={role} worker={url} because={evidence:?}");
+                }
+                Change::Back => log::info!("worker is back role={role} worker={url}"),
+            }
+        }
+        self.serve_waiting();
+    }
+
+    /// Notes that both workers have served a request together.
+    pub fn note_pair_good(self: &Arc<Self>, prefill: &Worker, decode: &Worker) {
+        self.pairs.good((prefill.id(), decode.id()));
+        self.serve_waiting();
+    }
+
+    /// Notes that the workers have failed together, although each of them responds.
+    pub fn note_pair_bad(self: &Arc<Self>, prefill: &Worker, decode: &Worker, now: Instant) {
+        let pair = (prefill.id(), decode.id());
+        let set_aside = {
+            // Noted under the lock of the members, so that no record is made after its worker was removed.
+            let members = self.members.borrow();
+            members.contains(pair.0) && members.contains(pair.1) && self.pairs.bad(pair, now)
+        };
+        if set_aside {
+            let (prefill, decode) = (prefill.url(), decode.url());
+            log::warn!("pair set aside prefill={prefill} decode={decode}");
+        }
+        self.serve_waiting();
+    }
+
+    fn filter<'a>(
+        &'a self,
+        members: &'a Members,
+        avoid: &'a [WorkerId],
+        now: Instant,
+        capacity: usize,
+    ) -> Filter<'a> {
         Filter {
-            prefill: &self.prefill,
-            decode: &self.decode,
+            members,
             policies: &self.policies,
             pairs: &self.pairs,
             slow_start: self.limits.slow_start,
@@ -124,54 +221,6 @@ impl Fleet {
             now,
             capacity,
         }
-    }
-
-    /// Whether a request could be sent to a pair that is not set aside.
-    pub fn has_pair(&self, now: Instant) -> bool {
-        [&self.prefill, &self.decode]
-            .into_iter()
-            .all(|workers| workers.iter().any(|worker| worker.admits(now)))
-    }
-
-    /// What a leg or a probe says about its worker. A change of mind is a line in the log.
-    pub fn note(self: &Arc<Self>, worker: &Worker, evidence: Evidence, now: Instant) {
-        let (role, url) = (worker.role(), worker.url());
-        match worker.note(evidence, now, &self.limits) {
-            Some(Change::SetAside) => {
-                log::warn!("worker set aside role={role} worker={url} because={evidence:?}");
-            }
-            Some(Change::Back) => log::info!("worker is back role={role} worker={url}"),
-            None => {}
-        }
-        self.serve_waiting();
-    }
-
-    /// Both workers have served a request together.
-    pub fn note_pair_good(self: &Arc<Self>, prefill: &Worker, decode: &Worker) {
-        self.pairs.good((prefill.id(), decode.id()));
-        self.serve_waiting();
-    }
-
-    /// They have failed together, each of them being there.
-    pub fn note_pair_bad(self: &Arc<Self>, prefill: &Worker, decode: &Worker, now: Instant) {
-        if self.pairs.bad((prefill.id(), decode.id()), now) {
-            let (prefill, decode) = (prefill.url(), decode.url());
-            log::warn!("pair set aside prefill={prefill} decode={decode}");
-        }
-        self.serve_waiting();
-    }
-
-    /// The workers of one role, in the order of the configuration.
-    pub fn of(&self, role: Role) -> &[Arc<Worker>] {
-        match role {
-            Role::Prefill => &self.prefill,
-            Role::Decode => &self.decode,
-        }
-    }
-
-    /// Every worker: prefill first, each role in the order of the configuration.
-    pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
-        self.prefill.iter().chain(&self.decode)
     }
 }
 

@@ -86,6 +86,20 @@ impl Pairs {
         aside
     }
 
+    /// Forgets the pairs of workers that are not to be kept.
+    pub(super) fn retain(&self, keep: impl Fn(WorkerId) -> bool) {
+        if self.has_records() {
+            let mut records = self.lock();
+            records.retain(|(prefill, decode), _| keep(*prefill) && keep(*decode));
+            self.known.store(records.len(), Ordering::Relaxed);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn recorded(&self) -> Vec<Pair> {
+        self.lock().keys().copied().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Pair, Record>> {
         // Nothing panics while the lock is held.
         self.records.lock().unwrap_or_else(PoisonError::into_inner)

@@ -149,7 +149,8 @@ impl Fleet {
         let tried = !avoid.is_empty();
         // What somebody waits for is not there for the next one either: that need not be looked for.
         if tried || line.untried() == 0 {
-            let filter = self.filter(avoid, now, queue.per_worker.get());
+            let members = self.members.borrow();
+            let filter = self.filter(&members, avoid, now, queue.per_worker.get());
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
                 return Ok(Turn::Now(self.lease(pair, now)));
@@ -189,7 +190,8 @@ impl Fleet {
         match line.untried() {
             waiting if waiting < queue.size => false,
             0 => {
-                let filter = self.filter(&[], (queue.now)(), queue.per_worker.get());
+                let members = self.members.borrow();
+                let filter = self.filter(&members, &[], (queue.now)(), queue.per_worker.get());
                 matches!(filter.has_pair(&mut &*queue.draw), Ok(false))
             }
             _ => true,
@@ -218,9 +220,10 @@ impl Fleet {
             return;
         }
         let now = (queue.now)();
+        let members = self.members.borrow();
         let mut place = 0;
         while let Some(waiter) = line.waiters.get(place) {
-            let filter = self.filter(&waiter.avoid, now, queue.per_worker.get());
+            let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker.get());
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
                     let lease = self.lease(pair, now);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pairs::{Aside, Pairs};
 use super::policy::{Candidate, Policies, Random};
-use super::{NoWorker, Worker, WorkerId};
+use super::{Members, NoWorker, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
 /// How often a worker that may not be taken is drawn anew before the lists are made.
@@ -32,8 +32,7 @@ pub(super) type Pair<'a> = (&'a Arc<Worker>, &'a Arc<Worker>);
 
 /// All that decides which workers may be chosen at one moment.
 pub(super) struct Filter<'a> {
-    pub(super) prefill: &'a [Arc<Worker>],
-    pub(super) decode: &'a [Arc<Worker>],
+    pub(super) members: &'a Members,
     pub(super) policies: &'a Policies,
     pub(super) pairs: &'a Pairs,
     pub(super) slow_start: Duration,
@@ -92,8 +91,8 @@ impl<'a> Filter<'a> {
         if !self.policies.are_random() {
             return None;
         }
-        let prefill = self.drawn(self.prefill, draw, |_| true)?;
-        let decode = self.drawn(self.decode, draw, |decode| {
+        let prefill = self.drawn(Role::Prefill, draw, |_| true)?;
+        let decode = self.drawn(Role::Decode, draw, |decode| {
             self.pairs.admits((prefill.id(), decode.id()), self.now)
         })?;
         Some((prefill, decode))
@@ -101,10 +100,11 @@ impl<'a> Filter<'a> {
 
     fn drawn(
         &self,
-        workers: &'a [Arc<Worker>],
+        role: Role,
         draw: &mut impl FnMut() -> u64,
         suits: impl Fn(&Worker) -> bool,
     ) -> Option<&'a Arc<Worker>> {
+        let workers = self.members.of(role);
         (0..REDRAWS).find_map(|_| {
             let worker = &workers[Random::index(workers.len(), draw())?];
             let may_be_taken = self.is_fit(worker)
@@ -169,10 +169,7 @@ impl<'a> Filter<'a> {
     /// The workers that fit and have capacity; of a fleet in which none fits, those that have not failed the
     /// request, or all. Empty when those have no capacity.
     fn available(&self, role: Role, capacity: usize) -> Result<Vec<&'a Arc<Worker>>, NoWorker> {
-        let workers = match role {
-            Role::Prefill => self.prefill,
-            Role::Decode => self.decode,
-        };
+        let workers = self.members.of(role);
         let last_resorts: [&dyn Fn(&Worker) -> bool; 3] = [
             &|worker| self.is_fit(worker),
             &|worker| !self.avoid.contains(&worker.id()),

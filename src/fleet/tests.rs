@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod replace;
+
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -11,27 +13,34 @@ use super::*;
 use crate::pd::{Route, RoutingKey};
 
 fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
-    Arc::new(unlimited(prefills, decodes))
+    populated(empty(Policies::random()), prefills, decodes)
 }
 
-/// Prefill workers from 1000, decode workers from 2000.
-pub(super) fn unlimited(prefills: u16, decodes: u16) -> Fleet {
-    fleet_of(Policies::random(), prefills, decodes)
+/// A fleet without members.
+pub(super) fn empty(policies: Policies) -> Fleet {
+    Fleet::new(policies, Limits::default())
 }
 
-/// The same under these policies.
-pub(super) fn fleet_of(policies: Policies, prefills: u16, decodes: u16) -> Fleet {
-    let workers = |role, ports: std::ops::Range<u16>| {
-        ports
-            .map(|port| Arc::new(Worker::for_tests(role, port)))
-            .collect()
-    };
-    Fleet::new(
-        workers(Role::Prefill, 1000..1000 + prefills),
-        workers(Role::Decode, 2000..2000 + decodes),
-        policies,
-        Limits::default(),
-    )
+/// The same with so many workers of each role.
+pub(super) fn populated(fleet: Fleet, prefills: u16, decodes: u16) -> Arc<Fleet> {
+    let fleet = Arc::new(fleet);
+    let workers = |role, count| (0..count).map(move |port| WorkerParts::for_tests(role, port));
+    let all = workers(Role::Prefill, prefills).chain(workers(Role::Decode, decodes));
+    fleet.replace(Members::new(all.map(|parts| fleet.new_worker(parts))));
+    fleet
+}
+
+impl Fleet {
+    /// A member, by its place among those of its role.
+    pub(super) fn member(&self, role: Role, index: usize) -> Arc<Worker> {
+        self.members().of(role)[index].clone()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.members()
+            .workers()
+            .all(|worker| worker.in_flight() == 0)
+    }
 }
 
 /// A request of which no policy of these tests reads anything.
@@ -68,13 +77,13 @@ pub(super) fn unrelated_draws() -> impl FnMut() -> u64 {
 fn a_lease_counts_up_both_workers_and_down_again_when_its_halves_drop() {
     let fleet = fleet(1, 1);
     let lease = fleet.select(wanted(Instant::now(), &[]), || 7).unwrap();
-    assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 1);
-    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
+    assert_eq!(fleet.member(Role::Prefill, 0).in_flight(), 1);
+    assert_eq!(fleet.member(Role::Decode, 0).in_flight(), 1);
     drop(lease.prefill);
-    assert_eq!(fleet.of(Role::Prefill)[0].in_flight(), 0);
-    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 1);
+    assert_eq!(fleet.member(Role::Prefill, 0).in_flight(), 0);
+    assert_eq!(fleet.member(Role::Decode, 0).in_flight(), 1);
     drop(lease.decode);
-    assert_eq!(fleet.of(Role::Decode)[0].in_flight(), 0);
+    assert_eq!(fleet.member(Role::Decode, 0).in_flight(), 0);
 }
 
 #[test]
@@ -85,7 +94,7 @@ fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
         one_sided.select(wanted(now, &[]), || 0).err(),
         Some(NoWorker(Role::Decode))
     );
-    assert_eq!(one_sided.of(Role::Prefill)[0].in_flight(), 0);
+    assert_eq!(one_sided.member(Role::Prefill, 0).in_flight(), 0);
     assert!(!one_sided.has_pair(now));
     let other = fleet(0, 1);
     assert_eq!(
@@ -97,15 +106,10 @@ fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
 #[test]
 fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
     let now = Instant::now();
-    let parts = WorkerParts::named_for_tests(Role::Prefill, "prefill", 1);
-    let unplaced = Arc::new(Worker::new(WorkerId(9), parts));
-    let decode = Arc::new(Worker::for_tests(Role::Decode, 1));
-    let fleet = Arc::new(Fleet::new(
-        vec![unplaced.clone()],
-        vec![decode],
-        Policies::random(),
-        Limits::default(),
-    ));
+    let fleet = Arc::new(empty(Policies::random()));
+    let unplaced = fleet.new_worker(WorkerParts::named_for_tests(Role::Prefill, "prefill", 1));
+    let decode = fleet.new_worker(WorkerParts::for_tests(Role::Decode, 1));
+    fleet.replace(Members::new([unplaced.clone(), decode]));
     // Whatever is said about it, and however urgent it is.
     for evidence in [Evidence::Neutral, Evidence::Absent, Evidence::Good] {
         fleet.note(&unplaced, evidence, now);
@@ -129,7 +133,7 @@ fn silence_is_news_once_and_so_is_its_end() {
 fn a_worker_that_refuses_connections_gets_nothing_as_long_as_there_is_another() {
     let fleet = fleet(2, 3);
     let now = Instant::now();
-    let gone = fleet.of(Role::Prefill)[0].clone();
+    let gone = fleet.member(Role::Prefill, 0);
     fleet.note(&gone, Evidence::Absent, now);
     let mut draw = draws();
     for _ in 0..1000 {
@@ -143,7 +147,7 @@ fn a_worker_that_refuses_connections_gets_nothing_as_long_as_there_is_another() 
 fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_end() {
     let fleet = fleet(1, 2);
     let now = Instant::now();
-    let returned = fleet.of(Role::Decode)[0].clone();
+    let returned = fleet.member(Role::Decode, 0);
     let mut draw = unrelated_draws();
     let mut percent = |now| {
         let picks = (0..10_000).filter(|_| {
@@ -170,14 +174,14 @@ fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_en
 fn slow_start_refuses_nobody_where_all_have_just_come_back() {
     let fleet = fleet(1, 2);
     let now = Instant::now();
-    for worker in fleet.workers() {
+    for worker in fleet.members().workers() {
         fleet.note(worker, Evidence::Absent, now);
         fleet.note(worker, Evidence::Present, now);
     }
     let mut draw = unrelated_draws();
     let picks = (0..1000).filter(|_| {
         let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
-        lease.decode.id() == fleet.of(Role::Decode)[0].id()
+        lease.decode.id() == fleet.member(Role::Decode, 0).id()
     });
     assert!((450..550).contains(&picks.count()));
 }
@@ -186,7 +190,7 @@ fn slow_start_refuses_nobody_where_all_have_just_come_back() {
 fn when_all_look_dead_they_are_tried() {
     let fleet = fleet(2, 1);
     let now = Instant::now();
-    for worker in fleet.workers() {
+    for worker in fleet.members().workers() {
         fleet.note(worker, Evidence::Absent, now);
     }
     assert!(!fleet.has_pair(now));
@@ -205,9 +209,12 @@ fn when_all_look_dead_they_are_tried() {
 fn a_pair_that_fails_together_is_not_picked_together() {
     let fleet = fleet(2, 2);
     let now = Instant::now();
-    let (prefill, decode) = (&fleet.of(Role::Prefill)[0], &fleet.of(Role::Decode)[0]);
+    let (prefill, decode) = (
+        fleet.member(Role::Prefill, 0),
+        fleet.member(Role::Decode, 0),
+    );
     for _ in 0..3 {
-        fleet.note_pair_bad(prefill, decode, now);
+        fleet.note_pair_bad(&prefill, &decode, now);
     }
     let mut draw = draws();
     let mut seen = std::collections::HashSet::new();
@@ -217,7 +224,7 @@ fn a_pair_that_fails_together_is_not_picked_together() {
     }
     assert_eq!(seen.len(), 3);
     assert!(!seen.contains(&(prefill.id(), decode.id())));
-    fleet.note_pair_good(prefill, decode);
+    fleet.note_pair_good(&prefill, &decode);
     let back = (0..1000).any(|_| {
         let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         (lease.prefill.id(), lease.decode.id()) == (prefill.id(), decode.id())
@@ -229,15 +236,18 @@ fn a_pair_that_fails_together_is_not_picked_together() {
 fn a_prefill_worker_all_of_whose_pairs_are_set_aside_is_not_picked() {
     let fleet = fleet(2, 1);
     let now = Instant::now();
-    let (broken, decode) = (&fleet.of(Role::Prefill)[0], &fleet.of(Role::Decode)[0]);
-    (0..3).for_each(|_| fleet.note_pair_bad(broken, decode, now));
+    let (broken, decode) = (
+        fleet.member(Role::Prefill, 0),
+        fleet.member(Role::Decode, 0),
+    );
+    (0..3).for_each(|_| fleet.note_pair_bad(&broken, &decode, now));
     let mut draw = draws();
     for _ in 0..1000 {
         let lease = fleet.select(wanted(now, &[]), &mut draw).unwrap();
         assert_ne!(lease.prefill.id(), broken.id());
     }
-    let other = &fleet.of(Role::Prefill)[1];
-    (0..3).for_each(|_| fleet.note_pair_bad(other, decode, now));
+    let other = fleet.member(Role::Prefill, 1);
+    (0..3).for_each(|_| fleet.note_pair_bad(&other, &decode, now));
     assert!(
         fleet.select(wanted(now, &[]), &mut draw).is_ok(),
         "when all look broken they are tried"

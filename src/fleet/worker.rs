@@ -14,7 +14,7 @@ use crate::pd::{Bootstrap, Role};
 
 /// Tells workers apart as long as the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerId(pub u32);
+pub struct WorkerId(pub(super) u64);
 
 /// What a worker is made of.
 pub struct WorkerParts {
@@ -69,7 +69,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker without load. Its address is known if its host is written as one.
-    pub fn new(id: WorkerId, parts: WorkerParts) -> Self {
+    pub(super) fn new(id: WorkerId, parts: WorkerParts) -> Self {
         let address = parts.origin.literal();
         Self {
             id,
@@ -82,7 +82,7 @@ impl Worker {
         }
     }
 
-    /// Its own number.
+    /// Never another worker's.
     pub fn id(&self) -> WorkerId {
         self.id
     }
@@ -226,6 +226,11 @@ impl Worker {
     #[cfg(test)]
     pub(crate) fn for_tests(role: Role, port: u16) -> Self {
         Self::new(WorkerId(port.into()), WorkerParts::for_tests(role, port))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_parts(parts: WorkerParts) -> Self {
+        Self::new(WorkerId(0), parts)
     }
 }
 

@@ -94,7 +94,7 @@ fn is_dropped(name: &HeaderName, listed: &[HeaderName]) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::fleet::{Role, WorkerId, WorkerParts};
+    use crate::fleet::{Role, WorkerParts};
 
     fn client(headers: &[(&'static str, &'static str)]) -> RequestHeader {
         let mut head = RequestHeader::build("POST", b"/generate?x=1", None).unwrap();
@@ -163,7 +163,7 @@ mod tests {
             authorization: Some(HeaderValue::from_static("Bearer worker")),
             ..WorkerParts::for_tests(Role::Prefill, 1)
         };
-        let worker = Worker::new(WorkerId(0), parts);
+        let worker = Worker::of_parts(parts);
         address(&mut leg, &worker, 2).unwrap();
         assert_eq!(leg.headers[CONTENT_LENGTH], "2");
         assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");

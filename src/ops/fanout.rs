@@ -16,7 +16,8 @@ use crate::net::Client;
 
 /// Calls every worker. The results have the order of the fleet: prefill first.
 pub(super) async fn call_all(client: &Client, fleet: &Fleet, call: &Call) -> Vec<CallResult> {
-    join_all(fleet.workers().map(|worker| call.send(client, worker))).await
+    let members = fleet.members();
+    join_all(members.workers().map(|worker| call.send(client, worker))).await
 }
 
 /// The response to an action of all workers: the first worker's own when all succeeded, else an error with the worst

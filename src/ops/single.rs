@@ -21,7 +21,8 @@ pub(super) async fn first_response(
     path: &str,
 ) -> WholeResponse {
     let mut failed = Vec::new();
-    for worker in fleet.workers() {
+    let members = fleet.members();
+    for worker in members.workers() {
         let result = call.send(client, worker).await;
         match result.outcome {
             Ok(response) => return response,

@@ -61,7 +61,8 @@ impl Proxy {
 
     /// Whether a retry would reach another worker than the one that is to blame.
     fn has_another(&self, ctx: &RequestContext, blamed: &Worker) -> bool {
-        let candidates = self.fleet.of(blamed.role());
+        let members = self.fleet.members();
+        let candidates = members.of(blamed.role());
         candidates
             .iter()
             .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id()))

@@ -34,8 +34,7 @@ use crate::config::{
 };
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
-    self, Fleet, LiveRooms, Origin, Policies, Queue, RetryBudget, Role, Worker, WorkerId,
-    WorkerParts,
+    self, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role, WorkerParts,
 };
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -315,39 +314,20 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         Some(identity) => Some(tls::acceptor(identity)?),
         None => None,
     };
-    let mut ids = (0..).map(WorkerId);
-    let mut names = Names::default();
     let dialling = Dialling {
         connect_timeout: config.connect_timeout,
         trust: tls::trust(&config, &mut conf)?,
     };
-    let mut workers = |role, specs: &[WorkerSpec]| {
-        specs
-            .iter()
-            .zip(&mut ids)
-            .map(|(spec, id)| {
-                let worker = Arc::new(Worker::new(id, parts(role, spec)?));
-                if !worker.has_address() {
-                    names.add(&worker);
-                }
-                Ok(worker)
-            })
-            .collect::<Result<Vec<_>, _>>()
-    };
     let policies = match config.policy {
         Policy::Random => Policies::random(),
     };
-    let mut fleet = Fleet::new(
-        workers(Role::Prefill, &config.prefill)?,
-        workers(Role::Decode, &config.decode)?,
-        policies,
-        breaker_limits(&config.faults),
-    );
+    let mut fleet = Fleet::new(policies, breaker_limits(&config.faults));
     if let Some(queue) = &config.queue {
         let (per_worker, size) = (queue.per_worker, queue.size);
         fleet = fleet.limited(Queue::new(per_worker, size, Instant::now, rand::random));
     }
     let fleet = Arc::new(fleet);
+    fleet.replace(members(&fleet, &config)?);
     // An attempt of Pingora's is one of ours, or a pooled connection that the worker had closed.
     conf.max_retries = crate::net::STALE_ATTEMPTS + config.faults.retries as usize;
     let conf = Arc::new(conf);
@@ -363,6 +343,7 @@ fn assemble(mut config: Config) -> Result<Assembled, StartError> {
         gate.max_connections_per_ip,
     );
     let apart = config.admin_listen.is_some();
+    let names = Names::new(fleet.clone());
     let probe = faults.probes.map(|probes| Probe {
         fleet: fleet.clone(),
         client: client.clone(),
@@ -477,6 +458,17 @@ fn breaker_limits(faults: &Faults) -> fleet::Limits {
             slow_start,
         },
     }
+}
+
+/// The workers of the configuration.
+fn members(fleet: &Fleet, config: &Config) -> Result<Members, StartError> {
+    let prefill = config.prefill.iter().map(|spec| (Role::Prefill, spec));
+    let decode = config.decode.iter().map(|spec| (Role::Decode, spec));
+    let mut workers = Vec::new();
+    for (role, spec) in prefill.chain(decode) {
+        workers.push(fleet.new_worker(parts(role, spec)?));
+    }
+    Ok(Members::new(workers))
 }
 
 fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 
-use super::super::tests::{draws, fleet_of, unrelated_draws};
+use super::super::tests::{draws, empty, populated, unrelated_draws};
 use super::super::{Evidence, Fleet, Lease, Queue, Selection, Turn, WorkerId};
 use super::*;
 use crate::pd::Route;
@@ -64,39 +64,30 @@ struct Watched {
 }
 
 impl Watched {
-    fn fleet(prefills: u16, decodes: u16) -> (Fleet, Self) {
-        let (prefill, decode) = (RoundRobin::default(), RoundRobin::default());
-        let now = Instant::now();
-        let (asked_prefill, asked_decode) = (prefill.asked.clone(), decode.asked.clone());
-        let policies = Policies {
-            prefill: RolePolicy::stateful(prefill),
-            decode: RolePolicy::stateful(decode),
-        };
-        let watched = Self {
-            fleet: Arc::new(fleet_of(Policies::random(), 0, 0)),
-            prefill: asked_prefill,
-            decode: asked_decode,
-            now,
-        };
-        (fleet_of(policies, prefills, decodes), watched)
-    }
-
     fn unlimited(prefills: u16, decodes: u16) -> Self {
-        let (fleet, watched) = Self::fleet(prefills, decodes);
-        Self {
-            fleet: Arc::new(fleet),
-            ..watched
-        }
+        Self::new(prefills, decodes, |fleet, _| fleet)
     }
 
     /// One request at once for each worker, and ten that wait.
     fn limited(prefills: u16, decodes: u16) -> Self {
-        let (fleet, watched) = Self::fleet(prefills, decodes);
-        let now = watched.now;
-        let queue = Queue::new(NonZeroUsize::MIN, 10, move || now, || 0);
+        Self::new(prefills, decodes, |fleet, now| {
+            fleet.limited(Queue::new(NonZeroUsize::MIN, 10, move || now, || 0))
+        })
+    }
+
+    fn new(prefills: u16, decodes: u16, limit: impl FnOnce(Fleet, Instant) -> Fleet) -> Self {
+        let (prefill, decode) = (RoundRobin::default(), RoundRobin::default());
+        let (asked_prefill, asked_decode) = (prefill.asked.clone(), decode.asked.clone());
+        let now = Instant::now();
+        let fleet = empty(Policies {
+            prefill: RolePolicy::stateful(prefill),
+            decode: RolePolicy::stateful(decode),
+        });
         Self {
-            fleet: Arc::new(fleet.limited(queue)),
-            ..watched
+            fleet: populated(limit(fleet, now), prefills, decodes),
+            prefill: asked_prefill,
+            decode: asked_decode,
+            now,
         }
     }
 
@@ -121,8 +112,8 @@ impl Watched {
     }
 
     fn ids(&self, role: Role) -> Vec<WorkerId> {
-        let members = self.fleet.of(role);
-        members.iter().map(|worker| worker.id()).collect()
+        let members = self.fleet.members();
+        members.of(role).iter().map(|worker| worker.id()).collect()
     }
 }
 
@@ -151,7 +142,7 @@ fn last(asked: &Mutex<Vec<Asked>>) -> Asked {
 fn a_policy_sees_the_request_and_the_workers_that_may_take_it_with_their_load() {
     let watched = Watched::unlimited(4, 1);
     let fleet = &watched.fleet;
-    let workers: Vec<_> = fleet.of(Role::Prefill).to_vec();
+    let workers: Vec<_> = fleet.members().of(Role::Prefill).to_vec();
     fleet.note(&workers[0], Evidence::Absent, watched.now);
     let _busy = [workers[3].load(), workers[3].load()];
     let long = request(70_000);
@@ -172,10 +163,11 @@ fn a_choice_can_follow_from_the_request() {
         prefill: RolePolicy::stateful(ByLength),
         decode: RolePolicy::Random,
     };
-    let fleet = fleet_of(policies, 3, 3);
+    let fleet = populated(empty(policies), 3, 3);
     let now = Instant::now();
     let chosen = |bytes| select(&fleet, &request(bytes), &[], now).prefill.id();
-    let prefill = fleet.of(Role::Prefill);
+    let members = fleet.members();
+    let prefill = members.of(Role::Prefill);
     assert_eq!(chosen(1_000_000), prefill[0].id());
     assert_eq!(chosen(10), prefill[2].id());
 }
@@ -196,7 +188,7 @@ fn each_role_has_a_policy_of_its_own_that_is_asked_once_for_each_request() {
 fn round_robin_skips_and_starves_no_worker_while_others_are_set_aside() {
     let watched = Watched::unlimited(5, 1);
     for gone in [0, 2] {
-        let gone = watched.fleet.of(Role::Prefill)[gone].clone();
+        let gone = watched.fleet.member(Role::Prefill, gone);
         watched.fleet.note(&gone, Evidence::Absent, watched.now);
     }
     let mut served = BTreeMap::new();
@@ -211,7 +203,8 @@ fn round_robin_skips_and_starves_no_worker_while_others_are_set_aside() {
 fn a_policy_is_asked_once_where_pairs_are_set_aside_and_sees_no_worker_without_a_peer() {
     let watched = Watched::unlimited(3, 2);
     let fleet = &watched.fleet;
-    let (prefill, decode) = (fleet.of(Role::Prefill), fleet.of(Role::Decode));
+    let members = fleet.members();
+    let (prefill, decode) = (members.of(Role::Prefill), members.of(Role::Decode));
     for lonely in decode {
         (0..3).for_each(|_| fleet.note_pair_bad(&prefill[0], lonely, watched.now));
     }
@@ -267,7 +260,7 @@ fn a_request_that_waited_is_shown_with_the_candidates_of_its_turn() {
 #[test]
 fn slow_start_hides_a_worker_from_the_policy_for_most_requests() {
     let watched = Watched::unlimited(1, 2);
-    let back = watched.fleet.of(Role::Decode)[0].clone();
+    let back = watched.fleet.member(Role::Decode, 0);
     watched.fleet.note(&back, Evidence::Absent, watched.now);
     watched.fleet.note(&back, Evidence::Present, watched.now);
     let (key, mut draw) = (request(1), unrelated_draws());

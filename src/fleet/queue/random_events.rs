@@ -1,5 +1,5 @@
 //! The queue under random events: requests come, are served, fail, are tried again, end and leave, workers and pairs
-//! are set aside and come back, time passes. The laws are checked after each of them.
+//! are set aside and come back, the members are replaced, time passes. The laws are checked after each of them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::super::{Evidence, Lease, Load, Role, Worker, WorkerId};
+use super::super::{Evidence, Lease, Load, Members, Role, Worker, WorkerId, WorkerParts};
 use super::tests::{Stage, turn};
 use super::{Refusal, Ticket, Turn};
 
@@ -17,6 +17,8 @@ struct Course {
     stage: Stage,
     limit: usize,
     rng: SmallRng,
+    /// All workers that have ever been members.
+    known: Vec<Arc<Worker>>,
     next: u64,
     waiting: Vec<(u64, Vec<WorkerId>, Ticket)>,
     held: Vec<Lease>,
@@ -32,8 +34,10 @@ impl Course {
         let workers = (rng.random_range(1..=3), rng.random_range(1..=3));
         let limit = rng.random_range(1..=3);
         let size = rng.random_range(0..=6);
+        let stage = Stage::set(workers, limit, size);
         Self {
-            stage: Stage::set(workers, limit, size),
+            known: stage.fleet.members().workers().cloned().collect(),
+            stage,
             limit,
             rng,
             next: 0,
@@ -55,7 +59,9 @@ impl Course {
             Ok(Turn::Now(lease)) => self.is_served(self.next, &avoid, lease),
             Ok(Turn::Later(ticket)) => self.waiting.push((self.next, avoid, ticket)),
             Err(Refusal::QueueFull) => assert!(avoid.is_empty()),
-            Err(Refusal::NoWorker(why)) => panic!("{why}"),
+            Err(Refusal::NoWorker(why)) => {
+                assert!(self.stage.fleet.members().of(why.0).is_empty(), "{why}");
+            }
         }
     }
 
@@ -64,13 +70,17 @@ impl Course {
             assert!(number > self.last, "{number} after {}", self.last);
             self.last = number;
         }
+        for worker in [&lease.prefill, &lease.decode] {
+            assert!(self.stage.fleet.members().contains(worker.id()));
+        }
         self.held.push(lease);
     }
 
     fn event(&mut self) {
         match self.rng.random_range(0..100) {
             0..40 => self.comes(Vec::new()),
-            40..60 => {
+            40..45 => self.replace(),
+            45..62 => {
                 let ended = Self::one_of(&mut self.rng, &mut self.held);
                 let Some(Lease { prefill, decode }) = ended else {
                     return;
@@ -86,11 +96,10 @@ impl Course {
                     _ => drop((prefill, decode)),
                 }
             }
-            60..75 => drop(Self::one_of(&mut self.rng, &mut self.halves)),
+            62..75 => drop(Self::one_of(&mut self.rng, &mut self.halves)),
             75..83 => drop(Self::one_of(&mut self.rng, &mut self.waiting)),
             83..93 => {
-                let workers: Vec<_> = self.stage.fleet.workers().cloned().collect();
-                let worker = &workers[self.rng.random_range(0..workers.len())];
+                let worker = &self.known[self.rng.random_range(0..self.known.len())];
                 let evidence = [
                     Evidence::Good,
                     Evidence::Present,
@@ -101,14 +110,17 @@ impl Course {
                 self.stage.fleet.note(worker, evidence, self.stage.now());
             }
             93..97 => {
-                let prefill = self.stage.of(Role::Prefill, 0);
-                let decode = self.stage.of(Role::Decode, 0);
+                let first = |role| self.known.iter().find(move |worker| worker.role() == role);
+                let (Some(prefill), Some(decode)) = (first(Role::Prefill), first(Role::Decode))
+                else {
+                    return;
+                };
                 match self.rng.random_bool(0.7) {
                     true => self
                         .stage
                         .fleet
-                        .note_pair_bad(&prefill, &decode, self.stage.now()),
-                    false => self.stage.fleet.note_pair_good(&prefill, &decode),
+                        .note_pair_bad(prefill, decode, self.stage.now()),
+                    false => self.stage.fleet.note_pair_good(prefill, decode),
                 }
             }
             _ => {
@@ -116,6 +128,23 @@ impl Course {
                 self.stage.fleet.serve_waiting();
             }
         }
+    }
+
+    /// Any of the workers that there have been are members now, and sometimes a new one.
+    fn replace(&mut self) {
+        if self.rng.random_bool(0.3) {
+            let role = [Role::Prefill, Role::Decode][self.rng.random_range(0..2)];
+            let new = self.stage.fleet.new_worker(WorkerParts::for_tests(role, 1));
+            assert!(self.known.iter().all(|worker| worker.id() != new.id()));
+            self.known.push(new);
+        }
+        let members: Vec<_> = self
+            .known
+            .iter()
+            .filter(|_| self.rng.random_bool(0.7))
+            .cloned()
+            .collect();
+        self.stage.fleet.replace(Members::new(members));
     }
 
     /// Takes the turns that have come. Those who came first look first, as their order is what is checked.
@@ -133,12 +162,9 @@ impl Course {
 
     fn check(&self) {
         let fleet = &self.stage.fleet;
-        assert!(
-            fleet
-                .workers()
-                .all(|worker| worker.in_flight() <= self.limit)
-        );
-        let loads: usize = fleet.workers().map(|worker| worker.in_flight()).sum();
+        let loads = self.known.iter().map(|worker| worker.in_flight());
+        assert!(loads.clone().all(|load| load <= self.limit));
+        let loads: usize = loads.sum();
         assert_eq!(loads, 2 * self.held.len() + self.halves.len());
         assert_eq!(
             fleet.queue.as_ref().unwrap().line().waiters.len(),
@@ -153,7 +179,7 @@ impl Course {
     fn could_be_served(&self, avoid: &[WorkerId]) -> bool {
         let (fleet, now) = (&self.stage.fleet, self.stage.now());
         let eligible = |role| -> Vec<Arc<Worker>> {
-            let all: Vec<_> = fleet.of(role).to_vec();
+            let all: Vec<_> = fleet.members().of(role).to_vec();
             let others: Vec<_> = all
                 .iter()
                 .filter(|worker| !avoid.contains(&worker.id()))
@@ -163,7 +189,7 @@ impl Course {
             [well.collect(), others.clone(), all]
                 .into_iter()
                 .find(|tier| !tier.is_empty())
-                .unwrap()
+                .unwrap_or_default()
         };
         let (prefill, decode) = (eligible(Role::Prefill), eligible(Role::Decode));
         let pairs = || {
@@ -192,6 +218,11 @@ fn nobody_waits_while_a_pair_has_room_and_no_lease_is_lost_whatever_happens() {
             course.take_turns();
             course.check();
         }
+        course
+            .stage
+            .fleet
+            .replace(Members::new(course.known.clone()));
+        course.take_turns();
         while !(course.held.is_empty() && course.halves.is_empty()) {
             course.held.clear();
             course.halves.clear();

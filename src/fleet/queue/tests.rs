@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-use super::super::tests::{draws, unlimited, wanted};
-use super::super::{Evidence, Role};
+use super::super::tests::{draws, empty, populated, wanted};
+use super::super::{Evidence, Members, Policies, Role, WorkerParts};
 use super::*;
 
 /// A fleet whose clock the test turns.
@@ -28,7 +28,11 @@ impl Stage {
             move || draws_of_queue.lock().unwrap()(),
         );
         Self {
-            fleet: Arc::new(unlimited(workers.0, workers.1).limited(queue)),
+            fleet: populated(
+                empty(Policies::random()).limited(queue),
+                workers.0,
+                workers.1,
+            ),
             now,
             draw: Box::new(draws()),
         }
@@ -72,7 +76,7 @@ impl Stage {
     }
 
     pub(super) fn of(&self, role: Role, index: usize) -> Arc<Worker> {
-        self.fleet.of(role)[index].clone()
+        self.fleet.member(role, index)
     }
 }
 
@@ -82,7 +86,7 @@ pub(super) fn turn(ticket: &mut Ticket) -> Option<Lease> {
 
 #[test]
 fn without_a_limit_everybody_is_served_at_once() {
-    let fleet = Arc::new(unlimited(1, 1));
+    let fleet = populated(empty(Policies::random()), 1, 1);
     let mut leases = Vec::new();
     for _ in 0..1000 {
         assert!(!fleet.is_full());
@@ -92,7 +96,7 @@ fn without_a_limit_everybody_is_served_at_once() {
         }
     }
     drop(leases);
-    assert!(fleet.workers().all(|worker| worker.in_flight() == 0));
+    assert!(fleet.is_idle());
 }
 
 #[test]
@@ -125,7 +129,7 @@ fn who_leaves_gives_up_its_place_and_a_turn_that_it_had_goes_to_the_next() {
     // It is the second one's turn, which leaves without having looked.
     drop(two);
     assert!(turn(&mut three).is_some());
-    assert!(stage.fleet.workers().all(|worker| worker.in_flight() == 0));
+    assert!(stage.fleet.is_idle());
 }
 
 #[test]
@@ -220,7 +224,7 @@ fn a_pair_that_is_set_aside_is_waited_around() {
 async fn every_turn_comes_where_threads_come_end_and_leave_at_once() {
     let limit = NonZeroUsize::new(2).unwrap();
     let queue = Queue::new(limit, usize::MAX, Instant::now, rand::random);
-    let fleet = Arc::new(unlimited(2, 2).limited(queue));
+    let fleet = populated(empty(Policies::random()).limited(queue), 2, 2);
     let clients = (0..16).map(|client| {
         let fleet = fleet.clone();
         tokio::spawn(async move {
@@ -244,5 +248,42 @@ async fn every_turn_comes_where_threads_come_end_and_leave_at_once() {
         let served = tokio::time::timeout(Duration::from_secs(30), client);
         served.await.expect("every turn comes").unwrap();
     }
-    assert!(fleet.workers().all(|worker| worker.in_flight() == 0));
+    assert!(fleet.is_idle());
+}
+
+#[test]
+fn waiting_requests_are_served_by_new_members_and_not_by_removed_ones() {
+    let mut stage = Stage::set((1, 1), 1, 10);
+    let new =
+        |stage: &Stage, role, port| stage.fleet.new_worker(WorkerParts::for_tests(role, port));
+    let (prefill, decode) = (stage.of(Role::Prefill, 0), stage.of(Role::Decode, 0));
+    let lease = stage.served();
+    let (mut one, mut two) = (stage.waits(), stage.waits());
+    let pair = [new(&stage, Role::Prefill, 8), new(&stage, Role::Decode, 9)];
+    let all = [prefill, decode.clone()].into_iter().chain(pair.clone());
+    stage.fleet.replace(Members::new(all));
+    let served = turn(&mut one).unwrap();
+    assert_eq!(served.decode.id(), pair[1].id());
+    assert!(turn(&mut two).is_none(), "all are full again");
+    // The decode worker whose lease ends is removed before it ends.
+    stage.fleet.replace(Members::new(pair.clone()));
+    drop(lease);
+    assert_eq!(decode.in_flight(), 0);
+    assert!(turn(&mut two).is_none(), "it gets nothing any more");
+    drop(served);
+    assert_eq!(turn(&mut two).unwrap().decode.id(), pair[1].id());
+}
+
+#[test]
+fn a_request_waits_through_a_time_without_workers() {
+    let mut stage = Stage::set((1, 1), 1, 10);
+    let members = || stage.fleet.members().workers().cloned().collect::<Vec<_>>();
+    let members = members();
+    let lease = stage.served();
+    let mut ticket = stage.waits();
+    stage.fleet.replace(Members::default());
+    drop(lease);
+    assert!(turn(&mut ticket).is_none());
+    stage.fleet.replace(Members::new(members));
+    assert!(turn(&mut ticket).is_some());
 }

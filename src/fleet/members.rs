@@ -1,0 +1,49 @@
+//! The members of the fleet at one moment: one consistent list, which is replaced as a whole and never changed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Worker, WorkerId};
+use crate::pd::Role;
+
+/// The workers that may get requests.
+#[derive(Default)]
+pub struct Members {
+    prefill: Vec<Arc<Worker>>,
+    decode: Vec<Arc<Worker>>,
+    ids: HashSet<WorkerId>,
+}
+
+impl Members {
+    /// These workers, in this order within each role. A worker that is there twice counts once.
+    pub fn new(workers: impl IntoIterator<Item = Arc<Worker>>) -> Self {
+        let mut members = Self::default();
+        for worker in workers {
+            if members.ids.insert(worker.id()) {
+                match worker.role() {
+                    Role::Prefill => members.prefill.push(worker),
+                    Role::Decode => members.decode.push(worker),
+                }
+            }
+        }
+        members
+    }
+
+    /// The workers of one role.
+    pub fn of(&self, role: Role) -> &[Arc<Worker>] {
+        match role {
+            Role::Prefill => &self.prefill,
+            Role::Decode => &self.decode,
+        }
+    }
+
+    /// All workers: prefill first.
+    pub fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Whether the worker with this id is one of them.
+    pub fn contains(&self, id: WorkerId) -> bool {
+        self.ids.contains(&id)
+    }
+}
