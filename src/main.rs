@@ -1,4 +1,4 @@
-//! The door: arguments become a command. No decisions are made here, and only here the process ends.
+//! The entry point: arguments become a command, its result the exit code. Nothing is decided here.
 
 #[cfg(feature = "sim")]
 mod demo;
@@ -18,7 +18,7 @@ use mini_lb::cli::{self, Action, Command, Serve};
 #[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
 
-/// Gives memory back after a wave of streams, which glibc does not: see `Cargo.toml`.
+/// Returns memory to the system after a wave of streams, which glibc does not: figures in `Cargo.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -65,7 +65,7 @@ fn run(serve: Serve) -> ExitCode {
     }
 }
 
-/// Commands that are not Pingora's: in a runtime of their own, with warnings on stderr.
+/// Runs a command that needs only a runtime, with warnings on stderr.
 #[cfg(feature = "sim")]
 fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
     log_to_stderr("warn", true);
@@ -79,8 +79,8 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
     }
 }
 
-/// Pingora's own lines are for its developers unless somebody asks for them by name: some repeat what clients
-/// have sent, keys included. And a client over TLS that is gone before it can be told of the close is nobody's.
+/// Pingora's log lines are for its developers, and some repeat bytes of clients, keys included: hidden unless the
+/// filter names Pingora. Also hides the TLS close errors of clients that have already disconnected.
 fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
     let level = filter.trim().to_ascii_lowercase();
@@ -106,16 +106,16 @@ fn fail(error: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// On stderr, where the macro would panic when it is full or closed.
-fn complain(what: impl Display) {
-    let _ = writeln!(io::stderr(), "{what}"); // there is nobody else to be told
+/// Writes a line to stderr. `eprintln!` would panic when it is full or closed.
+fn complain(message: impl Display) {
+    let _ = writeln!(io::stderr(), "{message}"); // there is no other place to report it
 }
 
-/// What was asked for, on stdout. Whoever stops reading has read enough.
-fn say(what: impl Display) -> ExitCode {
+/// Writes the output of a command to stdout. A reader that closes the pipe, such as `head`, is no failure.
+fn say(output: impl Display) -> ExitCode {
     let mut stdout = io::stdout();
-    let said = write!(stdout, "{what}").and_then(|()| stdout.flush());
-    match said {
+    let written = write!(stdout, "{output}").and_then(|()| stdout.flush());
+    match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             fail(format_args!("cannot write to stdout: {error}"))
         }

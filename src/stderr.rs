@@ -1,9 +1,8 @@
-//! The log's way to stderr, on which no request waits.
+//! Log lines to stderr without blocking a request.
 //!
-//! A pipe is full when nobody reads it, and whoever writes to it then waits: a log collector that stands still
-//! would stop the load balancer. So a thread of its own writes to pipes, and what it cannot take is dropped and
-//! counted. Files and terminals are written to directly, and so is everything after a fork, which takes no thread
-//! along.
+//! A pipe that is not read fills up, and then a write to it blocks: a log collector that hangs would stop the load
+//! balancer. So a thread writes to pipes, and lines that do not fit into its queue are dropped and counted. Files and
+//! terminals are written to directly, and so is a daemon's stderr, because a fork does not copy threads.
 
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -12,20 +11,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Lines that wait at most: some MiB.
+/// The most lines that wait for the thread: a few MiB.
 const QUEUE: usize = 8192;
 
-/// As much is written at once, in bytes: what a pipe holds.
+/// The most bytes of one write: the size of a pipe.
 const BATCH: usize = 64 << 10;
 
-/// The last lines are worth this much waiting.
+/// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
 enum Message {
     Line(Vec<u8>),
-    /// Answered when everything before it has been written.
+    /// Answered when all lines before it have been written.
     Flush(SyncSender<()>),
 }
 
@@ -37,7 +36,7 @@ pub(crate) fn may_block() -> bool {
     })
 }
 
-/// What a logger writes its lines to.
+/// The logger's end of the queue: one write is one line.
 pub(crate) struct Lines {
     queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
@@ -47,7 +46,7 @@ impl Lines {
     /// Starts the thread, which lives as long as the process.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub(crate) fn start() -> io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -55,7 +54,7 @@ impl Lines {
         std::thread::Builder::new()
             .name("log".into())
             .spawn(move || write(&lines, &lost, &mut io::stderr()))?;
-        let _ = WRITER.set(queue.clone()); // a second logger would not be flushed; there is none
+        let _ = WRITER.set(queue.clone()); // never set before: there is one logger
         Ok(Self { queue, dropped })
     }
 }
@@ -73,17 +72,17 @@ impl Write for Lines {
     }
 }
 
-/// Waits until the lines so far have been written, if somebody reads them.
+/// Waits until the lines so far have been written, or until [`LAST_LINES`] is over.
 pub(crate) fn flush() {
     let (done, written) = sync_channel(1);
     if let Some(queue) = WRITER.get()
         && queue.try_send(Message::Flush(done)).is_ok()
     {
-        let _ = written.recv_timeout(LAST_LINES); // nobody reads
+        let _ = written.recv_timeout(LAST_LINES); // stderr is not being read
     }
 }
 
-/// Writes what comes, together what has come together. A stderr that is closed takes nothing, and costs nothing.
+/// Writes lines as they come, those that wait together in one write. Errors of a closed stderr are ignored.
 fn write(lines: &Receiver<Message>, dropped: &AtomicU64, stderr: &mut impl Write) {
     let mut batch = Vec::new();
     let mut waiting = Vec::new();
@@ -104,7 +103,7 @@ fn write(lines: &Receiver<Message>, dropped: &AtomicU64, stderr: &mut impl Write
         if lost > 0 {
             let _ = writeln!(
                 stderr,
-                "log lines dropped because nobody read them lines={lost}"
+                "log lines dropped because stderr was not read lines={lost}"
             );
         }
         for done in waiting.drain(..) {
