@@ -1,8 +1,7 @@
-//! The command line: what `clap` is told, and what it says.
+//! The command line, as `clap` parses it.
 //!
-//! A command line of `sglang_router.launch_router --pd-disaggregation --mini-lb` works unchanged, and
-//! Pingora's own flags are there. Options are built from the table in `config/settings.rs`; no value is
-//! looked at here.
+//! A command line of `sglang_router.launch_router --pd-disaggregation --mini-lb` works unchanged, and so do Pingora's
+//! flags. The options are built from the table in `config/settings.rs`; `config` checks the values.
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs `Opt`.
@@ -16,33 +15,34 @@ use pingora_core::server::configuration::Opt;
 
 #[cfg(feature = "bench")]
 use crate::bench::cli::BenchArgs;
-use crate::config::foreign::{IGNORED, IMPLIED, Takes};
-use crate::config::settings::{CONF_VARIABLE, FOREIGN_POLICIES, Kind, SETTINGS, Setting};
+use crate::config::foreign::{FOREIGN_POLICIES, IGNORED, IMPLIED, Takes};
+use crate::config::kind::Kind;
+use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
 #[cfg(feature = "sim")]
 use crate::sim::cli::{DemoArgs, SimArgs};
 
-/// What the program is asked to do. A further subcommand is one more variant with its arguments.
+/// A command of the program with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Balance; the command line without a subcommand.
+    /// Run the load balancer; the command line without a subcommand.
     #[command(skip)]
     Serve(Box<Serve>),
-    /// Start simulated workers and a balancer in front of them, to try it out.
+    /// Start simulated workers and a load balancer in front of them.
     #[cfg(feature = "sim")]
     Demo(DemoArgs),
-    /// Start a simulated SGLang worker, or many.
+    /// Start one or more simulated SGLang workers.
     #[cfg(feature = "sim")]
     Sim(SimArgs),
-    /// Measure a server: latencies and throughput under a load.
+    /// Measure the latency and throughput of a server under load.
     #[cfg(feature = "bench")]
     Bench(Box<BenchArgs>),
 }
 
-/// The balancer's own command line.
+/// The command line of the load balancer.
 #[derive(Debug)]
 pub struct Serve {
-    /// What to do with the configuration.
+    /// How the configuration is used.
     pub action: Action,
     /// Pingora's flags, for Pingora.
     pub opt: Opt,
@@ -50,21 +50,21 @@ pub struct Serve {
     pub sources: Sources,
 }
 
-/// What is done with the configuration once it is read.
+/// The use of a configuration that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Serve.
     Run,
-    /// `--test`: say whether it can be used.
+    /// `--test`: report its problems.
     Test,
-    /// `--print-config`: show it.
+    /// `--print-config`: print it.
     PrintConfig,
 }
 
 /// Reads a command line, the program's name first.
 ///
 /// # Errors
-/// What `clap` has to say: a mistake (exit code 2), or the text of `--help` and `--version` (0).
+/// `clap`'s: a mistake (exit code 2), or the text of `--help` and `--version` (0).
 pub fn parse<I>(arguments: I) -> Result<Command, clap::Error>
 where
     I: IntoIterator,
@@ -85,16 +85,18 @@ pub fn command() -> clap::Command {
             "mini-lb --prefill <URL> [BOOTSTRAP] --decode <URL> [OPTIONS]\n       mini-lb --conf <FILE> [OPTIONS]",
         )
         .after_help(
-            "A flag wins over its environment variable, that over the configuration file, that over the default.\n\
-             The other flags of sglang_router.launch_router (metrics, service discovery\n\
-             and so on) are accepted so that its command lines work, and have no effect but a warning.",
+            "A flag overrides its environment variable, which overrides the configuration file, which overrides\n\
+             the default. All other flags of sglang_router.launch_router (metrics, service discovery and so on) are\n\
+             accepted with a warning and have no effect.",
         )
         .args_conflicts_with_subcommands(true)
-        .args(SETTINGS.map(setting_arg))
+        .args(GROUPS.iter().flat_map(|(heading, settings)| {
+            settings.iter().map(|setting| setting_arg(setting).help_heading(*heading))
+        }))
         .args(process_args())
         .args(IMPLIED.map(|name| hidden(name).action(ArgAction::SetTrue).overrides_with(name)))
         .args(IGNORED.iter().map(|(name, takes)| ignored_arg(name, *takes)));
-    // Afterwards, because the derived code takes the text from the enum.
+    // Last, because the derived code sets `about` to the docs of the enum.
     Command::augment_subcommands(command).about("Prefill/decode load balancer for SGLang")
 }
 
@@ -162,7 +164,7 @@ fn process_args() -> [Arg; 5] {
             .help(format!("Configuration file (YAML) [env: {CONF_VARIABLE}]")),
         switch(
             TEST,
-            "Check the configuration, print every problem, and exit",
+            "Check the configuration, print all problems, and exit",
         )
         .short('t'),
         switch(
@@ -172,7 +174,7 @@ fn process_args() -> [Arg; 5] {
         switch(DAEMON, "Run in the background").short('d'),
         switch(
             UPGRADE,
-            "Take over the listening sockets of a running process",
+            "Take over the listening sockets of a running process that gets SIGQUIT",
         )
         .short('u'),
     ]
@@ -186,23 +188,19 @@ fn setting_arg(setting: &Setting) -> Arg {
     let arg = Arg::new(setting.key)
         .long(setting.flag())
         .value_names(setting.value_names)
-        .help(format!("{} {notes}", setting.help))
-        .help_heading(setting.heading);
+        .help(format!("{} {notes}", setting.help));
     match setting.kind {
-        // The last one wins, as with argparse.
-        Kind::Text | Kind::Number => arg.overrides_with(setting.key).allow_negative_numbers(true),
-        Kind::Switch => arg
-            .value_names([] as [&str; 0])
-            .action(ArgAction::SetTrue)
-            .overrides_with(setting.key),
+        Kind::Switch => arg.action(ArgAction::SetTrue).overrides_with(setting.key),
         Kind::Paths => arg.num_args(0..).action(ArgAction::Append),
-        // One token too many is said to be one too many; clap would take it for a subcommand.
+        // Any number, because clap would take a surplus value for a subcommand; `WorkerDraft` reports it.
         Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
+        // The last one wins, as with argparse.
+        _ => arg.overrides_with(setting.key).allow_negative_numbers(true),
     }
 }
 
 fn ignored_arg(name: &'static str, takes: Takes) -> Arg {
-    // A value such as -1 is no flag.
+    // So that -1 is a value, not a flag.
     let valued = |arg: Arg| arg.action(ArgAction::Append).allow_negative_numbers(true);
     let arg = hidden(name);
     match takes {
@@ -221,17 +219,12 @@ fn hidden(name: &'static str) -> Arg {
     Arg::new(name).long(name).hide(true)
 }
 
-/// The values of the options that stand on the command line.
+/// The settings that the command line sets.
 fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
     let mut draft = Draft::default();
-    for setting in SETTINGS {
+    for setting in settings() {
         let place = flag_place(&setting.flag());
         match setting.kind {
-            Kind::Text | Kind::Number => {
-                if let Some(value) = matches.get_one::<String>(setting.key) {
-                    draft.set(setting, value, place);
-                }
-            }
             Kind::Paths => {
                 if let Some(paths) = matches.get_many::<String>(setting.key) {
                     let paths: Vec<_> = paths.map(String::as_str).collect();
@@ -248,20 +241,27 @@ fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
                     draft.push_worker(setting, place.clone(), worker);
                 }
             }
+            _ => {
+                if let Some(value) = matches.get_one::<String>(setting.key) {
+                    draft.set(setting, value, place);
+                }
+            }
         }
     }
     draft
 }
 
-/// One line for each flag that was given and does nothing.
+/// One line for each flag of sglang_router that has no effect.
 fn warnings(matches: &ArgMatches) -> Vec<String> {
     let given = IGNORED.iter().filter(|(name, takes)| match takes {
         Takes::Nothing => matches.get_count(name) > 0,
         _ => matches.contains_id(name),
     });
     let line = |(name, takes): &(&str, Takes)| match takes {
-        Takes::Policy => format!("--{name} has no effect yet, random is used"),
-        _ => format!("--{name} is accepted because sglang_router has it, and has no effect"),
+        Takes::Policy => {
+            format!("--{name} is accepted for sglang_router and ignored, random is used")
+        }
+        _ => format!("--{name} is accepted for sglang_router and ignored"),
     };
     given.map(line).collect()
 }
@@ -272,179 +272,4 @@ fn flag_place(name: &str) -> Place {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-    use crate::config::settings::worker_key;
-    use crate::config::{Environment, Role};
-
-    fn serve(line: &[&str]) -> Serve {
-        match parse(line.iter().copied()).unwrap() {
-            Command::Serve(serve) => *serve,
-            #[allow(unreachable_patterns, reason = "as long as there is no subcommand")]
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        command().debug_assert();
-    }
-
-    #[test]
-    fn every_flag_of_pingora_is_here() {
-        let ours = command();
-        for theirs in Opt::command()
-            .get_arguments()
-            .filter(|arg| !arg.is_hide_set())
-        {
-            let found = ours
-                .get_arguments()
-                .find(|arg| arg.get_long() == theirs.get_long());
-            let found = found.unwrap_or_else(|| panic!("{theirs} is missing"));
-            assert_eq!(found.get_short(), theirs.get_short(), "{theirs}");
-        }
-    }
-
-    #[test]
-    fn every_foreign_flag_warns_once_however_often_it_is_given() {
-        for (name, takes) in IGNORED {
-            let flag = format!("--{name}");
-            let given: &[&str] = match takes {
-                Takes::Nothing => &[],
-                Takes::One => &["-1"],
-                Takes::Some => &["a=b", "c=d"],
-                Takes::Any => &["a", "b", "c"],
-                Takes::Policy => &["round_robin"],
-            };
-            let mut line = vec!["mini-lb"];
-            for _ in 0..2 {
-                line.push(&flag);
-                line.extend(given);
-            }
-            // A flag behind it must not be swallowed.
-            line.extend(["--port", "1"]);
-            let serve = serve(&line);
-            assert_eq!(serve.sources.warnings.len(), 1, "{line:?}");
-            assert!(serve.sources.warnings[0].starts_with(&flag), "{line:?}");
-            assert_eq!(serve.sources.flags.scalars["port"].value, "1", "{line:?}");
-        }
-    }
-
-    #[test]
-    fn implied_flags_are_silent() {
-        let serve = serve(&["mini-lb", "--pd-disaggregation", "--mini-lb", "--mini-lb"]);
-        assert!(serve.sources.warnings.is_empty());
-    }
-
-    fn scalar(
-        sources: Sources,
-        environment: Environment<'_>,
-        setting: &Setting,
-    ) -> (String, Place) {
-        let (_, effective) = sources.load(environment).unwrap();
-        let given = &effective.0.scalars[setting.key];
-        (given.value.clone(), given.place.clone())
-    }
-
-    #[test]
-    fn every_scalar_option_is_a_flag_a_variable_and_a_key_that_override_in_this_order() {
-        let workers = [
-            "mini-lb",
-            "--prefill",
-            "http://a:1",
-            "--decode",
-            "http://b:1",
-        ];
-        let sources = |more: &[String]| {
-            let more = more.iter().map(String::as_str);
-            serve(&workers.into_iter().chain(more).collect::<Vec<_>>()).sources
-        };
-        let key_file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(key_file.path(), "sk-1").unwrap();
-        let roots = tempfile::NamedTempFile::new().unwrap();
-        let authority = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
-        std::fs::write(roots.path(), authority.cert.pem()).unwrap();
-        for setting in SETTINGS {
-            let value = match setting.key {
-                "prefill" | "decode" => continue,
-                // A certificate needs its key.
-                "tls_cert_path" | "tls_key_path" | "client_cert_path" | "client_key_path" => {
-                    continue;
-                }
-                "ca_cert_paths" => roots.path().to_str().unwrap(),
-                "admin_listen" => "127.0.0.1:1",
-                "host" => "::1",
-                "policy" => "random",
-                "log_level" => "warn",
-                "worker_api_key_file" | "worker_admin_api_key_file" | "api_key_file" => {
-                    key_file.path().to_str().unwrap()
-                }
-                "health_check_endpoint" => "/health_generate",
-                _ if setting.kind == Kind::Switch => "true",
-                _ => "7",
-            };
-            let yaml = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(yaml.path(), format!("{}: {value}\n", setting.key)).unwrap();
-            let conf = ["--conf".to_owned(), yaml.path().display().to_string()];
-            let mut flag = vec![format!("--{}", setting.flag())];
-            if setting.kind != Kind::Switch {
-                flag.push(value.to_owned());
-            }
-            let unset = |_: &str| None;
-            let set = |name: &str| (name == setting.variable()).then(|| value.into());
-
-            let file = Place::File {
-                path: yaml.path().into(),
-                line: Some(1),
-                key: setting.key.to_owned(),
-            };
-            assert_eq!(
-                scalar(sources(&conf), &unset, setting),
-                (value.to_owned(), file)
-            );
-            let variable = Place::Environment(setting.variable());
-            assert_eq!(
-                scalar(sources(&conf), &set, setting),
-                (value.to_owned(), variable)
-            );
-            let all = [&conf[..], &flag].concat();
-            assert_eq!(
-                scalar(sources(&all), &set, setting),
-                (value.to_owned(), Place::Flag(flag[0].clone()))
-            );
-            if let Some(default) = setting.default {
-                assert_eq!(
-                    scalar(sources(&[]), &unset, setting),
-                    (default.to_owned(), Place::Default)
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn the_reference_file_has_every_key_at_its_default() {
-        let text = std::fs::read_to_string("conf/mini-lb.yaml").unwrap();
-        let file: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
-        for setting in SETTINGS {
-            let value = file
-                .get(setting.key)
-                .unwrap_or_else(|| panic!("{} is missing", setting.key));
-            match setting.kind {
-                Kind::Workers(role) => {
-                    let first = value.get(0).unwrap();
-                    let shown = |key: &&str| role == Role::Decode || first.get(key).is_some();
-                    assert!(worker_key::of(role).iter().all(shown), "{first:?}");
-                }
-                _ if setting.key == "port" => assert_eq!(value.as_u64(), Some(8080)),
-                _ => {
-                    let default = setting.default.map_or(serde_yaml::Value::Null, |default| {
-                        serde_yaml::from_str(default).unwrap()
-                    });
-                    assert_eq!(*value, default, "{}", setting.key);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -10,16 +10,17 @@
 //! |---|---|---|
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
 //! | `endpoint` | whole requests and responses, access, header rules | nothing |
+//! | `limits` | the limits of a request, and how typed settings are declared | nothing |
 //! | `net` | one HTTP exchange with one worker | `endpoint` |
 //! | [`fleet`] | the workers, their load, the choice of a pair, live rooms | `pd` |
 //! | `client` | the client's connection, head, key and body | `endpoint` |
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
 //! | `telemetry` | the record of a request, and the sinks that report it | `fleet`, `pd` |
-//! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `net`, `pd`, `telemetry` |
+//! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `limits`, `net`, `pd`, `telemetry` |
 //! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
 //! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
-//! | [`config`] | the user's settings, and what the program needs | `pd` |
+//! | [`config`] | the user's settings, and the values that the program needs | `limits`, `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
@@ -60,6 +61,7 @@ mod discovery;
 mod endpoint;
 mod error;
 mod legs;
+mod limits;
 mod net;
 mod ops;
 mod proxy;

@@ -1,8 +1,7 @@
-//! The user shape: what one source says, as text, each value with its place; and how sources are laid
-//! over each other.
+//! The user's shape: the values of one source as text, each with its place, and how sources are laid over each other.
 //!
-//! Nothing is checked here beyond the form that a list of workers needs. Flags, the environment and the
-//! defaults are read here; the file has `file.rs`.
+//! Nothing is checked here except the form of a list of workers. The environment and the defaults are read here;
+//! flags are read in `cli.rs`, the file in `file.rs`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,10 +11,11 @@ use std::thread::available_parallelism;
 use pingora_core::server::configuration::ServerConf;
 use serde_yaml::{Mapping, Value};
 
-use super::settings::{Kind, PORT, SETTINGS, Setting, worker_key};
+use super::kind::Kind;
+use super::settings::{Setting, settings, worker_key};
 use super::{Fault, Place, Problem, Role, Secret};
 
-/// Looks up a variable of the environment. An argument, so that tests need no process of their own.
+/// Looks up an environment variable. An argument, so that tests can run in one process.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// A value and where it was written.
@@ -25,11 +25,11 @@ pub(crate) struct Given<T> {
     pub(crate) place: Place,
 }
 
-/// A worker as it was written: its keys, in the form of the file whatever the source.
+/// A worker as the user wrote it: its keys, in the form of the file for every source.
 #[derive(Clone)]
 pub(crate) struct WorkerDraft {
     pub(crate) place: Place,
-    /// No `url` means that the problem with it is reported already.
+    /// Without `url` when that has been reported as a problem.
     pub(crate) keys: BTreeMap<&'static str, Given<String>>,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for WorkerDraft {
     }
 }
 
-/// What one source says, or several laid over each other.
+/// The values of one source, or of several laid over each other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Draft {
     pub(crate) scalars: BTreeMap<&'static str, Given<String>>,
@@ -53,10 +53,10 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// What holds when nobody says otherwise.
+    /// The default of every setting that has one.
     pub(crate) fn defaults() -> Draft {
         let mut draft = Draft::default();
-        for setting in SETTINGS {
+        for setting in settings() {
             if let Some(default) = setting.default {
                 draft.set(setting, default, Place::Default);
             }
@@ -75,7 +75,7 @@ impl Draft {
         warnings: &mut Vec<String>,
     ) -> Draft {
         let mut draft = Draft::default();
-        for setting in SETTINGS {
+        for setting in settings() {
             let name = setting.variable();
             let Some(text) = environment(&name).filter(|text| !text.is_empty()) else {
                 continue;
@@ -88,30 +88,32 @@ impl Draft {
                 });
                 continue;
             };
-            if setting.key == PORT.key && text.starts_with("tcp://") {
+            if setting.key == "port" && text.starts_with("tcp://") {
                 // Kubernetes gives every pod this variable when a service is named `mini-lb`.
                 warnings.push(format!(
                     "{name} is set by Kubernetes for a service and is not used as a port"
                 ));
                 continue;
             }
-            match setting.kind {
-                Kind::Text | Kind::Paths | Kind::Number | Kind::Switch => {
-                    draft.set(setting, text, place);
-                }
-                Kind::Workers(role) => {
-                    let workers = workers_of_variable(&name, text, role, problems);
-                    draft.workers.insert(
-                        setting.key,
-                        Given {
-                            value: workers,
-                            place,
-                        },
-                    );
-                }
-            }
+            draft.set_text(setting, text, place, problems);
         }
         draft
+    }
+
+    /// Sets a value in the form that it has in an environment variable, where workers are a list too.
+    pub(crate) fn set_text(
+        &mut self,
+        setting: &Setting,
+        text: &str,
+        place: Place,
+        problems: &mut Vec<Problem>,
+    ) {
+        let Kind::Workers(role) = setting.kind else {
+            self.set(setting, text, place);
+            return;
+        };
+        let value = workers_of_text(&place, text, role, problems);
+        self.workers.insert(setting.key, Given { value, place });
     }
 
     pub(crate) fn set(&mut self, setting: &Setting, value: impl Into<String>, place: Place) {
@@ -136,7 +138,7 @@ impl Draft {
             .push(worker);
     }
 
-    /// This draft where it says something, the other where it does not. Lists are not joined.
+    /// This draft, with the other's values for the keys that it does not set. Lists are not joined.
     pub(crate) fn over(mut self, mut lower: Draft) -> Draft {
         lower.scalars.append(&mut self.scalars);
         lower.workers.append(&mut self.workers);
@@ -153,7 +155,7 @@ impl WorkerDraft {
         }
     }
 
-    /// The tokens behind `--prefill`, a URL and perhaps `PORT`, `none` or `HOST:PORT`, or behind `--decode`.
+    /// The values of one `--prefill` (a URL, then `PORT`, `none`, `HOST:PORT` or nothing) or `--decode` (a URL).
     pub(crate) fn from_tokens(
         place: Place,
         role: Role,
@@ -183,8 +185,8 @@ impl WorkerDraft {
         };
         draft.set(worker_key::URL, url);
         if let Some(bootstrap) = bootstrap {
-            // IPv6 without brackets could be read in two ways, and a URL here is a forgotten flag: both
-            // stay whole and are refused as a port.
+            // IPv6 without brackets is ambiguous, and a URL here belongs to a forgotten flag: neither is split, so
+            // that both are refused as a port.
             let host = bootstrap.rsplit_once(':');
             let host = host.filter(|(host, _)| !host.contains(':') || host.starts_with('['));
             let port = match host {
@@ -215,17 +217,17 @@ impl WorkerDraft {
 /// Reads Pingora's keys as Pingora does.
 ///
 /// # Errors
-/// The words of the parser or of Pingora, on one line.
+/// The message of the parser or of Pingora, on one line.
 pub(crate) fn server_conf(keys: Mapping) -> Result<ServerConf, String> {
     let text = serde_yaml::to_string(&keys).map_err(|error| error.to_string())?;
     ServerConf::from_yaml(&text).map_err(|error| {
-        // Pingora's context for a parser's error is the whole text; the cause alone is what is wrong.
+        // Pingora's context for an error of the parser is the whole text; only the cause names the problem.
         let why = match (&error.cause, &error.context) {
             (Some(cause), _) => cause.to_string(),
             (None, Some(context)) => context.as_str().to_owned(),
             (None, None) => error.to_string(),
         };
-        // A place in the text above would not be one in the user's file.
+        // The line is one of the text above, not of the user's file.
         match why.rfind(" at line ") {
             Some(end) => why[..end].to_owned(),
             None => why,
@@ -233,14 +235,14 @@ pub(crate) fn server_conf(keys: Mapping) -> Result<ServerConf, String> {
     })
 }
 
-/// Idle connections to workers that are kept, over all workers.
+/// Idle connections to workers that are kept, over all workers. Pingora's 128 would close most of the connections
+/// that a benchmark at high concurrency leaves idle at once.
 const POOL_SIZE: usize = 4096;
 
-/// Pingora's keys and their defaults, as Pingora writes them, so that the list cannot grow old.
-/// Three differ: one thread is Pingora's default, one per CPU is ours; each of them keeps its connections to itself,
-/// because a request that changes threads costs two wake-ups more than it saves; and the pool of idle connections
-/// holds as many as a benchmark at high concurrency leaves behind at once, where Pingora's 128 would close most of
-/// them.
+/// Pingora's keys and their defaults, as Pingora serializes them, so that new keys appear by themselves.
+///
+/// Three defaults differ from Pingora's: one thread per CPU instead of one; no work stealing, because a request that
+/// changes threads costs two wake-ups more than it saves; and [`POOL_SIZE`].
 /// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     let mut defaults = BTreeMap::new();
@@ -251,7 +253,7 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
             }
         }
     }
-    // How often Pingora tries again is not the user's: `retry_max_retries` says how often we do.
+    // Not a setting: the server derives it from `retry_max_retries`.
     defaults.remove("max_retries");
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
@@ -263,15 +265,19 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     defaults
 }
 
-/// `http://a:1 8998, http://b:2`: workers behind commas, the tokens of one worker behind spaces.
-fn workers_of_variable(
-    name: &str,
+/// `http://a:1 8998, http://b:2`: commas separate workers, spaces the values of one worker.
+fn workers_of_text(
+    list: &Place,
     text: &str,
     role: Role,
     problems: &mut Vec<Problem>,
 ) -> Vec<WorkerDraft> {
     let items = text.split(',').enumerate().map(|(index, item)| {
-        let place = Place::Environment(format!("{name}[{index}]"));
+        let place = match list {
+            Place::Environment(name) => Place::Environment(format!("{name}[{index}]")),
+            Place::Library(name) => Place::Library(format!("{name}[{index}]")),
+            other => other.clone(),
+        };
         let tokens: Vec<_> = item.split_whitespace().collect();
         WorkerDraft::from_tokens(place, role, &tokens, problems)
     });

@@ -1,7 +1,6 @@
-//! Everything that can be wrong with a configuration, and where.
+//! The problems that a configuration can have, each with its place.
 //!
-//! A problem is data: a place, a fault and a suggestion; this file alone turns them into lines. Nothing
-//! is read or decided here.
+//! A problem is data: a place and a fault. Only this file turns it into text.
 
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use super::worker::UrlFault;
 /// Why a configuration cannot be used: every problem that was found, one line each when displayed.
 #[derive(Debug)]
 pub struct ConfigError {
-    /// At least one, in the order in which the parts are read.
+    /// At least one. First those of the command line, the environment and the file, then those of the values.
     pub problems: Vec<Problem>,
 }
 
@@ -32,23 +31,23 @@ impl std::error::Error for ConfigError {}
 /// One fault at one place. `Display` is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where the user wrote it.
+    /// The source of the value.
     pub place: Place,
-    /// What is wrong there.
+    /// The kind of the problem.
     pub fault: Fault,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line, whatever line ends there are in names, keys and values.
-        write!(OnALine(f), "{}: {}", self.place, self.fault)
+        // Names, keys and values may contain line ends.
+        write!(OneLine(f), "{}: {}", self.place, self.fault)
     }
 }
 
 /// Writes control characters as their escapes.
-struct OnALine<'a, 'b>(&'a mut fmt::Formatter<'b>);
+struct OneLine<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
-impl fmt::Write for OnALine<'_, '_> {
+impl fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for piece in text.split_inclusive(char::is_control) {
             let control = piece.chars().next_back().filter(|last| last.is_control());
@@ -67,20 +66,20 @@ impl fmt::Write for OnALine<'_, '_> {
 pub enum Place {
     /// A flag of the command line, with its dashes.
     Flag(String),
-    /// A variable of the environment.
+    /// An environment variable.
     Environment(String),
     /// A key of the file.
     File {
         /// As the user named it.
         path: PathBuf,
-        /// Counted from 1; `None` when the parser does not tell.
+        /// Counted from 1; `None` when the parser does not report it.
         line: Option<usize>,
         /// `port`, `prefill[1].url`; empty for the file as a whole.
         key: String,
     },
-    /// A field of `MiniLbConfig`.
+    /// A setting or an argument of `MiniLbConfig`.
     Library(String),
-    /// Nobody wrote it.
+    /// No source: the default.
     Default,
 }
 
@@ -100,67 +99,67 @@ impl fmt::Display for Place {
                 }
                 Ok(())
             }
-            // What nobody wrote can only be wrong because it is missing.
+            // The problem with a default is that the setting is missing.
             Place::Default => f.write_str("configuration"),
         }
     }
 }
 
-/// What is wrong. The texts of the user's values are kept, never those of keys and key files.
+/// The kind of a problem. Contains the user's values, except API keys and the content of key files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// A key of the file that means nothing there.
+    /// A key that does not exist at its place.
     UnknownKey {
-        /// The nearest key that would.
+        /// The nearest key that exists there.
         suggestion: Option<String>,
-        /// The keys that may stand there, where they are few.
+        /// All keys that exist there, when they are few.
         allowed: Option<&'static [&'static str]>,
     },
-    /// The file is not YAML; the parser's words.
+    /// The file is not YAML; the parser's message.
     Yaml(String),
     /// A value of another YAML type.
     Type {
-        /// What it should be, with its article.
+        /// The expected type, with its article.
         expected: &'static str,
     },
-    /// A text that is not one of the values that the option takes.
+    /// A value that the setting does not accept.
     Value {
         /// What the user wrote.
         found: String,
-        /// What it should be.
+        /// The accepted values.
         expected: &'static str,
-        /// The nearest value that would do.
+        /// The nearest accepted value.
         suggestion: Option<String>,
     },
-    /// The text is not the URL of a worker.
+    /// A text that is not the URL of a worker.
     Url {
         /// What the user wrote.
         found: String,
-        /// Why.
+        /// The reason.
         why: UrlFault,
     },
-    /// A worker was named before.
+    /// A worker that is listed twice in one role.
     Duplicate {
         /// The canonical URL.
         url: String,
-        /// Where it was named first.
+        /// The place where it is listed first.
         first: Box<Place>,
     },
-    /// The same worker is named as prefill and as decode.
+    /// A worker that is listed as prefill and as decode.
     BothRoles {
         /// The canonical URL.
         url: String,
-        /// Where it is named as prefill.
+        /// The place where it is listed as prefill.
         prefill: Box<Place>,
     },
     /// No worker of a role.
     NoWorkers {
-        /// The key of the option that would name one.
+        /// The key of the list.
         key: &'static str,
     },
     /// A worker of the file without its URL.
     NoUrl,
-    /// A key of a worker as text and as a file.
+    /// An API key of a worker both as text and as a file.
     TwoKeys {
         /// The key of the text.
         text: &'static str,
@@ -171,36 +170,36 @@ pub enum Fault {
     Unreadable {
         /// As the user named it.
         path: PathBuf,
-        /// The system's words.
+        /// The error of the system.
         why: String,
     },
-    /// A file that has not the certificate or the key that it should have.
+    /// A file without a usable certificate or private key.
     Tls {
         /// As the user named it.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// A certificate without its key, or the reverse.
+    /// A certificate without its private key, or the reverse.
     Half {
-        /// The key of the option that is missing.
+        /// The key of the setting that is missing.
         missing: &'static str,
     },
     /// The two listeners have the same address.
     SameAddress,
-    /// A text that must not be empty.
+    /// An empty text or file where there must be a key.
     Empty,
     /// Not UTF-8.
     NotUtf8,
-    /// A key that no `Authorization` header can carry.
+    /// An API key that an `Authorization` header cannot carry.
     BadKey,
-    /// The stars that `--print-config` writes instead of a key.
+    /// The stars that `--print-config` prints instead of an API key.
     MaskedKey,
-    /// `${NAME}` in the file, and the environment has no such variable.
+    /// `${NAME}` in the file without such an environment variable.
     MissingVariable(String),
-    /// `${` in the file without a name and `}` behind it.
+    /// `${` in the file that no name and `}` follow.
     BadVariable,
-    /// Pingora refuses the value; its words.
+    /// A value that Pingora refuses; its message.
     Server(String),
 }
 
@@ -210,7 +209,7 @@ impl fmt::Display for Fault {
             Fault::UnknownKey { suggestion, allowed } => {
                 f.write_str("unknown key")?;
                 match (suggestion, allowed) {
-                    (None, Some(allowed)) => write!(f, ", it may be {}", allowed.join(", ")),
+                    (None, Some(allowed)) => write!(f, ", expected one of {}", allowed.join(", ")),
                     _ => write_suggestion(f, suggestion),
                 }
             }
@@ -221,25 +220,25 @@ impl fmt::Display for Fault {
                 write_suggestion(f, suggestion)
             }
             Fault::Url { found, why } => write!(f, "`{}` is not the URL of a worker: {why}", found.escape_debug()),
-            Fault::Duplicate { url, first } => write!(f, "{url} is named twice, first at {first}"),
+            Fault::Duplicate { url, first } => write!(f, "{url} is listed twice, first at {first}"),
             Fault::BothRoles { url, prefill } => {
-                write!(f, "{url} cannot serve both roles, it is prefill at {prefill}")
+                write!(f, "{url} cannot be both, it is listed as prefill at {prefill}")
             }
             Fault::NoWorkers { key } => {
-                write!(f, "at least one {key} worker is needed, for example --{key} http://10.0.0.1:30000")
+                write!(f, "at least one {key} worker is required, for example --{key} http://10.0.0.1:30000")
             }
             Fault::NoUrl => f.write_str("url is missing"),
-            Fault::TwoKeys { text, file } => write!(f, "give either {text} or {file}, not both"),
+            Fault::TwoKeys { text, file } => write!(f, "set either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
             Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
-            Fault::Half { missing } => write!(f, "{missing} is needed as well"),
-            Fault::SameAddress => f.write_str("clients connect there already, choose another port"),
+            Fault::Half { missing } => write!(f, "{missing} is required as well"),
+            Fault::SameAddress => f.write_str("clients connect to this address, choose another port"),
             Fault::Empty => f.write_str("must not be empty"),
             Fault::NotUtf8 => f.write_str("not valid UTF-8"),
             Fault::BadKey => f.write_str("the key has characters that an HTTP header cannot carry"),
-            Fault::MaskedKey => f.write_str("the stars are what --print-config shows instead of a key, write the key itself"),
-            Fault::MissingVariable(name) => write!(f, "the environment has no variable {name}"),
-            Fault::BadVariable => f.write_str("`${` must be followed by a variable's name and `}` (a literal `${` is written `$${`)"),
+            Fault::MaskedKey => f.write_str("the stars are printed by --print-config instead of the key, write the key itself"),
+            Fault::MissingVariable(name) => write!(f, "environment variable {name} is not set"),
+            Fault::BadVariable => f.write_str("`${` must be followed by the name of a variable and `}` (write `$${` for a literal `${`)"),
             Fault::Server(why) => f.write_str(why),
         }
     }

@@ -1,8 +1,7 @@
 //! The configuration file: YAML, Pingora's keys and ours side by side at the top level.
 //!
-//! Form is checked here (known keys, YAML types, variables), for every key before the first answer, so
-//! that the user sees all problems at once. What a value means is the business of `resolve.rs`, except for
-//! Pingora's keys: Pingora itself is asked about them.
+//! The form is checked here (known keys, YAML types, variables), for every key, so that the user sees all problems
+//! at once. `resolve.rs` checks the values of our keys; those of Pingora's keys are checked here, by Pingora itself.
 //!
 //! Source: pingora-core 0.9.1, src/server/configuration/mod.rs (`ServerConf` ignores keys that it does
 //! not know, and is read with the same parser).
@@ -12,11 +11,12 @@ use std::path::{Path, PathBuf};
 use serde_yaml::{Mapping, Value};
 
 use super::draft::{Draft, Environment, Given, WorkerDraft, server_conf, server_defaults};
+use super::kind::Kind;
 use super::locate::{Step, line_of};
-use super::settings::{Kind, SETTINGS, Setting, nearest, worker_key};
+use super::settings::{Setting, find, nearest, settings, worker_key};
 use super::{Fault, Place, Problem, Role};
 
-/// Reads the file. `None` when there is nothing to read keys from, and then a problem says why.
+/// Reads the file. `None`, after a problem was reported, when no keys can be read from it.
 pub(crate) fn read(
     conf: &Given<PathBuf>,
     environment: Environment<'_>,
@@ -61,7 +61,7 @@ pub(crate) fn read(
         }
         Err(error) => {
             let line = error.location().map(|at| at.line());
-            problems.push(whole(line, Fault::Yaml(parser_words(&error))));
+            problems.push(whole(line, Fault::Yaml(yaml_message(&error))));
             return None;
         }
     };
@@ -74,7 +74,7 @@ pub(crate) fn read(
     Some(reader.top_level(mapping))
 }
 
-/// What is needed to say where something stands and what a variable holds.
+/// The file that is read: its text for line numbers, the environment for variables.
 struct Reader<'a> {
     path: &'a Path,
     text: &'a str,
@@ -98,14 +98,14 @@ impl Reader<'_> {
                 continue;
             };
             let place = self.place(&[Step::Key(&key)]);
-            if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+            if let Some(setting) = find(&key) {
                 self.ours(&mut draft, setting, value, place);
             } else if server_keys.contains_key(&key) {
                 if let Some(value) = self.server(&key, value, &place) {
                     draft.server.insert(key, Given { value, place });
                 }
             } else {
-                let known = SETTINGS.iter().map(|setting| setting.key);
+                let known = settings().map(|setting| setting.key);
                 let known = known.chain(server_keys.keys().map(String::as_str));
                 let suggestion = nearest(&key, known);
                 self.report(
@@ -122,7 +122,7 @@ impl Reader<'_> {
 
     fn ours(&mut self, draft: &mut Draft, setting: &Setting, value: Value, place: Place) {
         match (setting.kind, value) {
-            // As if the key were not there, so that an example can show it.
+            // null is the same as no key, so that a file can show every key.
             (_, Value::Null) => {}
             (Kind::Workers(role), Value::Sequence(items)) => {
                 let mut workers = Vec::new();
@@ -163,7 +163,7 @@ impl Reader<'_> {
                 }
             }
             (Kind::Switch, Value::Bool(on)) => draft.set(setting, on.to_string(), place),
-            (Kind::Text | Kind::Paths | Kind::Number | Kind::Switch, value) => {
+            (_, value) => {
                 if let Some(text) = self.scalar(value, setting.expects, &place) {
                     draft.set(setting, text, place);
                 }
@@ -223,7 +223,7 @@ impl Reader<'_> {
         worker
     }
 
-    /// The text of a scalar, with its variables.
+    /// The text of a scalar, with its variables expanded.
     fn scalar(&mut self, value: Value, expected: &'static str, place: &Place) -> Option<String> {
         match value {
             Value::Number(number) => Some(number.to_string()),
@@ -235,14 +235,14 @@ impl Reader<'_> {
         }
     }
 
-    /// A value that Pingora takes, or a problem in Pingora's words.
+    /// A value that Pingora accepts; otherwise its message becomes a problem.
     fn server(&mut self, key: &str, value: Value, place: &Place) -> Option<Value> {
         let value = self.expand_tree(value, place)?;
         let one = Mapping::from_iter([(Value::from(key), value.clone())]);
         match server_conf(one) {
             Ok(_) => Some(value),
             Err(why) => {
-                // The parser's own path says the key once more.
+                // The message begins with the key, which the place names already.
                 let why = why
                     .strip_prefix(&format!("{key}: "))
                     .unwrap_or(&why)
@@ -253,8 +253,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Variables in all strings of a value of Pingora's. A string that is one variable and nothing else
-    /// has the type of what the variable holds, so that `threads: ${THREADS}` is a number.
+    /// Expands the variables in all strings of one of Pingora's values. A string that is only a variable gets the
+    /// type of its content, so that `threads: ${THREADS}` is a number.
     fn expand_tree(&mut self, value: Value, place: &Place) -> Option<Value> {
         match value {
             Value::String(text) => {
@@ -312,8 +312,8 @@ impl Reader<'_> {
     }
 }
 
-/// The parser's error. Of a key that is there twice it knows only where the mapping starts.
-fn parser_words(error: &serde_yaml::Error) -> String {
+/// The parser's message. For a duplicate key it has only the line on which the mapping starts.
+fn yaml_message(error: &serde_yaml::Error) -> String {
     let words = error.to_string();
     if words.contains("duplicate entry") {
         words.replace(" at line ", " in the mapping that starts at line ")
@@ -322,7 +322,7 @@ fn parser_words(error: &serde_yaml::Error) -> String {
     }
 }
 
-/// `${NAME}` becomes what the environment holds, `$${` becomes `${`.
+/// Replaces `${NAME}` by the environment variable, and `$${` by `${`.
 fn expand(text: &str, environment: Environment<'_>) -> Result<String, Fault> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,10 +1,10 @@
-//! The flags of sglang_router that mean nothing here, so that its command lines work unchanged.
+//! The flags and policies of sglang_router that have no effect here, so that its command lines work unchanged.
 //!
-//! One table, from which the command line is built. A flag that gets a meaning leaves it for `settings.rs`.
+//! The command line is built from these tables. A flag that gets an effect moves to `settings.rs`.
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py.
 
-/// What a flag takes behind it, in the words of Python's argparse.
+/// The values that a flag takes, in the terms of Python's argparse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Takes {
     /// `store_true`.
@@ -19,7 +19,7 @@ pub(crate) enum Takes {
     Policy,
 }
 
-/// Accepted without a word: this program does what they ask for.
+/// Accepted without a warning: this program always does what they ask for.
 pub(crate) const IMPLIED: [&str; 2] = ["pd-disaggregation", "mini-lb"];
 
 /// Accepted with a warning.
@@ -92,4 +92,19 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("jwt-audience", Takes::One),
     ("jwt-jwks-uri", Takes::One),
     ("jwt-role-mapping", Takes::Any),
+];
+
+/// The policies of sglang_router and smg that are not implemented here; all of them mean random.
+///
+/// Source: router_args.py as above; smg 1.13, docs/configuration/routing.md.
+pub(crate) const FOREIGN_POLICIES: [&str; 9] = [
+    "round_robin",
+    "cache_aware",
+    "power_of_two",
+    "manual",
+    "bucket",
+    "least_load",
+    "consistent_hashing",
+    "prefix_hash",
+    "passthrough",
 ];

@@ -1,28 +1,33 @@
-//! The configuration as a program writes it: `MiniLbConfig`.
+//! The configuration as a Rust program writes it: [`MiniLbConfig`].
 //!
 //! The same draft and the same checks as for flags and files; only the places have other names.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use serde_yaml::Value;
 
 use super::draft::{Draft, Given, WorkerDraft};
 use super::resolve::resolve;
-use super::settings::{self, Setting, worker_key};
-use super::{Config, ConfigError, Place, Policy};
+use super::settings::{find, nearest, settings, worker_key};
+use super::{Config, ConfigError, Fault, Place, Policy, Problem};
 
-/// What a program that embeds the balancer gives it. Nothing is checked before [`MiniLbConfig::resolve`].
+/// The configuration of a balancer that runs in another program. Values are checked in [`MiniLbConfig::resolve`].
+///
+/// [`MiniLbConfig::set`] takes every setting by its key; the other methods are the same for one key, with the type
+/// of its value.
 #[derive(Debug, Clone)]
 pub struct MiniLbConfig {
     draft: Draft,
+    problems: Vec<Problem>,
 }
 
 impl MiniLbConfig {
     /// The values that every balancer needs; the others have the defaults of the command line.
     ///
-    /// `host` and `port` are where clients connect, and port 0 lets the system choose. `prefill_urls`
-    /// has a bootstrap port for each worker; without one decode uses its own. `timeout_secs` limits a
-    /// whole request.
+    /// Clients connect to `host` and `port`; port 0 lets the system choose. `prefill_urls` has a bootstrap port for
+    /// each worker; `None` makes decode use its own port. `timeout_secs` is the deadline for a complete
+    /// non-streaming response.
     pub fn new(
         host: String,
         port: u16,
@@ -30,12 +35,14 @@ impl MiniLbConfig {
         decode_urls: Vec<String>,
         timeout_secs: u64,
     ) -> MiniLbConfig {
-        let mut config = MiniLbConfig {
+        let config = MiniLbConfig {
             draft: Draft::default(),
+            problems: Vec::new(),
         };
-        config.set(&settings::HOST, host);
-        config.set(&settings::PORT, port.to_string());
-        config.set(&settings::REQUEST_TIMEOUT_SECS, timeout_secs.to_string());
+        let mut config = config
+            .set("host", host)
+            .set("port", port)
+            .set("request_timeout_secs", timeout_secs);
         for (index, (url, bootstrap_port)) in prefill_urls.iter().enumerate() {
             let place = Place::Library(format!("prefill_urls[{index}]"));
             let mut worker = WorkerDraft::new(place);
@@ -43,209 +50,210 @@ impl MiniLbConfig {
             if let Some(port) = bootstrap_port {
                 worker.set(worker_key::BOOTSTRAP_PORT, &port.to_string());
             }
-            config.push(&settings::PREFILL, "prefill_urls", worker);
+            config.push("prefill", "prefill_urls", worker);
         }
         for (index, url) in decode_urls.iter().enumerate() {
             let place = Place::Library(format!("decode_urls[{index}]"));
             let mut worker = WorkerDraft::new(place);
             worker.set(worker_key::URL, url);
-            config.push(&settings::DECODE, "decode_urls", worker);
+            config.push("decode", "decode_urls", worker);
         }
         config
     }
 
-    /// How a pair is chosen.
-    pub fn policy(mut self, policy: Policy) -> MiniLbConfig {
+    /// Sets a setting by its key in the configuration file, to a value in the form of its environment variable:
+    /// `set("queue_size", 10)`, `set("cb_window_duration_secs", 0.5)`, `set("disable_retries", true)`.
+    ///
+    /// An unknown key and an invalid value are errors of [`MiniLbConfig::resolve`]. Pingora's keys are unknown here.
+    pub fn set(mut self, key: &str, value: impl Display) -> MiniLbConfig {
+        let place = Place::Library(key.to_owned());
+        match find(key) {
+            Some(setting) => {
+                let text = value.to_string();
+                self.draft
+                    .set_text(setting, &text, place, &mut self.problems);
+            }
+            None => {
+                let suggestion = nearest(key, settings().map(|setting| setting.key));
+                let fault = Fault::UnknownKey {
+                    suggestion,
+                    allowed: None,
+                };
+                self.problems.push(Problem { place, fault });
+            }
+        }
+        self
+    }
+
+    /// How a pair of workers is chosen.
+    pub fn policy(self, policy: Policy) -> MiniLbConfig {
         let name = match policy {
             Policy::Random => "random",
         };
-        self.set(&settings::POLICY, name);
-        self
+        self.set("policy", name)
     }
 
-    /// The longest that an answer may take that is not streamed, where whole seconds are too coarse.
+    /// Deadline for a complete non-streaming response, where whole seconds are too coarse.
     pub fn request_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::REQUEST_TIMEOUT_SECS, timeout)
+        self.set("request_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest until the whole head of a request has arrived.
+    /// Deadline for a complete request head.
     pub fn head_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::HEAD_TIMEOUT_SECS, timeout)
+        self.set("head_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
+    /// Deadline for a complete request body; each MiB of it adds a second.
     pub fn body_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::BODY_TIMEOUT_SECS, timeout)
+        self.set("body_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest that a client may take nothing of its answer.
+    /// How long a client may read nothing of its response.
     pub fn client_stall_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::CLIENT_STALL_TIMEOUT_SECS, timeout)
+        self.set("client_stall_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest that a client's connection is kept between two requests.
+    /// How long a client connection stays open between two requests.
     pub fn client_idle_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::CLIENT_IDLE_TIMEOUT_SECS, timeout)
+        self.set("client_idle_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// Requests at once; 0 is what the descriptors of the process allow.
-    pub fn max_inflight_requests(mut self, requests: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_INFLIGHT_REQUESTS, requests.to_string());
-        self
+    /// Maximum number of concurrent requests; 0 derives it from the open files of the process.
+    pub fn max_inflight_requests(self, requests: usize) -> MiniLbConfig {
+        self.set("max_inflight_requests", requests)
     }
 
-    /// Memory for the bodies of all requests at once, in bytes.
-    pub fn max_buffered_body_bytes(mut self, bytes: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_BUFFERED_BODY_BYTES, bytes.to_string());
-        self
+    /// Memory for all request bodies together, in bytes.
+    pub fn max_buffered_body_bytes(self, bytes: usize) -> MiniLbConfig {
+        self.set("max_buffered_body_bytes", bytes)
     }
 
-    /// The key that clients must show; workers that have no key of their own get it too.
-    pub fn api_key(mut self, key: &str) -> MiniLbConfig {
-        self.set(&settings::API_KEY, key);
-        self
+    /// The API key that clients must send; workers without a key get it too.
+    pub fn api_key(self, key: &str) -> MiniLbConfig {
+        self.set("api_key", key)
     }
 
-    /// The file with keys of clients, one a line; workers never see them.
-    pub fn api_key_file(mut self, path: &str) -> MiniLbConfig {
-        self.set(&settings::API_KEY_FILE, path);
-        self
+    /// The file with API keys of clients, one per line; they are not sent to workers.
+    pub fn api_key_file(self, path: &str) -> MiniLbConfig {
+        self.set("api_key_file", path)
     }
 
-    /// The key that administration needs.
-    pub fn admin_api_key(mut self, key: &str) -> MiniLbConfig {
-        self.set(&settings::ADMIN_API_KEY, key);
-        self
+    /// The only API key for worker administration.
+    pub fn admin_api_key(self, key: &str) -> MiniLbConfig {
+        self.set("admin_api_key", key)
     }
 
-    /// Certificate (with its chain) and key, PEM files, with which the listeners speak TLS.
-    pub fn tls(mut self, cert_path: &str, key_path: &str) -> MiniLbConfig {
-        self.set(&settings::TLS_CERT_PATH, cert_path);
-        self.set(&settings::TLS_KEY_PATH, key_path);
-        self
+    /// Certificate (with its chain) and private key of the listeners, as PEM files. Turns TLS on.
+    pub fn tls(self, cert_path: &str, key_path: &str) -> MiniLbConfig {
+        self.set("tls_cert_path", cert_path)
+            .set("tls_key_path", key_path)
     }
 
-    /// Certificates of the authorities that vouch for `https://` workers, PEM files, instead of those of the
-    /// system. Without any it is the system's.
-    pub fn ca_cert_paths(mut self, paths: &[&str]) -> MiniLbConfig {
-        self.set(&settings::CA_CERT_PATHS, paths.join(","));
-        self
+    /// Certificates of the authorities that sign those of `https://` workers, as PEM files. An empty list is the
+    /// system's authorities.
+    pub fn ca_cert_paths(self, paths: &[&str]) -> MiniLbConfig {
+        self.set("ca_cert_paths", paths.join(","))
     }
 
-    /// Certificate and key, PEM files, that are shown to `https://` workers.
-    pub fn client_cert(mut self, cert_path: &str, key_path: &str) -> MiniLbConfig {
-        self.set(&settings::CLIENT_CERT_PATH, cert_path);
-        self.set(&settings::CLIENT_KEY_PATH, key_path);
-        self
+    /// Client certificate and private key for `https://` workers that ask for one, as PEM files.
+    pub fn client_cert(self, cert_path: &str, key_path: &str) -> MiniLbConfig {
+        self.set("client_cert_path", cert_path)
+            .set("client_key_path", key_path)
     }
 
-    /// A second address (`HOST:PORT`, port 0 lets the system choose) at which alone workers are administered;
-    /// [`crate::Handle::admin_address`] tells it.
-    pub fn admin_listen(mut self, address: &str) -> MiniLbConfig {
-        self.set(&settings::ADMIN_LISTEN, address);
-        self
+    /// A second address (`HOST:PORT`, port 0 lets the system choose), the only one that accepts worker
+    /// administration. [`crate::Handle::admin_address`] returns it.
+    pub fn admin_listen(self, address: &str) -> MiniLbConfig {
+        self.set("admin_listen", address)
     }
 
-    /// Connections of clients at once; 0 is what the descriptors of the process allow.
-    pub fn max_connections(mut self, connections: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_CONNECTIONS, connections.to_string());
-        self
+    /// Maximum number of client connections; 0 derives it from the open files of the process.
+    pub fn max_connections(self, connections: usize) -> MiniLbConfig {
+        self.set("max_connections", connections)
     }
 
-    /// Connections of one address at once; 0 is no limit.
-    pub fn max_connections_per_ip(mut self, connections: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_CONNECTIONS_PER_IP, connections.to_string());
-        self
+    /// Maximum number of connections from one address; 0 is no limit.
+    pub fn max_connections_per_ip(self, connections: usize) -> MiniLbConfig {
+        self.set("max_connections_per_ip", connections)
     }
 
-    /// The longest until the first byte of a streamed answer.
+    /// Deadline for the first byte of a streamed response.
     pub fn first_token_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::FIRST_TOKEN_TIMEOUT_SECS, timeout)
+        self.set("first_token_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest silence between two pieces of a streamed answer.
+    /// Longest silence within a streamed response.
     pub fn stream_idle_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::STREAM_IDLE_TIMEOUT_SECS, timeout)
+        self.set("stream_idle_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest that a whole streamed answer may take; without it there is no limit.
+    /// Deadline for a complete streamed response; zero is no limit.
     pub fn stream_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::STREAM_TIMEOUT_SECS, timeout)
+        self.set("stream_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// The longest that a connection to a worker may take to open.
+    /// Deadline for opening a connection to a worker.
     pub fn connect_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::CONNECT_TIMEOUT_SECS, timeout)
+        self.set("connect_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// How often a request is sent to another pair, where that is safe.
-    pub fn retries(mut self, retries: u32) -> MiniLbConfig {
-        self.set(&settings::RETRY_MAX_RETRIES, retries.to_string());
-        self
+    /// How often a request is retried with another pair, where that is safe.
+    pub fn retries(self, retries: u32) -> MiniLbConfig {
+        self.set("retry_max_retries", retries)
     }
 
-    /// Requests that one worker gets at once; 0 is no limit. More wait in a queue.
-    pub fn max_concurrent_requests(mut self, requests: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_CONCURRENT_REQUESTS, requests.to_string());
-        self
+    /// Maximum number of concurrent requests per worker; more wait in a queue. 0 is no limit.
+    pub fn max_concurrent_requests(self, requests: usize) -> MiniLbConfig {
+        self.set("max_concurrent_requests", requests)
     }
 
-    /// Requests that may wait while all workers are full; 0 is none.
-    pub fn queue_size(mut self, requests: usize) -> MiniLbConfig {
-        self.set(&settings::QUEUE_SIZE, requests.to_string());
-        self
+    /// Maximum number of requests that wait while all workers are full; 0 is no queue.
+    pub fn queue_size(self, requests: usize) -> MiniLbConfig {
+        self.set("queue_size", requests)
     }
 
-    /// The longest that a request waits in the queue.
+    /// How long a request may wait in the queue.
     pub fn queue_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::QUEUE_TIMEOUT_SECS, timeout)
+        self.set("queue_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// How long a worker that is back gets less than its share of the requests; zero is not at all.
+    /// How long a worker that is back gets a reduced share of the requests; zero is off.
     pub fn slow_start(self, time: Duration) -> MiniLbConfig {
-        self.duration(&settings::SLOW_START_SECS, time)
+        self.set("slow_start_secs", time.as_secs_f64())
     }
 
-    /// The longest that a probe of a worker may take.
+    /// Deadline for one health check.
     pub fn health_check_timeout(self, timeout: Duration) -> MiniLbConfig {
-        self.duration(&settings::HEALTH_CHECK_TIMEOUT_SECS, timeout)
+        self.set("health_check_timeout_secs", timeout.as_secs_f64())
     }
 
-    /// Time between two probes of a worker; `None` sends none.
-    pub fn health_check_interval(mut self, interval: Option<Duration>) -> MiniLbConfig {
-        let off = interval.is_none().to_string();
-        self.set(&settings::DISABLE_HEALTH_CHECK, off);
+    /// Time between two health checks of a worker; `None` sends none.
+    pub fn health_check_interval(self, interval: Option<Duration>) -> MiniLbConfig {
+        let config = self.set("disable_health_check", interval.is_none());
         match interval {
-            Some(interval) => self.duration(&settings::HEALTH_CHECK_INTERVAL_SECS, interval),
-            None => self,
+            Some(interval) => config.set("health_check_interval_secs", interval.as_secs_f64()),
+            None => config,
         }
     }
 
-    /// The longest that live requests get after [`crate::Handle::stop`] before they are cut.
+    /// Time that live requests get after [`crate::Handle::stop`] before they are cut off.
     pub fn shutdown_grace_period(self, limit: Duration) -> MiniLbConfig {
-        self.duration(&settings::SHUTDOWN_GRACE_PERIOD_SECS, limit)
+        self.set("shutdown_grace_period_secs", limit.as_secs_f64())
     }
 
-    /// How long new connections are still accepted after [`crate::Handle::stop`], while the readiness is 503.
+    /// How long new connections are still accepted after [`crate::Handle::stop`], while `/readiness` returns 503.
     pub fn drain_settle(self, time: Duration) -> MiniLbConfig {
-        self.duration(&settings::DRAIN_SETTLE_SECS, time)
+        self.set("drain_settle_secs", time.as_secs_f64())
     }
 
-    /// The longest request body that is accepted, in bytes.
-    pub fn max_payload_size(mut self, bytes: usize) -> MiniLbConfig {
-        self.set(&settings::MAX_PAYLOAD_SIZE, bytes.to_string());
-        self
-    }
-
-    fn duration(mut self, setting: &Setting, duration: Duration) -> MiniLbConfig {
-        self.set(setting, duration.as_secs_f64().to_string());
-        self
+    /// Maximum request body size, in bytes.
+    pub fn max_payload_size(self, bytes: usize) -> MiniLbConfig {
+        self.set("max_payload_size", bytes)
     }
 
     /// The filter of the log, as `--log-level` takes it.
-    pub fn log_level(mut self, filter: &str) -> MiniLbConfig {
-        self.set(&settings::LOG_LEVEL, filter);
-        self
+    pub fn log_level(self, filter: &str) -> MiniLbConfig {
+        self.set("log_level", filter)
     }
 
     /// The API key of all workers.
@@ -253,7 +261,7 @@ impl MiniLbConfig {
         self.of_workers(worker_key::API_KEY, key)
     }
 
-    /// The key that all workers want for their administration.
+    /// The key that all workers require for their administration.
     pub fn worker_admin_api_key(self, key: &str) -> MiniLbConfig {
         self.of_workers(worker_key::ADMIN_API_KEY, key)
     }
@@ -270,45 +278,40 @@ impl MiniLbConfig {
         self
     }
 
-    /// The host at which decode finds the bootstrap server of the prefill worker with this index, when
-    /// it is not the host of its URL. Without such a worker nothing happens.
+    /// The host at which decode reaches the bootstrap server of the prefill worker with this index, when it differs
+    /// from the host of its URL. An index without a worker is ignored.
     pub fn bootstrap_host(mut self, index: usize, host: &str) -> MiniLbConfig {
-        let list = self.draft.workers.get_mut(settings::PREFILL.key);
+        let list = self.draft.workers.get_mut("prefill");
         if let Some(worker) = list.and_then(|list| list.value.get_mut(index)) {
             worker.set(worker_key::BOOTSTRAP_HOST, host);
         }
         self
     }
 
-    /// The threads of a process of its own ([`crate::run`]); one per CPU if it is not called. A
-    /// [`crate::MiniLoadBalancer`] has those of its caller's runtime.
+    /// The threads of [`crate::run`]; without this call, one per CPU. A [`crate::MiniLoadBalancer`] runs on the
+    /// threads of its caller's runtime.
     pub fn threads(mut self, threads: usize) -> MiniLbConfig {
         let place = Place::Library("threads".to_owned());
-        self.draft.server.insert(
-            "threads".to_owned(),
-            Given {
-                value: Value::from(threads),
-                place,
-            },
-        );
+        let value = Value::from(threads);
+        self.draft
+            .server
+            .insert("threads".to_owned(), Given { value, place });
         self
     }
 
-    /// Checks everything.
+    /// Checks all values.
     ///
     /// # Errors
-    /// Every value that cannot be used, by the name of its argument.
+    /// Every value that cannot be used, by its key or by the name of the argument.
     pub fn resolve(self) -> Result<Config, ConfigError> {
-        resolve(&self.draft.over(Draft::defaults()), Vec::new(), Vec::new())
+        let draft = self.draft.over(Draft::defaults());
+        resolve(&draft, self.problems, Vec::new())
     }
 
-    fn set(&mut self, setting: &Setting, value: impl Into<String>) {
-        self.draft
-            .set(setting, value, Place::Library(setting.key.to_owned()));
-    }
-
-    fn push(&mut self, setting: &Setting, argument: &str, worker: WorkerDraft) {
-        self.draft
-            .push_worker(setting, Place::Library(argument.to_owned()), worker);
+    fn push(&mut self, key: &str, argument: &str, worker: WorkerDraft) {
+        if let Some(setting) = find(key) {
+            let place = Place::Library(argument.to_owned());
+            self.draft.push_worker(setting, place, worker);
+        }
     }
 }

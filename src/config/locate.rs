@@ -1,8 +1,7 @@
 //! The line on which a key or an item of the file stands.
 //!
-//! The parser itself is asked: the document is read once more, and the visitor of the wanted node fails
-//! on purpose; the error then carries the node's mark. So the line is right in any style of YAML, or
-//! there is none.
+//! The parser finds it: the document is read once more with a visitor that fails on purpose at the wanted node, and
+//! the error carries the node's mark. So the line is right in any style of YAML, or there is none.
 //!
 //! Source: serde_yaml 0.9.34, src/error.rs `fix_mark` (an error without a mark gets that of the node).
 
@@ -28,14 +27,14 @@ pub(crate) fn line_of(text: &str, path: &[Step<'_>]) -> Option<usize> {
     let error = walk
         .deserialize(serde_yaml::Deserializer::from_str(text))
         .err()?;
-    // Any other error has the mark of its own cause.
+    // Any other error carries another mark.
     found
         .get()
         .then(|| error.location().map(|at| at.line()))
         .flatten()
 }
 
-/// Goes down the path; at its end, fails at whatever node is there.
+/// Follows the path, and fails at the node at its end.
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     path: &'a [Step<'a>],
@@ -78,7 +77,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
             Some((Step::Key(wanted), rest)) => (*wanted, rest),
             Some((Step::Item(_), _)) => ("", &[][..]),
         };
-        // A key is found at the key itself, because its value may start some lines below.
+        // The mark is that of the key, because its value may start some lines below.
         let key = KeySeed {
             wanted,
             stop: rest.is_empty().then_some(self),
@@ -138,7 +137,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-/// Compares a key; fails at the wanted one if the path ends there.
+/// Compares a key, and fails at the wanted one if the path ends there.
 #[derive(Clone, Copy)]
 struct KeySeed<'a> {
     wanted: &'a str,

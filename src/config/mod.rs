@@ -1,8 +1,18 @@
-//! What the user wrote, and what the program needs.
+//! Configuration: the settings that a user wrote become the values that the program needs.
 //!
-//! The resolved shape lives here: every value is checked, has its Rust type and needs no second look.
-//! The user shape (flags, environment, file) may not leave this room. The names and the defaults of the
-//! options follow `sglang_router.launch_router --mini-lb`; the server keys are Pingora's.
+//! The resolved shape is in this file: every value is checked, has its Rust type and is not checked again. The
+//! user's shape (flags, environment, file) stays inside this room. Names and defaults of the settings follow
+//! `sglang_router.launch_router --mini-lb`; the server keys are Pingora's.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `settings`, `kind` | the table: one row for each setting, and the form and bounds of its values |
+//! | `foreign` | the flags of sglang_router that have no effect here |
+//! | `draft`, `file`, `library` | the sources: flags and variables, the YAML file, a Rust program |
+//! | `locate` | the line of a key in the file |
+//! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
+//! | `error` | every problem that a configuration can have, and its place |
+//! | `print` | `--print-config` |
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs.
@@ -11,6 +21,8 @@ mod draft;
 mod error;
 mod file;
 pub(crate) mod foreign;
+mod keys;
+pub(crate) mod kind;
 mod library;
 mod locate;
 mod print;
@@ -18,6 +30,7 @@ mod resolve;
 pub(crate) mod settings;
 mod tls;
 mod worker;
+mod workers;
 
 pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
@@ -34,14 +47,17 @@ use std::time::Duration;
 
 use pingora_core::server::configuration::ServerConf;
 
+use crate::limits::{Group, Settings, setting_group};
 pub(crate) use crate::pd::Role;
 
-/// What the rooms of the program receive, field by field.
+pub use crate::limits::RequestLimits;
+
+/// The configuration, resolved. Each room receives the values that it uses.
 #[derive(Debug)]
 pub struct Config {
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub listen: Listen,
-    /// Where those connect who administer the workers, if that is another place.
+    /// The address for worker administration, when it is a separate one.
     pub admin_listen: Option<Listen>,
     /// Certificates and keys.
     pub tls: Tls,
@@ -51,28 +67,28 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// How a pair is chosen.
     pub policy: Policy,
-    /// How many requests a worker gets at once, and who waits; `None` is as many as come.
-    pub queue: Option<Queue>,
-    /// What clients may send, and who they must be.
-    pub gate: Gate,
-    /// How long things may take, how often they are tried, and when a worker is set aside.
-    pub faults: Faults,
-    /// How the process leaves.
-    pub leaving: Leaving,
-    /// The longest that one connection to a worker may take to open. Never zero.
-    pub connect_timeout: Duration,
-    /// The longest request body that is accepted, in bytes. Never zero.
-    pub max_body_bytes: usize,
+    /// Connections and memory of clients.
+    pub clients: ClientLimits,
+    /// The keys that clients need.
+    pub client_keys: ClientKeys,
+    /// Sizes and deadlines of one request.
+    pub requests: RequestLimits,
+    /// What one worker gets.
+    pub workers: WorkerLimits,
+    /// Circuit breaker, slow start and health checks.
+    pub resilience: Resilience,
+    /// How the process ends.
+    pub shutdown: ShutdownConfig,
     /// The filter of the log, in the syntax of `env_logger`: `info`, `info,mini_lb=debug`.
     pub log_filter: String,
     /// Pingora's part; `threads` is the number of CPUs unless the user set it.
     pub server: ServerConf,
-    /// What is accepted and has no effect. One line each, to be logged once at the start.
+    /// Settings that are accepted and have no effect, one line each, for the log.
     pub warnings: Vec<String>,
 }
 
 impl Config {
-    /// The sentence that `--test` ends with.
+    /// The last line of `--test`.
     pub fn summary(&self) -> String {
         format!(
             "configuration ok: {} prefill, {} decode, listening on {}",
@@ -83,7 +99,7 @@ impl Config {
     }
 }
 
-/// What the command line says, before the environment and the file are laid under it.
+/// The command line, before the environment and the file are laid under it.
 #[derive(Debug, Default)]
 pub struct Sources {
     pub(crate) flags: Draft,
@@ -93,8 +109,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Reads the other sources and resolves all of them. A flag wins over a variable of the environment,
-    /// that over the file, and that over the default.
+    /// Reads the other sources and resolves all of them. A flag overrides an environment variable, which overrides
+    /// the file, which overrides the default.
     ///
     /// # Errors
     /// Every problem of every source.
@@ -105,7 +121,7 @@ impl Sources {
             None => Draft::default(),
             Some(conf) => match file::read(&conf, environment, &mut problems) {
                 Some(file) => file,
-                // Without the file the other sources would seem to lack what it has.
+                // Without the file, everything that it sets would be reported as missing.
                 None => return Err(ConfigError { problems }),
             },
         };
@@ -143,96 +159,107 @@ impl fmt::Display for Listen {
     }
 }
 
-/// How many requests a worker gets at once, and how the others wait.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queue {
-    /// Requests of each worker at once.
-    pub per_worker: NonZeroUsize,
-    /// Requests that may wait; zero is none.
-    pub size: usize,
-    /// The longest that one waits. Never zero.
-    pub timeout: Duration,
+setting_group! {
+    /// Connections of clients, and the memory of their requests. No duration is zero.
+    pub struct ClientLimits {
+        /// From the start of a connection, or the first byte of a further request, to the end of the head.
+        head_timeout: Duration = "head_timeout_secs",
+        /// Between two requests of a connection.
+        client_idle_timeout: Duration = "client_idle_timeout_secs",
+        /// Connections at once; `None` is derived from the open files of the process. Never zero.
+        max_connections: Option<usize> = "max_connections",
+        /// Connections of one address at once; `None` is no limit. Never zero.
+        max_connections_per_ip: Option<usize> = "max_connections_per_ip",
+        /// Memory for the bodies of all requests together, in bytes. Never zero.
+        max_buffered_body_bytes: usize = "max_buffered_body_bytes",
+    }
 }
 
-/// What clients may send. No duration is zero.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gate {
-    /// The longest until the whole head of a request has arrived.
-    pub head_timeout: Duration,
-    /// The longest until the whole body of a request has arrived; each MiB of it gets a second more.
-    pub body_timeout: Duration,
-    /// The longest that a client may take nothing of its answer.
-    pub client_stall_timeout: Duration,
-    /// The longest that a connection is kept between two requests.
-    pub client_idle_timeout: Duration,
-    /// Requests at once; `None` is what the descriptors of the process allow. Never zero.
-    pub max_inflight_requests: Option<usize>,
-    /// Connections of clients at once; `None` is what the requests leave of the descriptors. Never zero.
-    pub max_connections: Option<usize>,
-    /// Connections of one address at once; `None` is no limit. Never zero.
-    pub max_connections_per_ip: Option<usize>,
-    /// Memory for the bodies of all requests at once, in bytes. Never zero.
-    pub max_buffered_body_bytes: usize,
-    /// The keys that clients may show; when there are none they need none.
-    pub api_keys: Vec<Secret>,
-    /// The key that administration needs instead, when there is one.
-    pub admin_api_key: Option<Secret>,
+setting_group! {
+    /// What one worker gets. No duration is zero.
+    pub struct WorkerLimits {
+        /// The opening of one connection, TLS included.
+        connect_timeout: Duration = "connect_timeout_secs",
+        /// Requests of one worker at once; `None` is no limit, and then no request waits.
+        max_concurrent_requests: Option<NonZeroUsize> = "max_concurrent_requests",
+        /// Requests that wait for a worker; zero is no queue.
+        queue_size: usize = "queue_size",
+    }
 }
 
-/// What is done about faults. No duration is zero.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults {
-    /// The longest that an answer may take that is not streamed, to its last byte.
-    pub request_timeout: Duration,
-    /// The longest until the first byte of a streamed answer.
-    pub first_token_timeout: Duration,
-    /// The longest silence between two pieces of a streamed answer.
-    pub stream_idle_timeout: Duration,
-    /// The longest that a whole streamed answer may take; `None` is no limit.
-    pub stream_timeout: Option<Duration>,
-    /// How often a request is sent to another pair, where that is safe.
-    pub retries: u32,
-    /// When a worker is set aside for failures; `None` is never.
-    pub breaker: Option<Breaker>,
-    /// How long a worker that is back gets less than its share; `None` is not at all.
-    pub slow_start: Option<Duration>,
-    /// How workers are probed; `None` is not at all.
-    pub probes: Option<Probes>,
-    /// Whether workers are told of cancelled requests by id.
-    pub abort_requests: bool,
+setting_group! {
+    /// What keeps requests from workers that fail.
+    pub struct Resilience {
+        /// `None` when it is off.
+        breaker: Option<Breaker>,
+        /// How long a worker that is back gets less than its share; `None` is off.
+        slow_start: Option<Duration> = "slow_start_secs",
+        /// `None` when it is off.
+        probes: Option<Probes>,
+        /// Whether a cancelled request only closes its connections, without `POST /abort_request`.
+        disable_abort_requests: bool = "disable_abort_requests",
+    }
 }
 
-/// How the process leaves after SIGTERM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leaving {
-    /// How long new connections are still accepted, while the process says that it is not ready.
-    pub settle: Duration,
-    /// The longest that live requests get after that. Never zero.
-    pub grace: Duration,
+setting_group! {
+    /// The circuit breaker of a worker. No duration and no number is zero.
+    pub struct Breaker {
+        /// Failures within the window that open it.
+        failures: u32 = "cb_failure_threshold",
+        /// The window.
+        window: Duration = "cb_window_duration_secs",
+        /// How long it stays open.
+        pause: Duration = "cb_timeout_duration_secs",
+        /// Successes that close it.
+        successes: u32 = "cb_success_threshold",
+    }
 }
 
-/// When a worker is set aside for failures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Breaker {
-    /// Failures within the window that set it aside.
-    pub failures: u32,
-    /// The window.
-    pub window: Duration,
-    /// How long it is set aside.
-    pub pause: Duration,
-    /// Successes that bring it back.
-    pub successes: u32,
+impl Group for Option<Breaker> {
+    fn read(settings: &mut impl Settings) -> Option<Self> {
+        let disabled: Option<bool> = settings.get("disable_circuit_breaker");
+        let breaker = Breaker::read(settings)?;
+        disabled.map(|disabled| (!disabled).then_some(breaker))
+    }
 }
 
-/// How workers are probed.
+setting_group! {
+    /// Health checks of workers. No duration is zero.
+    pub struct Probes {
+        /// Between two probes of a worker.
+        interval: Duration = "health_check_interval_secs",
+        /// Of one probe, from connecting to the end of the response.
+        timeout: Duration = "health_check_timeout_secs",
+        /// The path of the request.
+        path: String = "health_check_endpoint",
+    }
+}
+
+impl Group for Option<Probes> {
+    fn read(settings: &mut impl Settings) -> Option<Self> {
+        let disabled: Option<bool> = settings.get("disable_health_check");
+        let probes = Probes::read(settings)?;
+        disabled.map(|disabled| (!disabled).then_some(probes))
+    }
+}
+
+setting_group! {
+    /// How the process ends after SIGTERM.
+    pub struct ShutdownConfig {
+        /// How long new connections are still accepted, while the process reports that it is not ready.
+        settle: Duration = "drain_settle_secs",
+        /// The time that live requests get after that. Never zero.
+        grace: Duration = "shutdown_grace_period_secs",
+    }
+}
+
+/// The keys that clients need.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probes {
-    /// Between two probes of a worker.
-    pub interval: Duration,
-    /// The longest that one may take.
-    pub timeout: Duration,
-    /// The path that is asked for.
-    pub path: String,
+pub struct ClientKeys {
+    /// Any of them admits a client; when there are none, clients need none.
+    pub api: Vec<Secret>,
+    /// The only key for worker administration, when it is set.
+    pub admin: Option<Secret>,
 }
 
 /// How the pair that serves a request is chosen.

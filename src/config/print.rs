@@ -1,50 +1,27 @@
 //! The effective configuration as a file: every key with its value, and where the value came from.
 //!
-//! What is printed can be read again and means the same, except for keys of workers: they are shown as
-//! stars, which are refused as a key.
+//! The output is a configuration file with the same meaning, except for secrets: they are printed as stars, which
+//! are refused as a key.
 
 use std::fmt;
 
 use serde_yaml::Value;
 
 use super::draft::{Draft, WorkerDraft};
-use super::settings::{ADMIN_API_KEY, API_KEY, Kind, SETTINGS, worker_key};
+use super::kind::Kind;
+use super::settings::{Setting, settings, worker_key};
 use super::{Place, Secret};
 
-/// What `--print-config` shows. `Display` is YAML.
+/// The output of `--print-config`. `Display` is YAML.
 #[derive(Debug)]
 pub struct Effective(pub(crate) Draft);
 
 impl fmt::Display for Effective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for setting in SETTINGS {
+        for setting in settings() {
             match setting.kind {
-                Kind::Text | Kind::Paths | Kind::Number | Kind::Switch => {
-                    let Some(given) = self.0.scalars.get(setting.key) else {
-                        writeln!(f, "{}: null  # {}", setting.key, Origin(&Place::Default))?;
-                        continue;
-                    };
-                    if [API_KEY.key, ADMIN_API_KEY.key].contains(&setting.key) {
-                        let mask = inline(&Value::from(Secret::MASK));
-                        let origin = Origin(&given.place);
-                        writeln!(f, "{}: {mask}  # not shown; {origin}", setting.key)?;
-                        continue;
-                    }
-                    let value = match setting.kind {
-                        Kind::Number | Kind::Switch => given.value.clone(),
-                        _ => inline(&Value::from(given.value.as_str())),
-                    };
-                    writeln!(f, "{}: {value}  # {}", setting.key, Origin(&given.place))?;
-                }
-                Kind::Workers(_) => {
-                    let Some(list) = self.0.workers.get(setting.key) else {
-                        continue;
-                    };
-                    writeln!(f, "{}:  # {}", setting.key, Origin(&list.place))?;
-                    for worker in &list.value {
-                        write_worker(f, worker)?;
-                    }
-                }
+                Kind::Workers(_) => self.write_workers(f, setting)?,
+                _ => self.write_scalar(f, setting)?,
             }
         }
         writeln!(f, "\n# Pingora")?;
@@ -60,9 +37,42 @@ impl fmt::Display for Effective {
     }
 }
 
+impl Effective {
+    fn write_scalar(&self, f: &mut fmt::Formatter<'_>, setting: &Setting) -> fmt::Result {
+        let key = setting.key;
+        let Some(given) = self.0.scalars.get(key) else {
+            return writeln!(f, "{key}: null  # {}", Origin(&Place::Default));
+        };
+        let origin = Origin(&given.place);
+        match setting.kind {
+            Kind::Secret => {
+                let mask = inline(&Value::from(Secret::MASK));
+                writeln!(f, "{key}: {mask}  # not shown; {origin}")
+            }
+            Kind::Number { .. } | Kind::Seconds | Kind::SecondsOrZero | Kind::Switch => {
+                writeln!(f, "{key}: {}  # {origin}", given.value)
+            }
+            _ => {
+                let value = inline(&Value::from(given.value.as_str()));
+                writeln!(f, "{key}: {value}  # {origin}")
+            }
+        }
+    }
+
+    fn write_workers(&self, f: &mut fmt::Formatter<'_>, setting: &Setting) -> fmt::Result {
+        let Some(list) = self.0.workers.get(setting.key) else {
+            return Ok(());
+        };
+        writeln!(f, "{}:  # {}", setting.key, Origin(&list.place))?;
+        list.value
+            .iter()
+            .try_for_each(|worker| write_worker(f, worker))
+    }
+}
+
 fn write_worker(f: &mut fmt::Formatter<'_>, worker: &WorkerDraft) -> fmt::Result {
     let mut lead = "- ";
-    // The URL comes first, the others follow in the order of the alphabet.
+    // The URL first, then the others in alphabetical order.
     let (url, rest): (Vec<_>, Vec<_>) = worker
         .keys
         .iter()
@@ -92,8 +102,8 @@ fn text_or_port(key: &str, text: &str) -> Value {
     }
 }
 
-/// A value on one line, so that a comment fits behind it, with what looks like a variable escaped. JSON is
-/// YAML, and what it does not need to quote is written plain.
+/// A value on one line, so that a comment can follow, with `${` escaped. JSON strings are YAML; texts that need no
+/// quotes are written without them.
 fn inline(value: &Value) -> String {
     match value {
         Value::Sequence(items) => {
@@ -104,7 +114,7 @@ fn inline(value: &Value) -> String {
             let text = text.replace("${", "$${");
             let plain = serde_yaml::to_string(&text).unwrap_or_default();
             match plain.trim_end() {
-                // serde_yaml writes a text of several lines as a block, which has no room for a comment.
+                // serde_yaml writes a text of several lines as a block, which no comment can follow.
                 plain if !plain.contains('\n') && !text.contains([',', '[', ']', '{', '}']) => {
                     plain.to_owned()
                 }
@@ -118,7 +128,7 @@ fn inline(value: &Value) -> String {
     }
 }
 
-/// A place in the words of a comment.
+/// A place, as a comment names it.
 struct Origin<'a>(&'a Place);
 
 impl fmt::Display for Origin<'_> {

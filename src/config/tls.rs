@@ -1,4 +1,4 @@
-//! Certificates and keys: PEM files become what the listener and the connections to workers need.
+//! Certificates and private keys, from PEM files.
 //!
 //! A file that rustls or Pingora does not take is refused here, with its name. Nothing is sent and no certificate is
 //! judged: whether it is trusted, or out of date, is the other side's to say.
@@ -18,18 +18,18 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Fault;
 
-/// What is encrypted, and with what.
+/// The certificates of both sides of the balancer.
 #[derive(Debug, Default, Clone)]
 pub struct Tls {
-    /// What the listeners show to clients; `None` is plain HTTP.
+    /// The identity of the listeners; `None` is plain HTTP.
     pub listener: Option<Identity>,
-    /// What is shown to workers that ask for it.
+    /// The identity for workers that ask for a client certificate.
     pub client: Option<Identity>,
-    /// Who may vouch for workers, when it is not whom the system trusts. Parsed as roots.
+    /// The authorities that sign the certificates of workers. Empty is the system's.
     pub roots: Vec<CertificateDer<'static>>,
 }
 
-/// A certificate, those that lead from it towards a root, and the key of the first. They fit together.
+/// A certificate chain and the private key of its first certificate, which match.
 #[derive(Clone)]
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -37,12 +37,12 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The certificates, the holder's first, in DER.
+    /// The certificates in DER, the holder's first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
 
-    /// The key.
+    /// The private key of the first certificate.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
     }
@@ -56,7 +56,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Which of the two files of an identity is at fault.
+/// The file of an identity that a problem is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Half {
     Certificate,
@@ -69,14 +69,14 @@ pub(super) fn read_identity(certificate: &Path, key: &Path) -> Result<Identity, 
     let of_key = |fault| (Half::Key, fault);
     let bytes = read(key).map_err(of_key)?;
     let key_der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
-        let why = "no private key in PEM (one with a passphrase cannot be read)";
+        let why = "no private key in PEM (keys with a passphrase are not supported)";
         of_key(bad(key, why))
     })?;
     let provider = rustls::crypto::ring::default_provider();
     CertifiedKey::from_der(chain.clone(), key_der.clone_key(), &provider).map_err(|error| {
         let why = match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                format!("the key does not belong to {}", certificate.display())
+                format!("the key does not match {}", certificate.display())
             }
             error => error.to_string(),
         };
@@ -88,7 +88,7 @@ pub(super) fn read_identity(certificate: &Path, key: &Path) -> Result<Identity, 
     })
 }
 
-/// Reads the certificates of authorities.
+/// Reads the certificates of authorities, at least one.
 pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let roots = read_certificates(path)?;
     for root in &roots {
@@ -99,7 +99,7 @@ pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fa
     Ok(roots)
 }
 
-/// At least one.
+/// Reads the certificates in a PEM file, at least one.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let bytes = read(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)

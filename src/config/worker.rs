@@ -1,7 +1,7 @@
-//! One worker as the configuration names it: its URL, its bootstrap address, its key.
+//! One worker of the configuration: its URL, its bootstrap address, its keys.
 //!
-//! No worker is contacted here and no name is resolved. What a URL may contain follows from what SGLang
-//! serves: HTTP, plain or over TLS, at the root of a host and port.
+//! No worker is contacted here and no name is resolved. A URL is limited to the APIs that SGLang serves: HTTP, plain or
+//! over TLS, at the root of a host and port.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -13,24 +13,24 @@ use super::Listen;
 /// A worker of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerSpec {
-    /// Where its API listens.
+    /// The root of its API.
     pub url: WorkerUrl,
-    /// Where decode finds the bootstrap registry. `Some` for every prefill worker, `None` for decode.
+    /// The address of its bootstrap server. `Some` for every prefill worker, `None` for decode.
     pub bootstrap: Option<BootstrapSpec>,
     /// The key that the worker was started with (`--api-key` of SGLang).
     pub api_key: Option<Secret>,
-    /// The key that it wants for its administration instead (`--admin-api-key` of SGLang).
+    /// The key that it requires for administration instead (`--admin-api-key` of SGLang).
     pub admin_api_key: Option<Secret>,
 }
 
-/// Where a prefill worker's bootstrap registry listens, as decode dials it.
+/// The address of a prefill worker's bootstrap server, as decode workers reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootstrapSpec {
-    /// Goes into `bootstrap_host` as it is: a name, an IPv4 address, or an IPv6 address in brackets.
+    /// The value of `bootstrap_host`: a name, an IPv4 address, or an IPv6 address in brackets.
     ///
     /// Source: SGLang before 0.5.23 concatenates `host:port`, so the brackets must be there.
     pub host: String,
-    /// Goes into `bootstrap_port`. `None` is `null` on the wire: decode then uses its own port.
+    /// The value of `bootstrap_port`. `None` is `null`, for which decode uses its own port.
     pub port: Option<u16>,
 }
 
@@ -45,11 +45,11 @@ pub struct WorkerUrl {
 impl WorkerUrl {
     /// Reads `http://host:port` or `https://host:port`, with or without the scheme and a slash at the end.
     ///
-    /// Without a port it is 80 or 443, as everywhere in HTTP, if the scheme is there; `host` alone is refused
-    /// because it is more often a forgotten port.
+    /// The port defaults to 80 or 443 only after a scheme: `host` alone is refused, because the port was probably
+    /// forgotten.
     ///
     /// # Errors
-    /// What the URL has that a worker's cannot have, or lacks.
+    /// [`UrlFault`]: a part that a worker's URL cannot have, or a missing one.
     pub fn parse(text: &str) -> Result<WorkerUrl, UrlFault> {
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme), rest),
@@ -78,29 +78,29 @@ impl WorkerUrl {
             (None, Some(_)) => 80,
             (None, None) => return Err(UrlFault::NoPort),
         };
-        // A certificate could not name it.
+        // rustls must be able to compare the certificate with it.
         if tls && ServerName::try_from(host.as_str()).is_err() {
             return Err(UrlFault::Host);
         }
         Ok(WorkerUrl { tls, host, port })
     }
 
-    /// Whether it is spoken to over TLS.
+    /// Whether the scheme is https.
     pub fn is_tls(&self) -> bool {
         self.tls
     }
 
-    /// The name or the address, lower case; IPv6 without brackets.
+    /// The host: a name in lower case, or an address, IPv6 without brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Never zero.
+    /// The port, never zero.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// `host:port` as it stands in the `Host` header and as a socket address is written.
+    /// `host:port`, as in the `Host` header; IPv6 in brackets.
     pub fn authority(&self) -> String {
         Authority(&self.host, self.port).to_string()
     }
@@ -113,7 +113,7 @@ impl fmt::Display for WorkerUrl {
     }
 }
 
-/// Why a text is not the URL of a worker.
+/// The reason why a text is not the URL of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UrlFault {
     /// Neither `http` nor `https`.
@@ -126,7 +126,7 @@ pub enum UrlFault {
     Query,
     /// Nothing before the port.
     NoHost,
-    /// A character that no host name has, or an address that is none.
+    /// Neither a host name nor an address.
     Host,
     /// Neither a scheme nor a port.
     NoPort,
@@ -138,11 +138,9 @@ impl fmt::Display for UrlFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             UrlFault::Scheme => "the scheme must be http or https",
-            UrlFault::UserInfo => {
-                "a user or password in the URL is not supported, use api_key_file"
-            }
-            UrlFault::Path => "it must not have a path: workers serve their API at the root",
-            UrlFault::Query => "it must not have a query or a fragment",
+            UrlFault::UserInfo => "user and password are not supported, use api_key_file",
+            UrlFault::Path => "a path is not supported, workers serve their API at the root",
+            UrlFault::Query => "a query or fragment is not supported",
             UrlFault::NoHost => "the host is missing",
             UrlFault::Host => "the host is neither a name nor an address (IPv6 goes in brackets)",
             UrlFault::NoPort => "the port is missing",
@@ -151,17 +149,17 @@ impl fmt::Display for UrlFault {
     }
 }
 
-/// A text that must not be shown. `Debug` and `Display` print stars.
+/// A text that is never printed: `Debug` and `Display` write stars.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text as it is.
+    /// Keeps the text unchanged.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
-    /// The bytes themselves, for the one place that sends them.
+    /// The text, for the header that carries it.
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -180,11 +178,11 @@ impl fmt::Display for Secret {
 }
 
 impl Secret {
-    /// What is shown instead. Refused as a key, so that a printed configuration cannot send it.
+    /// Printed instead. Refused as a key, so that a printed configuration cannot send it.
     pub(crate) const MASK: &'static str = "***";
 }
 
-/// Reads `host` or `host:port`; IPv6 in brackets. The host comes back in lower case, without brackets.
+/// Reads `host` or `host:port`; IPv6 in brackets. Returns the host in lower case, without brackets.
 fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFault> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -213,7 +211,7 @@ fn split_authority(text: &str) -> Result<(String, Option<u16>), UrlFault> {
     }
 }
 
-/// Reads a host without a port; IPv6 with or without brackets. It comes back as from [`split_authority`].
+/// Reads a host without a port; IPv6 with or without brackets. Returns it in lower case, without brackets.
 pub(crate) fn parse_host(text: &str) -> Option<String> {
     if let Ok(address) = text.parse::<Ipv6Addr>() {
         return Some(address.to_string());
@@ -227,7 +225,7 @@ pub(crate) fn parse_host(text: &str) -> Option<String> {
 /// Reads `HOST:PORT` to listen on; port 0 lets the system choose.
 pub(crate) fn parse_listen(text: &str) -> Option<Listen> {
     let (host, port) = text.rsplit_once(':')?;
-    // IPv6 without brackets could be read in two ways.
+    // IPv6 without brackets is ambiguous.
     if host.contains(':') && !host.starts_with('[') {
         return None;
     }
@@ -237,14 +235,14 @@ pub(crate) fn parse_listen(text: &str) -> Option<Listen> {
     })
 }
 
-/// A port that something can be dialled at.
+/// Reads a port to connect to, from 1 to 65535.
 pub(crate) fn nonzero_port(text: &str) -> Option<u16> {
-    // `u16::from_str` would also take a plus sign.
+    // `u16::from_str` accepts a plus sign too.
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }
 
-/// `host:port` with the brackets that IPv6 needs.
+/// Writes `host:port`, IPv6 in brackets.
 pub(crate) fn write_authority(f: &mut fmt::Formatter<'_>, host: &str, port: u16) -> fmt::Result {
     if host.contains(':') {
         write!(f, "[{host}]:{port}")
@@ -253,7 +251,7 @@ pub(crate) fn write_authority(f: &mut fmt::Formatter<'_>, host: &str, port: u16)
     }
 }
 
-/// A host as it stands in a URL: IPv6 in brackets.
+/// A host as in a URL: IPv6 in brackets.
 pub(crate) fn bracketed(host: &str) -> String {
     if host.contains(':') {
         format!("[{host}]")
@@ -266,11 +264,11 @@ fn host_name(host: &str) -> Result<String, UrlFault> {
     if host.is_empty() {
         return Err(UrlFault::NoHost);
     }
-    // Underscores are no part of DNS names, but Docker Compose gives them to services.
+    // DNS names have no underscores, but names of Docker Compose services do.
     let fits = host
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    // "127.0.0.256" would otherwise go to the resolver, which finds nothing and cannot say why.
+    // Without this, "127.0.0.256" would be looked up as a name, and the error would not show the mistake.
     let numeric = host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     if !fits || (numeric && host.parse::<Ipv4Addr>().is_err()) {
         return Err(UrlFault::Host);

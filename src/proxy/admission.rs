@@ -68,7 +68,8 @@ impl Proxy {
         if ctx.overflow {
             return Some(ProxyError::Overloaded(Exhausted::Connections));
         }
-        if self.inflight.live() > self.limits.max_inflight_requests {
+        let limit = self.limits.max_inflight_requests;
+        if limit.is_some_and(|limit| self.inflight.live() > limit) {
             return Some(ProxyError::Overloaded(Exhausted::Requests));
         }
         let is_full = ctx.record.route.is_some() && self.fleet.is_full();

@@ -54,7 +54,7 @@ impl Proxy {
         }
         let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
         Ok(ctx.state.verdict(RetryRules {
-            attempts: self.limits.max_attempts,
+            attempts: self.limits.max_attempts(),
             own_rid,
         }))
     }

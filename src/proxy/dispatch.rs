@@ -7,9 +7,9 @@ use bytes::Bytes;
 use pingora_core::Result;
 use pingora_proxy::Session;
 
+use super::Proxy;
 use super::request::{Body, Request, RequestContext};
 use super::session::{Deadlines, Interrupt, install};
-use super::{Limits, Proxy};
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Rooms};
@@ -83,9 +83,8 @@ impl Proxy {
             self.budget().note_request(Instant::now());
         }
         let (request, prepared) = self.prepare(request, bootstrap);
-        let deadlines = self
-            .limits
-            .deadlines(request.facts.stream, ctx.record.times.started);
+        let (stream, started) = (request.facts.stream, ctx.record.times.started);
+        let deadlines = Deadlines::new(&self.limits, stream, started);
         let body = prepared.body.clone();
         let rooms = prepared.rooms.as_slice().len();
         let (attempt, prefill_failed) = self.dispatch(&request, prepared, lease);
@@ -157,24 +156,6 @@ impl Proxy {
         };
         let attempt = Attempt::new(plan, prefill, leg, lease.decode, prepared.rooms);
         (attempt, prefill_failed)
-    }
-}
-
-impl Limits {
-    /// The deadlines of the response to a request that began at `started`.
-    pub(super) fn deadlines(&self, stream: bool, started: Instant) -> Deadlines {
-        if stream {
-            Deadlines {
-                first_token: Some(started + self.first_token_timeout),
-                stream_idle: Some(self.stream_idle_timeout),
-                total: self.stream_timeout.map(|limit| started + limit),
-            }
-        } else {
-            Deadlines {
-                total: Some(started + self.request_timeout),
-                ..Deadlines::default()
-            }
-        }
     }
 }
 

@@ -41,6 +41,7 @@ use crate::client::{self, BodyMemory, Inflight, Keys, ShutdownWatcher};
 use crate::endpoint::Endpoints;
 use crate::fleet::{Fleet, LiveRooms, RetryBudget};
 use crate::legs::Aborter;
+use crate::limits::RequestLimits;
 use crate::net::Client;
 use crate::pd::Engine;
 use request::RequestContext;
@@ -61,32 +62,7 @@ pub(crate) struct Proxy {
     /// Whether administration has a listener of its own.
     pub(crate) has_admin_listener: bool,
     pub(crate) shutdown: ShutdownWatcher,
-    pub(crate) limits: Limits,
-}
-
-/// The limits of a request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// The longest request body, in bytes.
-    pub(crate) max_body_bytes: usize,
-    /// Requests at once, at least 1.
-    pub(crate) max_inflight_requests: usize,
-    /// Attempts of one request in all, at least 1.
-    pub(crate) max_attempts: u32,
-    /// For an empty request body; each MiB adds a second.
-    pub(crate) body_timeout: Duration,
-    /// For the wait until a pair has capacity.
-    pub(crate) queue_timeout: Duration,
-    /// Until a client that reads nothing of its response is given up.
-    pub(crate) client_stall_timeout: Duration,
-    /// Until the first byte of a streamed response.
-    pub(crate) first_token_timeout: Duration,
-    /// Between two chunks of a streamed response.
-    pub(crate) stream_idle_timeout: Duration,
-    /// For a whole response that is not streamed.
-    pub(crate) request_timeout: Duration,
-    /// For a whole streamed response; `None` is no limit.
-    pub(crate) stream_timeout: Option<Duration>,
+    pub(crate) limits: RequestLimits,
 }
 
 #[async_trait]

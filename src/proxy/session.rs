@@ -40,6 +40,7 @@ use tokio::time::Sleep;
 
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
+use crate::limits::RequestLimits;
 use crate::pd::Boundary;
 
 /// Ends decode's leg: prefill's has failed.
@@ -62,6 +63,24 @@ pub(super) struct Deadlines {
     pub(super) stream_idle: Option<Duration>,
     /// For the end.
     pub(super) total: Option<Instant>,
+}
+
+impl Deadlines {
+    /// The deadlines of the response to a request that began at `started`.
+    pub(super) fn new(limits: &RequestLimits, stream: bool, started: Instant) -> Self {
+        if stream {
+            Self {
+                first_token: Some(started + limits.first_token_timeout),
+                stream_idle: Some(limits.stream_idle_timeout),
+                total: limits.stream_timeout.map(|limit| started + limit),
+            }
+        } else {
+            Self {
+                total: Some(started + limits.request_timeout),
+                ..Self::default()
+            }
+        }
+    }
 }
 
 /// Resolves when decode's leg must end, because prefill's has failed.

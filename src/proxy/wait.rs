@@ -11,6 +11,7 @@ use pingora_proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;
+use super::session::Deadlines;
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};
@@ -87,7 +88,7 @@ impl Proxy {
             .request
             .as_ref()
             .is_some_and(|request| request.facts.stream);
-        let deadlines = limits.deadlines(stream, ctx.record.times.started);
+        let deadlines = Deadlines::new(limits, stream, ctx.record.times.started);
         let first_token = ProxyError::FirstTokenTimeout(limits.first_token_timeout);
         let first_token = deadlines.first_token.map(|at| (at, first_token));
         let total = deadlines.total.map(|at| (at, ProxyError::RequestTimeout));

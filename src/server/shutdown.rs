@@ -1,15 +1,16 @@
-//! How the process leaves: after SIGTERM, after an upgrade, or when its program stops it.
+//! How the process ends: after SIGTERM, after an upgrade, or when the program that embeds it stops it.
 //!
-//! | step | what clients see | ends |
+//! | step | clients see | ends |
 //! |---|---|---|
-//! | settle | `/readiness` is 503, answers say `Connection: close`, new connections are served | after `drain_settle_secs` |
-//! | drain | new connections are refused, live requests go on | when idle is connected, or only idle clients |
-//! | last words | streams end in an error event | when all are written |
+//! | settle | `/readiness` is 503, responses say `Connection: close`, new connections are accepted | after `drain_settle_secs` |
+//! | drain | new connections are refused, live requests go on | when no client is connected, when the remaining ones are idle, or after `shutdown_grace_period_secs` |
+//! | cut off | streams end with an error event | when all have ended, or after [`CUT_OFF_TIME`] |
 //!
-//! The listener for administration stays until the end: whoever asks there whether the process is ready is told that
-//! it is not, and does not keep it. An upgrade skips the settling: the successor accepts from the same sockets, and is
-//! ready. Only SIGINT does not wait. Nothing of this may depend on Pingora's own shutdown, which sleeps for the whole grace period
-//! whether or not somebody is left, and stops listening without a successor as well.
+//! The admin listener stays open until the end, so that readiness can be asked there, and its connections do not delay
+//! the shutdown. An upgrade skips the settling: the new process accepts from the same sockets and is ready. SIGINT
+//! skips everything. Pingora's own shutdown is not used: it always sleeps for the whole grace period, and on SIGQUIT
+//! stops listening even without a new process.
+//!
 //! Source: pingora-core 0.9.1, `server/mod.rs`, `transfer_fd/mod.rs`.
 
 use std::io;
@@ -23,39 +24,39 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::StartError;
-use super::upgrade::mark;
+use super::upgrade::marker;
 use crate::client::{Inflight, Listener, Stage};
-use crate::config::Leaving;
+use crate::config::ShutdownConfig;
 
-/// An idle client may be about to send its next request: it is answered, with `Connection: close`, and not
-/// reset. Nobody was heard of for this long before all are given up.
-const IDLE_PATIENCE: Duration = Duration::from_secs(1);
+/// If no request arrives for this long, close the remaining idle connections. Until then they stay open, because an
+/// idle client may be about to send its next request: it gets a response with `Connection: close` instead of a reset.
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
-/// Error events are in the sockets' buffers long before; a client that does not read does not matter any more.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Error events reach the sockets' buffers in less; longer only for a client that does not read.
+const CUT_OFF_TIME: Duration = Duration::from_secs(1);
 
-/// A successor looks for the sockets once a second. Source: pingora-core 0.9.1 `transfer_fd/mod.rs`,
-/// `RETRY_INTERVAL`.
-const TAKING: Duration = Duration::from_secs(10);
+/// How long the new process may take for the sockets. It looks for them once a second.
+/// Source: pingora-core 0.9.1 `transfer_fd/mod.rs`, `RETRY_INTERVAL`.
+const TAKEOVER_TIME: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether the successor has taken them.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two checks whether the new process has taken them.
+const TAKEOVER_POLL: Duration = Duration::from_millis(20);
 
-/// The way out: the switches of leaving, and who is still there.
+/// The state of the shutdown, and the counts of the requests and connections that it waits for.
 pub(super) struct Shutdown {
-    limits: Leaving,
+    config: ShutdownConfig,
     unready: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
-    /// True when idle listens for administration any more: after everything else, or when a successor does.
+    /// True when the admin listener must close: at the end, or when a new process listens.
     admin_closed: watch::Sender<bool>,
     pub(super) requests: Arc<Inflight>,
     pub(super) connections: Arc<Inflight>,
 }
 
 impl Shutdown {
-    pub(super) fn new(limits: Leaving) -> Self {
+    pub(super) fn new(config: ShutdownConfig) -> Self {
         Self {
-            limits,
+            config,
             unready: watch::Sender::new(false),
             stage: watch::Sender::new(Stage::Serving),
             admin_closed: watch::Sender::new(false),
@@ -64,54 +65,54 @@ impl Shutdown {
         }
     }
 
-    /// How far it is.
+    /// The stage of the shutdown.
     pub(super) fn stage(&self) -> watch::Receiver<Stage> {
         self.stage.subscribe()
     }
 
-    /// True from the moment on at which idle should be sent here any more.
+    /// True as soon as no new requests should be sent to this process.
     pub(super) fn unready(&self) -> watch::Receiver<bool> {
         self.unready.subscribe()
     }
 
-    /// Resolves when this listener takes idle any more.
+    /// Resolves when this listener must close.
     pub(super) fn closed(&self, listener: Listener) -> impl Future<Output = ()> + Send + use<> {
         let (mut stage, mut admin_closed) = (self.stage.subscribe(), self.admin_closed.subscribe());
         async move {
-            // When idle can end it any more, it has ended.
+            // An error means that the sender is gone, and the server with it.
             match listener {
                 Listener::Clients => {
                     let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
                 }
                 Listener::Admins => {
-                    let _ = admin_closed.wait_for(|admin_closed| *admin_closed).await;
+                    let _ = admin_closed.wait_for(|closed| *closed).await;
                 }
             }
         }
     }
 
-    /// Settles, and drains. The listener for administration tells until the end that nothing is ready.
+    /// Settles and drains. Until the end, the admin listener reports that the process is not ready.
     pub(super) async fn leave(&self) {
         self.unready.send_replace(true);
         self.stage.send_replace(Stage::Settling);
-        // Said when it is so: whoever reads it may act on it.
+        // Logged after the state has changed, because a reader of the log may act on it.
         log::info!(
             "leaving settle_secs={} grace_secs={} requests={} connections={}",
-            self.limits.settle.as_secs_f64(),
-            self.limits.grace.as_secs_f64(),
+            self.config.settle.as_secs_f64(),
+            self.config.grace.as_secs_f64(),
             self.requests.live(),
             self.connections.live(),
         );
-        tokio::time::sleep(self.limits.settle).await;
+        tokio::time::sleep(self.config.settle).await;
         self.drain().await;
         self.admin_closed.send_replace(true);
     }
 
-    /// Drains: the successor has the sockets, and is as ready as this process was.
+    /// Drains. The new process has the sockets and is ready.
     async fn hand_over_and_drain(&self) {
         log::info!(
             "successor listens, leaving grace_secs={} requests={} connections={}",
-            self.limits.grace.as_secs_f64(),
+            self.config.grace.as_secs_f64(),
             self.requests.live(),
             self.connections.live(),
         );
@@ -119,80 +120,81 @@ impl Shutdown {
         self.drain().await;
     }
 
-    /// Resolves when no client is connected, and nothing is done for who administers the workers.
+    /// Resolves when no client is connected and no request of an administrator is live.
     async fn idle(&self) {
         self.connections.none().await;
         self.requests.none().await;
     }
 
-    /// Accepts no client, and resolves when the live requests have ended, one way or the other.
+    /// Closes the clients' listener, and resolves when the live requests have ended or have been cut off.
     async fn drain(&self) {
         self.stage.send_replace(Stage::Draining);
         let ended = async {
             tokio::select! {
                 () = self.idle() => {}
-                () = self.requests.none_for(IDLE_PATIENCE) => {}
+                () = self.requests.none_for(IDLE_TIME) => {}
             }
         };
-        if tokio::time::timeout(self.limits.grace, ended).await.is_ok() {
+        if tokio::time::timeout(self.config.grace, ended).await.is_ok() {
             return;
         }
         log::warn!(
-            "grace period over, live requests are cut requests={}",
+            "grace period over, cutting off live requests requests={}",
             self.requests.live()
         );
         self.stage.send_replace(Stage::CutOff);
-        // Whoever does not end now is cut with the process.
-        let _ = tokio::time::timeout(LAST_WORDS, self.requests.none()).await;
+        // A request that does not end in time ends with the process.
+        let _ = tokio::time::timeout(CUT_OFF_TIME, self.requests.none()).await;
     }
 }
 
-/// The signals of a process: SIGTERM, SIGINT, SIGQUIT.
+/// The signal handlers of the process: SIGTERM, SIGINT, SIGQUIT.
 pub(super) struct Signals {
-    exit: Arc<Shutdown>,
+    shutdown: Arc<Shutdown>,
     upgrade_sock: String,
-    watched: watch::Sender<bool>,
+    installed: watch::Sender<bool>,
     sockets: watch::Receiver<Option<ListenFds>>,
 }
 
-/// The listeners's end of [`Signals`].
-pub(super) struct Opening {
-    watched: watch::Receiver<bool>,
+/// The end of [`Signals`] that the listeners hold.
+pub(super) struct SignalsReady {
+    installed: watch::Receiver<bool>,
     sockets: watch::Sender<Option<ListenFds>>,
 }
 
-impl Opening {
-    /// Gives the sockets that a successor gets, and resolves when the signals are watched: none of them kills a
-    /// process that has said that it listens.
-    pub(super) async fn open(mut self, sockets: ListenFds) {
+impl SignalsReady {
+    /// Hands over the sockets that a new process would get, and waits until the handlers are installed, so that no
+    /// signal kills a process that has logged that it listens.
+    pub(super) async fn wait(mut self, sockets: ListenFds) {
         self.sockets.send_replace(Some(sockets));
-        // An error is a process that ends already.
-        let _ = self.watched.wait_for(|watched| *watched).await;
+        // An error means that the process ends already.
+        let _ = self.installed.wait_for(|installed| *installed).await;
     }
 }
 
 impl Signals {
-    pub(super) fn new(exit: Arc<Shutdown>, upgrade_sock: String) -> (Self, Opening) {
-        let (watched, is_watched) = watch::channel(false);
+    pub(super) fn new(shutdown: Arc<Shutdown>, upgrade_sock: String) -> (Self, SignalsReady) {
+        let (installed, is_installed) = watch::channel(false);
         let (give, sockets) = watch::channel(None);
         let signals = Self {
-            exit,
+            shutdown,
             upgrade_sock,
-            watched,
+            installed,
             sockets,
         };
-        let opening = Opening {
-            watched: is_watched,
+        let ready = SignalsReady {
+            installed: is_installed,
             sockets: give,
         };
-        (signals, opening)
+        (signals, ready)
     }
 
-    async fn obey(&self) -> io::Result<()> {
+    /// Installs the handlers, and returns when a signal has ended the process.
+    async fn handle(&self) -> io::Result<()> {
         let mut quit = signal(SignalKind::quit())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        self.watched.send_replace(true);
+        self.installed.send_replace(true);
         let upgraded = async {
             loop {
                 quit.recv().await;
@@ -203,8 +205,8 @@ impl Signals {
         };
         let left = async {
             tokio::select! {
-                () = upgraded => self.exit.hand_over_and_drain().await,
-                _ = terminate.recv() => self.exit.leave().await,
+                () = upgraded => self.shutdown.hand_over_and_drain().await,
+                _ = terminate.recv() => self.shutdown.leave().await,
             }
         };
         tokio::select! {
@@ -214,40 +216,40 @@ impl Signals {
         Ok(())
     }
 
-    /// Whether a successor has taken the sockets. Without one everything stays as it is.
+    /// Whether a new process has taken the sockets. Otherwise this one goes on serving.
     async fn hand_over(&self) -> bool {
         let Some(sockets) = self.sockets.borrow().clone() else {
             return false;
         };
         let path = self.upgrade_sock.clone();
-        // Blocks for some seconds when idle is there: a successor may be about to start.
+        // Blocks for some seconds when there is no new process, which may be about to start.
         let sent =
             tokio::task::spawn_blocking(move || sockets.lock().send_to_sock(path.as_str())).await;
         let why = match sent {
             Ok(Ok(_)) if self.are_taken().await => return true,
-            Ok(Ok(_)) => "it did not take the sockets".to_owned(),
+            Ok(Ok(_)) => "the new process did not take the sockets".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
         log::error!(
-            "no successor for an upgrade, serving goes on upgrade_sock={} error={why:?}",
+            "upgrade failed, this process keeps serving upgrade_sock={} error={why:?}",
             self.upgrade_sock
         );
         false
     }
 
-    /// Whether the successor removes its files, which it does when it listens at all of its addresses.
+    /// Whether the new process removes its files, which it does when it listens on all its addresses.
     async fn are_taken(&self) -> bool {
-        let mark = mark(&self.upgrade_sock);
+        let marker = marker(&self.upgrade_sock);
         let taken = async {
-            while Path::new(&self.upgrade_sock).exists() || mark.exists() {
-                tokio::time::sleep(LOOK).await;
+            while Path::new(&self.upgrade_sock).exists() || marker.exists() {
+                tokio::time::sleep(TAKEOVER_POLL).await;
             }
         };
-        let taken = tokio::time::timeout(TAKING, taken).await.is_ok();
+        let taken = tokio::time::timeout(TAKEOVER_TIME, taken).await.is_ok();
         if !taken {
-            // That it is there is what counted, and another successor makes another.
-            let _ = std::fs::remove_file(mark);
+            // May be gone by now; the next new process makes another one.
+            let _ = std::fs::remove_file(marker);
         }
         taken
     }
@@ -255,9 +257,9 @@ impl Signals {
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
-    /// Always the fast one: what there was to wait for has been waited for.
+    /// Always the fast shutdown: the wait for live requests is over by now.
     async fn recv(&self) -> ShutdownSignal {
-        if let Err(error) = self.obey().await {
+        if let Err(error) = self.handle().await {
             log::error!("{}", StartError::Signals(error));
         }
         ShutdownSignal::FastShutdown

@@ -1,4 +1,4 @@
-//! What the configuration has of certificates becomes what the listeners and the connections to workers need.
+//! TLS of the listeners and of connections to workers, from the certificates of the configuration.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::StartError;
 use crate::config::{Config, Identity};
 use crate::net::{Trust, pool_roots};
 
-/// What the listeners shake hands with.
+/// The listeners' side of the handshake: the identity, HTTP/1.1, no client certificates.
 pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError> {
     let failed = |error: rustls::Error| StartError::Tls(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -24,7 +24,7 @@ pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError>
     Ok(Arc::new(Acceptor::from_server_config(Arc::new(config))))
 }
 
-/// Whom connections to workers trust; and in Pingora's part, which roots its pools load.
+/// The trust of connections to workers. Also sets the roots that Pingora's pools load.
 pub(super) fn trust(config: &Config, conf: &mut ServerConf) -> Result<Trust, StartError> {
     let mut workers = config.prefill.iter().chain(&config.decode);
     let by_pool = config.tls.roots.is_empty() && workers.any(|worker| worker.url.is_tls());

@@ -1,11 +1,11 @@
-//! An upgrade as the successor sees it: the sockets of the old_process, and the word that it may leave.
+//! The new process's side of an upgrade: it takes the sockets of the old process, and tells it to leave.
 //!
-//! A old_process that has given its sockets waits until the successor's files are gone, and otherwise goes on. One is
-//! Pingora's upgrade socket, which vanishes as soon as the sockets are there. The other one is the [`mark`], which
-//! stays until this process listens at every one of its addresses, some of which the old_process may not have had:
-//! when one of them is busy this process ends, and the old_process must not.
+//! The old process, having sent its sockets, waits until two files of the new process are gone, and otherwise goes on
+//! serving. One is Pingora's upgrade socket, which Pingora removes as soon as the sockets have arrived. The other is
+//! the [`marker`], which stays until the new process listens on all its addresses, some of which the old process may
+//! not have had: if one of them is busy, the new process ends and the old one must not.
 //!
-//! Pingora's own way tries for 30 s to listen and ends when it cannot, after the old_process has left.
+//! Pingora's own upgrade tries for 30 s to listen and ends when it cannot, after the old process has left.
 //! Source: pingora-core 0.9.1 `server/transfer_fd/mod.rs` (`get_fds_from`), `listeners/l4.rs` (`bind_tcp`).
 
 use std::collections::HashSet;
@@ -18,65 +18,65 @@ use pingora_core::server::Fds;
 
 use super::StartError;
 
-/// The file that says that a successor has not taken over yet.
-pub(super) fn mark(upgrade_sock: &str) -> PathBuf {
+/// The file that exists until the new process has taken over.
+pub(super) fn marker(upgrade_sock: &str) -> PathBuf {
     PathBuf::from(format!("{upgrade_sock}.taking"))
 }
 
-/// A process that has given its sockets, and waits whether they are taken.
+/// The old process, which has sent its sockets and waits until they are taken.
 pub(super) struct OldProcess {
     sockets: Fds,
-    given: HashSet<String>,
-    mark: PathBuf,
+    taken: HashSet<String>,
+    marker: PathBuf,
 }
 
 impl OldProcess {
     /// Waits some seconds for the sockets of a process that gets SIGQUIT.
     ///
     /// # Errors
-    /// [`StartError::Upgrade`]: idle came, or idle can come.
+    /// [`StartError::Upgrade`]: no sockets came, or none can come.
     pub(super) fn await_sockets(upgrade_sock: &str) -> Result<Self, StartError> {
         let failed = |why: &dyn std::fmt::Display| StartError::Upgrade {
             upgrade_sock: upgrade_sock.to_owned(),
             why: why.to_string(),
         };
-        let mark = mark(upgrade_sock);
-        prepare(upgrade_sock, &mark).map_err(|why| failed(&why))?;
+        let marker = marker(upgrade_sock);
+        prepare(upgrade_sock, &marker).map_err(|why| failed(&why))?;
         let mut sockets = Fds::new();
         if let Err(error) = sockets.get_from_sock(upgrade_sock) {
-            // Nobody waits for it.
-            let _ = fs::remove_file(&mark);
-            return Err(failed(&format_args!("none sent them in time ({error})")));
+            // No old process waits for it.
+            let _ = fs::remove_file(&marker);
+            return Err(failed(&format_args!("none sent in time ({error})")));
         }
         Ok(Self {
             sockets,
-            given: HashSet::new(),
-            mark,
+            taken: HashSet::new(),
+            marker,
         })
     }
 
-    /// Its socket with this address, if it has one.
-    pub(super) fn give(&mut self, address: &str) -> Option<RawFd> {
+    /// Its socket for this address, if it has one.
+    pub(super) fn take(&mut self, address: &str) -> Option<RawFd> {
         let socket = self.sockets.get(address).copied()?;
-        self.given.insert(address.to_owned());
+        self.taken.insert(address.to_owned());
         Some(socket)
     }
 
-    /// It may leave. Sockets that idle wants are closed, so that idle waits there in vain.
+    /// Lets it leave. Its other sockets are closed, so that no client waits in their backlog.
     pub(super) fn release(mut self) {
-        self.sockets.close_unclaimed(&self.given);
-        // Nobody else removes it while the old_process waits.
-        let _ = fs::remove_file(&self.mark);
+        self.sockets.close_unclaimed(&self.taken);
+        // Only this process removes it while the old one waits.
+        let _ = fs::remove_file(&self.marker);
     }
 }
 
-/// Makes sure that the upgrade socket can be made, before Pingora makes it.
-fn prepare(upgrade_sock: &str, mark: &Path) -> io::Result<()> {
+/// Makes the marker, and checks that the upgrade socket can be made, before Pingora makes it.
+fn prepare(upgrade_sock: &str, marker: &Path) -> io::Result<()> {
     SocketAddr::from_pathname(upgrade_sock)?;
-    remove(mark)?;
-    // Only a new one: the directory may be one that everybody writes to, and the name a link.
-    fs::File::create_new(mark)?;
-    remove(Path::new(upgrade_sock)).inspect_err(|_| drop(remove(mark)))
+    remove(marker)?;
+    // Only as a new file: in a directory that is writable for all, the name may be a link.
+    fs::File::create_new(marker)?;
+    remove(Path::new(upgrade_sock)).inspect_err(|_| drop(remove(marker)))
 }
 
 fn remove(file: &Path) -> io::Result<()> {

@@ -15,7 +15,7 @@ fn the_grace_period_of_the_router_is_ours_and_pingoras_key_counts_instead() {
             &format!("--prefill http://p:1 --decode http://d:1 {args}"),
             &[],
         )
-        .leaving
+        .shutdown
         .grace
         .as_secs()
     };
@@ -26,11 +26,11 @@ fn the_grace_period_of_the_router_is_ours_and_pingoras_key_counts_instead() {
     let conf = format!("--conf {}", file.path().display());
     let found = config(&conf, &[]);
     assert_eq!(
-        (found.leaving.grace.as_secs(), found.warnings),
+        (found.shutdown.grace.as_secs(), found.warnings),
         (300, vec![])
     );
     let found = config(&format!("{conf} --shutdown-grace-period-secs 7"), &[]);
-    assert_eq!(found.leaving.grace.as_secs(), 300);
+    assert_eq!(found.shutdown.grace.as_secs(), 300);
     assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
 }
 
@@ -81,9 +81,9 @@ fn flag_beats_environment_beats_file_beats_default() {
 fn defaults_are_those_of_the_router_that_is_replaced() {
     let found = config("--prefill http://a:1 --decode http://b:2", &[]);
     assert_eq!(found.listen.to_string(), "0.0.0.0:30000");
-    assert_eq!(found.faults.request_timeout, Duration::from_secs(1800));
-    assert_eq!(found.connect_timeout, Duration::from_secs(2));
-    assert_eq!(found.max_body_bytes, 512 << 20);
+    assert_eq!(found.requests.request_timeout, Duration::from_secs(1800));
+    assert_eq!(found.workers.connect_timeout, Duration::from_secs(2));
+    assert_eq!(found.requests.max_body_bytes, 512 << 20);
     assert_eq!(
         (found.policy, found.log_filter.as_str()),
         (Policy::Random, "info")
@@ -112,10 +112,13 @@ fn command_lines_of_the_router_work_unchanged() {
         &[],
     );
     assert_eq!(found.listen.port, 8000);
-    assert_eq!(found.faults.request_timeout, Duration::from_secs(600));
+    assert_eq!(found.requests.request_timeout, Duration::from_secs(600));
     assert_eq!(found.log_filter, "debug");
-    assert_eq!((found.faults.retries, &found.faults.breaker), (3, &None));
-    assert_eq!(found.queue, None);
+    assert_eq!(
+        (found.requests.max_retries, &found.resilience.breaker),
+        (3, &None)
+    );
+    assert_eq!(found.workers.max_concurrent_requests, None);
     assert_eq!(
         workers(&found),
         [
@@ -148,7 +151,15 @@ fn command_lines_of_the_router_work_unchanged() {
 #[test]
 fn a_limit_of_the_workers_brings_a_queue_and_without_one_there_is_none() {
     let workers = "--prefill http://127.0.0.1:30000 --decode http://127.0.0.1:30001";
-    let queue = |flags: &str| config(&format!("{workers} {flags}"), &[]).queue;
+    let queue = |flags: &str| {
+        let found = config(&format!("{workers} {flags}"), &[]);
+        let per_worker = found.workers.max_concurrent_requests?.get();
+        Some((
+            per_worker,
+            found.workers.queue_size,
+            found.requests.queue_timeout,
+        ))
+    };
     for unlimited in [
         "",
         "--max-concurrent-requests -1",
@@ -156,13 +167,14 @@ fn a_limit_of_the_workers_brings_a_queue_and_without_one_there_is_none() {
     ] {
         assert_eq!(queue(unlimited), None);
     }
-    let found = queue("--max-concurrent-requests 32").unwrap();
-    assert_eq!((found.per_worker.get(), found.size), (32, 100));
-    assert_eq!(found.timeout, Duration::from_secs(60));
-    let found = queue("--max-concurrent-requests 1 --queue-size 0 --queue-timeout-secs 0.5");
-    let found = found.unwrap();
-    assert_eq!((found.per_worker.get(), found.size), (1, 0));
-    assert_eq!(found.timeout, Duration::from_millis(500));
+    assert_eq!(
+        queue("--max-concurrent-requests 32"),
+        Some((32, 100, Duration::from_secs(60)))
+    );
+    assert_eq!(
+        queue("--max-concurrent-requests 1 --queue-size 0 --queue-timeout-secs 0.5"),
+        Some((1, 0, Duration::from_millis(500)))
+    );
 }
 
 #[test]
@@ -378,7 +390,7 @@ fn an_address_for_administration_is_another_one() {
     }
     let same = listen("--admin-listen 0.0.0.0:80").unwrap_err().to_string();
     assert!(
-        same.starts_with("--admin-listen: clients connect there already"),
+        same.starts_with("--admin-listen: clients connect to this address"),
         "{same}"
     );
 }

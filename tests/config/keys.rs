@@ -74,7 +74,7 @@ fn keys_for_administration_are_the_workers_own_or_the_shared_one_and_never_shown
     )
     .unwrap();
     let found = problems(&line, &[]);
-    let said = "give either admin_api_key or admin_api_key_file, not both";
+    let said = "set either admin_api_key or admin_api_key_file, not both";
     assert!(found.ends_with(said), "{found}");
 }
 
@@ -90,8 +90,8 @@ fn keys_of_clients_come_from_an_option_and_a_file_and_are_not_shown() {
     let printed = effective.to_string();
     assert!(!printed.contains("sk-"), "{printed}");
     let keys = ["sk-0", "sk-1", "sk-2"].map(Secret::new);
-    assert_eq!(found.gate.api_keys, keys);
-    assert_eq!(found.gate.admin_api_key, Some(Secret::new("sk-a")));
+    assert_eq!(found.client_keys.api, keys);
+    assert_eq!(found.client_keys.admin, Some(Secret::new("sk-a")));
     assert_eq!(found.prefill[0].api_key, Some(Secret::new("sk-0")));
     assert!(found.warnings.is_empty(), "{:?}", found.warnings);
 }

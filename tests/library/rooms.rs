@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room with the other rooms that it may name.
-const MAY_NAME: [(&str, &[&str]); 16] = [
+const MAY_NAME: [(&str, &[&str]); 17] = [
     ("pd", &[]),
     ("endpoint", &[]),
+    ("limits", &[]),
     ("net", &["endpoint"]),
     ("fleet", &["pd"]),
     ("client", &["endpoint"]),
@@ -24,6 +25,7 @@ const MAY_NAME: [(&str, &[&str]); 16] = [
             "error",
             "fleet",
             "legs",
+            "limits",
             "net",
             "pd",
             "telemetry",
@@ -32,7 +34,7 @@ const MAY_NAME: [(&str, &[&str]); 16] = [
     ("telemetry", &["fleet", "pd"]),
     ("discovery", &["fleet", "net"]),
     ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
-    ("config", &["pd"]),
+    ("config", &["limits", "pd"]),
     ("sim", &["pd"]),
     ("bench", &["pd"]),
     ("cli", &["bench", "config", "sim"]),

@@ -166,7 +166,10 @@ async fn connections_for_administration_are_not_among_those_of_clients() {
 /// A process with both listeners, and the address of the admin listener.
 async fn with_admin_listener() -> (ProcessPair, SocketAddr) {
     let mut pair = ProcessPair::start("--admin-listen 127.0.0.1:0").await;
-    let line = pair.process.line("open for administration address=").await;
+    let line = pair
+        .process
+        .line("listening for administration address=")
+        .await;
     let admins = line.rsplit_once('=').unwrap().1.parse().unwrap();
     (pair, admins)
 }
@@ -200,7 +203,7 @@ async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_
 async fn an_upgrade_hands_both_listeners_over() {
     let (mut pair, admins) = with_admin_listener().await;
     let mut new = pair.succeed(&format!("--admin-listen {admins}")).await;
-    new.line("open for administration").await;
+    new.line("listening for administration").await;
     assert!(pair.process.ended().await.success());
     for address in [pair.address, admins] {
         let mut client = Client::connect(address).await;

@@ -135,7 +135,9 @@ async fn sigquit_without_a_successor_changes_nothing() {
     let mut pair = ProcessPair::start("").await;
     let (mut client, mut decode) = pair.stream().await;
     pair.process.signal(Signal::Quit).await;
-    pair.process.line("no successor for an upgrade").await;
+    pair.process
+        .line("upgrade failed, this process keeps serving")
+        .await;
     let mut other = pair.client().await;
     assert_eq!(pair.generate(&mut other).await.status(), 200);
     decode.chunk("data: 2\n\n").await;
@@ -185,10 +187,12 @@ async fn a_successor_whose_address_is_busy_ends_at_once_and_its_predecessor_goes
     new.line("No incoming socket transfer").await;
     pair.process.signal(Signal::Quit).await;
     let why = new.line("mini-lb: ").await;
-    let expected = format!("cannot listen on {busy}: another process does already");
+    let expected = format!("cannot listen on {busy}: another process listens there");
     assert!(why.contains(&expected), "{why}");
     assert!(!new.ended().await.success());
-    pair.process.line("no successor for an upgrade").await;
+    pair.process
+        .line("upgrade failed, this process keeps serving")
+        .await;
     let mut other = pair.client().await;
     assert_eq!(pair.generate(&mut other).await.status(), 200);
     decode.chunk("data: 2\n\n").await;
@@ -199,7 +203,7 @@ async fn a_successor_whose_address_is_busy_ends_at_once_and_its_predecessor_goes
 async fn a_successor_listens_where_its_predecessor_did_not() {
     let mut pair = ProcessPair::start("").await;
     let mut new = pair.succeed("--admin-listen 127.0.0.1:0").await;
-    let admins = new.line("open for administration address=").await;
+    let admins = new.line("listening for administration address=").await;
     let admins = admins.rsplit_once('=').unwrap().1.parse().unwrap();
     for address in [admins, pair.address] {
         let mut client = Client::connect(address).await;
@@ -214,7 +218,10 @@ async fn a_successor_without_a_predecessor_says_so_and_ends() {
     let directory = Directory::new();
     let mut alone = directory.start(0, NOWHERE, "--upgrade");
     let why = alone.line("mini-lb: ").await;
-    assert!(why.contains("no predecessor gave its sockets"), "{why}");
+    assert!(
+        why.contains("no old process handed over its sockets"),
+        "{why}"
+    );
     assert!(!alone.ended().await.success());
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the configuration: {left:?}");

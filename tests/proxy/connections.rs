@@ -151,7 +151,7 @@ async fn a_busy_port_fails_at_once() {
         .await
         .unwrap_err();
     assert!(
-        error.to_string().contains("another process does already"),
+        error.to_string().contains("another process listens there"),
         "{error}"
     );
 }

@@ -427,7 +427,7 @@ async fn what_is_wrong_with_a_file_is_said_at_the_start() {
             "none.pem",
             "tls_key_path: cannot read none.pem: No such file",
         ),
-        (certificate, other_key, "the key does not belong to"),
+        (certificate, other_key, "the key does not match"),
         (certificate, certificate, "no private key in PEM"),
         (key, key, "tls_cert_path: cannot use"),
         (key, key, "no certificate in PEM"),

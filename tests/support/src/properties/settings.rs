@@ -107,25 +107,27 @@ fn promises_are_kept(config: &Config) {
     urls.sort();
     urls.dedup();
     assert_eq!(urls.len(), workers);
-    assert!(config.max_body_bytes > 0 && config.gate.max_buffered_body_bytes > 0);
-    assert!(config.gate.max_inflight_requests != Some(0));
-    let (gate, faults) = (&config.gate, &config.faults);
+    let (clients, requests) = (&config.clients, &config.requests);
+    assert!(requests.max_body_bytes > 0 && clients.max_buffered_body_bytes > 0);
+    assert!(requests.max_inflight_requests != Some(0));
     let mut times = vec![
-        config.connect_timeout,
-        config.leaving.grace,
-        gate.head_timeout,
-        gate.body_timeout,
-        gate.client_idle_timeout,
-        faults.request_timeout,
-        faults.first_token_timeout,
-        faults.stream_idle_timeout,
+        config.workers.connect_timeout,
+        config.shutdown.grace,
+        clients.head_timeout,
+        clients.client_idle_timeout,
+        requests.body_timeout,
+        requests.queue_timeout,
+        requests.client_stall_timeout,
+        requests.request_timeout,
+        requests.first_token_timeout,
+        requests.stream_idle_timeout,
     ];
-    times.extend(faults.stream_timeout);
-    if let Some(breaker) = &faults.breaker {
+    times.extend(requests.stream_timeout);
+    if let Some(breaker) = &config.resilience.breaker {
         times.extend([breaker.window, breaker.pause]);
         assert!(breaker.failures > 0 && breaker.successes > 0);
     }
-    if let Some(probes) = &faults.probes {
+    if let Some(probes) = &config.resilience.probes {
         times.extend([probes.interval, probes.timeout]);
         assert!(probes.path.starts_with('/'), "{}", probes.path);
     }

@@ -1,0 +1,222 @@
+//! From a configuration to the rooms of the program: fleet, client, proxy, and the applications of the listeners.
+//!
+//! Nothing is opened here and no task runs yet. Each room receives the values that it uses, never the whole
+//! configuration.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use pingora_core::listeners::tls::Acceptor;
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::{HttpProxy, http_proxy};
+
+use super::limits::{affordable_connections, affordable_requests};
+use super::listen::ProxyConnections;
+use super::shutdown::Shutdown;
+use super::{StartError, tls};
+use crate::client::{BodyMemory, ConnectionLimit, Connections, Keys, Listener, ShutdownWatcher};
+use crate::config::{ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec};
+use crate::discovery::{Names, Probe};
+use crate::fleet::{
+    Fleet, Limits as BreakerLimits, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
+    WorkerParts,
+};
+use crate::legs::Aborter;
+use crate::net::{Client, Dialling, STALE_ATTEMPTS};
+use crate::ops::Ops;
+use crate::pd::{Bootstrap, Engine};
+use crate::proxy::Proxy;
+
+/// A balancer that is ready to listen.
+pub(super) struct Built {
+    pub(super) clients: ProxyConnections,
+    /// `None` when the clients' listener accepts worker administration.
+    pub(super) admins: Option<ProxyConnections>,
+    pub(super) shutdown: Arc<Shutdown>,
+    pub(super) probe: Option<Probe>,
+    pub(super) names: Names,
+    pub(super) conf: Arc<ServerConf>,
+}
+
+/// Builds every room.
+///
+/// # Errors
+/// [`StartError`], except those of sockets and signals.
+pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let mut conf = std::mem::take(&mut config.server);
+    let acceptor = match &config.tls.listener {
+        Some(identity) => Some(tls::acceptor(identity)?),
+        None => None,
+    };
+    let dialling = Dialling {
+        connect_timeout: config.workers.connect_timeout,
+        trust: tls::trust(&config, &mut conf)?,
+    };
+    let fleet = fleet(&config)?;
+    // One attempt of Pingora's is an attempt of ours, or a pooled connection that the worker had closed.
+    conf.max_retries = STALE_ATTEMPTS + config.requests.max_retries as usize;
+    let conf = Arc::new(conf);
+    let client = Arc::new(Client::new(&conf, dialling));
+    let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));
+    let max_inflight = &mut config.requests.max_inflight_requests;
+    *max_inflight = max_inflight.or_else(affordable_requests);
+    let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
+    let app = Arc::new(http_proxy(&conf, app));
+    let listener = |listener| connections(app.clone(), listener, acceptor.clone(), &config.clients);
+    Ok(Built {
+        clients: Connections {
+            limit: Some(Arc::new(connection_limit(&config))),
+            open: shutdown.connections.clone(),
+            ..listener(Listener::Clients)
+        },
+        // Without a connection limit: administration must work when clients use up theirs.
+        admins: config
+            .admin_listen
+            .is_some()
+            .then(|| listener(Listener::Admins)),
+        names: Names::new(fleet.clone()),
+        probe: config.resilience.probes.map(|probes| Probe {
+            fleet,
+            client,
+            interval: probes.interval,
+            timeout: probes.timeout,
+            path: probes.path,
+        }),
+        shutdown,
+        conf,
+    })
+}
+
+fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shutdown) -> Proxy {
+    let keys = &config.client_keys;
+    let abort_requests = !config.resilience.disable_abort_requests;
+    Proxy {
+        engine: Engine::default(),
+        rooms: Arc::new(LiveRooms::default()),
+        aborter: Arc::new(Aborter::new(client.clone(), abort_requests)),
+        budget: RetryBudget::new(Instant::now()).into(),
+        endpoints: Arc::new(Ops::new(
+            fleet.clone(),
+            client.clone(),
+            config.requests.max_body_bytes,
+            !keys.api.is_empty(),
+            shutdown.unready(),
+        )),
+        fleet,
+        client,
+        inflight: shutdown.requests.clone(),
+        has_admin_listener: config.admin_listen.is_some(),
+        shutdown: ShutdownWatcher::new(shutdown.stage()),
+        body_memory: BodyMemory::new(config.clients.max_buffered_body_bytes),
+        keys: Keys::new(
+            keys.api.iter().map(|key| key.expose()),
+            keys.admin.iter().map(|key| key.expose()),
+        ),
+        limits: config.requests.clone(),
+    }
+}
+
+/// The application of a listener without a connection limit.
+fn connections(
+    app: Arc<HttpProxy<Proxy>>,
+    listener: Listener,
+    tls: Option<Arc<Acceptor>>,
+    limits: &ClientLimits,
+) -> ProxyConnections {
+    Connections {
+        app,
+        listener,
+        tls,
+        head_timeout: limits.head_timeout,
+        idle_timeout: limits.client_idle_timeout,
+        limit: None,
+        open: Arc::default(),
+    }
+}
+
+fn connection_limit(config: &Config) -> ConnectionLimit {
+    let requests = config.requests.max_inflight_requests;
+    let affordable = || requests.map_or(usize::MAX, affordable_connections);
+    ConnectionLimit::new(
+        config.clients.max_connections.unwrap_or_else(affordable),
+        config.clients.max_connections_per_ip,
+    )
+}
+
+/// The fleet, with the workers of the configuration.
+fn fleet(config: &Config) -> Result<Arc<Fleet>, StartError> {
+    let policies = match config.policy {
+        Policy::Random => Policies::random(),
+    };
+    let fleet = Fleet::new(policies, breaker_limits(&config.resilience));
+    let limits = &config.workers;
+    let fleet = Arc::new(match limits.max_concurrent_requests {
+        Some(per_worker) => {
+            let queue = Queue::new(per_worker, limits.queue_size, Instant::now, rand::random);
+            fleet.limited(queue)
+        }
+        None => fleet,
+    });
+    let prefill = config.prefill.iter().map(|spec| (Role::Prefill, spec));
+    let decode = config.decode.iter().map(|spec| (Role::Decode, spec));
+    let mut workers = Vec::new();
+    for (role, spec) in prefill.chain(decode) {
+        workers.push(fleet.new_worker(parts(role, spec)?));
+    }
+    fleet.replace(Members::new(workers));
+    Ok(fleet)
+}
+
+fn breaker_limits(resilience: &Resilience) -> BreakerLimits {
+    let slow_start = resilience.slow_start.unwrap_or(Duration::ZERO);
+    match &resilience.breaker {
+        None => BreakerLimits {
+            failures: 0,
+            slow_start,
+            ..BreakerLimits::default()
+        },
+        Some(breaker) => BreakerLimits {
+            failures: breaker.failures,
+            window: breaker.window,
+            successes: breaker.successes,
+            pause: breaker.pause,
+            slow_start,
+        },
+    }
+}
+
+fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
+    let not_a_header = |what| StartError::NotAHeader {
+        url: spec.url.to_string(),
+        what,
+    };
+    let host =
+        HeaderValue::try_from(spec.url.authority()).map_err(|_| not_a_header("host name"))?;
+    let bearer = |key: &Secret| {
+        let bearer = [b"Bearer ", key.expose()].concat();
+        let mut value = HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
+        value.set_sensitive(true);
+        Ok(value)
+    };
+    let bootstrap = spec
+        .bootstrap
+        .as_ref()
+        .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
+    Ok(WorkerParts {
+        role,
+        url: spec.url.to_string(),
+        origin: Origin {
+            host: spec.url.host().to_owned(),
+            port: spec.url.port(),
+            tls: spec.url.is_tls(),
+        },
+        host,
+        bootstrap,
+        authorization: spec.api_key.as_ref().map(bearer).transpose()?,
+        admin_authorization: spec.admin_api_key.as_ref().map(bearer).transpose()?,
+    })
+}

@@ -1,0 +1,246 @@
+//! The listening sockets, and Pingora's services on them.
+//!
+//! Sockets are bound here before Pingora runs: a busy port then fails at once, where Pingora would retry for 30 s and
+//! go on without a listener. On an upgrade they come from the old process.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{IntoRawFd, RawFd};
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
+use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
+use pingora_core::services::Service as PingoraService;
+use pingora_core::services::listening::Service;
+use pingora_proxy::HttpProxy;
+use tokio::sync::watch;
+
+use super::shutdown::{Shutdown, SignalsReady};
+use super::upgrade::OldProcess;
+use super::{Addresses, StartError};
+use crate::client::{Connections, Listener};
+use crate::config::{Config, Listen};
+use crate::discovery::{Names, Probe};
+use crate::proxy::Proxy;
+
+/// The connections of a listener, whose requests go to the proxy.
+pub(super) type ProxyConnections = Connections<HttpProxy<Proxy>>;
+
+/// Reads of a client go directly to the reader, without 64 KiB of buffer for each connection; a head and a short body
+/// leave in one write.
+const CLIENT_BUFFERS: L4BufferSettings = L4BufferSettings {
+    read: Some(0),
+    write: Some(4 << 10),
+};
+
+/// The configured addresses.
+pub(super) struct ListenAddresses {
+    clients: Listen,
+    admins: Option<Listen>,
+}
+
+impl ListenAddresses {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            clients: config.listen.clone(),
+            admins: config.admin_listen.clone(),
+        }
+    }
+}
+
+/// The sockets of all listeners.
+pub(super) struct Bound {
+    clients: BoundSocket,
+    admins: Option<BoundSocket>,
+}
+
+/// A listening socket with its address, as Pingora's tables name it.
+struct BoundSocket {
+    address: String,
+    socket: Socket,
+}
+
+enum Socket {
+    Own(TcpListener),
+    /// Shared with the old process.
+    Inherited(RawFd),
+}
+
+impl Bound {
+    /// Takes the sockets of the old process, if there is one, and binds those that it does not have.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`].
+    pub(super) fn new(
+        listen: &ListenAddresses,
+        mut old_process: Option<&mut OldProcess>,
+    ) -> Result<Self, StartError> {
+        let mut bound = |listen: &Listen| {
+            let address = listen.to_string();
+            if let Some(old_process) = &mut old_process
+                && let Some(socket) = old_process.take(&address)
+            {
+                let socket = Socket::Inherited(socket);
+                return Ok(BoundSocket { address, socket });
+            }
+            bind(listen)
+        };
+        Ok(Self {
+            clients: bound(&listen.clients)?,
+            admins: listen.admins.as_ref().map(bound).transpose()?,
+        })
+    }
+
+    /// `None` when the sockets are inherited.
+    pub(super) fn addresses(&self) -> Option<Addresses> {
+        Some(Addresses {
+            clients: self.clients.local_address()?,
+            admins: self.admins.as_ref().and_then(BoundSocket::local_address),
+        })
+    }
+
+    /// One service for each socket.
+    pub(super) fn services(
+        self,
+        clients: ProxyConnections,
+        admins: Option<ProxyConnections>,
+        shutdown: &Shutdown,
+    ) -> Vec<ListeningService> {
+        let clients = ListeningService::new(clients, self.clients, shutdown);
+        let admins = admins.zip(self.admins);
+        let admins = admins.map(|(app, bound)| ListeningService::new(app, bound, shutdown));
+        std::iter::once(clients).chain(admins).collect()
+    }
+}
+
+impl BoundSocket {
+    fn local_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Own(socket) => socket.local_addr().ok(),
+            Socket::Inherited(_) => None,
+        }
+    }
+}
+
+/// The address is the configured one, with the port that the system chose for port 0.
+fn bind(listen: &Listen) -> Result<BoundSocket, StartError> {
+    let failed = |why| StartError::Listen {
+        address: listen.to_string(),
+        why,
+    };
+    let socket = TcpListener::bind((listen.host.as_str(), listen.port)).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let address = match listen.port {
+        0 => socket.local_addr().map_err(failed)?.to_string(),
+        _ => listen.to_string(),
+    };
+    let socket = Socket::Own(socket);
+    Ok(BoundSocket { address, socket })
+}
+
+/// One of Pingora's listening services, on a socket that is bound already.
+pub(super) struct ListeningService {
+    listener: Listener,
+    service: Service<ProxyConnections>,
+    address: String,
+    /// Taken at the start.
+    socket: Option<Socket>,
+    /// Resolves when the listener must close. Taken at the start.
+    closed: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+}
+
+impl ListeningService {
+    fn new(app: ProxyConnections, bound: BoundSocket, shutdown: &Shutdown) -> Self {
+        let listener = app.listener;
+        let mut service = Service::new("mini-lb".to_owned(), app);
+        service.add_listener(ListenerConfig::tcp(&bound.address).l4_buffer(CLIENT_BUFFERS));
+        Self {
+            listener,
+            service,
+            address: bound.address,
+            socket: Some(bound.socket),
+            closed: Some(Box::pin(shutdown.closed(listener))),
+        }
+    }
+
+    /// Gives the socket to Pingora, which finds it by its address.
+    fn register(&mut self, fds: &ListenFds) {
+        let socket = match self.socket.take() {
+            Some(Socket::Own(socket)) => socket.into_raw_fd(),
+            Some(Socket::Inherited(socket)) => socket,
+            None => return,
+        };
+        fds.lock().add(self.address.clone(), socket);
+    }
+
+    /// Accepts connections until the listener must close.
+    async fn serve(&mut self, fds: ListenFds, listeners_per_fd: usize) {
+        let (stop, stopped) = watch::channel(false);
+        if let Some(closed) = self.closed.take() {
+            // Ends with `closed`, which resolves when the shutdown gets there or its sender is dropped.
+            tokio::spawn(async move {
+                closed.await;
+                stop.send_replace(true);
+            });
+        }
+        match self.listener {
+            Listener::Clients => log::info!("listening address={}", self.address),
+            Listener::Admins => log::info!("listening for administration address={}", self.address),
+        }
+        PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
+            .await;
+    }
+}
+
+/// All listening services as one of Pingora's services, with the tasks that run for as long: health checks and DNS.
+pub(super) struct Listeners {
+    pub(super) services: Vec<ListeningService>,
+    pub(super) probe: Option<Probe>,
+    pub(super) names: Names,
+    /// `None` in a balancer that handles no signals.
+    pub(super) ready: Option<SignalsReady>,
+}
+
+#[async_trait]
+impl PingoraService for Listeners {
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        _shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
+        for service in &mut self.services {
+            service.register(&fds);
+        }
+        if let Some(ready) = self.ready.take() {
+            ready.wait(fds.clone()).await;
+        }
+        // Bounded in time. Connections meanwhile wait in the backlog of their socket.
+        self.names.begin().await;
+        let services = self.services.iter_mut();
+        let serving =
+            join_all(services.map(|service| service.serve(fds.clone(), listeners_per_fd)));
+        let probing = async {
+            match &self.probe {
+                Some(probe) => probe.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = serving => {}
+            () = probing => {}
+            () = self.names.watch() => {}
+        }
+    }
+
+    fn name(&self) -> &str {
+        "mini-lb"
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        let addresses = self.services.iter().map(|service| service.address.clone());
+        Some(addresses.collect())
+    }
+}
