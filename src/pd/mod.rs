@@ -1,9 +1,9 @@
 //! The prefill/decode protocol as pure functions: bytes in, bytes out.
 //!
-//! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`]), and what every engine shares: a JSON
-//! scanner ([`json`]), the events of a stream ([`sse`]), and the verdict on the two legs of a request ([`verdict`]). What
-//! may not: a socket, a clock, randomness, a log line, a worker's address. All of it is tested as values in and values
-//! out.
+//! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`]), and the parts that all engines share: a JSON
+//! scanner ([`json`]), the events of a stream ([`sse`]), the verdict on the two legs of a request ([`verdict`]), and the
+//! facts for a policy ([`RoutingKey`]). What may not: a socket, a clock, randomness, a log line. All of it is tested as
+//! values in and values out.
 
 mod engine;
 pub mod json;

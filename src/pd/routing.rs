@@ -1,8 +1,7 @@
-//! What a policy may know of a request when it chooses a worker.
+//! The facts of a request that a policy chooses a worker by.
 //!
-//! A key is made for each request and waits with it in the queue, so it owns what it holds. Every fact costs each
-//! request the time to find it, also under a policy that reads none: only facts that the parse has found anyway
-//! stand here.
+//! A key is made for each request and waits with it in the queue, so that it owns its values. Finding a fact costs time
+//! for each request, also under a policy that reads none: only facts that parsing finds anyway belong here.
 
 use super::{Facts, Route};
 
@@ -11,9 +10,9 @@ use super::{Facts, Route};
 pub struct RoutingKey {
     /// The endpoint of the request.
     pub route: Route,
-    /// The length of the body as the client sent it, in bytes. Nearly all of a long one is prompt.
+    /// The length of the body as the client sent it, in bytes. A long body is nearly all prompt.
     pub body_bytes: usize,
-    /// How many prompts the body has, at least 1.
+    /// The number of prompts, at least 1.
     pub prompts: usize,
 }
 
