@@ -19,6 +19,7 @@ pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-err
 /// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
+    // End-to-end in the RFC; here each message gets its framing from the connection that sends it.
     CONTENT_LENGTH,
     TRANSFER_ENCODING,
     TE,

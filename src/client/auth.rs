@@ -51,6 +51,7 @@ impl Keys {
     /// key is for the workers, and stays.
     pub(crate) fn strip(&self, access: Access, head: &mut RequestHeader) {
         if !self.accepted(access).is_empty() {
+            // Both headers, because a client may send its key in both.
             head.remove_header(&AUTHORIZATION);
             head.remove_header(&X_API_KEY);
         }

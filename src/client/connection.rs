@@ -214,6 +214,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let counter = Arc::<ReadCounter>::default();
         let stream = CountedStream::new(stream, counter.clone());
         let mut session = ServerSession::new_http1(Box::new(stream));
+        // A connection over the limit must free its place after one response.
         let keep_alive = !*shutdown.borrow() && !overflow;
         session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
         let mut deadline = HeadDeadline {

@@ -151,6 +151,7 @@ impl Framing {
                     memchr::memmem::find(buf, b"\r\n\r\n").map(|at| at + 4)
                 };
                 match end {
+                    // Discarded: no reader of this crate needs trailers.
                     Some(end) => {
                         buf.advance(end);
                         *self = Framing::Done;

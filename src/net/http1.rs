@@ -65,6 +65,7 @@ impl Http1Connection {
             while request.has_remaining() {
                 match self.poll_write(cx, &mut request) {
                     Poll::Ready(written) => written.inspect_err(|_| self.keep_alive = false)?,
+                    // A worker that has responded reads no further: to wait for the write alone could take for ever.
                     Poll::Pending if self.poll_early_response(cx)? => return Poll::Ready(Ok(())),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -192,11 +193,13 @@ impl Http1Connection {
 
 /// The request head as it is sent. `Host`, `Content-Length` and the worker's own `Authorization` are added here.
 fn encode_head(to: Target<'_>, head: &RequestHeader, body_bytes: usize) -> Vec<u8> {
+    // Most heads fit, so that the buffer does not grow.
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(head.raw_path());
     out.extend_from_slice(b" HTTP/1.1\r\n");
+    // Host first, as RFC 9110 section 7.2 recommends.
     let mut field = |name: &HeaderName, value: &[u8]| {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
@@ -212,6 +215,7 @@ fn encode_head(to: Target<'_>, head: &RequestHeader, body_bytes: usize) -> Vec<u
     if let Some(key) = to.authorization {
         field(&AUTHORIZATION, key.as_bytes());
     }
+    // Without it, the worker of a POST or PUT with an empty body could not tell that there is none.
     if body_bytes > 0 || head.method == Method::POST || head.method == Method::PUT {
         field(&CONTENT_LENGTH, body_bytes.to_string().as_bytes());
     }

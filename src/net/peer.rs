@@ -53,6 +53,7 @@ impl Dialling {
 
 /// The pool's key of a connection: connections of one client with the same key are interchangeable.
 pub(super) fn reuse_key(address: SocketAddr, server_name: Option<&str>) -> u64 {
+    // All else that distinguishes Pingora's peers (timeouts, trust) is the same for all workers of a client.
     let mut hasher = DefaultHasher::new();
     (address, server_name).hash(&mut hasher);
     hasher.finish()

@@ -127,6 +127,7 @@ impl Call {
                 head.append_header(name, value)?;
             }
         }
+        // Not among the forwarded headers: a client's id has been checked, and replaced if it was not usable.
         head.insert_header(REQUEST_ID, request_id)?;
         Ok(Self {
             head,

@@ -20,6 +20,7 @@ pub(super) async fn first_response(
     call: &Call,
     path: &str,
 ) -> WholeResponse {
+    // One after the other: the first worker nearly always responds, and every further call would be wasted work.
     let mut failed = Vec::new();
     let members = fleet.members();
     for worker in members.workers() {

@@ -72,96 +72,65 @@ async fn refusal(response: impl AsRef<[u8]>) -> ErrorType {
     error.unwrap_err().etype().clone()
 }
 
+/// Asserts the body of this response, given without its version, and whether its connection is reusable.
+async fn check(method: Method, response: &str, body: &str, reusable: bool) {
+    let response = format!("HTTP/1.1 {response}");
+    let got = response_to(method, &response, Then::Stays).await.unwrap();
+    let got = (std::str::from_utf8(&got.body).unwrap(), got.reusable);
+    assert_eq!(got, (body, reusable), "{response:?}");
+}
+
 #[tokio::test]
-async fn every_framing_gives_its_body_and_says_whether_the_connection_is_reusable() {
-    let (post, head) = (Method::POST, Method::HEAD);
-    for (method, response, body, reusable) in [
+async fn every_framing_gives_its_body_and_a_reusable_connection() {
+    let chunked = "200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n\
+                   003;a=b\r\nhel\r\n2 ; c=\"d;e\"\r\nlo\r\nA\r\n0123456789\r\n00;last\r\nx-sum: 1\r\ny: 2\r\n\r\n";
+    check(Method::POST, chunked, "hello0123456789", true).await;
+    for response in [
+        "200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        "200 OK\r\ncontent-length: 5, 5\r\n\r\nhello",
+        "200\r\nContent-Length:5\r\n\r\nhello",
+        "200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        check(Method::POST, response, "hello", true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_has_no_body_by_definition_leaves_a_reusable_connection() {
+    for response in [
+        "200 OK\r\ncontent-length: 0\r\n\r\n",
+        "204 No Content\r\n\r\n",
+        "204 No Content\r\ntransfer-encoding: chunked\r\n\r\n",
+        "304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+    ] {
+        check(Method::POST, response, "", true).await;
+    }
+    for response in [
+        "200 OK\r\ncontent-length: 5\r\n\r\n",
+        "200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "200 OK\r\n\r\n",
+    ] {
+        check(Method::HEAD, response, "", true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_not_reused_after_a_close_another_protocol_or_bytes_too_many() {
+    for (response, body) in [
         (
-            &post,
-            "200 OK\r\ncontent-length: 5\r\n\r\nhello",
-            "hello",
-            true,
-        ),
-        (
-            &post,
-            "200 OK\r\ncontent-length: 5, 5\r\n\r\nhello",
-            "hello",
-            true,
-        ),
-        (&post, "200 OK\r\ncontent-length: 0\r\n\r\n", "", true),
-        (&post, "200\r\nContent-Length:5\r\n\r\nhello", "hello", true),
-        (
-            &post,
-            "200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-            "hello",
-            true,
-        ),
-        (
-            &post,
-            "200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n\
-             003;a=b\r\nhel\r\n2 ; c=\"d;e\"\r\nlo\r\nA\r\n0123456789\r\n00;last\r\nx-sum: 1\r\ny: 2\r\n\r\n",
-            "hello0123456789",
-            true,
-        ),
-        (&post, "204 No Content\r\n\r\n", "", true),
-        (
-            &post,
-            "204 No Content\r\ntransfer-encoding: chunked\r\n\r\n",
-            "",
-            true,
-        ),
-        (
-            &post,
-            "304 Not Modified\r\ncontent-length: 5\r\n\r\n",
-            "",
-            true,
-        ),
-        (&head, "200 OK\r\ncontent-length: 5\r\n\r\n", "", true),
-        (
-            &head,
-            "200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
-            "",
-            true,
-        ),
-        (&head, "200 OK\r\n\r\n", "", true),
-        (
-            &post,
             "200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello",
             "hello",
-            false,
         ),
         (
-            &post,
             "200 OK\r\nconnection: x, Close\r\ncontent-length: 5\r\n\r\nhello",
             "hello",
-            false,
         ),
-        (
-            &post,
-            "101 Switching Protocols\r\nupgrade: x\r\n\r\n",
-            "",
-            false,
-        ),
-        (
-            &post,
-            "200 OK\r\ncontent-length: 2\r\n\r\nhello",
-            "he",
-            false,
-        ),
-        (
-            &post,
-            "200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nx",
-            "",
-            false,
-        ),
-        (&post, "204 No Content\r\n\r\nx", "", false),
+        ("101 Switching Protocols\r\nupgrade: x\r\n\r\n", ""),
+        ("200 OK\r\ncontent-length: 2\r\n\r\nhello", "he"),
+        ("200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nx", ""),
+        ("204 No Content\r\n\r\nx", ""),
     ] {
-        let response = format!("HTTP/1.1 {response}");
-        let got = response_to(method.clone(), &response, Then::Stays)
-            .await
-            .unwrap();
-        let got = (std::str::from_utf8(&got.body).unwrap(), got.reusable);
-        assert_eq!(got, (body, reusable), "{response:?}");
+        check(Method::POST, response, body, false).await;
     }
 }
 
