@@ -216,7 +216,7 @@ mod tests {
     async fn a_worker_is_dialled_where_its_name_points_now() {
         let mut name = name();
         let worker = name.worker.clone();
-        let mut answers = VecDeque::from([
+        let mut results = VecDeque::from([
             not_found(),
             Ok(vec![address(1)]),
             not_found(),
@@ -228,10 +228,10 @@ mod tests {
             assert_eq!((host.as_str(), port), ("decode", 1));
             // Where it is dialled when the next lookup begins.
             seen.send(watched.address()).unwrap();
-            let answer = answers.pop_front();
+            let result = results.pop_front();
             async move {
-                match answer {
-                    Some(answer) => answer,
+                match result {
+                    Some(result) => result,
                     None => std::future::pending().await,
                 }
             }

@@ -1,34 +1,35 @@
-//! Whether a worker may be picked: what its recent failures say. The clock is an argument.
+//! The circuit breaker of one worker: whether its recent failures set it aside. The time is an argument.
 //!
-//! A worker that refuses connections is set aside at once and for longer each time; one that fails otherwise,
-//! after several failures within a window. When its time is over, one request tries it (half open), and a
-//! success of real traffic brings it back: with a small share of the picks first, because its caches are cold
-//! and everybody would come at once. Answers that say something about the request or about load (4xx, 429, 503)
-//! are no failures.
+//! A worker that refuses connections is set aside at once, and for longer each time. A worker that fails in another
+//! way is set aside after several failures within a window. When its time aside is over, one request tries it (half
+//! open), and a success of a real request brings it back. At first it gets a small share of the requests (slow start):
+//! its caches are cold, and a policy that prefers idle workers would send it all new requests.
+//!
+//! Responses about the request or about load (4xx, 429, 503) are no failures.
 
 use std::time::{Duration, Instant};
 
-/// What one leg says about its worker.
+/// What a leg or a probe says about its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// It answered as it should.
+    /// It served a request.
     Good,
-    /// It answers, whatever it says: somebody is there.
+    /// It responds, with whatever status.
     Present,
-    /// It refuses connections: nobody is there.
+    /// It refuses connections.
     Absent,
-    /// It failed on a request: lost the connection, answered 5xx, or was late.
+    /// It failed a request: it closed the connection, responded with 5xx, or was late.
     Bad,
-    /// The leg says nothing about the worker: cancelled, 4xx, 429, 503.
+    /// Nothing: the leg was cancelled, or the response was 4xx, 429 or 503.
     Neutral,
 }
 
-/// What evidence changes.
+/// A change of a worker's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     /// The worker is set aside.
     SetAside,
-    /// It gets requests again.
+    /// The worker gets requests again.
     Back,
 }
 
@@ -37,19 +38,18 @@ pub(super) enum Change {
 pub struct Limits {
     /// Failures within the window that set a worker aside. 0 switches the breaker off.
     pub failures: u32,
-    /// The window.
+    /// Failures that are further apart than this are not counted together.
     pub window: Duration,
     /// Successes of a worker on trial that bring it back.
     pub successes: u32,
-    /// How long a failing worker is set aside.
+    /// How long a failing worker is set aside, and the longest time for one that refuses connections.
     pub pause: Duration,
-    /// How long a worker that is back accepts_share less than its share of the picks. Zero: not at all.
+    /// How long a worker that is back gets less than its share of the requests. Zero switches slow start off.
     pub slow_start: Duration,
 }
 
 impl Default for Limits {
-    /// As `sglang_router.launch_router` has them, except for the pause: 60 s would outlive the patience of
-    /// clients that retry.
+    /// The defaults of `sglang_router.launch_router`, except for the pause: many clients retry for less than its 60 s.
     fn default() -> Self {
         Self {
             failures: 10,
@@ -61,11 +61,10 @@ impl Default for Limits {
     }
 }
 
-/// Of its share a worker accepts_share this part when it has just come back, and more and more of it until slow start
-/// is over.
+/// The part of its share that a worker gets when it has just come back. It grows to the whole until slow start is over.
 const FIRST_PART: f64 = 0.1;
 
-/// A worker that refuses connections is tried again after this, then after twice as long, and so on.
+/// How long a worker that refuses connections is set aside the first time. Each time doubles it.
 const FIRST_ABSENCE: Duration = Duration::from_millis(500);
 
 /// The state of one worker's breaker.
@@ -73,7 +72,7 @@ const FIRST_ABSENCE: Duration = Duration::from_millis(500);
 pub(super) struct Breaker {
     state: State,
     absences: u32,
-    /// When it came back, until slow start is over. A worker that was never set aside has none.
+    /// When the worker came back, until slow start is over. `None` for a worker that was never set aside.
     back: Option<Instant>,
 }
 
@@ -86,7 +85,7 @@ enum State {
     Open {
         until: Instant,
     },
-    /// One request at a time tries the worker.
+    /// Half open: one request at a time tries the worker.
     Trial {
         successes: u32,
         since: Instant,
@@ -103,11 +102,11 @@ impl Default for State {
     }
 }
 
-/// A trial that nobody reports on is forgotten after this long: its request was cancelled.
+/// After this long a trial without a result no longer blocks the next one: its request was cancelled.
 const TRIAL_FORGOTTEN: Duration = Duration::from_secs(10);
 
 impl Breaker {
-    /// Whether the worker may be picked now.
+    /// Whether the worker may be chosen now.
     pub(super) fn admits(&self, now: Instant) -> bool {
         match self.state {
             State::Closed { .. } => true,
@@ -116,7 +115,7 @@ impl Breaker {
         }
     }
 
-    /// The worker was picked: if it was set aside, that is its trial.
+    /// Notes that the worker was chosen: if it was set aside, this is its trial.
     pub(super) fn picked(&mut self, now: Instant) {
         match &mut self.state {
             State::Closed { .. } => {}
@@ -134,7 +133,7 @@ impl Breaker {
         }
     }
 
-    /// A leg or a probe says something.
+    /// Notes what a leg or a probe says.
     pub(super) fn note(
         &mut self,
         evidence: Evidence,
@@ -144,7 +143,7 @@ impl Breaker {
         self.back.take_if(|back| now >= *back + limits.slow_start);
         match evidence {
             Evidence::Good => self.good(now, limits),
-            // A probe ends an absence, and nothing else: whether it serves, real traffic says.
+            // A probe ends an absence and nothing else: only real requests show whether the worker serves.
             Evidence::Present if self.absences > 0 => self.close(now, limits),
             Evidence::Present => None,
             Evidence::Neutral => {
@@ -162,7 +161,7 @@ impl Breaker {
         }
     }
 
-    /// Which part of its share the worker accepts_share now, from [`FIRST_PART`] to 1.
+    /// The part of its share that the worker gets now, from [`FIRST_PART`] to 1.
     pub(super) fn part(&self, now: Instant, slow_start: Duration) -> f64 {
         let age = self.back.map(|back| now.saturating_duration_since(back));
         match age.filter(|age| *age < slow_start) {
@@ -171,7 +170,7 @@ impl Breaker {
         }
     }
 
-    /// Whether it remembers anything against the worker.
+    /// Whether the breaker remembers a failure, or slow start is not over.
     pub(super) fn is_unhealthy(&self) -> bool {
         self.back.is_some() || !matches!(self.state, State::Closed { failures: 0, .. })
     }
@@ -183,14 +182,14 @@ impl Breaker {
                 *since = None;
                 None
             }
-            // A leg that began before the worker was set aside has ended well: it lives.
+            // A leg that began before the worker was set aside has succeeded.
             State::Open { .. } => self.close(now, limits),
             State::Trial {
                 successes, busy, ..
             } => {
                 *successes += 1;
                 *busy = false;
-                // After an absence one success is enough: somebody is there again.
+                // After an absence one success is enough: the worker accepts connections again.
                 if *successes >= limits.successes || self.absences > 0 {
                     return self.close(now, limits);
                 }
@@ -358,7 +357,7 @@ mod tests {
         worker.note(Evidence::Neutral);
         assert!(worker.admits());
         worker.pick();
-        assert!(worker.after(10_000).admits(), "nobody reported on it");
+        assert!(worker.after(10_000).admits(), "its request was cancelled");
     }
 
     #[test]
@@ -376,10 +375,7 @@ mod tests {
             assert!(worker.breaker.is_unhealthy());
             assert_eq!(worker.after(1000).part(), 100);
             worker.note(Evidence::Neutral);
-            assert!(
-                !worker.breaker.is_unhealthy(),
-                "it accepts_share no lock any more"
-            );
+            assert!(!worker.breaker.is_unhealthy(), "it takes no lock any more");
         }
     }
 

@@ -1,18 +1,18 @@
-//! How many requests may be tried again: a share of the recent ones, so that retries cannot multiply an outage.
-//! The clock is an argument.
+//! The retry budget: a share of the recent requests may be tried again, so that retries cannot multiply the load of an
+//! outage. The time is an argument.
 
 use std::time::Instant;
 
-/// The time that counts as recent, in slots of a second.
+/// The seconds that count as recent. Each has a slot.
 const SLOTS: usize = 10;
 
-/// Of a hundred recent requests, so many may be tried again.
+/// The retries that a hundred recent requests allow.
 const PERCENT: u64 = 20;
 
-/// So that a quiet proxy may try again at all.
+/// The retries that each second allows in any case, so that a quiet proxy can retry at all.
 const FLOOR_PER_SECOND: u64 = 3;
 
-/// Requests and retries of the last ten seconds.
+/// The requests and retries of the last ten seconds.
 #[derive(Debug)]
 pub struct RetryBudget {
     begun: Instant,
@@ -21,14 +21,14 @@ pub struct RetryBudget {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    /// The second that the slot counts, from the beginning.
+    /// The second that the slot counts, since the budget was made.
     second: u64,
     requests: u64,
     retries: u64,
 }
 
 impl RetryBudget {
-    /// Nothing has happened yet.
+    /// A budget without requests.
     pub fn new(now: Instant) -> Self {
         Self {
             begun: now,
@@ -36,12 +36,12 @@ impl RetryBudget {
         }
     }
 
-    /// A request has come.
+    /// Notes a request.
     pub fn note_request(&mut self, now: Instant) {
         self.slot(now).requests += 1;
     }
 
-    /// Whether one more may be tried again now; it is counted then.
+    /// Takes one retry out of the budget. False when there is none left.
     pub fn take(&mut self, now: Instant) -> bool {
         let second = self.second(now);
         let recent = self

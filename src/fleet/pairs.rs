@@ -1,6 +1,6 @@
-//! Pairs that fail although both workers are well: a broken link between them, another page size.
+//! Pairs that fail although both of their workers are well: the link between them is broken, or their page sizes differ.
 //!
-//! Only pairs in trouble are remembered. The clock is an argument.
+//! Only pairs that have failed have a record. The time is an argument.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use super::worker::WorkerId;
 
-/// Failures in a row after which a pair is not picked.
+/// The failures in a row that set a pair aside.
 const FAILURES: u32 = 3;
 
-/// How long it is not picked then. One more failure afterwards and it is set aside again.
+/// How long a pair is set aside. After that one failure is enough to set it aside again.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// A prefill worker and a decode worker.
+/// A prefill worker and a decode worker, in this order.
 type Pair = (WorkerId, WorkerId);
 
-/// What is known of pairs in trouble.
+/// The records of the pairs that have failed.
 #[derive(Default)]
 pub(super) struct Pairs {
-    /// How many records there are, so that a healthy fleet accepts_share no lock.
+    /// The number of records. As long as it is 0 no lock is taken.
     known: AtomicUsize,
     records: Mutex<HashMap<Pair, Record>>,
 }
@@ -39,7 +39,7 @@ pub(super) struct Aside<'a> {
 }
 
 impl Aside<'_> {
-    /// Whether the pair may be picked.
+    /// Whether the pair may be chosen.
     pub(super) fn admits(&self, pair: Pair) -> bool {
         let until = self.records.get(&pair).and_then(|record| record.until);
         until.is_none_or(|until| self.now >= until)
@@ -51,7 +51,7 @@ impl Pairs {
         self.known.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the pair may be picked now.
+    /// Whether the pair may be chosen now.
     pub(super) fn admits(&self, pair: Pair, now: Instant) -> bool {
         self.aside(now).is_none_or(|aside| aside.admits(pair))
     }
@@ -64,7 +64,7 @@ impl Pairs {
         })
     }
 
-    /// The pair has served a request.
+    /// Notes that the pair has served a request.
     pub(super) fn good(&self, pair: Pair) {
         if self.has_records() {
             let mut records = self.lock();
@@ -73,7 +73,7 @@ impl Pairs {
         }
     }
 
-    /// The pair has failed together. Whether it is set aside now.
+    /// Notes that the pair has failed. True when it is set aside now.
     pub(super) fn bad(&self, pair: Pair, now: Instant) -> bool {
         let mut records = self.lock();
         let record = records.entry(pair).or_default();
@@ -86,7 +86,7 @@ impl Pairs {
         aside
     }
 
-    /// Forgets the pairs of workers that are not to be kept.
+    /// Forgets the pairs with a worker that is not to be kept.
     pub(super) fn retain(&self, keep: impl Fn(WorkerId) -> bool) {
         if self.has_records() {
             let mut records = self.lock();

@@ -1,15 +1,18 @@
-//! The queue before full workers: one for all, first come, first served.
+//! The queue of requests that wait for a pair with capacity: one for the whole fleet, first come, first served.
 //!
-//! Where workers have a limit, a request that finds no pair with room waits here, and nobody overtakes it. Every
-//! event that may make room (a leg ends, a worker or a pair is set aside or comes back) serves those who wait,
-//! under one lock, so that room and waiting requests never stand side by side and the loads never pass the limit.
-//! A request that is tried again waits in front of the others, and beyond the size of the queue: it had been let
-//! in. It avoids the worker that failed it; whoever is behind it may take the room that it does not want.
+//! Where workers have a limit, a request that finds no pair with capacity waits here, and no later request overtakes
+//! it. Every event that may give a pair capacity (a leg ends, a worker or a pair is set aside or comes back, the
+//! members are replaced) serves the waiting requests under one lock, so that a request never waits while a pair could
+//! take it, and the loads never pass the limit.
 //!
-//! No lease can be lost: it is handed to one request, and when that has left, dropped like any other.
-//! Time alone makes room too, when a worker's time aside is over, and is no event here: those who wait ask again
-//! from time to time ([`Fleet::serve_waiting`]). Room that is left when a request ends has no caller that could
-//! say what time it is, so the queue is given a clock and its draws when it is made.
+//! A request that is tried again waits in front of the others, and is not counted in the size of the queue: it had
+//! been let in. It avoids the worker that failed it; a request behind it may take the capacity of that worker.
+//!
+//! No lease is lost: it is sent to one request, and if that has left, it is dropped like any other.
+//!
+//! The end of a worker's time aside is no event. Waiting requests ask for it from time to time
+//! ([`Fleet::serve_waiting`]). A leg that ends does so in a drop, which has no caller that could hand in the time and
+//! a draw: the queue is given a clock and a source of draws when it is made.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,29 +26,31 @@ use super::select::Pair;
 use super::{Fleet, Lease, NoWorker, Selection, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
-/// The limit of the workers, and who waits for room.
+/// The limit of the workers, and the requests that wait because of it.
 pub struct Queue {
+    /// The most requests in flight on one worker.
     per_worker: NonZeroUsize,
+    /// The most requests that wait for their first attempt.
     size: usize,
     now: Box<dyn Fn() -> Instant + Send + Sync>,
     draw: Box<dyn Fn() -> u64 + Send + Sync>,
     line: Mutex<Line>,
 }
 
-/// When a request is served.
+/// When a request gets its pair.
 pub enum Turn {
     /// Now.
     Now(Lease),
-    /// When the ticket says so.
+    /// When [`Ticket::turn`] resolves.
     Later(Ticket),
 }
 
-/// Why a request is not let in.
+/// Why a request neither gets a pair nor may wait for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is nobody to serve it, ever.
+    /// A role has no worker with an address.
     NoWorker(NoWorker),
-    /// There is no room, and as many wait for it as may.
+    /// No pair has capacity, and as many requests wait as may.
     QueueFull,
 }
 
@@ -60,14 +65,14 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// A place in the queue. It is given up by dropping it.
+/// A place in the queue. Dropping it gives the place up.
 pub struct Ticket {
     fleet: Arc<Fleet>,
     number: u64,
     lease: oneshot::Receiver<Lease>,
 }
 
-/// Those who wait: first those that are tried again, then the others, each in the order in which they came.
+/// The waiting requests: first those that are tried again, then the others, both in the order of their arrival.
 #[derive(Default)]
 struct Line {
     waiters: VecDeque<Waiter>,
@@ -83,8 +88,8 @@ struct Waiter {
 }
 
 impl Queue {
-    /// Nobody waits. Each worker accepts_share `per_worker` requests at once, and `size` requests may wait. `now` and
-    /// `draw` give the time and uniformly distributed 64-bit values.
+    /// An empty queue. A worker takes `per_worker` requests at once, and `size` requests may wait. `now` and `draw`
+    /// give the time and uniformly distributed 64-bit values.
     pub fn new(
         per_worker: NonZeroUsize,
         size: usize,
@@ -107,12 +112,12 @@ impl Queue {
 }
 
 impl Line {
-    /// How many of those who wait are tried again. They stand in front.
+    /// How many of the waiting requests are tried again. They stand in front.
     fn tried(&self) -> usize {
         self.waiters.partition_point(Waiter::was_tried)
     }
 
-    /// How many of those who wait were not tried before.
+    /// How many of the waiting requests were not tried before.
     fn untried(&self) -> usize {
         self.waiters.len() - self.tried()
     }
@@ -125,11 +130,11 @@ impl Waiter {
 }
 
 impl Fleet {
-    /// [`Fleet::select`] with room for one more request on both workers, now or later. The load of both is
-    /// counted before anybody else is asked. `avoid` is empty for a request that was not tried before.
+    /// Selects a pair with capacity for one more request on both workers, now or later. Their load is counted before
+    /// the next request is looked at.
     ///
     /// # Errors
-    /// A role has no worker, or too many wait already.
+    /// A role has no worker, or too many requests wait already.
     pub fn admit(
         self: &Arc<Self>,
         wanted: Selection<'_>,
@@ -147,7 +152,7 @@ impl Fleet {
         let mut line = queue.line();
         self.serve(queue, &mut line);
         let tried = !avoid.is_empty();
-        // What somebody waits for is not there for the next one either: that need not be looked for.
+        // If a request waits already, there is no pair for a newcomer either: the search is skipped.
         if tried || line.untried() == 0 {
             let members = self.members.borrow();
             let filter = self.filter(&members, avoid, now, queue.per_worker.get());
@@ -181,7 +186,7 @@ impl Fleet {
         }))
     }
 
-    /// Whether a request that was not tried before would be refused now, so that it need not be read.
+    /// Whether a new request would be refused now, so that its body need not be read.
     pub fn is_full(&self) -> bool {
         let Some(queue) = &self.queue else {
             return false;
@@ -198,14 +203,14 @@ impl Fleet {
         }
     }
 
-    /// Serves those who wait and can be served. Needed when nothing but time has passed.
+    /// Serves the waiting requests that can be served. Callers need it only where nothing but time has passed.
     pub fn serve_waiting(self: &Arc<Self>) {
         if let Some(queue) = &self.queue {
             self.serve(queue, &mut queue.line());
         }
     }
 
-    /// A leg of this worker has ended.
+    /// Takes one request off a worker, and serves the waiting requests.
     pub(super) fn release(self: &Arc<Self>, worker: &Worker) {
         let Some(queue) = &self.queue else {
             return worker.release();
@@ -232,17 +237,17 @@ impl Fleet {
                         .remove(place)
                         .map(|next| next.lease.send(lease));
                     if let Some(Err(lease)) = sent {
-                        lease.end_untold();
+                        lease.end_silently();
                     }
                 }
                 _ if waiter.was_tried() => place += 1,
-                // Nor can anybody behind.
+                // Nor can any request behind it: they avoid no worker either.
                 _ => return,
             }
         }
     }
 
-    /// Counts the load of the pair; under the lock of the queue.
+    /// Counts the load of the pair. Called under the lock of the queue.
     fn lease(self: &Arc<Self>, (prefill, decode): Pair<'_>, now: Instant) -> Lease {
         prefill.picked(now);
         decode.picked(now);
@@ -254,15 +259,15 @@ impl Fleet {
 }
 
 impl Lease {
-    /// Ends both loads without telling the fleet, whose queue is locked and being served.
-    fn end_untold(mut self) {
-        self.prefill.told = None;
-        self.decode.told = None;
+    /// Ends both loads without serving the queue, which is locked and being served.
+    fn end_silently(mut self) {
+        self.prefill.serves = None;
+        self.decode.serves = None;
     }
 }
 
 impl Ticket {
-    /// Resolves when it is this request's turn. May be dropped and called again.
+    /// The pair, when it is this request's turn. The future may be dropped and the method called again.
     pub async fn turn(&mut self) -> Lease {
         match (&mut self.lease).await {
             Ok(lease) => lease,
@@ -273,8 +278,8 @@ impl Ticket {
 }
 
 impl Drop for Ticket {
-    /// The place is given up before the receiver is, so that no lease is sent to nobody. One that was sent
-    /// already is dropped with the receiver, and serves the next.
+    /// The place goes before the receiver does, so that no lease is sent without a receiver. A lease that has been
+    /// sent already is dropped with the receiver, which serves the next request.
     fn drop(&mut self) {
         if let Some(queue) = &self.fleet.queue {
             let mut line = queue.line();

@@ -1,4 +1,4 @@
-//! The rooms of live requests.
+//! The bootstrap rooms of live requests.
 //!
 //! A room names one rendezvous, so two live requests never share one: the random draw is checked against the
 //! rooms that are in use.

@@ -172,14 +172,13 @@ impl<'a> Filter<'a> {
         let workers = self.members.of(role);
         let last_resorts: [&dyn Fn(&Worker) -> bool; 3] = [
             &|worker| self.is_fit(worker),
-            &|worker| !self.avoid.contains(&worker.id()),
-            &|_| true,
+            &|worker| worker.has_address() && !self.avoid.contains(&worker.id()),
+            &|worker| worker.has_address(),
         ];
         for suits in last_resorts {
             let mut suit_at_all = false;
             let mut available = Vec::new();
-            let suiting = workers.iter().filter(|worker| suits(worker));
-            for worker in suiting.filter(|worker| worker.has_address()) {
+            for worker in workers.iter().filter(|worker| suits(worker)) {
                 suit_at_all = true;
                 if worker.in_flight() < capacity {
                     available.push(worker);

@@ -1,4 +1,4 @@
-//! The fleet under one event after the other: leases, workers and pairs that fail and come back.
+//! The fleet: leases, and workers and pairs that fail and come back.
 
 #![allow(clippy::unwrap_used)]
 
@@ -43,7 +43,7 @@ impl Fleet {
     }
 }
 
-/// A request of which no policy of these tests reads anything.
+/// A request for tests whose policies read nothing of it.
 pub(super) const REQUEST: RoutingKey = RoutingKey {
     route: Route::Generate,
     body_bytes: 0,
@@ -58,7 +58,7 @@ pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {
     }
 }
 
-/// Draws that reach every candidate in turn.
+/// Draws that reach every candidate.
 pub(super) fn draws() -> impl FnMut() -> u64 {
     let mut state = 0u64;
     move || {
@@ -67,7 +67,7 @@ pub(super) fn draws() -> impl FnMut() -> u64 {
     }
 }
 
-/// Draws that say nothing about the next one.
+/// Draws that are independent of one another.
 pub(super) fn unrelated_draws() -> impl FnMut() -> u64 {
     let mut rng = SmallRng::seed_from_u64(1);
     move || rng.random()
@@ -107,25 +107,25 @@ fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
 fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
     let now = Instant::now();
     let fleet = Arc::new(empty(Policies::random()));
-    let unplaced = fleet.new_worker(WorkerParts::named_for_tests(Role::Prefill, "prefill", 1));
+    let unresolved = fleet.new_worker(WorkerParts::named_for_tests(Role::Prefill, "prefill", 1));
     let decode = fleet.new_worker(WorkerParts::for_tests(Role::Decode, 1));
-    fleet.replace(Members::new([unplaced.clone(), decode]));
-    // Whatever is said about it, and however urgent it is.
+    fleet.replace(Members::new([unresolved.clone(), decode]));
+    // Whatever is noted about it, and although no other worker has its role.
     for evidence in [Evidence::Neutral, Evidence::Absent, Evidence::Good] {
-        fleet.note(&unplaced, evidence, now);
+        fleet.note(&unresolved, evidence, now);
         assert!(!fleet.has_pair(now));
         let refused = fleet.select(wanted(now, &[]), draws()).err();
         assert_eq!(refused, Some(NoWorker(Role::Prefill)));
     }
-    unplaced.set_address(([127, 0, 0, 1], 1).into());
+    unresolved.set_address(([127, 0, 0, 1], 1).into());
     assert!(fleet.has_pair(now) && fleet.select(wanted(now, &[]), draws()).is_ok());
 }
 
 #[test]
-fn silence_is_news_once_and_so_is_its_end() {
+fn a_worker_that_stops_responding_is_news_once_and_so_is_its_return() {
     let worker = Worker::for_tests(Role::Prefill, 1);
-    let answers = [true, false, false, false, true, true, false];
-    let news = answers.map(|answered| worker.note_answered(answered));
+    let responded = [true, false, false, false, true, true, false];
+    let news = responded.map(|responded| worker.note_answered(responded));
     assert_eq!(news, [false, true, false, false, true, false, true]);
 }
 
@@ -160,7 +160,7 @@ fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_en
     fleet.note(&returned, Evidence::Absent, now);
     assert_eq!(percent(now), 0);
     fleet.note(&returned, Evidence::Present, now);
-    // The part of a worker against one with a whole share.
+    // The percentage of a worker with a part of its share, beside one with a whole share.
     for (seconds, expected) in [(0, 10 * 100 / 110), (5, 55 * 100 / 155), (10, 50)] {
         let seen = percent(now + Duration::from_secs(seconds));
         assert!(
@@ -171,7 +171,7 @@ fn a_worker_that_is_back_gets_a_tenth_of_a_share_first_and_a_whole_one_in_the_en
 }
 
 #[test]
-fn slow_start_refuses_nobody_where_all_have_just_come_back() {
+fn slow_start_refuses_no_request_where_all_workers_have_just_come_back() {
     let fleet = fleet(1, 2);
     let now = Instant::now();
     for worker in fleet.members().workers() {
@@ -187,7 +187,7 @@ fn slow_start_refuses_nobody_where_all_have_just_come_back() {
 }
 
 #[test]
-fn when_all_look_dead_they_are_tried() {
+fn when_all_workers_look_dead_they_are_tried() {
     let fleet = fleet(2, 1);
     let now = Instant::now();
     for worker in fleet.members().workers() {
@@ -250,6 +250,6 @@ fn a_prefill_worker_all_of_whose_pairs_are_set_aside_is_not_picked() {
     (0..3).for_each(|_| fleet.note_pair_bad(&other, &decode, now));
     assert!(
         fleet.select(wanted(now, &[]), &mut draw).is_ok(),
-        "when all look broken they are tried"
+        "when all pairs look broken they are tried"
     );
 }

@@ -1,4 +1,4 @@
-//! One worker: its role, its address, and how much it has to do.
+//! One worker: its parts, its address, its health and its load.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -12,25 +12,25 @@ use super::Fleet;
 use super::breaker::{Breaker, Change, Evidence, Limits};
 use crate::pd::{Bootstrap, Role};
 
-/// Tells workers apart as long as the process lives.
+/// The id of a worker, which no other worker of the process has or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub(super) u64);
 
-/// What a worker is made of.
+/// The properties that a worker keeps for as long as it lives.
 pub struct WorkerParts {
     /// Prefill or decode.
     pub role: Role,
     /// The name of the worker in logs and responses: `http://host:port` or `https://host:port`, without a path.
     pub url: String,
-    /// The same URL in pieces, for dialling.
+    /// Where the worker is dialled: the same URL in pieces.
     pub origin: Origin,
     /// The value of the `Host` header that the worker gets.
     pub host: HeaderValue,
-    /// Where decode workers find this worker's registry; `None` for a decode worker.
+    /// Where decode workers find the bootstrap registry of a prefill worker; `None` for a decode worker.
     pub bootstrap: Option<Bootstrap>,
-    /// Replaces the client's `Authorization` where it is there.
+    /// Replaces the client's `Authorization`; `None` passes that on.
     pub authorization: Option<HeaderValue>,
-    /// Replaces it on the worker's admin endpoints; `None` means `authorization`.
+    /// The same on the worker's admin endpoints; `None` means `authorization`.
     pub admin_authorization: Option<HeaderValue>,
 }
 
@@ -60,10 +60,10 @@ pub struct Worker {
     /// `None` until the name of the host has been looked up.
     address: RwLock<Option<SocketAddr>>,
     in_flight: AtomicUsize,
-    /// Whether the breaker has anything to say, or there is no address: a worker without trouble accepts_share no lock.
+    /// Whether the breaker remembers anything, or there is no address. As long as it is false no lock is taken.
     unhealthy: AtomicBool,
     breaker: Mutex<Breaker>,
-    /// Whether the last question without legs had no answer.
+    /// Whether the last request without legs got no response.
     unanswered: AtomicBool,
 }
 
@@ -82,12 +82,12 @@ impl Worker {
         }
     }
 
-    /// Never another worker's.
+    /// The id, which no other worker has or gets.
     pub fn id(&self) -> WorkerId {
         self.id
     }
 
-    /// Whether it may be picked now.
+    /// Whether the worker may be chosen now: it has an address and is not set aside.
     pub fn admits(&self, now: Instant) -> bool {
         !self.unhealthy.load(Ordering::Relaxed)
             || (self.has_address() && self.breaker().admits(now))
@@ -98,7 +98,8 @@ impl Worker {
         self.address().is_some()
     }
 
-    /// Whether it accepts_share a pick that has fallen on it: always, but for a while after it came back.
+    /// Whether slow start lets the worker have a request that may go to it. Always true, except for a while after the
+    /// worker has come back.
     pub(super) fn accepts_share(
         &self,
         draw: impl FnOnce() -> u64,
@@ -112,7 +113,7 @@ impl Worker {
         part >= 1.0 || (draw() as f64) < part * u64::MAX as f64
     }
 
-    /// What a leg or a probe says about it, and what that changes.
+    /// Notes what a leg or a probe says about the worker. `Some` when that sets it aside or brings it back.
     pub(super) fn note(&self, evidence: Evidence, now: Instant, limits: &Limits) -> Option<Change> {
         let unhealthy = self.unhealthy.load(Ordering::Relaxed);
         if !unhealthy && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
@@ -125,13 +126,13 @@ impl Worker {
         changed
     }
 
-    /// Notes whether a question without legs was answered. True when that is news: who polls a dead worker fills
-    /// no log.
+    /// Notes whether a request without legs got a response. True when the last one did and this one did not, or the
+    /// other way round, so that a client that polls a dead worker does not fill the log.
     pub fn note_answered(&self, answered: bool) -> bool {
         self.unanswered.swap(!answered, Ordering::Relaxed) == answered
     }
 
-    /// Marks a pick of a worker that is being tried again.
+    /// Notes that the worker has been chosen: if it was set aside, this is its trial.
     pub(super) fn picked(&self, now: Instant) {
         if self.unhealthy.load(Ordering::Relaxed) {
             self.breaker().picked(now);
@@ -143,7 +144,7 @@ impl Worker {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prefill or decode.
+    /// The role, which a worker keeps.
     pub fn role(&self) -> Role {
         self.parts.role
     }
@@ -158,7 +159,7 @@ impl Worker {
         &self.parts.origin
     }
 
-    /// The value of the `Host` header.
+    /// The value of the `Host` header that the worker gets.
     pub fn host(&self) -> &HeaderValue {
         &self.parts.host
     }
@@ -176,14 +177,14 @@ impl Worker {
 
     /// Sets where the worker is dialled from now on.
     pub fn set_address(&self, address: SocketAddr) {
-        // In this order, so that a note that comes between does not find the old state.
+        // Under the lock of the breaker, so that a note at the same time does not store the old state.
         let breaker = self.breaker();
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
         self.unhealthy
             .store(breaker.is_unhealthy(), Ordering::Relaxed);
     }
 
-    /// Where decode finds this prefill worker's registry; `None` for a decode worker.
+    /// Where decode workers find the bootstrap registry of a prefill worker; `None` for a decode worker.
     pub fn bootstrap(&self) -> Option<&Bootstrap> {
         self.parts.bootstrap.as_ref()
     }
@@ -204,21 +205,21 @@ impl Worker {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Puts one request on this worker.
+    /// Counts one more request on this worker.
     pub fn load(self: &Arc<Self>) -> Load {
         self.load_of(None)
     }
 
-    /// Likewise; the fleet is told when it ends.
-    pub(super) fn load_of(self: &Arc<Self>, told: Option<Arc<Fleet>>) -> Load {
+    /// The same; the end of the load serves the queue of this fleet.
+    pub(super) fn load_of(self: &Arc<Self>, serves: Option<Arc<Fleet>>) -> Load {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Load {
             worker: self.clone(),
-            told,
+            serves,
         }
     }
 
-    /// Takes one request off.
+    /// Counts one request less.
     pub(super) fn release(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -259,11 +260,11 @@ impl WorkerParts {
     }
 }
 
-/// One request's share of a worker's load. It ends when this is dropped: with the leg, not with the choice.
+/// One request's share of a worker's load. It ends when this is dropped, which is when the leg ends.
 pub struct Load {
     worker: Arc<Worker>,
-    /// Who has others waiting for the room that this leaves.
-    pub(super) told: Option<Arc<Fleet>>,
+    /// The fleet whose waiting requests are served when the load ends; `None` without a queue.
+    pub(super) serves: Option<Arc<Fleet>>,
 }
 
 impl Deref for Load {
@@ -276,7 +277,7 @@ impl Deref for Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        match self.told.take() {
+        match self.serves.take() {
             None => self.worker.release(),
             Some(fleet) => fleet.release(&self.worker),
         }

@@ -1,5 +1,5 @@
-//! The queue under random events: requests come, are served, fail, are tried again, end and leave, workers and pairs
-//! are set aside and come back, the members are replaced, time passes. The laws are checked after each of them.
+//! The queue under random events: requests arrive, are served, fail, are tried again, end and leave; workers and pairs
+//! are set aside and come back; the members are replaced; time passes. Its rules are checked after each event.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,12 +9,12 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::super::{Evidence, Lease, Load, Members, Role, Worker, WorkerId, WorkerParts};
-use super::tests::{Stage, turn};
+use super::tests::{TestFleet, turn};
 use super::{Refusal, Ticket, Turn};
 
-/// What has become of the requests of one run.
-struct Course {
-    stage: Stage,
+/// The fleet and the requests of one run.
+struct Run {
+    test: TestFleet,
     limit: usize,
     rng: SmallRng,
     /// All workers that have ever been members.
@@ -28,16 +28,16 @@ struct Course {
     last: u64,
 }
 
-impl Course {
+impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let workers = (rng.random_range(1..=3), rng.random_range(1..=3));
         let limit = rng.random_range(1..=3);
         let size = rng.random_range(0..=6);
-        let stage = Stage::set(workers, limit, size);
+        let test = TestFleet::set(workers, limit, size);
         Self {
-            known: stage.fleet.members().workers().cloned().collect(),
-            stage,
+            known: test.fleet.members().workers().cloned().collect(),
+            test,
             limit,
             rng,
             next: 0,
@@ -53,14 +53,14 @@ impl Course {
         Some(from.swap_remove(index))
     }
 
-    fn comes(&mut self, avoid: Vec<WorkerId>) {
+    fn arrives(&mut self, avoid: Vec<WorkerId>) {
         self.next += 1;
-        match self.stage.again(&avoid) {
+        match self.test.again(&avoid) {
             Ok(Turn::Now(lease)) => self.is_served(self.next, &avoid, lease),
             Ok(Turn::Later(ticket)) => self.waiting.push((self.next, avoid, ticket)),
             Err(Refusal::QueueFull) => assert!(avoid.is_empty()),
             Err(Refusal::NoWorker(why)) => {
-                assert!(self.stage.fleet.members().of(why.0).is_empty(), "{why}");
+                assert!(self.test.fleet.members().of(why.0).is_empty(), "{why}");
             }
         }
     }
@@ -71,14 +71,14 @@ impl Course {
             self.last = number;
         }
         for worker in [&lease.prefill, &lease.decode] {
-            assert!(self.stage.fleet.members().contains(worker.id()));
+            assert!(self.test.fleet.members().contains(worker.id()));
         }
         self.held.push(lease);
     }
 
     fn event(&mut self) {
         match self.rng.random_range(0..100) {
-            0..40 => self.comes(Vec::new()),
+            0..40 => self.arrives(Vec::new()),
             40..45 => self.replace(),
             45..62 => {
                 let ended = Self::one_of(&mut self.rng, &mut self.held);
@@ -91,7 +91,7 @@ impl Course {
                     2 => {
                         let failed = prefill.id();
                         drop((prefill, decode));
-                        self.comes(vec![failed]);
+                        self.arrives(vec![failed]);
                     }
                     _ => drop((prefill, decode)),
                 }
@@ -107,7 +107,7 @@ impl Course {
                     Evidence::Bad,
                     Evidence::Neutral,
                 ][self.rng.random_range(0..5)];
-                self.stage.fleet.note(worker, evidence, self.stage.now());
+                self.test.fleet.note(worker, evidence, self.test.now());
             }
             93..97 => {
                 let first = |role| self.known.iter().find(move |worker| worker.role() == role);
@@ -117,24 +117,24 @@ impl Course {
                 };
                 match self.rng.random_bool(0.7) {
                     true => self
-                        .stage
+                        .test
                         .fleet
-                        .note_pair_bad(prefill, decode, self.stage.now()),
-                    false => self.stage.fleet.note_pair_good(prefill, decode),
+                        .note_pair_bad(prefill, decode, self.test.now()),
+                    false => self.test.fleet.note_pair_good(prefill, decode),
                 }
             }
             _ => {
-                self.stage.after(self.rng.random_range(0..2000));
-                self.stage.fleet.serve_waiting();
+                self.test.after(self.rng.random_range(0..2000));
+                self.test.fleet.serve_waiting();
             }
         }
     }
 
-    /// Any of the workers that there have been are members now, and sometimes a new one.
+    /// Makes some of the workers that there have been the members, and sometimes a new one.
     fn replace(&mut self) {
         if self.rng.random_bool(0.3) {
             let role = [Role::Prefill, Role::Decode][self.rng.random_range(0..2)];
-            let new = self.stage.fleet.new_worker(WorkerParts::for_tests(role, 1));
+            let new = self.test.fleet.new_worker(WorkerParts::for_tests(role, 1));
             assert!(self.known.iter().all(|worker| worker.id() != new.id()));
             self.known.push(new);
         }
@@ -144,10 +144,10 @@ impl Course {
             .filter(|_| self.rng.random_bool(0.7))
             .cloned()
             .collect();
-        self.stage.fleet.replace(Members::new(members));
+        self.test.fleet.replace(Members::new(members));
     }
 
-    /// Takes the turns that have come. Those who came first look first, as their order is what is checked.
+    /// Takes the leases that have come, in the order in which the requests arrived: that order is checked.
     fn take_turns(&mut self) {
         let mut still = Vec::new();
         self.waiting.sort_by_key(|(number, ..)| *number);
@@ -161,7 +161,7 @@ impl Course {
     }
 
     fn check(&self) {
-        let fleet = &self.stage.fleet;
+        let fleet = &self.test.fleet;
         let loads = self.known.iter().map(|worker| worker.in_flight());
         assert!(loads.clone().all(|load| load <= self.limit));
         let loads: usize = loads.sum();
@@ -171,13 +171,16 @@ impl Course {
             self.waiting.len()
         );
         for (number, avoid, _) in &self.waiting {
-            assert!(!self.could_be_served(avoid), "{number} waits beside room");
+            assert!(
+                !self.could_be_served(avoid),
+                "{number} waits although a pair has capacity"
+            );
         }
     }
 
-    /// Slow, and without draws: whether a pair that may be picked has capacity.
+    /// Whether a pair that may be chosen has capacity: slow, and without draws.
     fn could_be_served(&self, avoid: &[WorkerId]) -> bool {
-        let (fleet, now) = (&self.stage.fleet, self.stage.now());
+        let (fleet, now) = (&self.test.fleet, self.test.now());
         let eligible = |role| -> Vec<Arc<Worker>> {
             let all: Vec<_> = fleet.members().of(role).to_vec();
             let others: Vec<_> = all
@@ -210,25 +213,22 @@ impl Course {
 }
 
 #[test]
-fn nobody_waits_while_a_pair_has_room_and_no_lease_is_lost_whatever_happens() {
+fn no_request_waits_while_a_pair_has_capacity_and_no_lease_is_lost() {
     for seed in 0..400 {
-        let mut course = Course::new(seed);
+        let mut run = Run::new(seed);
         for _ in 0..300 {
-            course.event();
-            course.take_turns();
-            course.check();
+            run.event();
+            run.take_turns();
+            run.check();
         }
-        course
-            .stage
-            .fleet
-            .replace(Members::new(course.known.clone()));
-        course.take_turns();
-        while !(course.held.is_empty() && course.halves.is_empty()) {
-            course.held.clear();
-            course.halves.clear();
-            course.take_turns();
-            course.check();
+        run.test.fleet.replace(Members::new(run.known.clone()));
+        run.take_turns();
+        while !(run.held.is_empty() && run.halves.is_empty()) {
+            run.held.clear();
+            run.halves.clear();
+            run.take_turns();
+            run.check();
         }
-        assert!(course.waiting.is_empty(), "everybody was served");
+        assert!(run.waiting.is_empty(), "every request was served");
     }
 }

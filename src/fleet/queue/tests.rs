@@ -1,4 +1,4 @@
-//! The queue, one situation after the other, with a clock that the test turns.
+//! The queue, one rule after the other.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,13 +11,13 @@ use super::super::{Evidence, Members, Policies, Role, WorkerParts};
 use super::*;
 
 /// A fleet whose clock the test turns.
-pub(super) struct Stage {
+pub(super) struct TestFleet {
     pub(super) fleet: Arc<Fleet>,
     now: Arc<Mutex<Instant>>,
     draw: Box<dyn FnMut() -> u64>,
 }
 
-impl Stage {
+impl TestFleet {
     pub(super) fn set(workers: (u16, u16), per_worker: usize, size: usize) -> Self {
         let now = Arc::new(Mutex::new(Instant::now()));
         let (clock, draws_of_queue) = (now.clone(), Mutex::new(draws()));
@@ -85,7 +85,7 @@ pub(super) fn turn(ticket: &mut Ticket) -> Option<Lease> {
 }
 
 #[test]
-fn without_a_limit_everybody_is_served_at_once() {
+fn without_a_limit_every_request_is_served_at_once() {
     let fleet = populated(empty(Policies::random()), 1, 1);
     let mut leases = Vec::new();
     for _ in 0..1000 {
@@ -100,118 +100,118 @@ fn without_a_limit_everybody_is_served_at_once() {
 }
 
 #[test]
-fn who_finds_all_workers_full_waits_and_is_served_in_the_order_of_coming() {
-    let mut stage = Stage::set((1, 1), 2, 10);
-    let (one, two) = (stage.served(), stage.served());
-    let (mut three, mut four) = (stage.waits(), stage.waits());
+fn requests_that_find_all_workers_full_wait_and_are_served_in_the_order_of_arrival() {
+    let mut test = TestFleet::set((1, 1), 2, 10);
+    let (one, two) = (test.served(), test.served());
+    let (mut three, mut four) = (test.waits(), test.waits());
     drop(one.prefill);
-    assert!(turn(&mut three).is_none(), "decode is full still");
+    assert!(turn(&mut three).is_none(), "decode is still full");
     drop(one.decode);
-    let mut five = stage.waits();
+    let mut five = test.waits();
     assert!(turn(&mut four).is_none() && turn(&mut five).is_none());
     let three = turn(&mut three).unwrap();
     drop((two, three));
     let (four, five) = (turn(&mut four).unwrap(), turn(&mut five).unwrap());
-    assert_eq!(stage.of(Role::Decode, 0).in_flight(), 2);
+    assert_eq!(test.of(Role::Decode, 0).in_flight(), 2);
     drop((four, five));
-    stage.served();
+    test.served();
 }
 
 #[test]
-fn who_leaves_gives_up_its_place_and_a_turn_that_it_had_goes_to_the_next() {
-    let mut stage = Stage::set((1, 1), 1, 2);
-    let lease = stage.served();
-    let (one, two) = (stage.waits(), stage.waits());
-    assert!(stage.is_refused());
+fn a_request_that_leaves_gives_up_its_place_and_its_lease_goes_to_the_next() {
+    let mut test = TestFleet::set((1, 1), 1, 2);
+    let lease = test.served();
+    let (one, two) = (test.waits(), test.waits());
+    assert!(test.is_refused());
     drop(one);
-    let mut three = stage.waits();
+    let mut three = test.waits();
     drop(lease);
-    // It is the second one's turn, which leaves without having looked.
+    // The second request has its lease now, and leaves without having taken it.
     drop(two);
     assert!(turn(&mut three).is_some());
-    assert!(stage.fleet.is_idle());
+    assert!(test.fleet.is_idle());
 }
 
 #[test]
-fn a_full_queue_refuses_and_one_of_no_size_refuses_where_there_is_no_room() {
-    let mut stage = Stage::set((1, 1), 1, 1);
-    let _lease = stage.served();
-    assert!(!stage.fleet.is_full());
-    let _ticket = stage.waits();
-    assert!(stage.is_refused());
-    let mut stage = Stage::set((1, 1), 1, 0);
-    assert!(!stage.fleet.is_full());
-    let lease = stage.served();
-    assert!(stage.is_refused());
+fn a_full_queue_refuses_and_a_queue_of_size_zero_refuses_where_no_pair_has_capacity() {
+    let mut test = TestFleet::set((1, 1), 1, 1);
+    let _lease = test.served();
+    assert!(!test.fleet.is_full());
+    let _ticket = test.waits();
+    assert!(test.is_refused());
+    let mut test = TestFleet::set((1, 1), 1, 0);
+    assert!(!test.fleet.is_full());
+    let lease = test.served();
+    assert!(test.is_refused());
     drop(lease.prefill);
-    assert!(stage.is_refused());
+    assert!(test.is_refused());
     drop(lease.decode);
-    stage.served();
+    test.served();
 }
 
 #[test]
 fn a_request_that_is_tried_again_waits_in_front_and_others_take_what_it_avoids() {
-    let mut stage = Stage::set((2, 1), 1, 1);
-    let (failed, other) = (stage.of(Role::Prefill, 0), stage.of(Role::Prefill, 1));
-    let legs = [&failed, &other].map(|worker| worker.load_of(Some(stage.fleet.clone())));
+    let mut test = TestFleet::set((2, 1), 1, 1);
+    let (failed, other) = (test.of(Role::Prefill, 0), test.of(Role::Prefill, 1));
+    let legs = [&failed, &other].map(|worker| worker.load_of(Some(test.fleet.clone())));
     let [one, two] = legs;
-    let mut waits = stage.waits();
-    let mut tried = stage.waits_again(&[failed.id()]);
-    assert!(stage.is_refused(), "it is not among those that are counted");
+    let mut waits = test.waits();
+    let mut tried = test.waits_again(&[failed.id()]);
+    assert!(
+        test.is_refused(),
+        "a request that is tried again is not counted"
+    );
     drop(one);
     assert!(
         turn(&mut tried).is_none(),
-        "room where it has failed is none"
+        "the capacity of the worker that failed it does not count"
     );
     let served = turn(&mut waits).unwrap();
     assert_eq!(served.prefill.id(), failed.id());
     drop(two);
-    assert!(turn(&mut tried).is_none(), "decode is full still");
-    let mut waits = stage.waits();
+    assert!(turn(&mut tried).is_none(), "decode is still full");
+    let mut waits = test.waits();
     drop(served);
-    assert!(turn(&mut waits).is_none(), "it is behind");
+    assert!(turn(&mut waits).is_none(), "it waits behind the other");
     assert_eq!(turn(&mut tried).unwrap().prefill.id(), other.id());
 }
 
 #[test]
-fn a_well_worker_that_is_full_is_waited_for_rather_than_one_that_is_set_aside() {
-    let mut stage = Stage::set((2, 1), 3, 10);
-    let (gone, well) = (stage.of(Role::Prefill, 0), stage.of(Role::Prefill, 1));
-    stage.fleet.note(&gone, Evidence::Absent, stage.now());
+fn a_request_waits_for_a_full_worker_rather_than_take_one_that_is_set_aside() {
+    let mut test = TestFleet::set((2, 1), 3, 10);
+    let (gone, well) = (test.of(Role::Prefill, 0), test.of(Role::Prefill, 1));
+    test.fleet.note(&gone, Evidence::Absent, test.now());
     let full = [0; 3].map(|_| well.load());
-    let mut ticket = stage.waits();
-    stage.after(500);
-    assert!(
-        turn(&mut ticket).is_none(),
-        "nobody has looked at the clock"
-    );
-    stage.fleet.serve_waiting();
+    let mut ticket = test.waits();
+    test.after(500);
+    assert!(turn(&mut ticket).is_none(), "the time alone is no event");
+    test.fleet.serve_waiting();
     let trial = turn(&mut ticket).unwrap();
     assert_eq!(trial.prefill.id(), gone.id());
-    let mut ticket = stage.waits();
-    stage.fleet.note(&gone, Evidence::Good, stage.now());
+    let mut ticket = test.waits();
+    test.fleet.note(&gone, Evidence::Good, test.now());
     assert_eq!(turn(&mut ticket).unwrap().prefill.id(), gone.id());
-    stage.fleet.note(&gone, Evidence::Absent, stage.now());
-    let mut ticket = stage.waits();
-    // When all look dead they are tried.
-    stage.fleet.note(&well, Evidence::Absent, stage.now());
+    test.fleet.note(&gone, Evidence::Absent, test.now());
+    let mut ticket = test.waits();
+    // When all workers look dead they are tried.
+    test.fleet.note(&well, Evidence::Absent, test.now());
     assert_eq!(turn(&mut ticket).unwrap().prefill.id(), gone.id());
     drop(full);
 }
 
 #[test]
-fn a_pair_that_is_set_aside_is_waited_around() {
-    let mut stage = Stage::set((2, 2), 1, 10);
-    let (prefill, decode) = (stage.of(Role::Prefill, 0), stage.of(Role::Decode, 0));
+fn a_request_waits_rather_than_take_a_pair_that_is_set_aside() {
+    let mut test = TestFleet::set((2, 2), 1, 10);
+    let (prefill, decode) = (test.of(Role::Prefill, 0), test.of(Role::Decode, 0));
     for _ in 0..3 {
-        stage.fleet.note_pair_bad(&prefill, &decode, stage.now());
+        test.fleet.note_pair_bad(&prefill, &decode, test.now());
     }
     let others = (
-        stage.of(Role::Prefill, 1).load(),
-        stage.of(Role::Decode, 1).load(),
+        test.of(Role::Prefill, 1).load(),
+        test.of(Role::Decode, 1).load(),
     );
-    let mut ticket = stage.waits();
-    stage.fleet.note_pair_good(&prefill, &decode);
+    let mut ticket = test.waits();
+    test.fleet.note_pair_good(&prefill, &decode);
     let lease = turn(&mut ticket).unwrap();
     assert_eq!(
         (lease.prefill.id(), lease.decode.id()),
@@ -221,7 +221,7 @@ fn a_pair_that_is_set_aside_is_waited_around() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn every_turn_comes_where_threads_come_end_and_leave_at_once() {
+async fn every_request_is_served_while_threads_begin_end_and_leave_at_once() {
     let limit = NonZeroUsize::new(2).unwrap();
     let queue = Queue::new(limit, usize::MAX, Instant::now, rand::random);
     let fleet = populated(empty(Policies::random()).limited(queue), 2, 2);
@@ -246,27 +246,27 @@ async fn every_turn_comes_where_threads_come_end_and_leave_at_once() {
     });
     for client in clients.collect::<Vec<_>>() {
         let served = tokio::time::timeout(Duration::from_secs(30), client);
-        served.await.expect("every turn comes").unwrap();
+        served.await.expect("every request is served").unwrap();
     }
     assert!(fleet.is_idle());
 }
 
 #[test]
 fn waiting_requests_are_served_by_new_members_and_not_by_removed_ones() {
-    let mut stage = Stage::set((1, 1), 1, 10);
+    let mut test = TestFleet::set((1, 1), 1, 10);
     let new =
-        |stage: &Stage, role, port| stage.fleet.new_worker(WorkerParts::for_tests(role, port));
-    let (prefill, decode) = (stage.of(Role::Prefill, 0), stage.of(Role::Decode, 0));
-    let lease = stage.served();
-    let (mut one, mut two) = (stage.waits(), stage.waits());
-    let pair = [new(&stage, Role::Prefill, 8), new(&stage, Role::Decode, 9)];
+        |test: &TestFleet, role, port| test.fleet.new_worker(WorkerParts::for_tests(role, port));
+    let (prefill, decode) = (test.of(Role::Prefill, 0), test.of(Role::Decode, 0));
+    let lease = test.served();
+    let (mut one, mut two) = (test.waits(), test.waits());
+    let pair = [new(&test, Role::Prefill, 8), new(&test, Role::Decode, 9)];
     let all = [prefill, decode.clone()].into_iter().chain(pair.clone());
-    stage.fleet.replace(Members::new(all));
+    test.fleet.replace(Members::new(all));
     let served = turn(&mut one).unwrap();
     assert_eq!(served.decode.id(), pair[1].id());
     assert!(turn(&mut two).is_none(), "all are full again");
     // The decode worker whose lease ends is removed before it ends.
-    stage.fleet.replace(Members::new(pair.clone()));
+    test.fleet.replace(Members::new(pair.clone()));
     drop(lease);
     assert_eq!(decode.in_flight(), 0);
     assert!(turn(&mut two).is_none(), "it gets nothing any more");
@@ -275,15 +275,15 @@ fn waiting_requests_are_served_by_new_members_and_not_by_removed_ones() {
 }
 
 #[test]
-fn a_request_waits_through_a_time_without_workers() {
-    let mut stage = Stage::set((1, 1), 1, 10);
-    let members = || stage.fleet.members().workers().cloned().collect::<Vec<_>>();
+fn a_waiting_request_survives_a_time_without_workers() {
+    let mut test = TestFleet::set((1, 1), 1, 10);
+    let members = || test.fleet.members().workers().cloned().collect::<Vec<_>>();
     let members = members();
-    let lease = stage.served();
-    let mut ticket = stage.waits();
-    stage.fleet.replace(Members::default());
+    let lease = test.served();
+    let mut ticket = test.waits();
+    test.fleet.replace(Members::default());
     drop(lease);
     assert!(turn(&mut ticket).is_none());
-    stage.fleet.replace(Members::new(members));
+    test.fleet.replace(Members::new(members));
     assert!(turn(&mut ticket).is_some());
 }

@@ -1,4 +1,4 @@
-//! The members are replaced while requests come and go.
+//! The members are replaced while requests begin and end.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use super::*;
 
-/// A fleet under random events, and what must be true of it.
-struct Course {
+/// The fleet and the requests of one run of random events.
+struct Run {
     fleet: Arc<Fleet>,
     rng: SmallRng,
     now: Instant,
-    /// Every worker that there has been.
+    /// All workers that have ever been members.
     known: Vec<Arc<Worker>>,
     leases: Vec<Lease>,
-    /// Legs that have outlived those of their peers.
+    /// Legs that have outlived their peer.
     halves: Vec<Load>,
 }
 
-impl Course {
+impl Run {
     fn new(seed: u64) -> Self {
         Self {
             fleet: Arc::new(empty(Policies::random())),
@@ -120,14 +120,14 @@ impl Course {
 #[test]
 fn no_removed_worker_gets_a_request_no_load_is_lost_and_no_id_is_used_twice() {
     for seed in 0..200 {
-        let mut course = Course::new(seed);
+        let mut run = Run::new(seed);
         for _ in 0..300 {
-            course.event();
-            course.check();
+            run.event();
+            run.check();
         }
-        course.leases.clear();
-        course.halves.clear();
-        course.check();
+        run.leases.clear();
+        run.halves.clear();
+        run.check();
     }
 }
 
