@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 
-use super::engine::{Finish, Row, Step};
+use super::engine::{Row, Step};
 use super::errors::Family;
 use super::model;
-use super::openai::{self, StreamOptions, head, metadata, openai_finish, usage};
-use super::render::{data, escape_into, separate, string, write_to};
+use super::openai::{self, Generated, StreamOptions, head, metadata, openai_finish, usage};
+use super::render::{data, separate, string, write_to};
 use super::request::Batch;
 use super::stream::Render;
 
@@ -19,15 +19,12 @@ pub(crate) struct Chat {
 }
 
 struct Choice {
-    id: String,
-    prompt_tokens: usize,
+    generated: Generated,
     /// Number of top logprobs of a token; none unless logprobs are wanted.
     top: Option<usize>,
-    content: String,
+    /// Logprobs of the tokens that no event has had yet, as JSON objects.
     logprobs: String,
-    tokens: usize,
     begun: bool,
-    finish: Option<Finish>,
 }
 
 impl Chat {
@@ -41,14 +38,10 @@ impl Chat {
             .items
             .iter()
             .map(|item| Choice {
-                id: item.rid.clone(),
-                prompt_tokens: item.prompt.len(),
+                generated: Generated::new(item),
                 top: item.logprobs.wanted.then_some(item.logprobs.top),
-                content: String::new(),
                 logprobs: String::new(),
-                tokens: 0,
                 begun: false,
-                finish: None,
             })
             .collect();
         Chat {
@@ -60,14 +53,17 @@ impl Chat {
     }
 
     fn usage(&self) -> String {
-        let completion = self.choices.iter().map(|choice| choice.tokens).sum();
         // All choices share one prompt.
+        let prompt = self.choices.first();
         usage(
-            self.choices
-                .first()
-                .map_or(0, |choice| choice.prompt_tokens),
-            completion,
+            prompt.map_or(0, |choice| choice.generated.prompt_tokens),
+            self.tokens().sum(),
         )
+    }
+
+    /// The tokens of each choice.
+    fn tokens(&self) -> impl Iterator<Item = usize> {
+        self.choices.iter().map(|choice| choice.generated.tokens)
     }
 
     /// An event of choice `index`, with the id of choice `named`.
@@ -92,7 +88,7 @@ impl Chat {
         let id = self
             .choices
             .get(index)
-            .map_or("", |choice| choice.id.as_str());
+            .map_or("", |choice| choice.generated.id.as_str());
         head(id, object, self.created, &self.model)
     }
 }
@@ -102,11 +98,8 @@ impl Render for Chat {
 
     fn absorb(&mut self, index: usize, step: &Step) {
         let choice = &mut self.choices[index];
-        choice.finish.clone_from(&step.finish);
-        let Some(token) = step.token else { return };
-        choice.tokens += 1;
-        escape_into(&step.text, &mut choice.content);
-        if let (Some(top), Some(row)) = (choice.top, &step.row) {
+        let token = choice.generated.absorb(step);
+        if let (Some(token), Some(top), Some(row)) = (token, choice.top, &step.row) {
             separate(&mut choice.logprobs);
             token_logprob(token, row, top, &mut choice.logprobs);
         }
@@ -130,7 +123,7 @@ impl Render for Chat {
                 rows => format!("{{\"content\":[{rows}]}}"),
             };
             let delta = format!(",\"content\":{}", string(&step.text));
-            let choice = &self.choices[index];
+            let choice = &self.choices[index].generated;
             let usage = self
                 .options
                 .continuous_usage
@@ -143,7 +136,7 @@ impl Render for Chat {
         // All of these have the id of the last choice, as SGLang's.
         let last = self.choices.len().saturating_sub(1);
         for (index, choice) in self.choices.iter().enumerate() {
-            if let Some(finish) = &choice.finish {
+            if let Some(finish) = &choice.generated.finish {
                 out.push(self.chunk(last, index, "", "null", &openai_finish(finish), None));
             }
         }
@@ -163,31 +156,21 @@ impl Render for Chat {
                 (None, _) => "null".to_owned(),
                 (Some(_), rows) => format!("{{\"content\":[{rows}]}}"),
             };
-            let finish = choice
-                .finish
-                .as_ref()
-                .map(openai_finish)
-                .unwrap_or_default();
+            let finish = choice.generated.finish_members();
             write_to(
                 &mut choices,
                 format_args!(
                     "{{\"index\":{index},\"message\":{{\"role\":\"assistant\",\"content\":\"{}\",\
                      \"reasoning_content\":null}},\"logprobs\":{logprobs},{finish}}}",
-                    choice.content
+                    choice.generated.text
                 ),
             );
         }
-        let longest = self
-            .choices
-            .iter()
-            .map(|choice| choice.tokens)
-            .max()
-            .unwrap_or(0);
         format!(
             "{},\"choices\":[{choices}],\"usage\":{},{}}}",
             self.head(0, "chat.completion"),
             self.usage(),
-            metadata(longest)
+            metadata(self.tokens())
         )
     }
 }

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::engine::{Finish, Step};
+use super::engine::Step;
 use super::errors::Family;
 use super::model::{self, Context};
-use super::openai::{self, StreamOptions, head, metadata, openai_finish, usage};
+use super::openai::{self, Generated, StreamOptions, head, metadata, openai_finish, usage};
 use super::render::{data, escape_into, separate, string, write_to};
 use super::request::{Batch, Item};
 use super::stream::Render;
@@ -22,14 +22,10 @@ pub(crate) struct Completions {
 }
 
 struct Choice {
-    id: String,
-    prompt_tokens: usize,
+    generated: Generated,
     /// The echoed prompt, until it has been sent.
     echo: String,
-    text: String,
     logprobs: Option<Lists>,
-    tokens: usize,
-    finish: Option<Finish>,
 }
 
 /// The four lists of `logprobs`, as JSON without brackets.
@@ -64,17 +60,25 @@ impl Completions {
         }
     }
 
+    /// Tokens of all prompts, and of all choices.
     fn totals(&self) -> (usize, usize) {
         let prompts = self
             .choices
             .iter()
             .step_by(self.n)
-            .map(|choice| choice.prompt_tokens)
+            .map(|choice| choice.generated.prompt_tokens)
             .sum();
-        (
-            prompts,
-            self.choices.iter().map(|choice| choice.tokens).sum(),
-        )
+        (prompts, self.tokens().sum())
+    }
+
+    /// The tokens of each choice.
+    fn tokens(&self) -> impl Iterator<Item = usize> {
+        self.choices.iter().map(|choice| choice.generated.tokens)
+    }
+
+    fn head(&self, choice: Option<&Choice>) -> String {
+        let id = choice.map_or("", |choice| choice.generated.id.as_str());
+        head(id, "text_completion", self.created, &self.model)
     }
 }
 
@@ -83,18 +87,15 @@ impl Render for Completions {
 
     fn absorb(&mut self, index: usize, step: &Step) {
         let choice = &mut self.choices[index];
-        choice.finish.clone_from(&step.finish);
-        let Some(token) = step.token else { return };
-        choice.tokens += 1;
-        escape_into(&step.text, &mut choice.text);
-        if let (Some(lists), Some(row)) = (&mut choice.logprobs, &step.row) {
+        let token = choice.generated.absorb(step);
+        if let (Some(token), Some(lists), Some(row)) = (token, &mut choice.logprobs, &step.row) {
             lists.push(Some(row.logprob), token, Some(&row.top));
         }
     }
 
     fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>) {
         let choice = &mut self.choices[index];
-        let text = std::mem::take(&mut choice.echo) + &std::mem::take(&mut choice.text);
+        let text = std::mem::take(&mut choice.echo) + &std::mem::take(&mut choice.generated.text);
         let logprobs = choice.logprobs.as_mut().map_or("null".to_owned(), |lists| {
             let top = lists.top;
             std::mem::replace(
@@ -111,22 +112,21 @@ impl Render for Completions {
             None => "\"finish_reason\":null,\"matched_stop\":null".to_owned(),
         };
         let usage = match self.options.continuous_usage {
-            true => usage(choice.prompt_tokens, choice.tokens),
+            true => usage(choice.generated.prompt_tokens, choice.generated.tokens),
             false => "null".to_owned(),
         };
         out.push(data(&format!(
             "{},\"choices\":[{{\"index\":{index},\"text\":\"{text}\",\"logprobs\":{logprobs},{finish}}}],\"usage\":{usage}}}",
-            head(&choice.id, "text_completion", self.created, &self.model)
+            self.head(self.choices.get(index))
         )));
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
         if self.options.include_usage {
             let (prompts, completions) = self.totals();
-            let id = self.choices.last().map_or("", |choice| choice.id.as_str());
             out.push(data(&format!(
                 "{},\"choices\":[],\"usage\":{}}}",
-                head(id, "text_completion", self.created, &self.model),
+                self.head(self.choices.last()),
                 stream_usage(prompts, completions)
             )));
         }
@@ -141,12 +141,8 @@ impl Render for Completions {
                 .logprobs
                 .as_ref()
                 .map_or("null".to_owned(), Lists::json);
-            let finish = choice
-                .finish
-                .as_ref()
-                .map(openai_finish)
-                .unwrap_or_default();
-            let (echo, text) = (&choice.echo, &choice.text);
+            let finish = choice.generated.finish_members();
+            let (echo, text) = (&choice.echo, &choice.generated.text);
             write_to(
                 &mut choices,
                 format_args!(
@@ -155,18 +151,11 @@ impl Render for Completions {
             );
         }
         let (prompts, completions) = self.totals();
-        let longest = self
-            .choices
-            .iter()
-            .map(|choice| choice.tokens)
-            .max()
-            .unwrap_or(0);
-        let id = self.choices.first().map_or("", |choice| choice.id.as_str());
         format!(
             "{},\"choices\":[{choices}],\"usage\":{},{}}}",
-            head(id, "text_completion", self.created, &self.model),
+            self.head(self.choices.first()),
             usage(prompts, completions),
-            metadata(longest)
+            metadata(self.tokens())
         )
     }
 }
@@ -197,13 +186,9 @@ impl Choice {
             }
         }
         Choice {
-            id: item.rid.clone(),
-            prompt_tokens: item.prompt.len(),
+            generated: Generated::new(item),
             echo: echoed,
-            text: String::new(),
             logprobs,
-            tokens: 0,
-            finish: None,
         }
     }
 }

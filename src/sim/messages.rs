@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::engine::{Finish, Step, Times};
-use super::errors::{Failure, Family};
+use super::engine::{Finish, Step};
+use super::errors::Family;
 use super::openai;
 use super::render::{escape_into, named, string};
 use super::request::Batch;
-use super::stream::Render;
+use super::stream::{FailedItem, Render};
 
 /// The response of one request.
 pub(crate) struct Messages {
@@ -94,18 +94,12 @@ impl Render for Messages {
         }
     }
 
-    fn failed(
-        &mut self,
-        _index: usize,
-        failure: &Failure,
-        _times: Times,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
+    fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
         self.failed = true;
         if !self.begun {
             out.push(self.start(0));
         }
-        out.push(named("error", &failure.event(Family::Messages)));
+        out.push(named("error", &item.failure.event(Family::Messages)));
         false
     }
 

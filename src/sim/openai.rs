@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::engine::Finish;
-use super::render::string;
+use super::engine::{Finish, Step};
+use super::render::{escape_into, string};
+use super::request;
 
 /// The request's `stream_options`.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,43 @@ impl StreamOptions {
             include_usage: option("include_usage"),
             continuous_usage: option("continuous_usage_stats"),
         }
+    }
+}
+
+/// The part of a choice that both endpoints have.
+pub(crate) struct Generated {
+    /// The choice's request id, which is the response's id.
+    pub(crate) id: String,
+    pub(crate) prompt_tokens: usize,
+    /// The text so far, as the inside of a JSON string.
+    pub(crate) text: String,
+    pub(crate) tokens: usize,
+    pub(crate) finish: Option<Finish>,
+}
+
+impl Generated {
+    pub(crate) fn new(item: &request::Item) -> Generated {
+        Generated {
+            id: item.rid.clone(),
+            prompt_tokens: item.prompt.len(),
+            text: String::new(),
+            tokens: 0,
+            finish: None,
+        }
+    }
+
+    /// Adds a step and gives its token.
+    pub(crate) fn absorb(&mut self, step: &Step) -> Option<u32> {
+        self.finish.clone_from(&step.finish);
+        let token = step.token?;
+        self.tokens += 1;
+        escape_into(&step.text, &mut self.text);
+        Some(token)
+    }
+
+    /// The members of [`openai_finish`]; empty before the end.
+    pub(crate) fn finish_members(&self) -> String {
+        self.finish.as_ref().map(openai_finish).unwrap_or_default()
     }
 }
 
@@ -50,8 +88,9 @@ pub(crate) fn openai_finish(finish: &Finish) -> String {
     format!("\"finish_reason\":\"{reason}\",\"matched_stop\":{matched}")
 }
 
-/// The `metadata` object of a response in one piece, whose longest choice has this many tokens.
-pub(crate) fn metadata(tokens: usize) -> String {
+/// The `metadata` object of a response in one piece, by its choices' tokens.
+pub(crate) fn metadata(tokens: impl Iterator<Item = usize>) -> String {
+    let tokens = tokens.max().unwrap_or(0);
     format!(
         "\"metadata\":{{\"weight_version\":\"default\",\"weight_versions\":[{{\"version\":\"default\",\"start\":0,\
          \"end\":{tokens}}}]}}"

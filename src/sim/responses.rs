@@ -5,12 +5,12 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::engine::{Finish, Step, Times};
-use super::errors::{Failure, Family};
+use super::engine::{Finish, Step};
+use super::errors::Family;
 use super::openai;
 use super::render::named;
 use super::request::Batch;
-use super::stream::Render;
+use super::stream::{FailedItem, Render};
 
 /// The response of one request.
 pub(crate) struct Responses {
@@ -160,17 +160,12 @@ impl Render for Responses {
         }
     }
 
-    fn failed(
-        &mut self,
-        _index: usize,
-        failure: &Failure,
-        _times: Times,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
+    fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
         self.failed = true;
         let mut response = self.response("failed", true);
         if let Value::Object(response) = &mut response {
-            let error = serde_json::from_str(&failure.event(Family::Responses)).unwrap_or_default();
+            let error =
+                serde_json::from_str(&item.failure.event(Family::Responses)).unwrap_or_default();
             response.insert("error".to_owned(), error);
         }
         out.push(self.response_event("response.failed", response));

@@ -29,15 +29,8 @@ pub(crate) trait Render: Send + 'static {
     fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>);
 
     /// Appends the events of an item that failed after the head was sent. True when the stream goes on.
-    fn failed(
-        &mut self,
-        index: usize,
-        failure: &Failure,
-        times: Times,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
-        let _ = (index, times);
-        out.push(render::data(&failure.event(Self::FAMILY)));
+    fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
+        out.push(render::data(&item.failure.event(Self::FAMILY)));
         false
     }
 
@@ -46,6 +39,13 @@ pub(crate) trait Render: Send + 'static {
 
     /// The response in one piece.
     fn whole(&mut self) -> String;
+}
+
+/// An item that failed after the head was sent.
+pub(crate) struct FailedItem<'a> {
+    pub(crate) index: usize,
+    pub(crate) failure: &'a Failure,
+    pub(crate) times: Times,
 }
 
 /// When the head of a stream is sent.
@@ -140,7 +140,14 @@ async fn drive<R: Render>(
                 render.events(*index, step, &mut out);
                 false
             }
-            Some((index, Err(failure), times)) => !render.failed(*index, failure, *times, &mut out),
+            Some((index, Err(failure), times)) => {
+                let item = FailedItem {
+                    index: *index,
+                    failure,
+                    times: *times,
+                };
+                !render.failed(&item, &mut out)
+            }
             None => true,
         };
         if last {

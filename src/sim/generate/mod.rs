@@ -9,11 +9,11 @@ mod prompt_logprobs;
 
 use bytes::Bytes;
 
-use super::engine::{Finish, Step, Times};
+use super::engine::{Finish, Step};
 use super::errors::{Failure, Family};
 use super::render::{data, string, write_to};
 use super::request::Batch;
-use super::stream::Render;
+use super::stream::{FailedItem, Render};
 use super::{Role, SimOptions};
 use item::NativeItem;
 
@@ -69,13 +69,12 @@ impl Render for Native {
         out.push(event(object, list.then_some(index)));
     }
 
-    fn failed(
-        &mut self,
-        index: usize,
-        failure: &Failure,
-        times: Times,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
+    fn failed(&mut self, failed: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
+        let FailedItem {
+            index,
+            failure,
+            times,
+        } = *failed;
         let item = &mut self.items[index];
         let object = match failure {
             Failure::Engine { status, message } => item.failed(*status, message, times),
