@@ -16,7 +16,7 @@ async fn health_generate_passes_with_one_worker_of_each_role() {
     let well = MockWorker::always(200, "", "").await;
     let decode = MockWorker::always(200, "", "").await;
     let sick = MockWorker::always(503, "", "").await;
-    let dead = GoneWorker::new();
+    let dead = GoneWorker::bind();
     let one_of_each = balancer(&[&well.url, &dead.url], &[&sick.url, &decode.url]).await;
     let answer = one_of_each.get("/health_generate").await;
     assert_eq!(answer.status, StatusCode::OK);
@@ -112,7 +112,7 @@ async fn a_flush_that_one_worker_refuses_or_misses_is_not_a_success() {
     assert_eq!(answer.header("x-mini-lb-error"), "worker_refused");
     assert_eq!(answer.json()["workers"][1]["error"], "Flush cache failed.");
 
-    let dead = GoneWorker::new();
+    let dead = GoneWorker::bind();
     let missed = balancer(&[&done.url], &[&busy.url, &dead.url]).await;
     let answer = missed.post("/flush_cache", "").await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
@@ -172,7 +172,7 @@ async fn server_info_has_both_pools_and_no_secrets() {
         r#"{"admin_api_key":"sk-d","internal_states":[{"last_gen_throughput":176.990,"admin_api_key":"sk-d"}]}"#,
     )
     .await;
-    let dead = GoneWorker::new();
+    let dead = GoneWorker::bind();
     let balancer = balancer(&[&prefill.url], &[&decode.url, &dead.url]).await;
     for path in ["/server_info", "/get_server_info"] {
         let answer = balancer.get(path).await;
@@ -201,7 +201,7 @@ async fn server_info_has_both_pools_and_no_secrets() {
 
 #[tokio::test]
 async fn server_info_of_nobody_is_an_error() {
-    let (prefill, decode) = (GoneWorker::new(), GoneWorker::new());
+    let (prefill, decode) = (GoneWorker::bind(), GoneWorker::bind());
     let balancer = balancer(&[&prefill.url], &[&decode.url]).await;
     let answer = balancer.get("/server_info").await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);

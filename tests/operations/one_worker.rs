@@ -91,7 +91,7 @@ async fn one_worker_answers_for_all_and_unchanged() {
 
 #[tokio::test]
 async fn the_next_worker_answers_when_one_cannot_be_reached() {
-    let (first, second) = (GoneWorker::new(), GoneWorker::new());
+    let (first, second) = (GoneWorker::bind(), GoneWorker::bind());
     let decode = named("\"d\"").await;
     let balancer = balancer(&[&first.url, &second.url], &[&decode.url]).await;
     let answer = balancer.get("/model_info").await;
@@ -103,7 +103,7 @@ async fn the_next_worker_answers_when_one_cannot_be_reached() {
 
 #[tokio::test]
 async fn when_no_worker_can_be_reached_the_error_has_the_shape_of_the_endpoint() {
-    let (prefill, decode) = (GoneWorker::new(), GoneWorker::new());
+    let (prefill, decode) = (GoneWorker::bind(), GoneWorker::bind());
     let balancer = balancer(&[&prefill.url], &[&decode.url]).await;
     let nested = balancer.get("/v1/models").await;
     assert_eq!(nested.status, StatusCode::BAD_GATEWAY);
@@ -157,7 +157,7 @@ async fn a_browsers_preflight_is_the_workers_to_answer() {
         answer
     })
     .await;
-    let dead = GoneWorker::new();
+    let dead = GoneWorker::bind();
     let balancer = balancer(&[&prefill.url], &[&dead.url]).await;
     let preflight = |path| {
         let mut request = request("OPTIONS", path, "");

@@ -32,7 +32,7 @@ struct Encrypted {
 impl Encrypted {
     /// Both demand client certificates of this authority, if it is given.
     async fn start(clients: Option<&Authority>) -> Self {
-        let authority = Authority::new();
+        let authority = Authority::generate();
         let (prefill, decode) = Worker::pair().await;
         let server = |name: &str| Authority::server(&authority.sign(&[name]), clients);
         let terminators = [
@@ -150,7 +150,7 @@ async fn probes_and_administration_speak_tls_too() {
 
 #[tokio::test]
 async fn a_worker_whose_certificate_does_not_fit_gets_no_byte_and_the_client_the_reason() {
-    let (authority, other) = (Authority::new(), Authority::new());
+    let (authority, other) = (Authority::generate(), Authority::generate());
     for (host, signer, name, reason) in [
         ("127.0.0.1", &other, "127.0.0.1", "invalid peer certificate"),
         ("127.0.0.1", &authority, "127.0.0.2", "not valid for name"),
@@ -180,7 +180,7 @@ async fn a_worker_whose_certificate_does_not_fit_gets_no_byte_and_the_client_the
 
 #[tokio::test]
 async fn decode_is_held_to_its_certificate_as_prefill_is() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let (mut prefill, decode) = Worker::pair().await;
     let server = Authority::server(&authority.sign(&["otherhost"]), None);
     let terminator = Terminator::before(decode.address, "localhost", server).await;
@@ -203,7 +203,7 @@ async fn decode_is_held_to_its_certificate_as_prefill_is() {
 
 #[tokio::test]
 async fn a_worker_that_asks_for_a_certificate_gets_it() {
-    let clients = Authority::new();
+    let clients = Authority::generate();
     let mut workers = Encrypted::start(Some(&clients)).await;
     let shown = clients.sign(&["mini-lb"]);
     let (certificate, key) = shown.paths();
@@ -219,8 +219,8 @@ async fn a_worker_that_asks_for_a_certificate_gets_it() {
 
 #[tokio::test]
 async fn a_worker_that_gets_no_certificate_or_a_strangers_is_not_reached() {
-    let clients = Authority::new();
-    let strangers = Authority::new();
+    let clients = Authority::generate();
+    let strangers = Authority::generate();
     let stranger = strangers.sign(&["mini-lb"]);
     for shown in [None, Some(&stranger)] {
         let workers = Encrypted::start(Some(&clients)).await;
@@ -248,7 +248,7 @@ async fn a_worker_that_never_ends_its_handshake_is_given_up_at_the_connect_timeo
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut decode = Worker::listen().await;
     let url = format!("https://{}", silent.local_addr().unwrap());
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let config = config(&[url], &[decode.url()])
         .ca_cert_paths(&[&authority.path()])
         .connect_timeout(SHORT)
@@ -266,7 +266,7 @@ async fn a_worker_that_never_ends_its_handshake_is_given_up_at_the_connect_timeo
 /// A balancer with TLS on its listener in front of plain workers, and the authority of its certificate.
 async fn encrypted(change: impl FnOnce(MiniLbConfig) -> MiniLbConfig) -> (Balancer, Authority) {
     let (prefill, decode) = Worker::pair().await;
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let signed = authority.sign(&["localhost"]);
     let (certificate, key) = signed.paths();
     let config = config(&[prefill.url()], &[decode.url()]).tls(certificate, key);
@@ -301,7 +301,7 @@ async fn who_speaks_no_tls_or_no_http_1_is_sent_away_and_nobody_else() {
     // At most a TLS alert, never a byte of HTTP.
     assert!(!rest.starts_with(b"HTTP"), "{rest:?}");
     assert!(authority.connect(balancer.address, &["h2"]).await.is_err());
-    let stranger = Authority::new();
+    let stranger = Authority::generate();
     assert!(stranger.connect(balancer.address, &[]).await.is_err());
     let mut client = authority.connect(balancer.address, &[]).await.unwrap();
     client.write_all(HEALTH.as_bytes()).await.unwrap();
@@ -342,7 +342,7 @@ async fn half_a_head_on_a_used_connection_over_tls_has_its_deadline() {
 
 #[tokio::test]
 async fn a_clients_failed_handshake_is_no_line_in_the_log() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let signed = authority.sign(&["localhost"]);
     let (certificate, key) = signed.paths();
     let line = format!(
@@ -355,7 +355,7 @@ async fn a_clients_failed_handshake_is_no_line_in_the_log() {
     let mut plain = Client::connect(address).await;
     plain.send(HEALTH).await;
     plain.rest().await;
-    assert!(Authority::new().connect(address, &[]).await.is_err());
+    assert!(Authority::generate().connect(address, &[]).await.is_err());
     // The line of this request would follow the lines of the others.
     let mut client = authority.connect(address, &[]).await.unwrap();
     client.write_all(HEALTH.as_bytes()).await.unwrap();
@@ -366,7 +366,7 @@ async fn a_clients_failed_handshake_is_no_line_in_the_log() {
 
 #[tokio::test]
 async fn without_an_authority_of_ones_own_the_systems_vouch_for_workers() {
-    let authority = Authority::new();
+    let authority = Authority::generate();
     let (prefill, decode) = Worker::pair().await;
     let server = || Authority::server(&authority.sign(&["localhost"]), None);
     let terminators = [
@@ -407,7 +407,7 @@ async fn without_an_authority_of_ones_own_the_systems_vouch_for_workers() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_file_is_said_at_the_start() {
-    let (authority, other) = (Authority::new(), Authority::new());
+    let (authority, other) = (Authority::generate(), Authority::generate());
     let (signed, stranger) = (authority.sign(&["a"]), other.sign(&["a"]));
     let (certificate, key) = signed.paths();
     let (_, other_key) = stranger.paths();

@@ -101,7 +101,7 @@ pub struct GoneWorker {
 
 impl GoneWorker {
     /// Takes a port.
-    pub fn new() -> Self {
+    pub fn bind() -> Self {
         let port = TcpSocket::new_v4().unwrap();
         port.bind(([127, 0, 0, 1], 0).into()).unwrap();
         Self {

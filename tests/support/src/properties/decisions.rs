@@ -11,7 +11,7 @@ impl<'a> Decisions<'a> {
     }
 
     /// The next byte; `None` at the end.
-    pub fn next(&mut self) -> Option<u8> {
+    pub fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.bytes.split_first()?;
         self.bytes = rest;
         Some(*first)
@@ -19,7 +19,7 @@ impl<'a> Decisions<'a> {
 
     /// A number below `below`; 0 at the end of the bytes.
     pub fn below(&mut self, below: usize) -> usize {
-        self.next().map_or(0, |byte| usize::from(byte) % below)
+        self.byte().map_or(0, |byte| usize::from(byte) % below)
     }
 
     pub fn yes(&mut self) -> bool {

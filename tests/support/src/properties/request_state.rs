@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) -> Outcome {
     let own_rid = choices.yes();
     let mut corridor = Corridor::new(RetryRules { attempts, own_rid }, budget);
     while !corridor.is_over() {
-        let Some(event) = choices.next() else {
+        let Some(event) = choices.byte() else {
             corridor.leg_ends(Role::Decode, Leg::Failed);
             if !corridor.is_over() {
                 corridor.end(Ended::Left);

@@ -37,7 +37,7 @@ pub fn check(bytes: &[u8]) -> Outcome {
     let mut choices = Decisions::new(bytes);
     let route = Route::ALL[choices.below(Route::ALL.len())];
     let with_ids = choices.yes();
-    let first_room = match choices.next().unwrap_or_default() {
+    let first_room = match choices.byte().unwrap_or_default() {
         0 => Room::MAX - MAX_PROMPTS as u64,
         number => u64::from(number),
     };
