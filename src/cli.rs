@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
-use pingora_core::server::configuration::Opt;
+use pingora::server::configuration::Opt;
 
 #[cfg(feature = "bench")]
 use crate::bench::cli::BenchArgs;

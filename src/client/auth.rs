@@ -6,7 +6,7 @@
 
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, Method};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
 use sha2::{Digest, Sha256};
 
 use crate::endpoint::Access;

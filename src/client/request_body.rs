@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header;
-use pingora_core::{Error, ErrorType, Result};
-use pingora_proxy::Session;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
 /// The longest body that is read only to be discarded, in bytes.
@@ -347,6 +347,6 @@ mod tests {
         }
         drop(client);
         let error = disconnected(&mut session).await;
-        assert_eq!(*error.esource(), pingora_core::ErrorSource::Downstream);
+        assert_eq!(*error.esource(), pingora::ErrorSource::Downstream);
     }
 }

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::thread::available_parallelism;
 
-use pingora_core::server::configuration::ServerConf;
+use pingora::server::configuration::ServerConf;
 use serde_yaml::{Mapping, Value};
 
 use super::kind::Kind;

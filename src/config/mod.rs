@@ -45,7 +45,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pingora_core::server::configuration::ServerConf;
+use pingora::server::configuration::ServerConf;
 
 use crate::limits::{Group, Settings, setting_group};
 pub(crate) use crate::pd::Role;

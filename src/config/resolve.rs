@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pingora_core::server::configuration::ServerConf;
+use pingora::server::configuration::ServerConf;
 use serde_yaml::Value;
 
 use super::draft::{Draft, Given, server_conf};

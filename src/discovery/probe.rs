@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
 
 use super::follow::follow;
 use crate::fleet::{Evidence, Fleet, Worker};

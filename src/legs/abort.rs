@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method};
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
 use tokio::sync::Semaphore;
 
 use crate::fleet::Worker;

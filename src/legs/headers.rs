@@ -8,8 +8,8 @@ use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pingora_core::Result;
-use pingora_http::RequestHeader;
+use pingora::Result;
+use pingora::http::RequestHeader;
 
 use crate::endpoint::{REQUEST_ID, connection_headers, is_hop_by_hop};
 use crate::fleet::Worker;

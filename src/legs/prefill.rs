@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode, header};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
 
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply, Target};

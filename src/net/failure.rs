@@ -6,7 +6,7 @@
 use std::fmt;
 
 use http::StatusCode;
-use pingora_core::{Error, ErrorType, ImmutStr};
+use pingora::{Error, ErrorType, ImmutStr};
 
 /// Why an exchange gave no complete response.
 #[derive(Debug, Clone, PartialEq, Eq)]

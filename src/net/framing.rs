@@ -6,7 +6,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use pingora_core::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::response_head::{Head, bad_head};
 

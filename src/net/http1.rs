@@ -13,9 +13,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, Method, StatusCode};
-use pingora_core::protocols::Stream;
-use pingora_core::{Error, ErrorType, OrErr, Result};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
+use pingora::protocols::Stream;
+use pingora::{Error, ErrorType, OrErr, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::framing::Framing;

@@ -27,10 +27,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use pingora_core::protocols::Stream;
-use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
+use pingora::protocols::Stream;
+use pingora::server::configuration::ServerConf;
+use pingora::upstreams::peer::HttpPeer;
 
 use crate::endpoint::{WholeResponse, connection_headers, is_hop_by_hop};
 use http1::Http1Connection;
@@ -138,7 +138,7 @@ impl Client {
         &self,
         address: SocketAddr,
         server_name: Option<&str>,
-    ) -> pingora_core::Result<Stream> {
+    ) -> pingora::Result<Stream> {
         let peer = self.dialling.peer(address, server_name);
         self.pool.dial(&peer).await
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::HeaderValue;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::HttpPeer;
 
 use super::tls::Trust;
 
@@ -76,7 +76,7 @@ pub(crate) struct Target<'a> {
 mod tests {
     use std::collections::HashSet;
 
-    use pingora_core::upstreams::peer::Peer;
+    use pingora::upstreams::peer::Peer;
 
     use super::*;
 

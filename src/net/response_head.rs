@@ -5,7 +5,7 @@
 
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use pingora_core::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::failure::Failure;
 

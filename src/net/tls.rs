@@ -8,9 +8,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use pingora_core::protocols::tls::CaType;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
+use pingora::protocols::tls::CaType;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -65,9 +65,9 @@ impl Trust {
 pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option<String>, String> {
     let mut roots = RootCertStore::empty();
     match &ca_file {
-        Some(file) => pingora_rustls::load_ca_file_into_store(file, &mut roots)
+        Some(file) => pingora::tls::load_ca_file_into_store(file, &mut roots)
             .map_err(|error| format!("cannot use {file}: {error}"))?,
-        None if needed => pingora_rustls::load_platform_certs_incl_env_into_store(&mut roots)
+        None if needed => pingora::tls::load_platform_certs_incl_env_into_store(&mut roots)
             .map_err(|error| error.to_string())?,
         None => return Ok(Some(NO_ROOTS.to_owned())),
     }
@@ -83,7 +83,7 @@ mod tests {
     use std::collections::HashSet;
     use std::time::Duration;
 
-    use pingora_core::upstreams::peer::Peer;
+    use pingora::upstreams::peer::Peer;
 
     use super::super::peer::peer;
     use super::*;

@@ -12,7 +12,7 @@ use http::header::{
     ORIGIN,
 };
 use http::{HeaderName, HeaderValue, StatusCode};
-use pingora_http::RequestHeader;
+use pingora::http::RequestHeader;
 use serde_json::{Value, json};
 
 use crate::endpoint::{REQUEST_ID, WholeRequest, WholeResponse};
@@ -115,7 +115,7 @@ impl Call {
         request_id: &HeaderValue,
         timeout: Duration,
         key: Key,
-    ) -> pingora_core::Result<Self> {
+    ) -> pingora::Result<Self> {
         let target = match &request.query {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
@@ -263,7 +263,7 @@ fn excerpt(response: &WholeResponse) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use http::{HeaderMap, Method};
-    use pingora_core::server::configuration::ServerConf;
+    use pingora::server::configuration::ServerConf;
 
     use super::*;
     use crate::fleet::Role;

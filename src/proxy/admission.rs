@@ -1,8 +1,8 @@
 //! Let in: the checks that need no more than the head of a request.
 
 use http::Method;
-use pingora_core::Result;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;

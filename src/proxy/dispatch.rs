@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use pingora_core::Result;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::{Body, Request, RequestContext};

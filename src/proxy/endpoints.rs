@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use http::header;
-use pingora_core::Result;
-use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;

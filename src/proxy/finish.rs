@@ -1,7 +1,7 @@
 //! The end of a request: the response to an error, and the record.
 
-use pingora_core::{Error, ErrorSource};
-use pingora_proxy::{FailToProxy, Session};
+use pingora::proxy::{FailToProxy, Session};
+use pingora::{Error, ErrorSource};
 
 use super::Proxy;
 use super::endpoints;

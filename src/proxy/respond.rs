@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::ResponseHeader;
-use pingora_proxy::Session;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 
 use super::Proxy;
 use super::decide::Decision;

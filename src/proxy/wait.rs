@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use pingora_core::Result;
-use pingora_proxy::Session;
+use pingora::Result;
+use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use pingora_core::listeners::tls::Acceptor;
-use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::{HttpProxy, http_proxy};
+use pingora::listeners::tls::Acceptor;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
 
 use super::limits::{affordable_connections, affordable_requests};
 use super::listen::ProxyConnections;

@@ -9,11 +9,11 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
-use pingora_core::server::{Fds, ListenFds, ShutdownWatch};
-use pingora_core::services::Service as PingoraService;
-use pingora_core::services::listening::Service;
-use pingora_proxy::HttpProxy;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::proxy::HttpProxy;
+use pingora::server::{Fds, ListenFds, ShutdownWatch};
+use pingora::services::Service as PingoraService;
+use pingora::services::listening::Service;
 use tokio::sync::watch;
 
 use super::shutdown::{Shutdown, SignalsReady};

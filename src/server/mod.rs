@@ -24,10 +24,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora_core::apps::HttpServerApp;
-use pingora_core::server::configuration::Opt;
-use pingora_core::server::{RunArgs, Server};
-use pingora_core::services::Service as PingoraService;
+use pingora::apps::HttpServerApp;
+use pingora::server::configuration::Opt;
+use pingora::server::{RunArgs, Server};
+use pingora::services::Service as PingoraService;
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, MiniLbConfig};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use pingora_core::listeners::tls::Acceptor;
-use pingora_core::server::configuration::ServerConf;
+use pingora::listeners::tls::Acceptor;
+use pingora::server::configuration::ServerConf;
 use rustls::ServerConfig;
 
 use super::StartError;

@@ -14,7 +14,7 @@ use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use pingora_core::server::Fds;
+use pingora::server::Fds;
 
 use super::StartError;
 

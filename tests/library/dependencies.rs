@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::process::Command;
 
-use pingora_core::protocols::http::compression::{Algorithm, Encode};
+use pingora::protocols::http::compression::{Algorithm, Encode};
 use serde_json::{Value, json};
 
 /// Crates whose presence means that a build runs a tool, or needs a library, that a machine with a Rust toolchain, a C

@@ -165,15 +165,15 @@ fn the_protocol_is_pure_and_the_fleet_does_not_know_the_proxy() {
 #[test]
 fn the_walker_sees_every_way_to_name_a_crate() {
     for code in [
-        "use pingora_core::Error;",
+        "use pingora::Error;",
         "    let peer: pingora::upstreams::Peer;",
-        "f(pingora_http::x())",
+        "f(pingora::http::x())",
         "pub use pingora::prelude::*;",
     ] {
         assert!(names_crate(code, "pingora"), "{code}");
     }
     for code in [
-        "// use pingora_core::Error;",
+        "// use pingora::Error;",
         "/// As pingora::x does.",
         "use crate::pingora::x;",
         "let not_pingora = my_pingora::x();",

@@ -8,7 +8,7 @@
 
 use bytes::{Bytes, BytesMut};
 use mini_lb::inside::{check as check_head, is_served};
-use pingora_core::protocols::http::v1::server::HttpSession;
+use pingora::protocols::http::v1::server::HttpSession;
 use tokio::io::AsyncWriteExt;
 
 use super::decisions::Decisions;
