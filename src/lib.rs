@@ -24,7 +24,7 @@
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `error`, `sim` and `telemetry` |
+//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `endpoint`, `error`, `limits`, `sim` and `telemetry` |
 //!
 //! `tests/library/rooms.rs` walks the sources and fails when a room names one that it must not know.
 //!

@@ -7,14 +7,14 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use http::HeaderValue;
 use mini_lb::fleet::{
-    Evidence, Fleet, Limits, Members, Origin, Policies, Role, Selection, WorkerParts,
+    BreakerLimits, Evidence, Fleet, Members, Origin, Policies, Role, Selection, WorkerParts,
 };
 use mini_lb::pd::{Route, RoutingKey};
 
 const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
 fn fleet(workers: u16) -> Arc<Fleet> {
-    let fleet = Fleet::new(Policies::random(), Limits::default());
+    let fleet = Fleet::new(Policies::random(), BreakerLimits::default());
     let half = workers / 2;
     let members = (0..workers).map(|number| {
         let port = 10_000 + number;

@@ -1,8 +1,7 @@
 //! One connection of a client: the connection limit, TLS, its requests one after the other, and the time that each
 //! request head may take.
 //!
-//! Pingora bounds each read by itself, so that a client that sends one byte at a time could hold a connection for
-//! ever, and gives a TLS handshake one minute. Here the handshake and the first head share one deadline, and each
+//! Pingora has a timeout for each read and none for a whole head, and gives a TLS handshake one minute. Here the handshake and the first head share one deadline, and each
 //! further head has one from its first byte on. What happens once a head has been received is decided in `proxy`.
 //!
 //! Source: pingora-core 0.9.1 `apps/mod.rs` (`process_new`), `services/listening.rs` (`run_endpoint`),

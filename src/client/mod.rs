@@ -25,7 +25,7 @@ pub(crate) use auth::Keys;
 pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use inflight::{Admitted, Inflight};
-pub(crate) use request_body::{BodyError, BodyMemory, Share, disconnected, drain_body, read_body};
+pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrupted, read_body};
 pub(crate) use request_head::BadHead;
 pub use request_head::check;
 pub(crate) use shutdown::{CutOff, ShutdownWatcher, Stage};

@@ -179,9 +179,9 @@ pub(crate) async fn drain_body(session: &mut Session, timeout: Duration) -> Resu
         .unwrap_or(Ok(false))
 }
 
-/// Resolves when the client disconnects, with the error to end the request with. The body must have been read to its
-/// end. May be dropped and called again.
-pub(crate) async fn disconnected(session: &mut Session) -> Box<Error> {
+/// Resolves with the error that ends the request: the client has left, or an installed session has ended the request.
+/// The body must have been read to its end. May be dropped and called again.
+pub(crate) async fn interrupted(session: &mut Session) -> Box<Error> {
     let ended = session.downstream_session.read_body_or_idle(true).await;
     let closed = || Error::new(ErrorType::ConnectionClosed);
     ended.err().unwrap_or_else(closed).into_down()
@@ -341,12 +341,12 @@ mod tests {
         let (mut session, client) = post("content-length: 5", "hello").await;
         read(&mut session, 5).await.unwrap().unwrap();
         {
-            let left = disconnected(&mut session);
+            let left = interrupted(&mut session);
             tokio::pin!(left);
             assert!(futures_util::poll!(&mut left).is_pending());
         }
         drop(client);
-        let error = disconnected(&mut session).await;
+        let error = interrupted(&mut session).await;
         assert_eq!(*error.esource(), pingora::ErrorSource::Downstream);
     }
 }

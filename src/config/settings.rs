@@ -185,7 +185,7 @@ const FAULTS: &[Setting] = &[
     Setting::new("disable_retries", Kind::Switch, "Never retry a request")
         .default("false"),
     Setting::new("cb_failure_threshold", Kind::between(1, 1_000_000),
-        "Failures within the window that open the circuit breaker of a worker")
+        "Failures in a row, all within the window, that open the circuit breaker of a worker")
         .default("10").expects("a number from 1 to 1000000"),
     Setting::new("cb_window_duration_secs", Kind::Seconds, "Window in which these failures are counted")
         .default("120"),
@@ -202,7 +202,7 @@ const FAULTS: &[Setting] = &[
         "Never open a circuit breaker for failed requests; a worker that refuses connections still gets none")
         .default("false"),
     Setting::new("health_check_interval_secs", Kind::Seconds,
-        "Time between two health checks of a worker; one that gets no requests is checked every second")
+        "Time between two health checks of a worker; one that is set aside is checked every second")
         .default("10"),
     Setting::new("health_check_timeout_secs", Kind::Seconds, "Deadline for one health check")
         .default("5"),

@@ -171,10 +171,10 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::fleet::{Limits, Members, Policies, Role, WorkerParts};
+    use crate::fleet::{BreakerLimits, Members, Policies, Role, WorkerParts};
 
     fn fleet() -> Arc<Fleet> {
-        Arc::new(Fleet::new(Policies::random(), Limits::default()))
+        Arc::new(Fleet::new(Policies::random(), BreakerLimits::default()))
     }
 
     fn worker(fleet: &Fleet, host: &str) -> Arc<Worker> {

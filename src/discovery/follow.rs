@@ -55,7 +55,7 @@ mod tests {
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;
-    use crate::fleet::{Limits, Members, Policies, Role, WorkerParts};
+    use crate::fleet::{BreakerLimits, Members, Policies, Role, WorkerParts};
 
     /// What happens to the watch of a worker, by port.
     #[derive(Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_worker_is_watched_for_as_long_as_it_is_a_member() {
-        let fleet = Arc::new(Fleet::new(Policies::random(), Limits::default()));
+        let fleet = Arc::new(Fleet::new(Policies::random(), BreakerLimits::default()));
         let [one, two, three] =
             [1, 2, 3].map(|port| fleet.new_worker(WorkerParts::for_tests(Role::Decode, port)));
         let (events, mut seen) = unbounded_channel();
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_that_ends_by_itself_is_not_begun_again() {
-        let fleet = Arc::new(Fleet::new(Policies::random(), Limits::default()));
+        let fleet = Arc::new(Fleet::new(Policies::random(), BreakerLimits::default()));
         let [one, two] =
             [1, 2].map(|port| fleet.new_worker(WorkerParts::for_tests(Role::Decode, port)));
         let (events, mut seen) = unbounded_channel();

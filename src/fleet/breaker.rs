@@ -18,7 +18,7 @@ pub enum Evidence {
     Present,
     /// It refuses connections.
     Absent,
-    /// It failed a request: it closed the connection, responded with 5xx, or was late.
+    /// It failed a request: it closed the connection early, or responded with 5xx.
     Bad,
     /// Nothing: the leg was cancelled, or the response was 4xx, 429 or 503.
     Neutral,
@@ -35,8 +35,8 @@ pub(super) enum Change {
 
 /// When a worker is set aside, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Failures within the window that set a worker aside. 0 switches the breaker off.
+pub struct BreakerLimits {
+    /// Failures in a row, all within the window, that set a worker aside. 0 switches the breaker off.
     pub failures: u32,
     /// Failures that are further apart than this are not counted together.
     pub window: Duration,
@@ -48,7 +48,7 @@ pub struct Limits {
     pub slow_start: Duration,
 }
 
-impl Default for Limits {
+impl Default for BreakerLimits {
     /// The defaults of `sglang_router.launch_router`, except for the pause: many clients retry for less than its 60 s.
     fn default() -> Self {
         Self {
@@ -138,7 +138,7 @@ impl Breaker {
         &mut self,
         evidence: Evidence,
         now: Instant,
-        limits: &Limits,
+        limits: &BreakerLimits,
     ) -> Option<Change> {
         self.back.take_if(|back| now >= *back + limits.slow_start);
         match evidence {
@@ -175,7 +175,7 @@ impl Breaker {
         self.back.is_some() || !matches!(self.state, State::Closed { failures: 0, .. })
     }
 
-    fn good(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
+    fn good(&mut self, now: Instant, limits: &BreakerLimits) -> Option<Change> {
         match &mut self.state {
             State::Closed { failures, since } => {
                 *failures = 0;
@@ -198,7 +198,7 @@ impl Breaker {
         }
     }
 
-    fn bad(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
+    fn bad(&mut self, now: Instant, limits: &BreakerLimits) -> Option<Change> {
         match &mut self.state {
             State::Closed { failures, since } => {
                 if since.is_none_or(|since| now > since + limits.window) {
@@ -223,7 +223,7 @@ impl Breaker {
         was_closed.then_some(Change::SetAside)
     }
 
-    fn close(&mut self, now: Instant, limits: &Limits) -> Option<Change> {
+    fn close(&mut self, now: Instant, limits: &BreakerLimits) -> Option<Change> {
         *self = Self {
             back: (!limits.slow_start.is_zero()).then_some(now),
             ..Self::default()
@@ -236,7 +236,7 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: BreakerLimits = BreakerLimits {
         failures: 3,
         window: Duration::from_secs(10),
         successes: 2,
@@ -390,7 +390,7 @@ mod tests {
             assert_eq!(worker.part(), 10);
             worker.after(9000);
         }
-        let off = Limits {
+        let off = BreakerLimits {
             slow_start: Duration::ZERO,
             ..LIMITS
         };

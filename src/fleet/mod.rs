@@ -34,7 +34,7 @@ use tokio::sync::watch;
 
 pub use crate::pd::Role;
 use breaker::Change;
-pub use breaker::{Evidence, Limits};
+pub use breaker::{BreakerLimits, Evidence};
 pub use budget::RetryBudget;
 pub use members::Members;
 use pairs::Pairs;
@@ -55,7 +55,7 @@ pub struct Fleet {
     members: watch::Sender<Arc<Members>>,
     next_id: AtomicU64,
     policies: Policies,
-    limits: Limits,
+    limits: BreakerLimits,
     pairs: Pairs,
     /// `None` when workers take as many requests as come.
     queue: Option<Queue>,
@@ -86,7 +86,7 @@ impl std::error::Error for NoWorker {}
 
 impl Fleet {
     /// A fleet without members. [`Fleet::replace`] gives it the first ones.
-    pub fn new(policies: Policies, limits: Limits) -> Self {
+    pub fn new(policies: Policies, limits: BreakerLimits) -> Self {
         Self {
             members: watch::Sender::new(Arc::default()),
             next_id: AtomicU64::new(0),

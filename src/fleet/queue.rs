@@ -10,7 +10,7 @@
 //!
 //! No lease is lost: it is sent to one request, and if that has left, it is dropped like any other.
 //!
-//! The end of a worker's time aside is no event. Waiting requests ask for it from time to time
+//! No event says that a worker's time aside is over, so that waiting requests ask once a second
 //! ([`Fleet::serve_waiting`]). A leg that ends does so in a drop, which has no caller that could hand in the time and
 //! a draw: the queue is given a clock and a source of draws when it is made.
 

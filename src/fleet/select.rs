@@ -46,7 +46,7 @@ pub(super) struct Filter<'a> {
 struct Sides<'a> {
     prefill: Vec<&'a Arc<Worker>>,
     decode: Vec<&'a Arc<Worker>>,
-    /// Pairs that may not be made of them. Every prefill worker has a decode worker besides these.
+    /// Pairs that are set aside. Each prefill worker above has at least one decode worker that it is not set aside with.
     aside: Option<Aside<'a>>,
 }
 

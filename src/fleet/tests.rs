@@ -18,7 +18,7 @@ fn fleet(prefills: u16, decodes: u16) -> Arc<Fleet> {
 
 /// A fleet without members.
 pub(super) fn empty(policies: Policies) -> Fleet {
-    Fleet::new(policies, Limits::default())
+    Fleet::new(policies, BreakerLimits::default())
 }
 
 /// The same with so many workers of each role.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 
 use super::Fleet;
-use super::breaker::{Breaker, Change, Evidence, Limits};
+use super::breaker::{Breaker, BreakerLimits, Change, Evidence};
 use crate::pd::{Bootstrap, Role};
 
 /// The id of a worker, which no other worker of the process has or gets.
@@ -114,7 +114,12 @@ impl Worker {
     }
 
     /// Notes what a leg or a probe says about the worker. `Some` when that sets it aside or brings it back.
-    pub(super) fn note(&self, evidence: Evidence, now: Instant, limits: &Limits) -> Option<Change> {
+    pub(super) fn note(
+        &self,
+        evidence: Evidence,
+        now: Instant,
+        limits: &BreakerLimits,
+    ) -> Option<Change> {
         let unhealthy = self.unhealthy.load(Ordering::Relaxed);
         if !unhealthy && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
             return None;

@@ -84,7 +84,7 @@ impl Attempt {
             decode,
             connection: PooledHandle::default(),
             decode_ended: false,
-            response: Response::Passed,
+            response: Response::Unchanged,
             streams: false,
             _rooms: rooms,
         }
@@ -111,10 +111,10 @@ impl Attempt {
     /// The head of decode's leg.
     ///
     /// # Errors
-    /// None in practice: see [`headers::address`].
+    /// None in practice: see [`headers::add_worker_fields`].
     pub(crate) fn decode_head(&self) -> Result<RequestHeader, Box<Error>> {
         let mut head = RequestHeader::clone(&self.plan.head);
-        headers::address(&mut head, &self.decode, self.plan.body_len)?;
+        headers::add_worker_fields(&mut head, &self.decode, self.plan.body_len)?;
         Ok(head)
     }
 
@@ -206,9 +206,9 @@ impl Attempt {
         let length = length(head);
         if self.plan.merge == Merge::None {
             self.response = match (self.streams, length) {
-                (true, _) if is_encoded(&head.headers) => Response::Passed,
+                (true, _) if is_encoded(&head.headers) => Response::Unchanged,
                 (true, _) => Response::first_event(self.plan.engine, self.plan.route),
-                (false, Some(HELD_LIMIT..)) => Response::Passed,
+                (false, Some(HELD_LIMIT..)) => Response::Unchanged,
                 (false, _) => Response::whole(),
             };
             return Ok(());

@@ -40,7 +40,7 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     encodings.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// The head that both legs share: the client's end-to-end fields and the request id. [`address`] adds the fields of one
+/// The head that both legs share: the client's end-to-end fields and the request id. [`add_worker_fields`] adds the fields of one
 /// worker.
 ///
 /// # Errors
@@ -68,7 +68,11 @@ pub(crate) fn for_legs(
 ///
 /// # Errors
 /// None in practice, as in [`for_legs`].
-pub(crate) fn address(leg: &mut RequestHeader, worker: &Worker, body_len: usize) -> Result<()> {
+pub(crate) fn add_worker_fields(
+    leg: &mut RequestHeader,
+    worker: &Worker,
+    body_len: usize,
+) -> Result<()> {
     leg.insert_header(HOST, worker.host())?;
     if let Some(authorization) = worker.authorization() {
         leg.insert_header(AUTHORIZATION, authorization)?;
@@ -164,7 +168,7 @@ mod tests {
             ..WorkerParts::for_tests(Role::Prefill, 1)
         };
         let worker = Worker::of_parts(parts);
-        address(&mut leg, &worker, 2).unwrap();
+        add_worker_fields(&mut leg, &worker, 2).unwrap();
         assert_eq!(leg.headers[CONTENT_LENGTH], "2");
         assert_eq!(leg.headers[AUTHORIZATION], "Bearer worker");
         assert_eq!(leg.headers.get_all(AUTHORIZATION).iter().count(), 1);

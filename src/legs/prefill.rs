@@ -215,7 +215,7 @@ impl Outcome {
 pub(crate) fn failed(failure: &Failure) -> Leg {
     match failure {
         Failure::Unreachable(_) | Failure::ConnectTimeout => Leg::Unsent,
-        // As if the worker were full: a want of sockets is the proxy's own, and short.
+        // As if the worker were full: having no free socket is the proxy's problem, and passes soon.
         Failure::NoSocket(_) => Leg::Rejected(503),
         Failure::Lost(_) => Leg::Lost,
         Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,

@@ -17,7 +17,7 @@ pub(super) const HELD_LIMIT: usize = 1 << 20;
 /// A transformation of decode's body, and its state.
 pub(super) enum Response {
     /// Every chunk passes unchanged.
-    Passed,
+    Unchanged,
     /// A document that is held until its end.
     Whole(BytesMut),
     /// A stream whose first event is not complete yet.
@@ -104,7 +104,7 @@ impl Response {
     /// The chunk cannot be passed on.
     pub(super) fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
         let (out, settled) = match self {
-            Response::Passed => return Ok(chunk),
+            Response::Unchanged => return Ok(chunk),
             Response::Whole(held) => hold(held, chunk, end),
             Response::FirstEvent(engine, route, held) => {
                 await_first_event(*engine, *route, held, chunk, end)?
@@ -119,7 +119,7 @@ impl Response {
             Response::MergedStream(stream) => return stream.pass(chunk, end),
         };
         if settled {
-            *self = Response::Passed;
+            *self = Response::Unchanged;
         }
         Ok(out)
     }

@@ -36,7 +36,7 @@ use super::chunks::{Chunks, Joiner};
 use super::peer::peer;
 use super::pool::{Pool, is_quiet};
 
-/// What the owner of an exchange and its connection tell each other while Pingora holds the connection.
+/// Flags shared by the owner of an exchange and its connection, while Pingora holds the connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PooledHandle(Arc<HandleState>);
 

@@ -13,7 +13,7 @@ use crate::legs;
 use crate::pd::Route;
 
 impl Proxy {
-    /// Sets the options of the client's session and begins the record.
+    /// Sets the options of the client's session and fills in the record.
     pub(super) fn note_request(&self, session: &mut Session, ctx: &mut RequestContext) {
         let keeps = session.get_keepalive().is_some();
         // The bytes behind an upgrade request that is not granted may be no HTTP.
@@ -21,8 +21,8 @@ impl Proxy {
         session.set_keepalive((keeps && !upgrades && !ctx.overflow).then_some(NO_IDLE_TIMER));
         self.announce_shutdown(session);
         session.set_write_timeout(Some(self.limits.client_stall_timeout));
-        // Without this, a pipelined request would end the response before it. The price: Pingora reads no further, so
-        // that it notices by the next write alone that such a client has left.
+        // Allows pipelined requests. The price: Pingora reads no further, so that it notices by the next write alone that
+        // such a client has left.
         session.downstream_session.set_pipelining_enabled(true);
         let head = session.req_header();
         let record = &mut ctx.record;
@@ -54,14 +54,14 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Unauthorized));
         }
         self.keys.strip(access, session.req_header_mut());
-        match self.used_up(access, ctx) {
+        match self.exhausted(access, ctx) {
             Some(error) => Err(ctx.refuse(error)),
             None => Ok(()),
         }
     }
 
     /// The limit that leaves no capacity for this request, if there is one.
-    fn used_up(&self, access: Access, ctx: &RequestContext) -> Option<ProxyError> {
+    fn exhausted(&self, access: Access, ctx: &RequestContext) -> Option<ProxyError> {
         if access == Access::Open {
             return None;
         }

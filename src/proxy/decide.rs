@@ -68,12 +68,8 @@ impl Proxy {
             .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id()))
     }
 
-    /// No connection to decode.
-    pub(super) fn decode_unreachable(
-        &self,
-        ctx: &mut RequestContext,
-        error: Box<Error>,
-    ) -> Box<Error> {
+    /// Decode's leg failed on the wire: no connection, or a lost one.
+    pub(super) fn decode_broke(&self, ctx: &mut RequestContext, error: Box<Error>) -> Box<Error> {
         let failure = Failure::from_pingora(&error);
         self.decode_failed(ctx, failure).unwrap_or(error)
     }
@@ -113,7 +109,7 @@ impl Proxy {
                     error.set_retry(true);
                     return error;
                 }
-                return self.decode_unreachable(ctx, error);
+                return self.decode_broke(ctx, error);
             }
         };
         ctx.state.decode(Leg::Failed);

@@ -9,7 +9,7 @@ use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::{Body, Request, RequestContext};
-use super::session::{Deadlines, Interrupt, install};
+use super::session::{Deadlines, PrefillFailed, install};
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Rooms};
@@ -87,7 +87,7 @@ impl Proxy {
         let deadlines = Deadlines::new(&self.limits, stream, started);
         let body = prepared.body.clone();
         let rooms = prepared.rooms.as_slice().len();
-        let (attempt, prefill_failed) = self.dispatch(&request, prepared, lease);
+        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let shutdown = self.shutdown.clone();
@@ -119,12 +119,12 @@ impl Proxy {
     }
 
     /// Spawns prefill's leg. The attempt, and what resolves when prefill's leg fails.
-    fn dispatch(
+    fn spawn_legs(
         &self,
         request: &Request,
         prepared: Prepared,
         lease: Lease,
-    ) -> (Attempt, Interrupt) {
+    ) -> (Attempt, PrefillFailed) {
         let facts = &request.facts;
         let prefill = lease.prefill.clone();
         let leg = PrefillLeg::spawn(PrefillRequest {

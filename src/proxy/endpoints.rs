@@ -28,8 +28,8 @@ impl Proxy {
         let responding = self.endpoints.respond(request, &ctx.record.request_id);
         let response = tokio::select! {
             response = responding => response,
-            // Only behind the end of the body can a client be watched.
-            left = client::disconnected(session), if at_end => return Err(left),
+            // A client can be watched only after its body was read.
+            left = client::interrupted(session), if at_end => return Err(left),
         };
         note_response(ctx, &response);
         self.announce_shutdown(session);

@@ -2,12 +2,14 @@
 //!
 //! | hook | step | file |
 //! |---|---|---|
+//! | `new_ctx`, `on_connection_reuse` | the record begins; the listener of the connection, and whether it is above the limit | `request.rs`, `client/connection.rs` |
 //! | `early_request_filter` | let in: the head, the key, the limits | `admission.rs` |
 //! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs` |
 //! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg; install the session whose body is the prepared one | `dispatch.rs`, `session.rs` |
 //! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
 //! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs` |
 //! | `response_body_filter` | pass a chunk of decode's body on, merged or as it is | `respond.rs` |
+//! | (no hook) `ReplacedSession::response_duplex_vec` | hold the head, note the first byte, write to the client | `session.rs` |
 //! | `fail_to_connect`, `error_while_proxy` | decide what follows from a failure: another pair, or an error | `decide.rs` |
 //! | `fail_to_proxy` | respond with the error | `finish.rs` |
 //! | `logging` | restore the client's session, let prefill finish, record | `finish.rs` |
@@ -164,7 +166,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut Box<RequestContext>,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.decode_unreachable(ctx, error)
+        self.decode_broke(ctx, error)
     }
 
     fn error_while_proxy(

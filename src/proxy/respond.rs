@@ -40,7 +40,7 @@ impl Proxy {
         ctx.record.times.decode_head = Some(Instant::now());
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         let leg = if head.status.is_success() {
-            ctx.attempt()?.join(client::disconnected(session)).await?;
+            ctx.attempt()?.join(client::interrupted(session)).await?;
             Leg::Served
         } else {
             Leg::Rejected(head.status.as_u16())

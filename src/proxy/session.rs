@@ -84,7 +84,7 @@ impl Deadlines {
 }
 
 /// Resolves when decode's leg must end, because prefill's has failed.
-pub(super) type Interrupt = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+pub(super) type PrefillFailed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The proxy's end of an installed session.
 pub(super) struct Installed(Arc<Shared>);
@@ -116,13 +116,13 @@ pub(super) struct Sent {
 pub(super) fn install(
     session: &mut Session,
     body: Bytes,
-    interrupt: Interrupt,
+    prefill_failed: PrefillFailed,
     deadlines: Deadlines,
     shutdown: ShutdownWatcher,
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
-    // Pingora drops a request whose Connection names Host. The heads of the legs have obeyed it already.
+    // Connection has been applied to the heads of the legs, and must not be applied to them again.
     head.remove_header(&CONNECTION);
     head.insert_header(CONTENT_LENGTH, body.len())?;
     let shared = Arc::<Shared>::default();
@@ -133,7 +133,7 @@ pub(super) fn install(
         shared: shared.clone(),
         body,
         taken: false,
-        prefill_failed: Some(interrupt),
+        prefill_failed: Some(prefill_failed),
         cut_off: shutdown.cut_off(),
         shutdown,
         held: None,
@@ -173,7 +173,7 @@ struct ReplacedSession {
     /// Whether Pingora has taken the body.
     taken: bool,
     /// Prefill's failure; `None` once the first byte is gone, when it no longer matters.
-    prefill_failed: Option<Interrupt>,
+    prefill_failed: Option<PrefillFailed>,
     shutdown: ShutdownWatcher,
     cut_off: CutOff,
     /// The head of the response, until the first byte of its body.
@@ -275,7 +275,7 @@ impl ReplacedSession {
 
     /// The tasks that may go to the client now, and the failure that ends the response before its first byte.
     fn release(&mut self, tasks: Vec<HttpTask>) -> (Vec<HttpTask>, Option<Box<Error>>) {
-        // The way of every event of a stream.
+        // Every event of a stream takes this branch.
         if self.held.is_none() && !tasks.iter().any(is_held) {
             return (tasks, None);
         }
@@ -314,8 +314,12 @@ fn is_held(task: &HttpTask) -> bool {
 
 /// Frames a response whose head has lost its framing, by the first task of its body. HTTP/1.0 has no chunks: there the
 /// close of the connection ends a body without a length.
-fn framed(mut head: Box<ResponseHeader>, next: &HttpTask, old: bool) -> Box<ResponseHeader> {
-    if old {
+fn framed(
+    mut head: Box<ResponseHeader>,
+    next: &HttpTask,
+    is_http_1_0: bool,
+) -> Box<ResponseHeader> {
+    if is_http_1_0 {
         head.remove_header(&TRANSFER_ENCODING);
     }
     if !head.headers.contains_key(CONTENT_LENGTH) && !head.headers.contains_key(TRANSFER_ENCODING) {
@@ -323,7 +327,7 @@ fn framed(mut head: Box<ResponseHeader>, next: &HttpTask, old: bool) -> Box<Resp
             HttpTask::Body(chunk, true) => {
                 head.insert_header(CONTENT_LENGTH, chunk.as_ref().map_or(0, Bytes::len))
             }
-            _ if old => Ok(()),
+            _ if is_http_1_0 => Ok(()),
             _ => head.insert_header(TRANSFER_ENCODING, "chunked"),
         };
         debug_assert!(framing.is_ok(), "a number and a token are header values");

@@ -66,7 +66,7 @@ impl Proxy {
             tokio::select! {
                 // In this order, so that no leg is sent when the wait ends in the moment of the turn.
                 biased;
-                left = client::disconnected(session) => break Err(left),
+                left = client::interrupted(session) => break Err(left),
                 () = &mut cut_off => break Err(ctx.refuse(ProxyError::ShuttingDown)),
                 lease = ticket.turn() => break Ok(lease),
                 () = tokio::time::sleep_until(look.into()) => {

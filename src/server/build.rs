@@ -19,7 +19,7 @@ use crate::client::{BodyMemory, ConnectionLimit, Connections, Keys, Listener, Sh
 use crate::config::{ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec};
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
-    Fleet, Limits as BreakerLimits, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
+    BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
     WorkerParts,
 };
 use crate::legs::Aborter;
@@ -57,7 +57,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         trust: tls::trust(&config, &mut conf)?,
     };
     let fleet = fleet(&config)?;
-    // One attempt of Pingora's is an attempt of ours, or a pooled connection that the worker had closed.
+    // Pingora counts as a retry both ours and the replacement of a stale pooled connection.
     conf.max_retries = STALE_ATTEMPTS + config.requests.max_retries as usize;
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
