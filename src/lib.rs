@@ -4,15 +4,15 @@
 //! worker, with the three `bootstrap_*` fields that let the two meet. Decode's answer goes back to the
 //! client as it arrives; what only prefill knows (the logprobs of the prompt) is spliced into it.
 //!
-//! # The map of the house
+//! # Modules
 //!
-//! | room | what lives there | may name |
+//! | module | what it has | may name |
 //! |---|---|---|
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
 //! | `endpoint` | whole requests and responses, access, header rules | nothing |
 //! | `limits` | the limits of a request, and how typed settings are declared | nothing |
 //! | `net` | one HTTP exchange with one worker | `endpoint` |
-//! | [`fleet`] | the workers, their load, the choice of a pair, live rooms | `pd` |
+//! | [`fleet`] | the workers, their load, the choice of a pair, rooms in use | `pd` |
 //! | `client` | the client's connection, head, key and body | `endpoint` |
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
@@ -26,7 +26,7 @@
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
 //! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `endpoint`, `error`, `limits`, `sim` and `telemetry` |
 //!
-//! `tests/library/rooms.rs` walks the sources and fails when a room names one that it must not know.
+//! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
 //! # Features
 //!
@@ -68,7 +68,7 @@ mod proxy;
 mod server;
 mod telemetry;
 
-/// What the tests and the fuzz targets judge besides the public rooms. No part of the API.
+/// What the tests and the fuzz targets judge besides the public modules. No part of the API.
 #[doc(hidden)]
 pub mod inside {
     pub use crate::client::check;

@@ -1,7 +1,7 @@
 //! Configuration: the settings that a user wrote become the values that the program needs.
 //!
 //! The resolved shape is in this file: every value is checked, has its Rust type and is not checked again. The
-//! user's shape (flags, environment, file) stays inside this room. Names and defaults of the settings follow
+//! user's shape (flags, environment, file) stays inside this module. Names and defaults of the settings follow
 //! `sglang_router.launch_router --mini-lb`; the server keys are Pingora's.
 //!
 //! | file | holds |
@@ -52,7 +52,7 @@ pub(crate) use crate::pd::Role;
 
 pub use crate::limits::RequestLimits;
 
-/// The configuration, resolved. Each room receives the values that it uses.
+/// The configuration, resolved. Each module receives the values that it uses.
 #[derive(Debug)]
 pub struct Config {
     /// The address that clients connect to.

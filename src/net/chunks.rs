@@ -180,7 +180,7 @@ impl Joiner {
 /// Writes the size line and the end of the joined chunk, and moves the rest of the read, which begins at `at`, up to
 /// it. Returns the new length. `complete` is whether the last chunk of the run has arrived with its line end.
 fn write_joined(read: &mut [u8], run: &Run, complete: bool, at: usize) -> usize {
-    // There is room: each chunk but the first has left its size line and a line end, and a sum has no more digits
+    // There is space: each chunk but the first has left its size line and a line end, and a sum has no more digits
     // than its terms together.
     let line = format!("{:x}\r\n", run.size);
     let data = run.line + line.len();

@@ -22,7 +22,7 @@ pub(super) struct Row {
 /// How a path is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// With two legs, by `proxy`. Requests with one of the methods do not come to this room.
+    /// With two legs, by `proxy`. Requests with one of the methods do not come to this module.
     Legs,
     /// 200: the process is alive.
     Alive,

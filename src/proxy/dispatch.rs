@@ -41,7 +41,7 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Encoded));
         }
         let (limit, timeout) = (self.limits.max_body_bytes, self.limits.body_timeout);
-        // With room for the fields of one prompt, so that preparing it moves no byte.
+        // With space for the fields of one prompt, so that preparing it moves no byte.
         let reserve = self.engine.tail_reserve(1);
         let share = ctx.share.insert(self.body_memory.share());
         let body = match client::read_body(session, limit, timeout, reserve, share).await? {

@@ -1,6 +1,6 @@
-//! From a configuration to the rooms of the program: fleet, client, proxy, and the applications of the listeners.
+//! From a configuration to the modules of the program: fleet, client, proxy, and the applications of the listeners.
 //!
-//! Nothing is opened here and no task runs yet. Each room receives the values that it uses, never the whole
+//! Nothing is opened here and no task runs yet. Each module receives the values that it uses, never the whole
 //! configuration.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct Built {
     pub(super) conf: Arc<ServerConf>,
 }
 
-/// Builds every room.
+/// Builds every module's part.
 ///
 /// # Errors
 /// [`StartError`], except those of sockets and signals.

@@ -1,7 +1,7 @@
 //! The server: a configuration becomes a running balancer.
 //!
 //! Two ways lead in: [`run`], a whole process under Pingora's `Server` (signals, daemon, upgrade), and
-//! [`MiniLoadBalancer`], a service inside the caller's runtime. Only this room sees all others.
+//! [`MiniLoadBalancer`], a service inside the caller's runtime. Only this module sees all others.
 //!
 //! | file | holds |
 //! |---|---|
@@ -53,7 +53,7 @@ pub enum StartError {
         /// "API key" or "host name".
         what: &'static str,
     },
-    /// A defect: a room still holds Pingora's configuration, which its server must own.
+    /// A defect: a module still holds Pingora's configuration, which its server must own.
     ConfInUse,
     /// No usable root certificates for `https://` workers; the reason.
     Roots(String),

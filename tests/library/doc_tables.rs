@@ -286,10 +286,10 @@ async fn errors_have_the_status_and_the_code_that_the_table_says() {
 }
 
 #[test]
-fn the_table_of_rooms_is_the_map_of_the_library() {
+fn the_table_of_modules_is_the_map_of_the_library() {
     let source = fs::read_to_string("src/lib.rs").unwrap();
-    let (_, map) = source.split_once("//! | room |").unwrap();
-    let map = format!("//! | room |{map}");
+    let (_, map) = source.split_once("//! | module |").unwrap();
+    let map = format!("//! | module |{map}");
     let map = map
         .lines()
         .map_while(|line| line.strip_prefix("//! |"))
@@ -306,7 +306,7 @@ fn the_table_of_rooms_is_the_map_of_the_library() {
     let rows: Vec<_> = map.map(cells).collect();
     assert!(rows.len() > 1);
     let heading: Vec<_> = rows[0].iter().map(String::as_str).collect();
-    hold("rooms", &heading, &rows[1..]);
+    hold("modules", &heading, &rows[1..]);
 }
 
 fn figures(name: &str) -> Value {

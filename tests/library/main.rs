@@ -6,5 +6,5 @@ mod bench;
 mod dependencies;
 mod doc_tables;
 mod examples;
+mod module_boundaries;
 mod readme;
-mod rooms;

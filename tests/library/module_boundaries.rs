@@ -1,10 +1,10 @@
-//! Module boundaries: a room names only the rooms that the map in `src/lib.rs` allows.
+//! Module boundaries: a module names only the modules that the map in `src/lib.rs` allows.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room with the other rooms that it may name.
+/// Each module with the other modules that it may name.
 const MAY_NAME: [(&str, &[&str]); 17] = [
     ("pd", &[]),
     ("endpoint", &[]),
@@ -65,14 +65,14 @@ fn sources(under: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn room_of(file: &Path) -> String {
+fn module_of(file: &Path) -> String {
     let inside = file.strip_prefix("src").unwrap();
     let first = inside.iter().next().unwrap().to_str().unwrap();
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// The rooms that a source text names by a path from the crate root, outside of comments.
-fn named(text: &str, rooms: &BTreeSet<&str>) -> BTreeSet<String> {
+/// The modules that a source text names by a path from the crate root, outside of comments.
+fn named(text: &str, modules: &BTreeSet<&str>) -> BTreeSet<String> {
     let code: String = text
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"))
@@ -89,40 +89,40 @@ fn named(text: &str, rooms: &BTreeSet<&str>) -> BTreeSet<String> {
                 .map(|name| name.trim().to_owned())
                 .collect::<Vec<_>>()
         })
-        .filter(|name| rooms.contains(name.as_str()))
+        .filter(|name| modules.contains(name.as_str()))
         .collect()
 }
 
 #[test]
-fn no_room_names_one_that_it_must_not_know() {
+fn no_module_names_one_that_it_must_not_know() {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let rooms: BTreeSet<&str> = MAY_NAME.iter().map(|(room, _)| *room).collect();
+    let modules: BTreeSet<&str> = MAY_NAME.iter().map(|(module, _)| *module).collect();
     let mut seen = BTreeSet::new();
     for file in sources(Path::new("src")) {
-        let room = room_of(&file);
-        if ["lib", "main", "demo", "stderr"].contains(&room.as_str()) {
+        let module = module_of(&file);
+        if ["lib", "main", "demo", "stderr"].contains(&module.as_str()) {
             continue;
         }
         let (_, allowed) = MAY_NAME
             .iter()
-            .find(|(name, _)| *name == room)
-            .unwrap_or_else(|| panic!("{} is in no room of the map", file.display()));
-        for name in named(&fs::read_to_string(&file).unwrap(), &rooms) {
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| panic!("{} is in no module of the map", file.display()));
+        for name in named(&fs::read_to_string(&file).unwrap(), &modules) {
             assert!(
-                name == room || allowed.contains(&name.as_str()),
-                "{} names the room `{name}`, which `{room}` must not know",
+                name == module || allowed.contains(&name.as_str()),
+                "{} names the module `{name}`, which `{module}` must not know",
                 file.display()
             );
         }
-        seen.insert(room);
+        seen.insert(module);
     }
     assert_eq!(
         seen.iter().map(String::as_str).collect::<BTreeSet<_>>(),
-        rooms
+        modules
     );
 }
 
-/// The crates that a room must not name: the protocol is pure, and the fleet knows neither HTTP server nor proxy.
+/// The crates that a module must not name: the protocol is pure, and the fleet knows neither HTTP server nor proxy.
 const MUST_NOT_NAME: [(&str, &[&str]); 2] = [
     ("pd", &["pingora", "tokio", "rand", "log", "http"]),
     ("fleet", &["pingora"]),
@@ -148,13 +148,13 @@ fn names_crate(text: &str, name: &str) -> bool {
 #[test]
 fn the_protocol_is_pure_and_the_fleet_does_not_know_the_proxy() {
     std::env::set_current_dir(env!("CARGO_MANIFEST_DIR")).unwrap();
-    for (room, crates) in MUST_NOT_NAME {
-        for file in sources(&Path::new("src").join(room)) {
+    for (module, crates) in MUST_NOT_NAME {
+        for file in sources(&Path::new("src").join(module)) {
             let text = fs::read_to_string(&file).unwrap();
             for name in crates {
                 assert!(
                     !names_crate(&text, name),
-                    "{} names the crate `{name}`, which `{room}` must not know",
+                    "{} names the crate `{name}`, which `{module}` must not know",
                     file.display()
                 );
             }
@@ -191,7 +191,7 @@ fn nothing_reads_a_clock_that_can_be_set() {
     for file in sources(Path::new("src")) {
         let text = fs::read_to_string(&file).unwrap();
         for clock in ["SystemTime", "UNIX_EPOCH", "chrono"] {
-            let dated = ["sim", "bench"].contains(&room_of(&file).as_str());
+            let dated = ["sim", "bench"].contains(&module_of(&file).as_str());
             let reads = text.contains(clock) && !dated;
             assert!(!reads, "{} names {clock}", file.display());
         }
@@ -209,11 +209,11 @@ fn a_panic_is_no_abort() {
 }
 
 #[test]
-fn the_walker_sees_every_way_to_name_a_room() {
-    let rooms = ["pd", "net", "ops"].into();
+fn the_walker_sees_every_way_to_name_a_module() {
+    let modules = ["pd", "net", "ops"].into();
     let text = "use crate::pd::{self, Route};\n// use crate::ops::X;\nlet a = crate::net::peer(1);\nuse crate::{ops, other};";
     assert_eq!(
-        named(text, &rooms),
+        named(text, &modules),
         ["net", "ops", "pd"].map(String::from).into()
     );
 }
