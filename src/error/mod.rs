@@ -180,6 +180,7 @@ impl fmt::Display for Exhausted {
 
 impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secs = Duration::as_secs_f64;
         match self {
             ProxyError::BadHead(why) => why.fmt(f),
             // The same words for a missing and a wrong key, so that trying keys reveals nothing.
@@ -213,11 +214,13 @@ impl fmt::Display for ProxyError {
             ProxyError::QueueFull => f.write_str(
                 "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
             ),
-            ProxyError::QueueTimeout(limit) => write!(
-                f,
-                "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
-                limit.as_secs_f64()
-            ),
+            ProxyError::QueueTimeout(limit) => {
+                write!(
+                    f,
+                    "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
+                    secs(limit)
+                )
+            }
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
             ProxyError::WorkerKey(role, url, status) => write!(
                 f,
@@ -228,16 +231,20 @@ impl fmt::Display for ProxyError {
                 f,
                 "prefill's logprobs could not be merged into decode's response: {why}"
             ),
-            ProxyError::FirstTokenTimeout(limit) => write!(
-                f,
-                "no token came within {} s (first_token_timeout_secs)",
-                limit.as_secs_f64()
-            ),
-            ProxyError::StreamIdleTimeout(limit) => write!(
-                f,
-                "decode sent nothing for {} s (stream_idle_timeout_secs)",
-                limit.as_secs_f64()
-            ),
+            ProxyError::FirstTokenTimeout(limit) => {
+                write!(
+                    f,
+                    "no token came within {} s (first_token_timeout_secs)",
+                    secs(limit)
+                )
+            }
+            ProxyError::StreamIdleTimeout(limit) => {
+                write!(
+                    f,
+                    "decode sent nothing for {} s (stream_idle_timeout_secs)",
+                    secs(limit)
+                )
+            }
             ProxyError::RequestTimeout => f.write_str(
                 "the response took too long (request_timeout_secs, stream_timeout_secs)",
             ),

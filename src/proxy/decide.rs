@@ -11,7 +11,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::Proxy;
 use super::request::RequestContext;
-use super::session;
+use super::{deadlines, session};
 use crate::error::{Fault, ProxyError};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
@@ -92,13 +92,13 @@ impl Proxy {
             etype if *etype == session::SHUTTING_DOWN => {
                 return ctx.refuse(ProxyError::ShuttingDown);
             }
-            etype if *etype == session::FIRST_TOKEN_TIMEOUT => {
+            etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => {
                 ProxyError::FirstTokenTimeout(limits.first_token_timeout)
             }
-            etype if *etype == session::STREAM_IDLE_TIMEOUT => {
+            etype if *etype == deadlines::STREAM_IDLE_TIMEOUT => {
                 ProxyError::StreamIdleTimeout(limits.stream_idle_timeout)
             }
-            etype if *etype == session::REQUEST_TIMEOUT => ProxyError::RequestTimeout,
+            etype if *etype == deadlines::REQUEST_TIMEOUT => ProxyError::RequestTimeout,
             _ if *error.esource() == ErrorSource::Downstream => return error,
             _ => {
                 let unanswered = ctx.record.times.decode_head.is_none();

@@ -8,8 +8,9 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::Proxy;
+use super::deadlines::Deadlines;
 use super::request::{Body, Request, RequestContext};
-use super::session::{Deadlines, PrefillFailed, install};
+use super::session::{PrefillFailed, install};
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Rooms};

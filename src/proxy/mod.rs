@@ -18,6 +18,7 @@
 //! carries between hooks is `request.rs`'s.
 
 mod admission;
+mod deadlines;
 mod decide;
 mod dispatch;
 mod endpoints;

@@ -36,52 +36,16 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
-use tokio::time::Sleep;
 
+use super::deadlines::{Clock, Deadlines};
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
-use crate::limits::RequestLimits;
 use crate::pd::Boundary;
 
 /// Ends decode's leg: prefill's has failed.
 pub(super) const PREFILL_FAILED: ErrorType = ErrorType::new("PrefillFailed");
-/// Ends decode's leg: no byte of a streamed response came in time.
-pub(super) const FIRST_TOKEN_TIMEOUT: ErrorType = ErrorType::new("FirstTokenTimeout");
-/// Ends decode's leg: the stream was idle for too long.
-pub(super) const STREAM_IDLE_TIMEOUT: ErrorType = ErrorType::new("StreamIdleTimeout");
-/// Ends decode's leg: the whole response took too long.
-pub(super) const REQUEST_TIMEOUT: ErrorType = ErrorType::new("RequestTimeout");
 /// Ends decode's leg: the grace period of the shutdown is over.
 pub(super) const SHUTTING_DOWN: ErrorType = ErrorType::new("ShuttingDown");
-
-/// The deadlines of decode's response. `None` is no deadline.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Deadlines {
-    /// For the first byte.
-    pub(super) first_token: Option<Instant>,
-    /// The longest time between two chunks.
-    pub(super) stream_idle: Option<Duration>,
-    /// For the end.
-    pub(super) total: Option<Instant>,
-}
-
-impl Deadlines {
-    /// The deadlines of the response to a request that began at `started`.
-    pub(super) fn new(limits: &RequestLimits, stream: bool, started: Instant) -> Self {
-        if stream {
-            Self {
-                first_token: Some(started + limits.first_token_timeout),
-                stream_idle: Some(limits.stream_idle_timeout),
-                total: limits.stream_timeout.map(|limit| started + limit),
-            }
-        } else {
-            Self {
-                total: Some(started + limits.request_timeout),
-                ..Self::default()
-            }
-        }
-    }
-}
 
 /// Resolves when decode's leg must end, because prefill's has failed.
 pub(super) type PrefillFailed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
@@ -182,64 +146,6 @@ struct ReplacedSession {
     is_stream: bool,
     sent: Sent,
     clock: Clock,
-}
-
-/// Watches the deadlines with one timer, which is not moved with each chunk, but armed again when it expires early.
-struct Clock {
-    deadlines: Deadlines,
-    /// When the last chunk went to the client; `None` before the first.
-    last_sent: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Clock {
-    fn new(deadlines: Deadlines) -> Self {
-        let mut clock = Self {
-            deadlines,
-            last_sent: None,
-            timer: None,
-        };
-        clock.arm();
-        clock
-    }
-
-    /// The next deadline, and its error.
-    fn next(&self) -> Option<(Instant, ErrorType)> {
-        let Deadlines {
-            first_token,
-            stream_idle,
-            total,
-        } = self.deadlines;
-        let total = total.map(|total| (total, REQUEST_TIMEOUT));
-        let progress = match self.last_sent {
-            None => first_token.map(|at| (at, FIRST_TOKEN_TIMEOUT)),
-            Some(last) => stream_idle.map(|idle| (last + idle, STREAM_IDLE_TIMEOUT)),
-        };
-        [total, progress]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(deadline, _)| *deadline)
-    }
-
-    fn arm(&mut self) {
-        self.timer = self
-            .next()
-            .map(|(deadline, _)| Box::pin(tokio::time::sleep_until(deadline.into())));
-    }
-
-    /// Resolves when a deadline has passed.
-    async fn expired(&mut self) -> ErrorType {
-        loop {
-            match self.timer.as_mut() {
-                Some(timer) => timer.await,
-                None => std::future::pending().await,
-            }
-            match self.next() {
-                Some((deadline, error)) if deadline <= Instant::now() => return error,
-                _ => self.arm(),
-            }
-        }
-    }
 }
 
 impl ReplacedSession {
@@ -393,10 +299,7 @@ impl CustomSession for ReplacedSession {
         if !tasks.is_empty() {
             self.note_sent(&tasks);
             ended = self.client_mut().response_duplex_vec(tasks).await?;
-            if self.clock.last_sent.replace(Instant::now()).is_none() {
-                // Another deadline counts from the first byte on.
-                self.clock.arm();
-            }
+            self.clock.note_sent();
         }
         failure.map_or(Ok(ended), Err)
     }

@@ -10,8 +10,8 @@ use pingora::Result;
 use pingora::proxy::Session;
 
 use super::Proxy;
+use super::deadlines::Deadlines;
 use super::request::RequestContext;
-use super::session::Deadlines;
 use crate::client;
 use crate::error::ProxyError;
 use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};

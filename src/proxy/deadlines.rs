@@ -1,0 +1,111 @@
+//! The deadlines of decode's response, and the clock that watches them while the response goes to the client.
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use pingora::ErrorType;
+use tokio::time::Sleep;
+
+use crate::limits::RequestLimits;
+
+/// Ends decode's leg: no byte of a streamed response came in time.
+pub(super) const FIRST_TOKEN_TIMEOUT: ErrorType = ErrorType::new("FirstTokenTimeout");
+/// Ends decode's leg: the stream was idle for too long.
+pub(super) const STREAM_IDLE_TIMEOUT: ErrorType = ErrorType::new("StreamIdleTimeout");
+/// Ends decode's leg: the whole response took too long.
+pub(super) const REQUEST_TIMEOUT: ErrorType = ErrorType::new("RequestTimeout");
+
+/// The deadlines of decode's response. `None` is no deadline.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deadlines {
+    /// For the first byte.
+    pub(super) first_token: Option<Instant>,
+    /// The longest time between two chunks.
+    pub(super) stream_idle: Option<Duration>,
+    /// For the end.
+    pub(super) total: Option<Instant>,
+}
+
+impl Deadlines {
+    /// The deadlines of the response to a request that began at `started`.
+    pub(super) fn new(limits: &RequestLimits, stream: bool, started: Instant) -> Self {
+        if stream {
+            Self {
+                first_token: Some(started + limits.first_token_timeout),
+                stream_idle: Some(limits.stream_idle_timeout),
+                total: limits.stream_timeout.map(|limit| started + limit),
+            }
+        } else {
+            Self {
+                total: Some(started + limits.request_timeout),
+                ..Self::default()
+            }
+        }
+    }
+}
+
+/// Watches the deadlines with one timer, which is not moved with each chunk, but armed again when it expires early.
+pub(super) struct Clock {
+    deadlines: Deadlines,
+    /// When the last chunk went to the client; `None` before the first.
+    last_sent: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    pub(super) fn new(deadlines: Deadlines) -> Self {
+        let mut clock = Self {
+            deadlines,
+            last_sent: None,
+            timer: None,
+        };
+        clock.arm();
+        clock
+    }
+
+    /// The next deadline, and its error.
+    fn next(&self) -> Option<(Instant, ErrorType)> {
+        let Deadlines {
+            first_token,
+            stream_idle,
+            total,
+        } = self.deadlines;
+        let total = total.map(|total| (total, REQUEST_TIMEOUT));
+        let progress = match self.last_sent {
+            None => first_token.map(|at| (at, FIRST_TOKEN_TIMEOUT)),
+            Some(last) => stream_idle.map(|idle| (last + idle, STREAM_IDLE_TIMEOUT)),
+        };
+        [total, progress]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(deadline, _)| *deadline)
+    }
+
+    /// Notes that a chunk went to the client.
+    pub(super) fn note_sent(&mut self) {
+        if self.last_sent.replace(Instant::now()).is_none() {
+            // Another deadline counts from the first byte on.
+            self.arm();
+        }
+    }
+
+    fn arm(&mut self) {
+        self.timer = self
+            .next()
+            .map(|(deadline, _)| Box::pin(tokio::time::sleep_until(deadline.into())));
+    }
+
+    /// Resolves when a deadline has passed.
+    pub(super) async fn expired(&mut self) -> ErrorType {
+        loop {
+            match self.timer.as_mut() {
+                Some(timer) => timer.await,
+                None => std::future::pending().await,
+            }
+            match self.next() {
+                Some((deadline, error)) if deadline <= Instant::now() => return error,
+                _ => self.arm(),
+            }
+        }
+    }
+}
