@@ -57,19 +57,13 @@ pub(crate) enum ProxyError {
     BatchTooLarge(usize),
     NoWorker(NoWorker),
     QueueFull,
-    /// No worker had capacity for this long.
-    QueueTimeout(Duration),
     /// The worker of this role, at this URL, gave no response.
     Leg(Role, String, Failure),
     /// The worker of this role, at this URL, refuses the proxy's key with this status.
     WorkerKey(Role, String, u16),
     Merge(MergeError),
-    /// No byte of a streamed response came for this long.
-    FirstTokenTimeout(Duration),
-    /// No byte of a running stream came for this long.
-    StreamIdleTimeout(Duration),
-    /// The response was not complete in time.
-    RequestTimeout,
+    /// The workers took too long.
+    Timeout(Timeout),
     /// The grace period of the shutdown is over.
     ShuttingDown,
     /// A defect of the proxy.
@@ -83,6 +77,19 @@ pub(crate) enum Exhausted {
     Requests,
     /// Memory for request bodies.
     Memory,
+}
+
+/// A deadline that the workers have missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timeout {
+    /// No worker had capacity for this long.
+    Queue(Duration),
+    /// No byte of a streamed response came for this long.
+    FirstToken(Duration),
+    /// No byte of a running stream came for this long.
+    StreamIdle(Duration),
+    /// The response was not complete in time.
+    Request,
 }
 
 impl From<BodyError> for ProxyError {
@@ -127,13 +134,13 @@ impl ProxyError {
             ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
-            ProxyError::QueueTimeout(_) => Code::QueueTimeout,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
             ProxyError::Merge(_) => Code::MergeFailed,
-            ProxyError::FirstTokenTimeout(_) => Code::FirstTokenTimeout,
-            ProxyError::StreamIdleTimeout(_) => Code::StreamIdleTimeout,
-            ProxyError::RequestTimeout => Code::RequestTimeout,
+            ProxyError::Timeout(Timeout::Queue(_)) => Code::QueueTimeout,
+            ProxyError::Timeout(Timeout::FirstToken(_)) => Code::FirstTokenTimeout,
+            ProxyError::Timeout(Timeout::StreamIdle(_)) => Code::StreamIdleTimeout,
+            ProxyError::Timeout(Timeout::Request) => Code::RequestTimeout,
             ProxyError::ShuttingDown => Code::ShuttingDown,
             ProxyError::Internal(_) => Code::Internal,
         }
@@ -178,9 +185,33 @@ impl fmt::Display for Exhausted {
     }
 }
 
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Timeout::Queue(limit) => write!(
+                f,
+                "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            Timeout::FirstToken(limit) => write!(
+                f,
+                "no token came within {} s (first_token_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            Timeout::StreamIdle(limit) => write!(
+                f,
+                "decode sent nothing for {} s (stream_idle_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+            Timeout::Request => f.write_str(
+                "the response took too long (request_timeout_secs, stream_timeout_secs)",
+            ),
+        }
+    }
+}
+
 impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secs = Duration::as_secs_f64;
         match self {
             ProxyError::BadHead(why) => why.fmt(f),
             // The same words for a missing and a wrong key, so that trying keys reveals nothing.
@@ -214,13 +245,6 @@ impl fmt::Display for ProxyError {
             ProxyError::QueueFull => f.write_str(
                 "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
             ),
-            ProxyError::QueueTimeout(limit) => {
-                write!(
-                    f,
-                    "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
-                    secs(limit)
-                )
-            }
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
             ProxyError::WorkerKey(role, url, status) => write!(
                 f,
@@ -231,23 +255,7 @@ impl fmt::Display for ProxyError {
                 f,
                 "prefill's logprobs could not be merged into decode's response: {why}"
             ),
-            ProxyError::FirstTokenTimeout(limit) => {
-                write!(
-                    f,
-                    "no token came within {} s (first_token_timeout_secs)",
-                    secs(limit)
-                )
-            }
-            ProxyError::StreamIdleTimeout(limit) => {
-                write!(
-                    f,
-                    "decode sent nothing for {} s (stream_idle_timeout_secs)",
-                    secs(limit)
-                )
-            }
-            ProxyError::RequestTimeout => f.write_str(
-                "the response took too long (request_timeout_secs, stream_timeout_secs)",
-            ),
+            ProxyError::Timeout(timeout) => timeout.fmt(f),
             ProxyError::ShuttingDown => {
                 f.write_str("the load balancer is shutting down (shutdown_grace_period_secs)")
             }

@@ -12,7 +12,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::Proxy;
 use super::request::RequestContext;
 use super::{deadlines, session};
-use crate::error::{Fault, ProxyError};
+use crate::error::{Fault, ProxyError, Timeout};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
 use crate::net::Failure;
@@ -93,12 +93,12 @@ impl Proxy {
                 return ctx.refuse(ProxyError::ShuttingDown);
             }
             etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => {
-                ProxyError::FirstTokenTimeout(limits.first_token_timeout)
+                Timeout::FirstToken(limits.first_token_timeout)
             }
             etype if *etype == deadlines::STREAM_IDLE_TIMEOUT => {
-                ProxyError::StreamIdleTimeout(limits.stream_idle_timeout)
+                Timeout::StreamIdle(limits.stream_idle_timeout)
             }
-            etype if *etype == deadlines::REQUEST_TIMEOUT => ProxyError::RequestTimeout,
+            etype if *etype == deadlines::REQUEST_TIMEOUT => Timeout::Request,
             _ if *error.esource() == ErrorSource::Downstream => return error,
             _ => {
                 let unanswered = ctx.record.times.decode_head.is_none();
@@ -116,7 +116,7 @@ impl Proxy {
         if let Ok(attempt) = ctx.attempt() {
             attempt.report_pair_failure();
         }
-        ctx.refuse(overdue)
+        ctx.refuse(ProxyError::Timeout(overdue))
     }
 
     /// Prefill's leg failed before decode's first byte.

@@ -13,7 +13,7 @@ use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::RequestContext;
 use crate::client;
-use crate::error::ProxyError;
+use crate::error::{ProxyError, Timeout};
 use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
@@ -71,7 +71,7 @@ impl Proxy {
                 lease = ticket.turn() => break Ok(lease),
                 () = tokio::time::sleep_until(look.into()) => {
                     if look == deadline {
-                        break Err(ctx.refuse(late));
+                        break Err(ctx.refuse(ProxyError::Timeout(late)));
                     }
                     self.fleet.serve_waiting();
                 }
@@ -82,17 +82,17 @@ impl Proxy {
     }
 
     /// The end of the wait, and its error. The deadlines of the response run while the request waits.
-    fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, ProxyError) {
+    fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, Timeout) {
         let limits = &self.limits;
         let stream = ctx
             .request
             .as_ref()
             .is_some_and(|request| request.facts.stream);
         let deadlines = Deadlines::new(limits, stream, ctx.record.times.started);
-        let first_token = ProxyError::FirstTokenTimeout(limits.first_token_timeout);
+        let first_token = Timeout::FirstToken(limits.first_token_timeout);
         let first_token = deadlines.first_token.map(|at| (at, first_token));
-        let total = deadlines.total.map(|at| (at, ProxyError::RequestTimeout));
-        let queue = ProxyError::QueueTimeout(limits.queue_timeout);
+        let total = deadlines.total.map(|at| (at, Timeout::Request));
+        let queue = Timeout::Queue(limits.queue_timeout);
         let queue = (begun + limits.queue_timeout, queue);
         let others = first_token.into_iter().chain(total);
         others.fold(
