@@ -43,7 +43,7 @@ pub fn check(unit: &str, counts: &Counts) {
         .collect();
     assert!(
         far.is_empty(),
-        "{unit}; {}.\n{}Where that is right: the command at the top of {FILE}, and commit it",
+        "{unit}; {}.\n{}If that is right, run the command at the top of tests/cost_baseline/baseline.yaml, and commit the file",
         far.join(", "),
         table(&recorded, counts)
     );
