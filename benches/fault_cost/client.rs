@@ -74,7 +74,7 @@ impl fmt::Display for Outcome {
             Outcome::Cut => f.write_str("200 cut"),
             Outcome::PassedAsWhole => f.write_str("200 as if whole"),
             Outcome::Closed => f.write_str("closed"),
-            Outcome::Hung => f.write_str("hung"),
+            Outcome::Hung => f.write_str("none in 5 s"),
         }
     }
 }

@@ -102,8 +102,8 @@ def draw_faults(folder):
         entries = []
         for name, cell in zip(names, cells):
             colour = "own" if name == "mini-lb" else "plain"
-            if cell == "hung":
-                entries.append((name, "bad", right + 50, "hung", "no response within 5 s", True))
+            if cell == "none in 5 s":
+                entries.append((name, "bad", right + 50, "none in 5 s", "", True))
                 continue
             time, outcome = cell.split(": ", 1)
             median = time.split(" / ")[0]
