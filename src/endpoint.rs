@@ -28,6 +28,11 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
 ];
 
+/// The length of a body as its head announces it, in bytes; `None` where the head has none, or one that is no number.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// The fields that `Connection` adds to the hop-by-hop ones of this message.
 pub(crate) fn connection_headers(headers: &HeaderMap) -> Vec<HeaderName> {
     headers

@@ -29,6 +29,7 @@ use pingora::server::ShutdownWatch;
 use super::connection_limit::{ConnectionLimit, Permit};
 use super::counted::{CountedStream, ReadCounter};
 use super::inflight::Inflight;
+use crate::endpoint::content_length;
 
 /// Keep-alive without Pingora's timer for idle connections: [`HeadDeadline`] has the time.
 pub(crate) const NO_IDLE_TIMER: u64 = 0;
@@ -184,10 +185,10 @@ pub(crate) fn head_received(
 
 /// The length of the body that follows this head, in bytes; `None` when it is chunked or not a number.
 fn body_length(headers: &HeaderMap) -> Option<u64> {
-    match headers.get(CONTENT_LENGTH) {
-        Some(length) => length.to_str().ok()?.parse().ok(),
-        None => (!headers.contains_key(TRANSFER_ENCODING)).then_some(0),
+    if headers.contains_key(CONTENT_LENGTH) {
+        return content_length(headers).map(|length| length as u64);
     }
+    (!headers.contains_key(TRANSFER_ENCODING)).then_some(0)
 }
 
 fn address(stream: &Stream) -> Option<IpAddr> {

@@ -13,6 +13,8 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use tokio::time::Instant;
 
+use crate::endpoint::content_length;
+
 /// The longest body that is read only to be discarded, in bytes.
 const DRAIN_LIMIT: usize = 16 << 20;
 
@@ -101,9 +103,7 @@ pub(crate) async fn read_body(
 ) -> Result<Result<BytesMut, BodyError>> {
     let started = Instant::now();
     let headers = &session.req_header().headers;
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let length = content_length(headers);
     if length.is_some_and(|length| length > limit) {
         return Ok(Err(BodyError::TooLarge(limit)));
     }

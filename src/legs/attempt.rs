@@ -17,6 +17,7 @@ use super::first_event::Rejection;
 use super::headers::{self, is_encoded};
 use super::prefill::{Outcome, PrefillLeg, ResponseTimes, is_event_stream};
 use super::response::{HELD_LIMIT, Response, ResponseError};
+use crate::endpoint::content_length;
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::{Chunks, Client, Failure, PooledHandle};
 use crate::pd::{self, Batch, Engine, Leg, Merge, MergeError, PrefillData, RequestIds, Route};
@@ -203,7 +204,7 @@ impl Attempt {
         max_event_bytes: usize,
     ) -> Result<(), LegError> {
         self.streams = is_event_stream(&head.headers);
-        let length = length(head);
+        let length = content_length(&head.headers);
         if self.plan.merge == Merge::None {
             self.response = match (self.streams, length) {
                 (true, _) if is_encoded(&head.headers) => Response::Unchanged,
@@ -318,14 +319,4 @@ impl Drop for Attempt {
             self.abort(&self.decode);
         }
     }
-}
-
-/// The length that the head announces for the body, in bytes.
-fn length(head: &ResponseHeader) -> Option<usize> {
-    head.headers
-        .get(CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
 }
