@@ -122,8 +122,6 @@ pub enum Violation {
     ReservedRoom,
     /// Several samples of a prompt (`n > 1`) share its room.
     SharedRoom,
-    /// The other leg of a room did not come within the worker's timeout.
-    LonelyRoom,
     /// `logprob_start_len` is below -1, in a request that wants logprobs.
     LogprobStartOutOfRange,
 }

@@ -70,7 +70,6 @@ impl Run {
         let destination = match self.abort.race(arrival).await {
             Some(Ok(RoomEvent::Destination(destination))) => destination,
             Some(Err(_)) => {
-                self.note_lonely(room);
                 let reason = errors::timed_out(room, timeout, "Bootstrapping");
                 return Err(self.failed(TransferPhase::PrefillBootstrap, room, &reason));
             }
@@ -162,7 +161,6 @@ impl Run {
             () = self.abort.requested() => return Err(self.failed(TransferPhase::DecodeTransfer, room, errors::ABORTED)),
             event = meeting.event() => event,
             () = &mut deadline => {
-                self.note_lonely(room);
                 let reason = errors::timed_out(room, timeout, "WaitingForInput");
                 return Err(self.failed(TransferPhase::DecodeTransfer, room, &reason));
             }
@@ -175,12 +173,6 @@ impl Run {
                 Err(self.failed(TransferPhase::DecodeTransfer, room, &reason))
             }
         }
-    }
-
-    fn note_lonely(&self, room: Room) {
-        self.engine
-            .journal
-            .violation(Violation::LonelyRoom, || format!("room {room}"));
     }
 
     /// `host:port` of the registry, with brackets for IPv6. `rules` has refused a request without a host.
