@@ -41,8 +41,8 @@ use pairs::Pairs;
 pub use policy::{Candidate, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
-use select::Filter;
 pub use select::Selection;
+use select::{Filter, Pair};
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// The workers, and what decides which of them serve a request.
@@ -70,6 +70,18 @@ pub struct Lease {
     pub prefill: Load,
     /// The decode worker's half.
     pub decode: Load,
+}
+
+impl Lease {
+    /// Counts the load of this pair. The end of each load serves the queue of `queue_of`.
+    fn of((prefill, decode): Pair<'_>, now: Instant, queue_of: Option<&Arc<Fleet>>) -> Self {
+        prefill.picked(now);
+        decode.picked(now);
+        Self {
+            prefill: prefill.load_of(queue_of.cloned()),
+            decode: decode.load_of(queue_of.cloned()),
+        }
+    }
 }
 
 /// No worker of this role can take the request.
@@ -152,13 +164,8 @@ impl Fleet {
         let filter = self.filter(&members, wanted.avoid, wanted.now, usize::MAX);
         // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
-        let (prefill, decode) = pair.ok_or(NoWorker(Role::Decode))?;
-        prefill.picked(wanted.now);
-        decode.picked(wanted.now);
-        Ok(Lease {
-            prefill: prefill.load(),
-            decode: decode.load(),
-        })
+        let pair = pair.ok_or(NoWorker(Role::Decode))?;
+        Ok(Lease::of(pair, wanted.now, None))
     }
 
     /// Whether a request could be sent to a pair of workers that are not set aside.

@@ -22,7 +22,6 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::select::Pair;
 use super::{Fleet, Lease, NoWorker, Selection, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
@@ -158,7 +157,7 @@ impl Fleet {
             let filter = self.filter(&members, avoid, now, queue.per_worker.get());
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
-                return Ok(Turn::Now(self.lease(pair, now)));
+                return Ok(Turn::Now(Lease::of(pair, now, Some(self))));
             }
         }
         if !tried && line.untried() >= queue.size {
@@ -231,7 +230,7 @@ impl Fleet {
             let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker.get());
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
-                    let lease = self.lease(pair, now);
+                    let lease = Lease::of(pair, now, Some(self));
                     let sent = line
                         .waiters
                         .remove(place)
@@ -244,16 +243,6 @@ impl Fleet {
                 // Nor can any request behind it: they avoid no worker either.
                 _ => return,
             }
-        }
-    }
-
-    /// Counts the load of the pair. Called under the lock of the queue.
-    fn lease(self: &Arc<Self>, (prefill, decode): Pair<'_>, now: Instant) -> Lease {
-        prefill.picked(now);
-        decode.picked(now);
-        Lease {
-            prefill: prefill.load_of(Some(self.clone())),
-            decode: decode.load_of(Some(self.clone())),
         }
     }
 }

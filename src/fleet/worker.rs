@@ -210,12 +210,13 @@ impl Worker {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts one more request on this worker.
-    pub fn load(self: &Arc<Self>) -> Load {
+    /// [`Self::load_of`] without a queue.
+    #[cfg(test)]
+    pub(super) fn load(self: &Arc<Self>) -> Load {
         self.load_of(None)
     }
 
-    /// The same; the end of the load serves the queue of this fleet.
+    /// Counts one more request on this worker. The end of the load serves the queue of this fleet, if it has one.
     pub(super) fn load_of(self: &Arc<Self>, serves: Option<Arc<Fleet>>) -> Load {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Load {
