@@ -25,6 +25,8 @@ pub(crate) use auth::Keys;
 pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use inflight::{Admitted, Inflight};
+#[cfg(test)]
+pub(crate) use request_body::tests::post;
 pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrupted, read_body};
 pub(crate) use request_head::BadHead;
 pub use request_head::check;

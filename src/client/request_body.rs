@@ -197,7 +197,7 @@ fn expects_continue(session: &Session) -> bool {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
@@ -218,7 +218,7 @@ mod tests {
     }
 
     /// The session of a POST with these header lines and these first bytes of its body, and the client's end.
-    async fn post(lines: &str, body: &str) -> (Session, DuplexStream) {
+    pub(crate) async fn post(lines: &str, body: &str) -> (Session, DuplexStream) {
         let (ours, mut client) = duplex(64 << 10);
         let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n{body}");
         client.write_all(request.as_bytes()).await.unwrap();

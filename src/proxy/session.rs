@@ -445,3 +445,6 @@ impl CustomSession for ReplacedSession {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
