@@ -241,8 +241,8 @@ const POOL_SIZE: usize = 4096;
 
 /// Pingora's keys and their defaults, as Pingora serializes them, so that new keys appear by themselves.
 ///
-/// Three defaults differ from Pingora's: one thread per CPU instead of one; no work stealing, because a request that
-/// changes threads costs two wake-ups more than it saves; and [`POOL_SIZE`].
+/// Two defaults differ from Pingora's: one thread per CPU instead of one, and [`POOL_SIZE`]. Work stealing stays on as in
+/// Pingora: without it a stream waits while its own thread is busy, though another one is idle.
 /// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     let mut defaults = BTreeMap::new();
@@ -257,7 +257,6 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     defaults.remove("max_retries");
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
-    defaults.insert("work_stealing".to_owned(), Value::from(false));
     defaults.insert(
         "upstream_keepalive_pool_size".to_owned(),
         Value::from(POOL_SIZE),

@@ -92,6 +92,7 @@ fn defaults_are_those_of_the_router_that_is_replaced() {
         found.server.threads,
         std::thread::available_parallelism().unwrap().get()
     );
+    assert!(found.server.work_stealing);
     assert_eq!(
         found.summary(),
         "configuration ok: 1 prefill, 1 decode, listening on 0.0.0.0:30000"

@@ -41,7 +41,6 @@ impl ProxyHttp for Plain {
 pub fn serve(listen: SocketAddr, workers: Vec<SocketAddr>) -> ! {
     let conf = ServerConf {
         threads: available_parallelism().map_or(1, usize::from),
-        work_stealing: false,
         upstream_keepalive_pool_size: 4096,
         ..ServerConf::default()
     };
