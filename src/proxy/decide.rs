@@ -17,6 +17,7 @@ use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
 use crate::net::Failure;
 use crate::pd::{Leg, RetryRules, Verdict};
+use crate::telemetry::Cause;
 
 /// What happens to the request now.
 pub(super) enum Decision {
@@ -38,7 +39,7 @@ impl Proxy {
                 let blamed = ctx.attempt()?.worker(role).clone();
                 let retries = self.has_another(ctx, &blamed) && self.budget().take(Instant::now());
                 match retries {
-                    true => Decision::Retry(ctx.retry(blamed.id())),
+                    true => Decision::Retry(ctx.retry(blamed)),
                     false => Decision::Fail(role),
                 }
             }
@@ -138,12 +139,12 @@ impl Proxy {
         let attempt = ctx.attempt.as_mut()?;
         attempt.report_decode(evidence(leg));
         let url = attempt.decode().url().to_owned();
+        let error = ProxyError::Leg(Role::Decode, url, failure);
+        ctx.decode_cause = Some(Cause::Code(error.code().name()));
         Some(match self.decide(ctx).ok()? {
             Decision::Retry(retry) => retry,
             Decision::Fail(Role::Prefill) => self.fail_with_prefill(ctx),
-            Decision::Fail(Role::Decode) | Decision::Proceed => {
-                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
-            }
+            Decision::Fail(Role::Decode) | Decision::Proceed => ctx.refuse(error),
         })
     }
 
@@ -154,6 +155,7 @@ impl Proxy {
             ResponseError::Merge(_) | ResponseError::TooLong(_) => Leg::Failed,
         };
         ctx.state.decode(leg);
+        ctx.decode_cause = rejected(leg);
         let Ok(attempt) = ctx.attempt() else {
             return ctx.refuse(ProxyError::Internal("a response without legs".into()));
         };
@@ -214,6 +216,14 @@ impl Proxy {
     pub(super) fn budget(&self) -> MutexGuard<'_, RetryBudget> {
         // Nothing panics while the lock is held.
         self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The cause of a leg that ended with the worker's own error response.
+pub(super) fn rejected(leg: Leg) -> Option<Cause> {
+    match leg {
+        Leg::Rejected(status) => Some(Cause::Rejected(status)),
+        _ => None,
     }
 }
 

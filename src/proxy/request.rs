@@ -15,10 +15,10 @@ use pingora::{Error, ErrorType, Result};
 use super::session::{Installed, Sent};
 use crate::client::{Admitted, Listener, Share};
 use crate::error::{Fault, ProxyError};
-use crate::fleet::{Lease, WorkerId};
+use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::Attempt;
 use crate::pd::{ErrorShape, Facts, Injected, RequestState, Route, RoutingKey, sse};
-use crate::telemetry::{Pair, Record};
+use crate::telemetry::{Cause, FailedAttempt, Pair, Record};
 
 /// Ends the phases: a fault is in the context.
 const FAULT: ErrorType = ErrorType::new("Fault");
@@ -37,6 +37,8 @@ pub(crate) struct RequestContext {
     pub(super) attempt: Option<Attempt>,
     pub(super) installed: Option<Installed>,
     pub(super) state: RequestState,
+    /// Why decode's leg of the present attempt failed, once it has.
+    pub(super) decode_cause: Option<Cause>,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
     /// The body's share of the memory for bodies.
@@ -81,6 +83,7 @@ impl RequestContext {
             attempt: None,
             installed: None,
             state: RequestState::default(),
+            decode_cause: None,
             avoid: Vec::new(),
             share: None,
             fault: None,
@@ -119,8 +122,17 @@ impl RequestContext {
     }
 
     /// Ends both legs of this attempt. Pingora's loop begins the next one, without the worker that is to blame.
-    pub(super) fn retry(&mut self, blamed: WorkerId) -> Box<Error> {
-        self.avoid.push(blamed);
+    pub(super) fn retry(&mut self, blamed: Arc<Worker>) -> Box<Error> {
+        self.avoid.push(blamed.id());
+        let decode_cause = self.decode_cause.take();
+        let cause = match blamed.role() {
+            Role::Prefill => self.prefill_cause(),
+            Role::Decode => decode_cause,
+        };
+        if let Some(cause) = cause {
+            let worker = blamed;
+            self.record.failed.push(FailedAttempt { worker, cause });
+        }
         self.state.retry();
         self.attempt = None;
         self.record.status = 0;
@@ -133,6 +145,14 @@ impl RequestContext {
     /// Whether this error is [`Self::fail`]'s or [`Self::retry`]'s, so that nothing is left to decide.
     pub(super) fn is_decided(&self, error: &Error) -> bool {
         self.fault.is_some() || *error.etype() == RETRY
+    }
+
+    fn prefill_cause(&self) -> Option<Cause> {
+        let error = self.attempt.as_ref()?.prefill_error()?;
+        Some(match Fault::from(error) {
+            Fault::Rejected(_, rejection) => Cause::Rejected(rejection.status.as_u16()),
+            Fault::Own(error) => Cause::Code(error.code().name()),
+        })
     }
 
     /// Whether the first byte of the response has gone to the client.

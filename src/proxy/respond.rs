@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::Proxy;
-use super::decide::Decision;
+use super::decide::{Decision, rejected};
 use super::request::RequestContext;
 use crate::client;
 use crate::endpoint::REQUEST_ID;
@@ -46,6 +46,7 @@ impl Proxy {
             Leg::Rejected(head.status.as_u16())
         };
         ctx.state.decode(leg);
+        ctx.decode_cause = rejected(leg);
         match self.decide(ctx)? {
             Decision::Retry(retry) => return Err(retry),
             Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),

@@ -6,7 +6,7 @@
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
-use super::Record;
+use super::{FailedAttempt, Record};
 use crate::pd::Route;
 
 /// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
@@ -82,6 +82,10 @@ impl Display for Line<'_> {
         if record.attempts > 1 {
             write!(f, " attempts={}", record.attempts)?;
         }
+        for (index, FailedAttempt { worker, cause }) in record.failed.iter().enumerate() {
+            let separator = if index == 0 { " failed=" } else { "," };
+            write!(f, "{separator}{cause}@{}", worker.url())?;
+        }
         if !record.queued.is_zero() {
             write!(f, " queued_ms={:.1}", millis(record.queued))?;
         }
@@ -109,7 +113,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    use super::super::Pair;
+    use super::super::{Cause, Pair};
     use super::*;
     use crate::fleet::{Role, Worker};
 
@@ -138,7 +142,12 @@ mod tests {
             prefill: Arc::new(Worker::for_tests(Role::Prefill, 1)),
             decode: Arc::new(Worker::for_tests(Role::Decode, 2)),
         });
-        record.attempts = 2;
+        record.attempts = 3;
+        let causes = [Cause::Code("prefill_unreachable"), Cause::Rejected(503)];
+        for (port, cause) in (3..).zip(causes) {
+            let worker = Arc::new(Worker::for_tests(Role::Prefill, port));
+            record.failed.push(FailedAttempt { worker, cause });
+        }
         record.queued = Duration::from_millis(3);
         record.times.first_byte = Some(record.times.started + Duration::from_micros(4500));
         record.ended = "decode_lost".into();
@@ -153,7 +162,7 @@ mod tests {
             line,
             format!(
                 "request_id=- method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
-                 attempts=2 queued_ms=3.0 ttft_ms=4.5 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
+                 attempts=3 failed=prefill_unreachable@http://127.0.0.1:3,rejected_503@http://127.0.0.1:4 queued_ms=3.0 ttft_ms=4.5 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
             )
         );
     }

@@ -4,6 +4,7 @@
 //! attempt are those of the last one.
 
 use std::borrow::Cow;
+use std::fmt::{self, Display};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(crate) struct Record {
     pub(crate) pair: Option<Pair>,
     /// Attempts so far, from 1.
     pub(crate) attempts: u32,
+    /// The attempts that failed and were followed by another one, in their order.
+    pub(crate) failed: Vec<FailedAttempt>,
     /// Rooms of the last attempt, one for each prompt; 0 before the first.
     pub(crate) rooms: usize,
     /// Time spent waiting for a pair, over all attempts.
@@ -50,6 +53,22 @@ pub(crate) struct Record {
 pub(crate) struct Pair {
     pub(crate) prefill: Arc<Worker>,
     pub(crate) decode: Arc<Worker>,
+}
+
+/// An attempt that was followed by another one.
+pub(crate) struct FailedAttempt {
+    /// The worker to blame.
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) cause: Cause,
+}
+
+/// Why a leg failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The code of the error.
+    Code(&'static str),
+    /// The worker's own error response with this status.
+    Rejected(u16),
 }
 
 /// When each step of a request happened, in the order in which they usually do.
@@ -85,6 +104,7 @@ impl Record {
             route: None,
             pair: None,
             attempts: 1,
+            failed: Vec::new(),
             rooms: 0,
             queued: Duration::ZERO,
             times: Times::new(started),
@@ -100,6 +120,16 @@ impl Record {
     /// The path of the request, without the query.
     pub(crate) fn path(&self) -> &str {
         self.target.as_ref().map_or("", PathAndQuery::path)
+    }
+}
+
+/// `prefill_lost`, or `rejected_503`.
+impl Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Code(code) => f.write_str(code),
+            Cause::Rejected(status) => write!(f, "rejected_{status}"),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access_log;
 mod admin;
 mod binary;
 mod fan_out;
