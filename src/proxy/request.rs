@@ -227,6 +227,7 @@ impl RequestContext {
             times.prefill_end = prefill.end;
         }
         times.first_byte = self.sent.first_byte;
+        self.record.streamed = self.streams();
         self.record.events = self.sent.events.events();
         self.record.response_bytes = response_bytes;
         crate::telemetry::finished(&self.record);

@@ -89,8 +89,16 @@ impl Display for Line<'_> {
         if !record.queued.is_zero() {
             write!(f, " queued_ms={:.1}", millis(record.queued))?;
         }
-        if let Some(ttft) = record.times.ttft() {
-            write!(f, " ttft_ms={:.1}", millis(ttft))?;
+        let times = &record.times;
+        let parts = [
+            ("prefill", times.prefill()),
+            ("decode", times.decode()),
+            ("ttft", times.first_byte().filter(|_| record.streamed)),
+        ];
+        for (part, time) in parts {
+            if let Some(time) = time {
+                write!(f, " {part}_ms={:.1}", millis(time))?;
+            }
         }
         if let Some(error) = &record.error {
             write!(f, " error={error:?}")?;
@@ -149,7 +157,11 @@ mod tests {
             record.failed.push(FailedAttempt { worker, cause });
         }
         record.queued = Duration::from_millis(3);
-        record.times.first_byte = Some(record.times.started + Duration::from_micros(4500));
+        let at = |millis| Some(record.times.started + Duration::from_millis(millis));
+        record.times.sent = at(4);
+        record.times.prefill_end = at(6);
+        record.times.first_byte = at(9);
+        record.streamed = true;
         record.ended = "decode_lost".into();
         record.error = Some("a \"quoted\" word".to_owned());
         let line = Line(&record).to_string();
@@ -162,7 +174,7 @@ mod tests {
             line,
             format!(
                 "request_id=- method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
-                 attempts=3 failed=prefill_unreachable@http://127.0.0.1:3,rejected_503@http://127.0.0.1:4 queued_ms=3.0 ttft_ms=4.5 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
+                 attempts=3 failed=prefill_unreachable@http://127.0.0.1:3,rejected_503@http://127.0.0.1:4 queued_ms=3.0 prefill_ms=2.0 decode_ms=3.0 ttft_ms=9.0 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
             )
         );
     }

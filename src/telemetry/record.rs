@@ -34,6 +34,8 @@ pub(crate) struct Record {
     /// Time spent waiting for a pair, over all attempts.
     pub(crate) queued: Duration,
     pub(crate) times: Times,
+    /// Whether the response is a stream of events.
+    pub(crate) streamed: bool,
     /// Bytes of the request body as the client sent it.
     pub(crate) request_bytes: usize,
     /// Bytes of the response body as the client got it.
@@ -108,6 +110,7 @@ impl Record {
             rooms: 0,
             queued: Duration::ZERO,
             times: Times::new(started),
+            streamed: false,
             request_bytes: 0,
             response_bytes: 0,
             events: 0,
@@ -149,8 +152,21 @@ impl Times {
     }
 
     /// Time to the first byte of the response's body.
-    pub(crate) fn ttft(&self) -> Option<Duration> {
-        Some(self.first_byte? - self.started)
+    pub(crate) fn first_byte(&self) -> Option<Duration> {
+        Some(self.first_byte?.saturating_duration_since(self.started))
+    }
+
+    /// Prefill's part of it: from the dispatch of both legs to the end of prefill's response, or to its failure.
+    pub(crate) fn prefill(&self) -> Option<Duration> {
+        Some(self.prefill_end?.saturating_duration_since(self.sent?))
+    }
+
+    /// Decode's part: from the end of prefill's response to the first byte; zero where that came before.
+    pub(crate) fn decode(&self) -> Option<Duration> {
+        Some(
+            self.first_byte?
+                .saturating_duration_since(self.prefill_end?),
+        )
     }
 
     /// Time to the end of the request; zero while it runs.

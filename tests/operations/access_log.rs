@@ -1,8 +1,8 @@
 //! The line of a finished request: which attempts failed and where.
 
 use mini_lb::pd::Role;
-use support::pair::{ROLES, leg, leg_of};
-use support::{BODY, Client, Process, Worker, mini_lb, post};
+use support::pair::{ROLES, leg, leg_of, serve};
+use support::{BODY, Client, Exchange, Process, Worker, mini_lb, post};
 
 /// The value of a field of a log line; `None` where the line has no such field.
 fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
@@ -39,6 +39,12 @@ impl Workers {
         }
     }
 
+    /// Both legs of the next attempt.
+    async fn next_legs(&mut self) -> (Exchange, Exchange) {
+        let (prefill, decode) = (leg(&mut self.prefills).await, leg(&mut self.decodes).await);
+        (prefill.1, decode.1)
+    }
+
     fn url(&self, role: Role, index: usize) -> String {
         match role {
             Role::Prefill => self.prefills[index].url(),
@@ -66,12 +72,7 @@ async fn the_line_names_worker_and_code_of_each_attempt_that_failed() {
                 Some(status) => failing.answer(status, "{}").await,
                 None => failing.reset(),
             }
-            let (prefill, decode) = (
-                leg(&mut workers.prefills).await,
-                leg(&mut workers.decodes).await,
-            );
-            prefill.1.answer("200 OK", "{}").await;
-            decode.1.answer("200 OK", "{}").await;
+            serve(workers.next_legs().await).await;
             assert_eq!(workers.client.answer().await.status(), 200);
             let line = workers.process.line("request finished").await;
             let code = match answer {
@@ -82,5 +83,46 @@ async fn the_line_names_worker_and_code_of_each_attempt_that_failed() {
             assert_eq!(field(&line, "failed"), Some(failed.as_str()), "{line}");
             assert_eq!(field(&line, "attempts"), Some("2"), "{line}");
         }
+    }
+}
+
+/// Joins prefill's response, so that its end comes before the first byte.
+const MERGED: &str = r#"{"text":"a","return_logprob":true,"logprob_start_len":0,"stream":true}"#;
+const LOGPROBS: &str = r#"{"meta_info":{"input_token_logprobs":[[null,1,null]]}}"#;
+
+#[tokio::test]
+async fn the_line_tells_the_wait_for_prefill_from_the_wait_for_decode() {
+    let mut workers = Workers::start().await;
+    workers.client.send(post("/generate", MERGED)).await;
+    let (mut prefill, mut decode) = workers.next_legs().await;
+    prefill.begin_stream().await;
+    decode.begin_stream().await;
+    let event = format!("data: {LOGPROBS}\n\ndata: [DONE]\n\n");
+    for leg in [&mut prefill, &mut decode] {
+        leg.chunk(&event).await;
+        leg.send("0\r\n\r\n").await;
+    }
+    assert_eq!(workers.client.answer().await.status(), 200);
+    let line = workers.process.line("request finished").await;
+    let millis = |name| field(&line, name).unwrap().parse::<f64>().unwrap();
+    // Each figure is rounded to a tenth.
+    let parts = millis("prefill_ms") + millis("decode_ms");
+    assert!(parts <= millis("ttft_ms") + 0.11, "{line}");
+    assert!(millis("ttft_ms") <= millis("e2e_ms"), "{line}");
+}
+
+#[tokio::test]
+async fn the_line_of_a_document_has_no_time_to_a_first_token() {
+    let mut workers = Workers::start().await;
+    let body = MERGED.replace(",\"stream\":true", "");
+    workers.client.send(post("/generate", &body)).await;
+    let (prefill, decode) = workers.next_legs().await;
+    prefill.answer("200 OK", LOGPROBS).await;
+    decode.answer("200 OK", LOGPROBS).await;
+    assert_eq!(workers.client.answer().await.status(), 200);
+    let line = workers.process.line("request finished").await;
+    assert_eq!(field(&line, "ttft_ms"), None, "{line}");
+    for name in ["prefill_ms", "decode_ms", "e2e_ms"] {
+        assert!(field(&line, name).is_some(), "{name} in {line}");
     }
 }
