@@ -14,6 +14,7 @@ use super::draft::{Draft, Environment, Given, WorkerDraft, server_conf, server_d
 use super::kind::Kind;
 use super::locate::{Step, line_of};
 use super::settings::{Setting, find, nearest, settings, worker_key};
+use super::text::read_text;
 use super::{Fault, Place, Problem, Role};
 
 /// Reads the file. `None`, after a problem was reported, when no keys can be read from it.
@@ -31,21 +32,17 @@ pub(crate) fn read(
         },
         fault,
     };
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let fault = Fault::Unreadable {
-                path: path.to_owned(),
-                why: error.to_string(),
-            };
+    let text = match read_text(path) {
+        Ok(text) => text,
+        Err(fault @ Fault::Unreadable { .. }) => {
             let place = conf.place.clone();
             problems.push(Problem { place, fault });
             return None;
         }
-    };
-    let Ok(text) = String::from_utf8(bytes) else {
-        problems.push(whole(None, Fault::NotUtf8));
-        return None;
+        Err(fault) => {
+            problems.push(whole(None, fault));
+            return None;
+        }
     };
     let mapping = match serde_yaml::from_str(&text) {
         Ok(Value::Mapping(mapping)) => mapping,

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use super::text::read_text;
 use super::{Fault, Secret};
 
 /// Reads the key in a file.
@@ -21,14 +22,6 @@ pub(super) fn read_keys(path: &Path) -> Result<Vec<Secret>, Fault> {
         return Err(Fault::Empty);
     }
     Ok(keys)
-}
-
-fn read_text(path: &Path) -> Result<String, Fault> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        let (path, why) = (path.to_owned(), error.to_string());
-        Fault::Unreadable { path, why }
-    })?;
-    String::from_utf8(bytes).map_err(|_| Fault::NotUtf8)
 }
 
 /// Checks that a key can follow `Bearer ` in a header.

@@ -9,6 +9,7 @@
 //! | `settings`, `kind` | the table: one row for each setting, and the form and bounds of its values |
 //! | `foreign` | the flags of sglang_router that have no effect here |
 //! | `draft`, `file`, `library` | the sources: flags and variables, the YAML file, a Rust program |
+//! | `text` | the bytes of a file that is named |
 //! | `locate` | the line of a key in the file |
 //! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
 //! | `error` | every problem that a configuration can have, and its place |
@@ -28,6 +29,7 @@ mod locate;
 mod print;
 mod resolve;
 pub(crate) mod settings;
+mod text;
 mod tls;
 mod worker;
 mod workers;

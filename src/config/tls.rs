@@ -17,6 +17,7 @@ use rustls::{InconsistentKeys, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Fault;
+use super::text::read_bytes;
 
 /// The certificates of both sides of the balancer.
 #[derive(Debug, Default, Clone)]
@@ -67,7 +68,7 @@ pub(super) enum Half {
 pub(super) fn read_identity(certificate: &Path, key: &Path) -> Result<Identity, (Half, Fault)> {
     let chain = read_certificates(certificate).map_err(|fault| (Half::Certificate, fault))?;
     let of_key = |fault| (Half::Key, fault);
-    let bytes = read(key).map_err(of_key)?;
+    let bytes = read_bytes(key).map_err(of_key)?;
     let key_der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
         let why = "no private key in PEM (keys with a passphrase are not supported)";
         of_key(bad(key, why))
@@ -101,7 +102,7 @@ pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fa
 
 /// Reads the certificates in a PEM file, at least one.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let bytes = read(path)?;
+    let bytes = read_bytes(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
         .map_err(|error| bad(path, &format!("not PEM: {error}")))?;
@@ -118,13 +119,6 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault>
             Err(bad(path, &why))
         }
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    std::fs::read(path).map_err(|error| Fault::Unreadable {
-        path: path.to_owned(),
-        why: error.to_string(),
-    })
 }
 
 fn bad(path: &Path, why: &str) -> Fault {

@@ -109,3 +109,28 @@ fn a_file_without_keys_is_no_open_door() {
         "api_key: the key has characters that an HTTP header cannot carry\napi_key_file: must not be empty"
     );
 }
+
+#[test]
+fn a_file_that_begins_with_a_byte_order_mark_is_read() {
+    let key = temporary("\u{feff}sk-w\n");
+    let clients = temporary("\u{feff}sk-1\nsk-2\n");
+    let file = temporary(&format!(
+        "\u{feff}port: 1234\nprefill: [http://a:1]\ndecode: [http://b:1]\nworker_api_key_file: {}\n\
+         api_key_file: {}\n",
+        key.path().display(),
+        clients.path().display()
+    ));
+    let line = format!("--conf {}", file.path().display());
+    let (found, _) = load(&line, &[]).unwrap();
+    assert_eq!(found.listen.port, 1234);
+    assert_eq!(found.prefill[0].api_key, Some(Secret::new("sk-w")));
+    assert_eq!(found.client_keys.api, ["sk-1", "sk-2"].map(Secret::new));
+    let authority = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+    let roots = temporary(&format!("\u{feff}{}", authority.cert.pem()));
+    let of_roots = format!("{line} --ca-cert-paths {}", roots.path().display());
+    assert_eq!(load(&of_roots, &[]).unwrap().0.tls.roots.len(), 1);
+    // The mark shifts no line.
+    fs::write(file.path(), "\u{feff}port: 1\nprot: 2\n").unwrap();
+    let found = problems(&line, &[]);
+    assert!(found.contains(":2: prot: unknown key"), "{found}");
+}
