@@ -12,6 +12,7 @@
 //! | `text` | the bytes of a file that is named |
 //! | `locate` | the line of a key in the file |
 //! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
+//! | `log_filter` | the words of log levels |
 //! | `error` | every problem that a configuration can have, and its place |
 //! | `print` | `--print-config` |
 //!
@@ -26,6 +27,7 @@ mod keys;
 pub(crate) mod kind;
 mod library;
 mod locate;
+mod log_filter;
 mod print;
 mod resolve;
 pub(crate) mod settings;

@@ -13,6 +13,7 @@ use serde_yaml::Value;
 use super::draft::{Draft, Given, server_conf};
 use super::foreign::FOREIGN_POLICIES;
 use super::keys::{checked_key, read_key, read_keys};
+use super::log_filter::{NoFilter, translated};
 use super::settings::{find, nearest, settings};
 use super::tls::{self, Half, Identity, Tls};
 use super::worker::{parse_host, parse_listen};
@@ -208,20 +209,13 @@ impl<'a> Resolver<'a> {
 
     fn log_filter(&mut self) -> Option<String> {
         let given = self.given("log_level")?;
-        let text = given.value.as_str();
-        // env_logger takes a single word for the name of a module, so that `inof` would turn off all other logs.
-        let levels = ["off", "error", "warn", "info", "debug", "trace"];
-        let lower = text.to_ascii_lowercase();
-        let is_word = !lower.contains([',', '=']);
-        let suggestion = nearest(&lower, levels).filter(|level| is_word && *level != lower);
-        if suggestion.is_none()
-            && env_filter::Builder::new().try_parse(text).is_ok()
-            && !text.trim().is_empty()
-        {
-            return Some(text.to_owned());
+        match translated(&given.value) {
+            Ok(filter) => Some(filter),
+            Err(NoFilter { suggestion }) => {
+                self.report_value(given, find("log_level")?.expects, suggestion);
+                None
+            }
         }
-        self.report_value(given, find("log_level")?.expects, suggestion);
-        None
     }
 
     fn tls(&mut self) -> Tls {

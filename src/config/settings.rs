@@ -225,8 +225,10 @@ const PROCESS: &[Setting] = &[
         "How long new connections are still accepted after SIGTERM, while /readiness returns 503. With Kubernetes: \
          readiness period times failure threshold")
         .default("0"),
-    Setting::new("log_level", Kind::Text, "error, warn, info, debug, trace, off, or a filter of env_logger")
-        .default("info").value(&["FILTER"]).expects("a log filter such as `info` or `warn,mini_lb=debug`"),
+    Setting::new("log_level", Kind::Text, "off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter of env_logger")
+        .default("info").value(&["FILTER"]).expects(
+        "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
+         `warn,mini_lb=debug`"),
 ];
 
 /// The keys of one worker in the file.

@@ -100,6 +100,16 @@ fn defaults_are_those_of_the_router_that_is_replaced() {
 }
 
 #[test]
+fn the_words_of_python_are_levels_and_an_unknown_one_is_an_error_that_lists_them() {
+    let workers = "--prefill http://a:1 --decode http://b:2 --log-level";
+    let found = config(&format!("{workers} CRITICAL"), &[]);
+    assert_eq!(found.log_filter, "error");
+    let found = problems(&format!("{workers} verbose"), &[]);
+    let said = "--log-level: `verbose` is not one of off, critical, fatal, error,";
+    assert!(found.starts_with(said), "{found}");
+}
+
+#[test]
 fn command_lines_of_the_router_work_unchanged() {
     let found = config(
         "--pd-disaggregation --mini-lb \
