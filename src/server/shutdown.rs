@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::StartError;
@@ -194,6 +194,7 @@ impl Signals {
         let mut quit = signal(SignalKind::quit())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut ignored = Ignored::new()?;
         self.installed.send_replace(true);
         let upgraded = async {
             loop {
@@ -211,6 +212,7 @@ impl Signals {
         };
         tokio::select! {
             () = left => {}
+            () = ignored.log() => {}
             _ = interrupt.recv() => log::info!("interrupted"),
         }
         Ok(())
@@ -252,6 +254,35 @@ impl Signals {
             let _ = std::fs::remove_file(marker);
         }
         taken
+    }
+}
+
+/// Signals that would end the process if it had no handler for them, and that mean nothing here.
+struct Ignored {
+    hangup: Signal,
+    user_1: Signal,
+    user_2: Signal,
+}
+
+impl Ignored {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            user_1: signal(SignalKind::user_defined1())?,
+            user_2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Logs each of them, for ever.
+    async fn log(&mut self) {
+        loop {
+            let name = tokio::select! {
+                _ = self.hangup.recv() => "SIGHUP",
+                _ = self.user_1.recv() => "SIGUSR1",
+                _ = self.user_2.recv() => "SIGUSR2",
+            };
+            log::warn!("signal ignored signal={name}");
+        }
     }
 }
 

@@ -74,6 +74,29 @@ async fn while_it_settles_it_serves_everybody_and_says_that_it_is_not_ready() {
 }
 
 #[tokio::test]
+async fn signals_without_a_meaning_are_logged_and_cut_no_stream() {
+    let mut pair = ProcessPair::start("").await;
+    let (mut client, mut decode) = pair.stream().await;
+    for (signal, name) in [
+        (Signal::Hangup, "SIGHUP"),
+        (Signal::User1, "SIGUSR1"),
+        (Signal::User2, "SIGUSR2"),
+        (Signal::Hangup, "SIGHUP"),
+    ] {
+        pair.process.signal(signal).await;
+        pair.process
+            .line(&format!("signal ignored signal={name}"))
+            .await;
+    }
+    decode.chunk("data: 2\n\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));
+    decode.chunk("").await;
+    assert_eq!(client.chunk().await, None);
+    pair.process.signal(Signal::Terminate).await;
+    assert!(pair.process.ended().await.success());
+}
+
+#[tokio::test]
 async fn at_the_grace_limit_a_stream_ends_in_an_error_event_and_a_whole_answer_in_503() {
     let mut pair = ProcessPair::start("--shutdown-grace-period-secs 0.2").await;
     let (mut client, decode) = pair.stream().await;

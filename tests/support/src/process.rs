@@ -27,11 +27,14 @@ pub struct Process {
     hold: watch::Sender<bool>,
 }
 
-/// Signals that end a program, with their numbers.
+/// Signals, with their numbers.
 #[derive(Debug, Clone, Copy)]
 pub enum Signal {
+    Hangup = 1,
     Interrupt = 2,
     Quit = 3,
+    User1 = 10,
+    User2 = 12,
     Terminate = 15,
 }
 
