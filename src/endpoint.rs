@@ -70,6 +70,8 @@ pub(crate) struct WholeResponse {
     /// Without the framing fields: the connection that sends the response adds them.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// The error in a sentence, for the log; `None` where there is none, or where the response is a worker's.
+    pub(crate) error: Option<String>,
 }
 
 impl WholeResponse {
@@ -87,6 +89,7 @@ impl WholeResponse {
             status,
             headers,
             body: body.into(),
+            error: None,
         }
     }
 }

@@ -52,7 +52,7 @@ pub enum Code {
 /// Everything that is fixed about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The code as it stands in `x-mini-lb-error` and in the log.
+    /// The code as it stands in `x-mini-lb-error`, in the body (`error_code`) and in the log.
     pub name: &'static str,
     /// The HTTP status. [`Code::WorkerRefused`] has the worker's instead, where that is an error.
     pub status: u16,
@@ -79,12 +79,12 @@ pub enum Side {
     Proxy,
 }
 
-/// Whether another try of the client can help.
+/// Whether another try of the client can help, after the balancer's own retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// The same request gets the same error.
+    /// The same request gets the same error: a 5xx has `x-should-retry: false`.
     Useless,
-    /// Another try may succeed at once, with other workers.
+    /// Another try may succeed at once.
     Possible,
     /// Another try may succeed later: the response has `Retry-After`.
     Later,
@@ -157,7 +157,7 @@ impl Code {
             Self::BodyTimeout => row("body_timeout", 408, Client, Possible, "the body did not arrive within `body_timeout_secs`"),
             Self::BodyTooLarge => row("body_too_large", 413, Client, Useless, "the body is longer than `max_payload_size`"),
             Self::NotServedByPd => row("not_served_by_pd", 501, Proxy, Useless, "a prefill/decode pair cannot serve this path; the message gives the reason"),
-            Self::Internal => row("internal", 500, Proxy, Possible, "a defect of mini-lb; please report it"),
+            Self::Internal => row("internal", 500, Proxy, Useless, "a defect of mini-lb; please report it"),
             Self::NoPrefill => row("no_prefill", 503, Workers, Later, "no prefill worker is available"),
             Self::NoDecode => row("no_decode", 503, Workers, Later, "no decode worker is available"),
             Self::NoWorker => row("no_worker", 503, Workers, Later, "no worker, or no pair, is available"),
@@ -165,22 +165,22 @@ impl Code {
             Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, or the process has no descriptor left for a connection to a worker"),
             Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),
             Self::QueueTimeout => row("queue_timeout", 503, Proxy, Later, "no worker had capacity within `queue_timeout_secs`"),
-            Self::PrefillUnreachable => row("prefill_unreachable", 502, Prefill, Possible, "the prefill worker refuses connections, its host cannot be reached, or its certificate is not accepted"),
-            Self::DecodeUnreachable => row("decode_unreachable", 502, Decode, Possible, "the same for the decode worker"),
-            Self::PrefillConnectTimeout => row("prefill_connect_timeout", 504, Prefill, Possible, "no connection to the prefill worker within `connect_timeout_secs`"),
-            Self::DecodeConnectTimeout => row("decode_connect_timeout", 504, Decode, Possible, "the same for the decode worker"),
-            Self::PrefillLost => row("prefill_lost", 502, Prefill, Possible, "the prefill worker closed the connection before its response ended"),
-            Self::DecodeLost => row("decode_lost", 502, Decode, Possible, "the same for the decode worker"),
-            Self::FirstTokenTimeout => row("first_token_timeout", 504, Decode, Possible, "no byte of a streamed response within `first_token_timeout_secs`"),
-            Self::StreamIdleTimeout => row("stream_idle_timeout", 504, Decode, Possible, "no byte of a running stream for `stream_idle_timeout_secs`"),
-            Self::RequestTimeout => row("request_timeout", 504, Decode, Possible, "the response was not complete within `request_timeout_secs`, or `stream_timeout_secs`"),
-            Self::PrefillBadAnswer => row("prefill_bad_answer", 502, Prefill, Possible, "the prefill worker's response is not HTTP, is a redirect or has no document, has a head of more than 64 KiB or 128 fields, or is longer than `max_payload_size` where it is merged"),
-            Self::DecodeBadAnswer => row("decode_bad_answer", 502, Decode, Possible, "the same for the decode worker"),
-            Self::WorkerAuth => row("worker_auth", 502, Workers, Possible, "a worker refuses the key that mini-lb sends it, or asks for one where clients' keys end at mini-lb. Where the client's own key reaches the worker, and in administration, the worker's 401 or 403 is the response"),
-            Self::MergeFailed => row("merge_failed", 502, Workers, Possible, "the two responses do not fit together, or one of them is not JSON, compressed or empty"),
-            Self::WorkerUnreachable => row("worker_unreachable", 502, Workers, Possible, "endpoints without legs: a worker could not be reached, or closed the connection early"),
-            Self::WorkerTimeout => row("worker_timeout", 504, Workers, Possible, "endpoints without legs: a worker took too long"),
-            Self::WorkerRefused => row("worker_refused", 502, Workers, Possible, "endpoints without legs: a worker responded with an error; the response has its status, and `workers` in the body has each worker's response"),
+            Self::PrefillUnreachable => row("prefill_unreachable", 502, Prefill, Later, "the prefill worker refuses connections, its host cannot be reached, or its certificate is not accepted"),
+            Self::DecodeUnreachable => row("decode_unreachable", 502, Decode, Later, "the same for the decode worker"),
+            Self::PrefillConnectTimeout => row("prefill_connect_timeout", 504, Prefill, Later, "no connection to the prefill worker within `connect_timeout_secs`"),
+            Self::DecodeConnectTimeout => row("decode_connect_timeout", 504, Decode, Later, "the same for the decode worker"),
+            Self::PrefillLost => row("prefill_lost", 502, Prefill, Later, "the prefill worker closed the connection before its response ended"),
+            Self::DecodeLost => row("decode_lost", 502, Decode, Later, "the same for the decode worker"),
+            Self::FirstTokenTimeout => row("first_token_timeout", 504, Decode, Later, "no byte of a streamed response within `first_token_timeout_secs`"),
+            Self::StreamIdleTimeout => row("stream_idle_timeout", 504, Decode, Later, "no byte of a running stream for `stream_idle_timeout_secs`"),
+            Self::RequestTimeout => row("request_timeout", 504, Decode, Useless, "the response was not complete within `request_timeout_secs`, or `stream_timeout_secs`"),
+            Self::PrefillBadAnswer => row("prefill_bad_answer", 502, Prefill, Later, "the prefill worker's response is not HTTP, is a redirect or has no document, has a head of more than 64 KiB or 128 fields, or is longer than `max_payload_size` where it is merged"),
+            Self::DecodeBadAnswer => row("decode_bad_answer", 502, Decode, Later, "the same for the decode worker"),
+            Self::WorkerAuth => row("worker_auth", 502, Workers, Useless, "a worker refuses the key that mini-lb sends it, or asks for one where clients' keys end at mini-lb. Where the client's own key reaches the worker, and in administration, the worker's 401 or 403 is the response"),
+            Self::MergeFailed => row("merge_failed", 502, Workers, Useless, "the two responses do not fit together, or one of them is not JSON, compressed or empty"),
+            Self::WorkerUnreachable => row("worker_unreachable", 502, Workers, Later, "endpoints without legs: a worker could not be reached, or closed the connection early"),
+            Self::WorkerTimeout => row("worker_timeout", 504, Workers, Later, "endpoints without legs: a worker took too long"),
+            Self::WorkerRefused => row("worker_refused", 502, Workers, Later, "endpoints without legs: a worker responded with an error; the response has its status, and `workers` in the body has each worker's response"),
         }
     }
 
@@ -224,8 +224,10 @@ mod tests {
         for code in Code::ALL {
             let Row { status, retry, .. } = code.row();
             assert_eq!(code.status().as_u16(), status);
-            let later = matches!(status, 429 | 503);
-            assert_eq!(retry == Retry::Later, later, "{}", code.name());
+            // An SDK repeats every 5xx three times unless it is told when, or that it should not.
+            let advised = status == 429 || status >= 500;
+            assert!(!(advised && retry == Retry::Possible), "{}", code.name());
+            assert!(advised || retry != Retry::Later, "{}", code.name());
         }
     }
 }

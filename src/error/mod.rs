@@ -273,10 +273,10 @@ impl Fault {
         }
     }
 
-    /// The word for the log: the code of the error, or the role whose worker rejected the request.
+    /// The word for the log: the code of the error, or of the worker's rejection.
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Fault::Rejected(role, _) => rejected(*role),
+            Fault::Rejected(role, rejection) => rejected(*role, rejection.status),
             Fault::Own(error) => error.code().name(),
         }
     }
@@ -289,9 +289,7 @@ impl Fault {
     /// The error in a sentence.
     pub(crate) fn message(&self) -> String {
         match self {
-            Fault::Rejected(role, rejection) => {
-                format!("the {role} worker answered {}", rejection.status)
-            }
+            Fault::Rejected(role, rejection) => rejection_message(*role, rejection.status),
             Fault::Own(error) => error.to_string(),
         }
     }
@@ -317,16 +315,27 @@ impl Fault {
 
     /// The JSON of this error inside a stream that has begun.
     pub(crate) fn event(&self, shape: ErrorShape) -> String {
-        shape.event(self.status().as_u16(), &self.message())
+        shape.event(self.name(), self.status().as_u16(), &self.message())
     }
 }
 
-/// The word for the log where the worker of this role responded with an error.
-pub(crate) const fn rejected(role: Role) -> &'static str {
+/// The word for the log where a worker refuses the request itself. Both workers refuse such a request, and which of them
+/// was first is chance.
+pub(crate) const REJECTED: &str = "rejected";
+
+/// The word for the log where the worker of this role responded with this status of failure.
+pub(crate) fn rejected(role: Role, status: StatusCode) -> &'static str {
     match role {
+        // 429 is about the load of one worker.
+        _ if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => REJECTED,
         Role::Prefill => "prefill_rejected",
         Role::Decode => "decode_rejected",
     }
+}
+
+/// The rejection of a worker in a sentence.
+pub(crate) fn rejection_message(role: Role, status: StatusCode) -> String {
+    format!("the {role} worker answered {status}")
 }
 
 /// The response to an error of the proxy. `status` is the code's own, but for [`Code::WorkerRefused`].
@@ -336,8 +345,9 @@ pub(crate) fn error_response(
     shape: ErrorShape,
     message: &str,
 ) -> WholeResponse {
-    let body = shape.body(status.as_u16(), message);
+    let body = shape.body(code.name(), status.as_u16(), message);
     let mut response = WholeResponse::new(status, "application/json", body);
+    response.error = Some(message.to_owned());
     let headers = &mut response.headers;
     headers.insert(ERROR_CODE, HeaderValue::from_static(code.name()));
     match code.row().retry {

@@ -169,6 +169,7 @@ impl Client {
             status,
             headers,
             body,
+            error: None,
         })
     }
 }

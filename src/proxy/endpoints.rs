@@ -10,9 +10,7 @@ use super::Proxy;
 use super::request::RequestContext;
 use crate::client;
 use crate::endpoint::{ERROR_CODE, REQUEST_ID, WholeRequest, WholeResponse};
-
-/// How a request ended where a worker responded with an error.
-const REJECTED: &str = "rejected";
+use crate::error::REJECTED;
 
 impl Proxy {
     /// Reads the request, has it answered, and writes the response.
@@ -74,6 +72,8 @@ fn note_response(ctx: &mut RequestContext, response: &WholeResponse) {
         let code = response.headers.get(ERROR_CODE);
         let code = code.and_then(|code| code.to_str().ok());
         ctx.record.ended = code.unwrap_or(REJECTED).to_owned().into();
+        let of_a_worker = || format!("a worker answered {}", response.status);
+        ctx.record.error = Some(response.error.clone().unwrap_or_else(of_a_worker));
     }
 }
 

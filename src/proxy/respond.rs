@@ -60,7 +60,8 @@ impl Proxy {
         }
         ctx.record.status = head.status.as_u16();
         if !head.status.is_success() {
-            ctx.record.ended = error::rejected(Role::Decode).into();
+            ctx.record.ended = error::rejected(Role::Decode, head.status).into();
+            ctx.record.error = Some(error::rejection_message(Role::Decode, head.status));
         }
         Ok(())
     }

@@ -231,3 +231,30 @@ async fn what_a_client_calls_its_request_makes_no_line_of_its_own() {
         assert!(line.ends_with(r#"rid="r-1\nforged""#), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_request_that_the_workers_refuse_has_one_word_and_a_sentence_whichever_is_first() {
+    let mut verbose = Verbose::start("--disable-abort-requests").await;
+    let refusal = answer("400 Bad Request", WORDS);
+    for (prefill, decode, role) in [(&*refusal, "", "prefill"), ("", &*refusal, "decode")] {
+        assert_eq!(verbose.legs(PROMPT, prefill, decode).await, 400);
+        let line = verbose.process.line("request finished").await;
+        assert!(line.contains(" ended=rejected "), "{line}");
+        let sentence = format!(" error=\"the {role} worker answered 400 Bad Request\"");
+        assert!(line.contains(&sentence), "{line}");
+    }
+    let failure = answer("500 Internal Server Error", WORDS);
+    assert_eq!(verbose.legs(PROMPT, "", &failure).await, 500);
+    let line = verbose.process.line("request finished").await;
+    assert!(line.contains(" ended=decode_rejected "), "{line}");
+    assert!(
+        line.contains(" error=\"the decode worker answered 500"),
+        "{line}"
+    );
+    // Without legs too.
+    let mut client = verbose.ask(CLIENT, "/v1/chat/completion", PROMPT).await;
+    assert_eq!(client.answer().await.status(), 404);
+    let line = verbose.process.line("request finished").await;
+    assert!(line.contains(" ended=not_found "), "{line}");
+    assert!(line.contains(" error=\"there is no endpoint"), "{line}");
+}

@@ -4,6 +4,7 @@
 
 mod bodies;
 mod connections;
+mod errors;
 mod limits;
 mod queue;
 mod regression;

@@ -30,31 +30,38 @@ impl ErrorShape {
         }
     }
 
-    /// The body of an error with this HTTP status.
-    pub fn body(self, status: u16, message: &str) -> String {
-        self.value(status, message).to_string()
+    /// The body of the error `code`, the stable name of the error, with this HTTP status.
+    ///
+    /// The name is the member `error_code` beside `message`, where the SDKs keep it in the `body` of their exception. The
+    /// member `code` is the status, as in SGLang: load generators take it for a number.
+    pub fn body(self, code: &str, status: u16, message: &str) -> String {
+        self.value(code, status, message).to_string()
     }
 
     /// The JSON of an error inside a stream that has begun: an object with the key `error`, which is also the body's shape
     /// except for [`Self::Flat`].
-    pub fn event(self, status: u16, message: &str) -> String {
+    pub fn event(self, code: &str, status: u16, message: &str) -> String {
         match self {
-            ErrorShape::Flat => json!({ "error": self.value(status, message) }).to_string(),
-            ErrorShape::Nested | ErrorShape::Anthropic => self.body(status, message),
+            ErrorShape::Flat => json!({ "error": self.value(code, status, message) }).to_string(),
+            ErrorShape::Nested | ErrorShape::Anthropic => self.body(code, status, message),
         }
     }
 
     /// The JSON of the body.
-    fn value(self, status: u16, message: &str) -> Value {
+    fn value(self, code: &str, status: u16, message: &str) -> Value {
         match self {
             ErrorShape::Flat => json!({
                 "object": "error", "message": message, "type": kind(status), "param": null, "code": status,
+                "error_code": code,
             }),
             ErrorShape::Nested => json!({
-                "error": {"message": message, "type": kind(status), "param": null, "code": status},
+                "error": {
+                    "message": message, "type": kind(status), "param": null, "code": status, "error_code": code,
+                },
             }),
             ErrorShape::Anthropic => json!({
-                "type": "error", "error": {"type": anthropic_kind(status), "message": message},
+                "type": "error",
+                "error": {"type": anthropic_kind(status), "message": message, "error_code": code},
             }),
         }
     }
@@ -66,12 +73,14 @@ fn kind(status: u16) -> &'static str {
         404 => "not_found_error",
         429 => "rate_limit_error",
         400..=499 => "invalid_request_error",
+        501 => "not_implemented_error",
         503 => "service_unavailable_error",
         504 => "timeout_error",
         _ => "internal_server_error",
     }
 }
 
+/// One of the types that Anthropic documents: its list has none for 501.
 fn anthropic_kind(status: u16) -> &'static str {
     match status {
         401 => "authentication_error",
@@ -91,7 +100,7 @@ mod tests {
     use super::*;
 
     fn parsed(route: Option<Route>, status: u16) -> Value {
-        serde_json::from_str(&ErrorShape::of(route).body(status, "a \"b\"\n")).unwrap()
+        serde_json::from_str(&ErrorShape::of(route).body("a_code", status, "a \"b\"\n")).unwrap()
     }
 
     #[test]
@@ -107,6 +116,7 @@ mod tests {
             Value::Null
         );
         assert_eq!(parsed(None, 404)["error"]["type"], "not_found_error");
+        assert_eq!(parsed(None, 501)["error"]["type"], "not_implemented_error");
         let messages = parsed(Some(Route::Messages), 503);
         assert_eq!(messages["type"], "error");
         assert_eq!(messages["error"]["type"], "overloaded_error");
@@ -114,8 +124,23 @@ mod tests {
 
     #[test]
     fn an_error_event_of_chat_has_the_error_under_its_key() {
-        let event = ErrorShape::Flat.event(502, "gone");
+        let event = ErrorShape::Flat.event("decode_lost", 502, "gone");
         let event: Value = serde_json::from_str(&event).unwrap();
         assert_eq!(event["error"]["message"], "gone");
+    }
+
+    /// The openai and anthropic SDKs keep the object with the message as the `body` of the exception; openai's takes the
+    /// one under `error` where there is one.
+    #[test]
+    fn the_stable_code_stands_beside_the_message_in_every_body_and_event() {
+        for shape in [ErrorShape::Flat, ErrorShape::Nested, ErrorShape::Anthropic] {
+            let body = shape.body("decode_lost", 502, "gone");
+            for text in [body, shape.event("decode_lost", 502, "gone")] {
+                let value: Value = serde_json::from_str(&text).unwrap();
+                let error = value.get("error").unwrap_or(&value);
+                assert_eq!(error["message"], "gone", "{text}");
+                assert_eq!(error["error_code"], "decode_lost", "{text}");
+            }
+        }
     }
 }
