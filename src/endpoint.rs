@@ -61,6 +61,8 @@ pub(crate) struct WholeRequest {
     pub(crate) headers: HeaderMap,
     /// Empty when the request has none.
     pub(crate) body: Bytes,
+    /// Whether the client has sent a key that the proxy accepts, or came by the listener for administration.
+    pub(crate) is_trusted: bool,
 }
 
 /// A response in memory.
@@ -101,6 +103,9 @@ pub(crate) enum Access {
     Open,
     /// A client's key, if the proxy has any.
     Clients,
+    /// A client's key, if the proxy has any, or else the listener for administration, if there is one: the path makes
+    /// workers generate, and no request pays for it.
+    Probers,
     /// The admin key, since the path changes the state of workers.
     Admins,
 }

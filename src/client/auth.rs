@@ -66,7 +66,7 @@ impl Keys {
     fn accepted(&self, access: Access) -> &[Hash] {
         match access {
             Access::Admins if !self.admins.is_empty() => &self.admins,
-            Access::Admins | Access::Clients | Access::Open => &self.clients,
+            Access::Admins | Access::Clients | Access::Probers | Access::Open => &self.clients,
         }
     }
 }

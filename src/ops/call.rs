@@ -280,6 +280,7 @@ mod tests {
             query: Some("timeout=60&x=%20".into()),
             headers: map,
             body: Bytes::from_static(body.as_bytes()),
+            is_trusted: false,
         };
         let id = HeaderValue::from_static("id-1");
         Call::new(

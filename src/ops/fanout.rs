@@ -33,19 +33,44 @@ pub(super) fn all_or_report(path: &str, results: Vec<CallResult>) -> WholeRespon
 
 /// A report of each worker, with status 200 when at least one worker of each role succeeded.
 pub(super) fn one_of_each(path: &str, results: &[CallResult]) -> WholeResponse {
-    let workers = reports(results);
-    let missing = [Role::Prefill, Role::Decode].into_iter().find(|role| {
-        !results
+    health(path, results, reports(results), |of_role| {
+        format!(": {}", summaries(of_role.iter().copied()))
+    })
+}
+
+/// The same without the addresses of workers and their words, for a client that need not know them.
+pub(super) fn one_of_each_unnamed(path: &str, results: &[CallResult]) -> WholeResponse {
+    let unnamed = |result: &CallResult| {
+        let mut report = result.report();
+        if let Value::Object(fields) = &mut report {
+            fields.retain(|name, _| !["url", "error"].contains(&name.as_str()));
+        }
+        report
+    };
+    let reports = results.iter().map(unnamed).collect();
+    health(path, results, reports, |_| String::new())
+}
+
+/// `why` says what the workers of a role without success responded.
+fn health(
+    path: &str,
+    results: &[CallResult],
+    workers: Value,
+    why: impl Fn(&[&CallResult]) -> String,
+) -> WholeResponse {
+    let of = |role| {
+        results
             .iter()
-            .any(|result| result.worker.role() == *role && result.succeeded())
-    });
-    let Some(role) = missing else {
+            .filter(move |result| result.worker.role() == role)
+    };
+    let mut roles = [Role::Prefill, Role::Decode].into_iter();
+    let Some(role) = roles.find(|role| !of(*role).any(CallResult::succeeded)) else {
         return json_response(&json!({ "workers": workers }));
     };
-    let of_role = results.iter().filter(|result| result.worker.role() == role);
-    let message = match summaries(of_role) {
-        none if none.is_empty() => format!("there is no {role} worker"),
-        summaries => format!("no {role} worker can generate: {summaries}"),
+    let of_role: Vec<_> = of(role).collect();
+    let message = match of_role.is_empty() {
+        true => format!("there is no {role} worker"),
+        false => format!("no {role} worker can generate{}", why(&of_role)),
     };
     let status = StatusCode::SERVICE_UNAVAILABLE;
     error_of_workers(path, status, Code::NoWorker, &message, workers)

@@ -143,10 +143,11 @@ impl Ops {
         let (worker_path, timeout) = target(row, &request);
         let key = match row.access() {
             Access::Admins => Key::Admin,
-            Access::Open | Access::Clients if self.has_client_keys => Key::None,
-            Access::Open | Access::Clients => Key::Client,
+            _ if self.has_client_keys => Key::None,
+            _ => Key::Client,
         };
         let worker_path = worker_path.unwrap_or(&path);
+        let is_trusted = request.is_trusted;
         let call = match Call::new(request, worker_path, request_id, timeout, key) {
             Ok(call) => call,
             Err(why) => {
@@ -160,7 +161,8 @@ impl Ops {
         let results = fanout::call_all(&self.client, &self.fleet, &call).await;
         let any_succeeded = results.iter().any(CallResult::succeeded);
         match row.kind {
-            Kind::HealthGenerate => fanout::one_of_each(&path, &results),
+            Kind::HealthGenerate if is_trusted => fanout::one_of_each(&path, &results),
+            Kind::HealthGenerate => fanout::one_of_each_unnamed(&path, &results),
             Kind::ServerInfo if any_succeeded => {
                 fanout::json_response(&server_info::merged(&results))
             }

@@ -82,12 +82,14 @@ impl Row {
         forwards && self.methods.contains(method) && *method != Method::GET
     }
 
-    /// The key that the path needs. Health endpoints need none, as in SGLang.
+    /// The key that the path needs. Health endpoints need none, as in SGLang, except for the one that makes every worker
+    /// generate.
     ///
     /// Source: SGLang 0.5.23 `srt/utils/auth.py`, `decide_request_auth`.
     pub(super) fn access(&self) -> Access {
         match self.kind {
-            Kind::Alive | Kind::Ready | Kind::HealthGenerate => Access::Open,
+            Kind::Alive | Kind::Ready => Access::Open,
+            Kind::HealthGenerate => Access::Probers,
             Kind::Every { .. } => Access::Admins,
             _ => Access::Clients,
         }

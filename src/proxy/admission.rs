@@ -43,14 +43,16 @@ impl Proxy {
         }
         let head = session.req_header();
         let access = self.endpoints.access(head.uri.path());
-        if self.has_admin_listener && access == Access::Admins && ctx.listener == Listener::Clients
-        {
+        let by_clients = ctx.listener == Listener::Clients;
+        if by_clients && self.needs_admin_listener(access) {
             return Err(ctx.refuse(ProxyError::AdminsOnly));
         }
-        if access == Access::Open && ctx.listener == Listener::Admins {
+        if access == Access::Open && !by_clients {
             ctx.uncount();
         }
-        if !self.keys.allow(access, head) {
+        // The listener for administration is as good as a key for what only makes workers generate.
+        let needs_key = by_clients || access != Access::Probers;
+        if needs_key && !self.keys.allow(access, head) {
             return Err(ctx.refuse(ProxyError::Unauthorized));
         }
         self.keys.strip(access, session.req_header_mut());
@@ -58,6 +60,16 @@ impl Proxy {
             Some(error) => Err(ctx.refuse(error)),
             None => Ok(()),
         }
+    }
+
+    /// Whether a path with this access is refused at the clients' listener.
+    fn needs_admin_listener(&self, access: Access) -> bool {
+        self.has_admin_listener
+            && match access {
+                Access::Admins => true,
+                Access::Probers => !self.keys.has_client_keys(),
+                Access::Open | Access::Clients => false,
+            }
     }
 
     /// The limit that leaves no capacity for this request, if there is one.

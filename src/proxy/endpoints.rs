@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;
-use crate::client;
+use crate::client::{self, Listener};
 use crate::endpoint::{ERROR_CODE, REQUEST_ID, WholeRequest, WholeResponse};
 use crate::error::REJECTED;
 
@@ -49,6 +49,8 @@ impl Proxy {
             query: head.uri.query().map(str::to_owned),
             headers: head.headers.clone(),
             body: Bytes::new(),
+            // Such a request without its key has been refused.
+            is_trusted: ctx.listener == Listener::Admins || self.keys.has_client_keys(),
         };
         let timeout = self.limits.body_timeout;
         if limit == 0 {

@@ -77,6 +77,55 @@ async fn everything_else_is_answered_at_both_listeners() {
 }
 
 #[tokio::test]
+async fn workers_generate_for_a_probe_only_with_a_key_or_at_the_second_listener() {
+    let with_key = |key: &str| {
+        format!(
+            "GET /health_generate HTTP/1.1\r\nhost: balancer\r\nauthorization: Bearer {key}\r\n\r\n"
+        )
+    };
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "sk-c").unwrap();
+    let keys = keys.path().to_str().unwrap();
+    let mut pair = Pair::with(|config| config.api_key_file(keys).admin_listen("127.0.0.1:0")).await;
+    let (mut client, admin) = (pair.balancer.client().await, pair.balancer.admin().await);
+    for refused in [get("/health_generate"), with_key("sk-x")] {
+        client.send(refused).await;
+        assert_eq!(client.answer().await.outcome(), (401, Some("unauthorized")));
+    }
+    assert!(pair.is_idle());
+    for (mut sender, request) in [(client, with_key("sk-c")), (admin, get("/health_generate"))] {
+        sender.send(request).await;
+        both_get(&mut pair, "/health_generate", None).await;
+        let answer = sender.answer().await;
+        assert_eq!(answer.status(), 200);
+        assert!(
+            answer.text().contains(&pair.decode.url()),
+            "{}",
+            answer.text()
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_keys_workers_generate_for_a_probe_only_at_the_second_listener() {
+    let mut pair = Pair::with(|config| config.admin_listen("127.0.0.1:0")).await;
+    pair.client.send(get("/health_generate")).await;
+    let answer = pair.client.answer().await;
+    assert_eq!(answer.outcome(), (403, Some("admin_listener_only")));
+    assert!(pair.is_idle());
+    let mut admin = pair.balancer.admin().await;
+    admin.send(get("/health_generate")).await;
+    both_get(&mut pair, "/health_generate", None).await;
+    let answer = admin.answer().await;
+    assert_eq!(answer.status(), 200);
+    assert!(
+        answer.text().contains(&pair.decode.url()),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
 async fn without_a_second_listener_the_first_serves_all() {
     let mut pair = Pair::start().await;
     let mut client = pair.balancer.client().await;
