@@ -10,6 +10,7 @@ pub enum Code {
     InvalidJson,
     InvalidLogprobStart,
     BatchTooLarge,
+    InvalidSamples,
     SamplesNotSupported,
     BadRequestHead,
     RequestHeadTooLarge,
@@ -92,10 +93,11 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::InvalidJson,
         Self::InvalidLogprobStart,
         Self::BatchTooLarge,
+        Self::InvalidSamples,
         Self::SamplesNotSupported,
         Self::BadRequestHead,
         Self::RequestHeadTooLarge,
@@ -144,6 +146,7 @@ impl Code {
             Self::InvalidJson => row("invalid_json", 400, Client, Useless, "the body is not a JSON object, or is nested too deep"),
             Self::InvalidLogprobStart => row("invalid_logprob_start_len", 400, Client, Useless, "`logprob_start_len` is out of range: below -1"),
             Self::BatchTooLarge => row("batch_too_large", 400, Client, Useless, "a batch has more than 65,536 prompts"),
+            Self::InvalidSamples => row("invalid_n", 400, Client, Useless, "the options do not fit `n > 1`; the body is an ordinary server's own"),
             Self::SamplesNotSupported => row("n_not_supported", 400, Client, Useless, "the request asks for more than one sample per prompt (`n > 1`)"),
             Self::BadRequestHead => row("bad_request_head", 400, Client, Useless, "the head has more than one reading (Content-Length beside Transfer-Encoding, two lengths, no Host, bare line feeds and the like), so it is not forwarded"),
             Self::RequestHeadTooLarge => row("request_head_too_large", 431, Client, Useless, "the head has more than 32 KiB or 100 fields"),

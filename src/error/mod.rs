@@ -128,6 +128,7 @@ impl ProxyError {
             ProxyError::BadFraming(_) => Code::BadFraming,
             ProxyError::BodyTimeout => Code::BodyTimeout,
             ProxyError::Invalid(Invalid::LogprobStart) => Code::InvalidLogprobStart,
+            ProxyError::Invalid(Invalid::Samples(_)) => Code::InvalidSamples,
             ProxyError::Invalid(_) => Code::InvalidJson,
             ProxyError::Samples(_) => Code::SamplesNotSupported,
             ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
@@ -308,7 +309,12 @@ impl Fault {
             }
             Fault::Own(error) => {
                 let code = error.code();
-                error_response(code, code.status(), shape, &error.to_string())
+                let mut response = error_response(code, code.status(), shape, &error.to_string());
+                // The words and the shape of an ordinary server, whose error it is.
+                if let ProxyError::Invalid(Invalid::Samples(refusal)) = error {
+                    response.body = refusal.body.clone();
+                }
+                response
             }
         }
     }

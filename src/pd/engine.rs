@@ -4,10 +4,12 @@
 //! functions are in the engine's own module. JSON, events, routes and the verdict on the legs are the same for every
 //! engine, and need no question.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::Route;
-use super::sglang::{self, ErrorShape, Facts, Fields, Injected, Invalid, RequestIds, WorkerError};
+use super::sglang::{
+    self, ErrorShape, Facts, Fields, Gather, Injected, Invalid, RequestIds, WorkerError,
+};
 
 /// The engine of all workers of a balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,21 @@ impl Engine {
     pub fn parse(self, route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         match self {
             Self::Sglang => sglang::parse(route, body),
+        }
+    }
+
+    /// The body that each sample of a request with `n > 1` is sent with: the client's, from which `facts` were read,
+    /// without `n`. All samples have the same.
+    pub fn sample_body(self, route: Route, body: &[u8], facts: &Facts) -> Bytes {
+        match self {
+            Self::Sglang => sglang::samples::sample_body(route, body, facts),
+        }
+    }
+
+    /// How the responses for the samples of a request become its own response.
+    pub fn gather(self, route: Route, facts: &Facts) -> Gather {
+        match self {
+            Self::Sglang => Gather::new(route, facts),
         }
     }
 

@@ -15,9 +15,10 @@ pub mod verdict;
 pub use engine::Engine;
 pub use routing::RoutingKey;
 pub use sglang::{
-    Batch, Bootstrap, ErrorShape, Facts, Fields, Injected, Invalid, Merge, MergeError, PrefillData,
-    RequestId, RequestIds, Rid, Room, StreamMerger, WorkerError, bootstrap, document_error, inject,
-    merge, parse, request, stream_error, tail_reserve,
+    Batch, Bootstrap, ErrorShape, Facts, Fields, Gather, GatherError, GatherFault, GatherStream,
+    Injected, Invalid, Merge, MergeError, PrefillData, Refusal, RequestId, RequestIds, Rid, Room,
+    StreamMerger, WorkerError, bootstrap, document_error, inject, merge, parse, request,
+    stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{Leg, RequestState, RetryRules, Verdict};

@@ -1,5 +1,5 @@
-//! SGLang's prefill/decode protocol: what a request asks for, the bootstrap fields, the merge of prompt data, and
-//! how a worker reports a failure.
+//! SGLang's prefill/decode protocol: what a request asks for, the bootstrap fields, the merge of prompt data,
+//! several samples per prompt, and how a worker reports a failure.
 //!
 //! Source: SGLang 0.5.23 (`srt/managers/io_struct.py`, `srt/entrypoints/http_server.py`,
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
@@ -12,6 +12,7 @@ pub mod outcome;
 mod prefill_data;
 mod prompts;
 pub mod request;
+pub mod samples;
 mod worker_response;
 
 pub use bootstrap::{Bootstrap, Fields, Injected, Room, inject, tail_reserve};
@@ -21,4 +22,5 @@ pub use merge::StreamMerger;
 pub use outcome::{WorkerError, document_error, stream_error};
 pub use prefill_data::PrefillData;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
+pub use samples::{Gather, GatherError, GatherFault, GatherStream, Refusal};
 pub use worker_response::MergeError;

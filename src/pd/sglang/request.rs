@@ -11,6 +11,7 @@ use std::fmt;
 use super::super::Route;
 use super::super::json::{self, Cuts, Kind, Scanner};
 use super::prompts::{Prompt, completions_prompt, is_kind, is_list_of_lists, prompt};
+use super::samples::{self, Refusal, samples};
 
 /// The fields that only the proxy may set: a client's are cut out. With a `bootstrap_host` a client could make decode
 /// connect to any address.
@@ -75,7 +76,7 @@ pub enum Rid {
 }
 
 /// Why a body cannot be sent to a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invalid {
     /// The body is not JSON.
     NotJson {
@@ -95,11 +96,13 @@ pub enum Invalid {
     ///
     /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`logprob_start_len`).
     LogprobStart,
+    /// An ordinary server refuses the request because of its `n`, by this response.
+    Samples(Refusal),
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
+        match self {
             Self::NotJson { offset, what } => {
                 write!(f, "the body is not valid JSON: {what} at byte {offset}")
             }
@@ -112,6 +115,7 @@ impl fmt::Display for Invalid {
                 )
             }
             Self::LogprobStart => write!(f, "logprob_start_len must be -1 or greater"),
+            Self::Samples(refusal) => f.write_str(&refusal.message),
         }
     }
 }
@@ -130,7 +134,7 @@ impl From<json::Error> for Invalid {
 /// Reads the facts of a request.
 ///
 /// # Errors
-/// The body is not a JSON object, nests too deep, or has a field out of range.
+/// The body is not a JSON object, nests too deep, has a field out of range, or asks for samples as no server gives them.
 pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     let mut scanner = Scanner::new(body)?;
     if scanner.kind()? != Kind::Object {
@@ -156,10 +160,14 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     if values.return_logprob && values.start_out_of_range {
         return Err(Invalid::LogprobStart);
     }
+    let (batch, n) = (values.batch(), values.n.unwrap_or(1));
+    if n > 1 {
+        samples::check(route, body, batch)?;
+    }
     Ok(Facts {
         stream: values.stream,
-        batch: values.batch(),
-        n: values.n.unwrap_or(1),
+        batch,
+        n,
         merge: values.merge(),
         rid: values.rid,
         cuts,
@@ -264,36 +272,6 @@ impl FieldValues {
             Merge::None
         }
     }
-}
-
-/// The `n` of `sampling_params`: of one object, or the largest of a list of objects.
-fn samples(s: &mut Scanner<'_>) -> Result<Option<u64>, json::Error> {
-    let mut largest = None;
-    if s.kind()? == Kind::Array {
-        s.array(|s, _| {
-            largest = largest.max(samples_of_one(s)?);
-            Ok(())
-        })?;
-    } else {
-        largest = samples_of_one(s)?;
-    }
-    Ok(largest)
-}
-
-fn samples_of_one(s: &mut Scanner<'_>) -> Result<Option<u64>, json::Error> {
-    let mut n = None;
-    if s.kind()? == Kind::Object {
-        s.object(|s, member| {
-            let value = s.skip()?;
-            if member.name == "n" {
-                n = s.slice(value).parse().ok().and_then(positive);
-            }
-            Ok(())
-        })?;
-    } else {
-        s.skip()?;
-    }
-    Ok(n)
 }
 
 fn rid(s: &mut Scanner<'_>) -> Result<Option<Rid>, json::Error> {

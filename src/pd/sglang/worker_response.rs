@@ -411,12 +411,17 @@ pub(super) const LOGPROB_LISTS: [&str; 4] =
 /// The changes of a document, in any order.
 #[derive(Default)]
 pub(super) struct Edits<'a> {
-    edits: Vec<(Range<usize>, &'a [u8])>,
+    edits: Vec<(Range<usize>, Cow<'a, [u8]>)>,
 }
 
 impl<'a> Edits<'a> {
     pub(super) fn replace(&mut self, span: Range<usize>, text: &'a [u8]) {
-        self.edits.push((span, text));
+        self.edits.push((span, Cow::Borrowed(text)));
+    }
+
+    /// As [`Self::replace`], by a text of its own.
+    pub(super) fn rewrite(&mut self, span: Range<usize>, text: impl Into<Vec<u8>>) {
+        self.edits.push((span, Cow::Owned(text.into())));
     }
 
     /// Several texts inserted at one offset keep the order of insertion.
@@ -433,7 +438,7 @@ impl<'a> Edits<'a> {
         let mut at = 0;
         for (span, text) in self.edits {
             out.extend_from_slice(&document[at..span.start]);
-            out.extend_from_slice(text);
+            out.extend_from_slice(&text);
             at = span.end;
         }
         out.extend_from_slice(&document[at..]);

@@ -114,8 +114,16 @@ fn n_is_what_the_worker_would_sample() {
         assert_eq!(facts(Route::ChatCompletions, &body).n, lax, "{body}");
         assert_eq!(facts(Route::Messages, &body).n, 1, "{body}");
     }
-    let list = r#"{"sampling_params":[{"n":2},{},{"n":4},null,{"n":3}]}"#;
-    assert_eq!(facts(Route::Generate, list).n, 4);
+    for (list, n) in [
+        (r#"[{"n":4},{"n":4,"top_k":1}]"#, 4),
+        (r#"[{"n":0},{}]"#, 1),
+        // The worker refuses a value that is no integer.
+        (r#"[{"n":4},{"n":4.0}]"#, 1),
+        (r#"[{"n":4},{"n":null}]"#, 1),
+    ] {
+        let body = format!("{{\"sampling_params\":{list}}}");
+        assert_eq!(facts(Route::Generate, &body).n, n, "{list}");
+    }
 }
 
 #[test]

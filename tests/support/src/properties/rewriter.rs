@@ -117,6 +117,23 @@ fn is_refused_for_this(route: Route, body: &[u8], why: Invalid) {
             let below = |value: &Value| value.as_i64().is_some_and(|start| start < -1);
             assert!(any(&tree["logprob_start_len"], &below));
         }
+        Invalid::Samples(refusal) => {
+            assert!(fits && is_object);
+            assert!(is_json(&refusal.body) && !refusal.message.is_empty());
+            let Some(tree) = tree(std::str::from_utf8(body).unwrap()) else {
+                return;
+            };
+            let many = |params: &Value| params["n"].as_i64().is_some_and(|n| n > 1);
+            match route {
+                Route::Generate => match &tree["sampling_params"] {
+                    Value::Array(list) => assert!(list.iter().any(many)),
+                    params => assert!(many(params)),
+                },
+                // Another reason than a list of ids does not exist here.
+                Route::ChatCompletions | Route::Completions => assert!(tree["rid"].is_array()),
+                Route::Responses | Route::Messages => panic!("{body:?} has no samples"),
+            }
+        }
     }
 }
 

@@ -1,0 +1,282 @@
+//! The streams of all samples become one: whole events, in the order in which they arrive.
+//!
+//! What may not live here: the change of one event, see [`super::event`].
+//!
+//! Only what an ordinary server sends at the end waits for the other samples: in a chat stream the chunks with a
+//! `finish_reason` and what follows them; in any stream the extensions, the usage and the end marker.
+//!
+//! Source: SGLang 0.5.23, `srt/entrypoints/openai/serving_chat.py` (`_generate_chat_stream`) and
+//! `serving_completions.py` (`_generate_completion_stream`).
+
+use std::mem::take;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::super::{Route, sse};
+use super::super::worker_response::object_payload;
+use super::event::{self, Chunk, Marks};
+use super::openai::OpenAi;
+use super::{Gather, GatherError, GatherFault};
+
+const END: &[u8] = b"data: [DONE]\n\n";
+
+/// The streams of the samples of one request.
+#[derive(Debug)]
+pub struct GatherStream {
+    gather: Gather,
+    max_event_bytes: usize,
+    samples: Vec<Sample>,
+    /// Samples whose stream has no end marker yet.
+    running: usize,
+    marks: Marks,
+    /// The sample of the first, and of the last chunk that had a choice.
+    first: Option<usize>,
+    last: usize,
+    /// Chat: the chunks with a `finish_reason`, in the order in which the samples finished.
+    finishes: Vec<(usize, Bytes)>,
+}
+
+/// The stream of one sample.
+#[derive(Debug)]
+struct Sample {
+    splitter: sse::Splitter,
+    done: bool,
+    /// Chat: whether it has a `finish_reason`.
+    finished: bool,
+    /// Chat: the chunks with a choice after that: hidden states.
+    late: Vec<Bytes>,
+    extensions: Vec<Bytes>,
+    usage: Option<Bytes>,
+    /// Bytes of this sample that wait for the others.
+    held: usize,
+}
+
+impl GatherStream {
+    pub(super) fn new(gather: Gather, max_event_bytes: usize) -> Self {
+        let sample = || Sample {
+            splitter: sse::Splitter::new(max_event_bytes),
+            done: false,
+            finished: false,
+            late: Vec::new(),
+            extensions: Vec::new(),
+            usage: None,
+            held: 0,
+        };
+        Self {
+            gather,
+            max_event_bytes,
+            samples: (0..gather.samples).map(|_| sample()).collect(),
+            running: gather.samples,
+            marks: Marks::default(),
+            first: None,
+            last: 0,
+            finishes: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes of one sample's stream, cut anywhere, and adds the client's whole events to `out`. With the last
+    /// byte of the last sample come the events that waited for it, and the end marker.
+    ///
+    /// # Errors
+    /// The sample reports an error, or its stream is not what the route gives. `out` has whole events only, and the sample
+    /// must get no more bytes.
+    ///
+    /// # Panics
+    /// There is no such sample: a defect of the caller.
+    pub fn push(
+        &mut self,
+        sample: usize,
+        chunk: Bytes,
+        out: &mut BytesMut,
+    ) -> Result<(), GatherError> {
+        self.samples[sample].splitter.push(chunk);
+        loop {
+            let next = self.samples[sample].splitter.next_event();
+            let too_long = |e: sse::EventTooLong| GatherFault::TooLong(e.limit);
+            let event = next
+                .map_err(too_long)
+                .map_err(|fault| GatherError { sample, fault })?;
+            let Some(event) = event else {
+                return Ok(());
+            };
+            // Nothing belongs behind the end marker.
+            if !self.samples[sample].done {
+                self.event(sample, event, out)?;
+            }
+        }
+    }
+
+    /// One sample's stream has ended.
+    ///
+    /// # Errors
+    /// It has no end marker, so that the sample is not complete.
+    ///
+    /// # Panics
+    /// As [`Self::push`].
+    pub fn end(&self, sample: usize) -> Result<(), GatherError> {
+        if self.samples[sample].done {
+            Ok(())
+        } else {
+            let fault = GatherFault::Unfinished;
+            Err(GatherError { sample, fault })
+        }
+    }
+
+    /// Whether all samples have ended, and the end marker was given.
+    pub fn is_complete(&self) -> bool {
+        self.running == 0
+    }
+
+    /// Ends the client's stream with the event of a sample that has failed: the event unchanged, the samples that have
+    /// finished, and the end marker, as an ordinary server does it.
+    pub fn abandon(&mut self, event: &[u8], out: &mut BytesMut) {
+        self.running = 0;
+        out.extend_from_slice(event);
+        self.complete(out);
+    }
+
+    /// Handles one whole event.
+    fn event(
+        &mut self,
+        sample: usize,
+        event: Bytes,
+        out: &mut BytesMut,
+    ) -> Result<(), GatherError> {
+        let Some(payload) = object_payload(&event) else {
+            if sse::is_done(&event) {
+                self.samples[sample].done = true;
+                self.running -= 1;
+                if self.running == 0 {
+                    self.complete(out);
+                }
+            } else {
+                out.extend_from_slice(&event);
+            }
+            return Ok(());
+        };
+        match self.gather.route {
+            Route::Generate => event::generate(&self.gather, sample, &event, payload, out)
+                .map_err(|fault| GatherError { sample, fault }),
+            _ => self.chunk(sample, &event, payload, out),
+        }
+    }
+
+    /// Handles a chunk of chat or completions.
+    fn chunk(
+        &mut self,
+        sample: usize,
+        event: &Bytes,
+        payload: Range<usize>,
+        out: &mut BytesMut,
+    ) -> Result<(), GatherError> {
+        let fail = |fault| GatherError { sample, fault };
+        let malformed = |e| fail(GatherFault::Malformed(e));
+        let read = OpenAi::parse(&event[payload.clone()]).map_err(malformed)?;
+        if read.failed {
+            return Err(fail(GatherFault::Failed(event.clone())));
+        }
+        let choices = read
+            .choices
+            .as_ref()
+            .map_or(&[][..], |choices| &choices.list);
+        let state = &mut self.samples[sample];
+        if choices.is_empty() {
+            if read.sglext.is_some() {
+                state.hold(event, self.max_event_bytes).map_err(fail)?;
+                state.extensions.push(Bytes::copy_from_slice(event));
+                return Ok(());
+            }
+            if read.usage.is_some() {
+                state.hold(event, self.max_event_bytes).map_err(fail)?;
+                state.usage = Some(Bytes::copy_from_slice(event));
+                return Ok(());
+            }
+        } else {
+            self.first.get_or_insert(sample);
+            self.last = sample;
+            let finishes = choices.iter().any(|choice| choice.finished);
+            if self.gather.route == Route::ChatCompletions && (state.finished || finishes) {
+                state.hold(event, self.max_event_bytes).map_err(fail)?;
+                let held = Bytes::copy_from_slice(event);
+                if state.finished {
+                    state.late.push(held);
+                } else {
+                    state.finished = true;
+                    self.finishes.push((sample, held));
+                }
+                return Ok(());
+            }
+        }
+        let chunk = Chunk {
+            event,
+            payload,
+            read: &read,
+        };
+        chunk
+            .write(&self.gather, sample, None, &mut self.marks, out)
+            .map_err(fail)
+    }
+
+    /// Adds what waited for the last sample, and the end marker.
+    fn complete(&mut self, out: &mut BytesMut) {
+        let finishes = take(&mut self.finishes);
+        let last = &self.samples[self.last];
+        let id_of = |event: &Bytes| event::id(event);
+        let id = finishes
+            .last()
+            .map(|(_, event)| event)
+            .or(last.extensions.first())
+            .or(last.usage.as_ref())
+            .and_then(id_of);
+        let late = finishes.iter().flat_map(|(sample, _)| {
+            self.samples[*sample]
+                .late
+                .iter()
+                .map(|event| (*sample, event))
+        });
+        let held = finishes.iter().map(|(sample, event)| (*sample, event));
+        for (sample, event) in held.chain(late) {
+            event::held(
+                &self.gather,
+                sample,
+                event,
+                id.as_deref(),
+                &mut self.marks,
+                out,
+            );
+        }
+        let first = self.first.unwrap_or_default();
+        let most = self.samples.iter().map(|sample| sample.extensions.len());
+        for place in 0..most.max().unwrap_or_default() {
+            let all = self.samples.iter();
+            let all: Vec<&Bytes> = all
+                .filter_map(|sample| sample.extensions.get(place))
+                .collect();
+            let base = self.samples[first]
+                .extensions
+                .get(place)
+                .or(all.first().copied());
+            event::joined(base, &all, id.as_deref(), &mut self.marks, out);
+        }
+        let usages: Vec<&Bytes> = self
+            .samples
+            .iter()
+            .filter_map(|sample| sample.usage.as_ref())
+            .collect();
+        let base = last.usage.as_ref().or(usages.first().copied());
+        event::joined(base, &usages, id.as_deref(), &mut self.marks, out);
+        out.extend_from_slice(END);
+    }
+}
+
+impl Sample {
+    /// Counts an event that waits for the other samples.
+    fn hold(&mut self, event: &[u8], limit: usize) -> Result<(), GatherFault> {
+        self.held += event.len();
+        if self.held > limit {
+            return Err(GatherFault::TooLong(limit));
+        }
+        Ok(())
+    }
+}
