@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::engine::{Row, Step};
 use super::errors::Family;
 use super::model;
-use super::openai::{self, Generated, StreamOptions, head, metadata, openai_finish, usage};
+use super::openai::{self, Generated, StreamOptions, head, metadata, usage};
 use super::render::{data, separate, string, write_to};
 use super::request::Batch;
 use super::stream::Render;
@@ -15,6 +15,10 @@ pub(crate) struct Chat {
     model: String,
     created: u64,
     choices: Vec<Choice>,
+    /// The choices that have ended, in the order in which they ended.
+    ended: Vec<usize>,
+    /// The choice of the last event.
+    latest: usize,
     options: StreamOptions,
 }
 
@@ -48,6 +52,8 @@ impl Chat {
             model: openai::model(body, served_model),
             created,
             choices,
+            ended: Vec::new(),
+            latest: 0,
             options: StreamOptions::of(body),
         }
     }
@@ -106,6 +112,10 @@ impl Render for Chat {
     }
 
     fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>) {
+        self.latest = index;
+        if step.finish.is_some() {
+            self.ended.push(index);
+        }
         const RUNNING: &str = "\"finish_reason\":null,\"matched_stop\":null";
         if !std::mem::replace(&mut self.choices[index].begun, true) {
             out.push(self.chunk(
@@ -133,15 +143,14 @@ impl Render for Chat {
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        // All of these have the id of the last choice, as SGLang's.
-        let last = self.choices.len().saturating_sub(1);
-        for (index, choice) in self.choices.iter().enumerate() {
-            if let Some(finish) = &choice.generated.finish {
-                out.push(self.chunk(last, index, "", "null", &openai_finish(finish), None));
-            }
+        // The finish chunks wait for the end of all choices, and have the id of the choice that ended last.
+        // Source: SGLang 0.5.23, a server's responses to `n` of 3.
+        for &index in &self.ended {
+            let finish = self.choices[index].generated.finish_members();
+            out.push(self.chunk(self.latest, index, "", "null", &finish, None));
         }
         if self.options.include_usage {
-            let head = self.head(last, "chat.completion.chunk");
+            let head = self.head(self.latest, "chat.completion.chunk");
             let usage = self.usage();
             out.push(data(&format!("{head},\"choices\":[],\"usage\":{usage}}}")));
         }

@@ -16,6 +16,8 @@ pub(crate) struct Completions {
     model: String,
     created: u64,
     choices: Vec<Choice>,
+    /// The choice of the last event.
+    latest: usize,
     /// Samples per prompt. `usage` counts a prompt once.
     n: usize,
     options: StreamOptions,
@@ -55,6 +57,7 @@ impl Completions {
                 .iter()
                 .map(|item| Choice::new(role, options.seed, echo, item))
                 .collect(),
+            latest: 0,
             n: batch.n,
             options: StreamOptions::of(body),
         }
@@ -94,6 +97,7 @@ impl Render for Completions {
     }
 
     fn events(&mut self, index: usize, step: &Step, out: &mut Vec<Bytes>) {
+        self.latest = index;
         let choice = &mut self.choices[index];
         let text = std::mem::take(&mut choice.echo) + &std::mem::take(&mut choice.generated.text);
         let logprobs = choice.logprobs.as_mut().map_or("null".to_owned(), |lists| {
@@ -126,7 +130,7 @@ impl Render for Completions {
             let (prompts, completions) = self.totals();
             out.push(data(&format!(
                 "{},\"choices\":[],\"usage\":{}}}",
-                self.head(self.choices.last()),
+                self.head(self.choices.get(self.latest)),
                 stream_usage(prompts, completions)
             )));
         }

@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     Contract(String),
     /// SGLang's own checks, before the engine: 400.
     Invalid(String),
+    /// A `ValueError` of the handler: 400 with another type than [`Failure::Invalid`].
+    Value(String),
     /// The engine gave the request up. The head of a stream has been sent by then.
     Engine { status: u16, message: String },
     /// The engine refused an item: 400, and in a stream an item that ends as an abort with one token of padding.
@@ -41,6 +43,7 @@ impl Failure {
             Failure::Schema(_)
             | Failure::Contract(_)
             | Failure::Invalid(_)
+            | Failure::Value(_)
             | Failure::Refused(_) => 400,
             Failure::Engine { status, .. } => *status,
             Failure::Internal => 500,
@@ -58,6 +61,7 @@ impl Failure {
                 status: 400,
                 message,
             } => (message, "BadRequestError"),
+            Failure::Value(message) => (message, "BadRequest"),
             Failure::Engine { message, .. } => (message, "500"),
             Failure::Internal => return None,
         };
@@ -86,6 +90,7 @@ impl Failure {
             Failure::Schema(message)
             | Failure::Contract(message)
             | Failure::Invalid(message)
+            | Failure::Value(message)
             | Failure::Refused(message) => (message.as_str(), 400),
             Failure::Engine { status, message } => (message.as_str(), *status),
             Failure::Internal => ("Internal Server Error", 500),

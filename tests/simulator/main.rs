@@ -8,4 +8,5 @@ mod disconnects;
 mod fidelity;
 mod fidelity_of_errors;
 mod rendezvous;
+mod samples;
 mod worker_faults;

@@ -130,12 +130,6 @@ pub(super) fn rid(body: &Value, index: usize, list: bool) -> String {
     }
 }
 
-pub(super) fn samples(n: Option<&Value>) -> usize {
-    // SGLang has no limit. Here one request must not fill the memory of the machine.
-    n.and_then(integer)
-        .map_or(1, |n| usize::try_from(n).unwrap_or(1).clamp(1, 128))
-}
-
 pub(super) fn strings(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::String(text)) => vec![text.clone()],

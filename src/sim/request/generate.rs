@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::fields::{
     boolean, bootstrap, check_temperature, common_sampling, integer, per_item, prompt_of, rid,
-    samples, token_ids,
+    token_ids,
 };
 use super::report::{Site, not_an_object};
 use super::schema::{Errors, First};
-use super::{Batch, Item, Limits, LogprobPlan, Sampling};
+use super::{Batch, Item, Limits, LogprobPlan, Sampling, samples};
 use crate::sim::errors::Failure;
 
 /// `/generate`.
@@ -28,6 +28,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         let message = "Either text, input_ids or input_embeds should be provided.";
         return Err(Failure::Invalid(message.to_owned()));
     };
+    let n = samples::native(body, prompts.len())?;
     check_return_logprob(body, list.then_some(prompts.len()))?;
     let stream = boolean(body.get("stream"));
     if stream && boolean(body.get("return_flat_raw_output_top_logprobs")) {
@@ -37,13 +38,11 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     }
     let size = list.then_some(prompts.len());
     let mut items = Vec::with_capacity(prompts.len());
-    let mut n = 1;
     for (index, prompt) in prompts.into_iter().enumerate() {
         let parameters = per_item(body, "sampling_params", index)
             .cloned()
             .unwrap_or(json!({}));
-        let (sampling, samples) = native_sampling(&parameters)?;
-        n = samples;
+        let sampling = native_sampling(&parameters)?;
         limits.check(prompt.len(), Some(sampling.max_new_tokens))?;
         items.push(Item {
             rid: rid(body, index, list),
@@ -118,7 +117,7 @@ const SAMPLING_FIELDS: [&str; 28] = [
     "choice",
 ];
 
-fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
+fn native_sampling(parameters: &Value) -> Result<Sampling, Failure> {
     let fields = parameters
         .as_object()
         .into_iter()
@@ -146,12 +145,12 @@ fn native_sampling(parameters: &Value) -> Result<(Sampling, usize), Failure> {
     check_temperature(temperature, |number| number.to_owned())?;
     let mut sampling = common_sampling(parameters, "sampling_seed");
     sampling.max_new_tokens = max_new_tokens;
-    Ok((sampling, samples(parameters.get("n"))))
+    Ok(sampling)
 }
 
 /// The message about a value that is not an integer.
 /// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and a response of a real server.
-fn not_i64(value: &Value) -> Failure {
+pub(super) fn not_i64(value: &Value) -> Failure {
     invalid_type(value, "i64")
 }
 

@@ -10,6 +10,7 @@ mod generate;
 mod openai;
 mod python;
 mod report;
+mod samples;
 mod schema;
 
 use super::errors::Failure;

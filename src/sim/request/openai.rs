@@ -3,12 +3,11 @@
 use serde_json::Value;
 
 use super::fields::{
-    boolean, bootstrap, check_temperature, common_sampling, integer, prompt_of, rid, samples,
-    strings,
+    boolean, bootstrap, check_temperature, common_sampling, integer, prompt_of, rid, strings,
 };
 use super::report::Site;
 use super::schema::{Errors, First};
-use super::{Batch, Item, Limits, LogprobPlan, Sampling, new_rid};
+use super::{Batch, Item, Limits, LogprobPlan, Sampling, new_rid, samples};
 use crate::sim::errors::Failure;
 use crate::sim::model;
 
@@ -60,7 +59,9 @@ pub(crate) fn chat(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         ..LogprobPlan::default()
     };
     let prompt = model::encode(&chat_text(body));
-    one_prompt(body, prompt, asked, logprobs, limits)
+    let n = samples::openai(body)?;
+    let batch = one_prompt(body, prompt, asked, logprobs, limits)?;
+    Ok(Batch { n, ..batch }.sampled())
 }
 
 /// `/v1/completions`.
@@ -91,7 +92,7 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
         ..LogprobPlan::default()
     };
     let size = list.then_some(prompts.len());
-    let n = samples(body.get("n"));
+    let n = samples::openai(body)?;
     let mut items = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.into_iter().enumerate() {
         limits.check(prompt.len(), Some(max_new_tokens))?;
@@ -245,20 +246,19 @@ fn one_prompt(
         logprobs,
         bootstrap,
     };
-    let n = samples(body.get("n"));
     Ok(Batch {
         items: vec![item],
         list: false,
         stream: boolean(body.get("stream")),
-        n,
-    }
-    .sampled())
+        n: 1,
+    })
 }
 
 fn openai_fields(errors: &mut Errors, body: &Value) {
     for name in ["max_tokens", "max_completion_tokens", "n", "seed"] {
         errors.integer(body, name, None);
     }
+    errors.not_null(body, "n");
     errors.number(body, "temperature");
     errors.boolean(body, "stream");
     errors.integer(body, "bootstrap_port", Some("list[int]"));

@@ -49,6 +49,14 @@ impl Errors {
         );
     }
 
+    /// A field that may be absent, but not null.
+    pub(super) fn not_null(&mut self, body: &Value, name: &str) {
+        if body.get(name).is_some_and(Value::is_null) {
+            let message = "Input should be a valid integer";
+            self.add("int_type", &format!("'body', '{name}'"), message, "None");
+        }
+    }
+
     /// `int | null`, or with `list` also `list[int | null]`.
     pub(super) fn integer(&mut self, body: &Value, name: &str, list: Option<&str>) {
         let Some(value) = body.get(name).filter(|value| !value.is_null()) else {
