@@ -1,25 +1,34 @@
 //! Active probes: without a request, they notice that a worker refuses connections, and that it is back.
 //!
-//! A probe that is slow or gets an error says nothing about the worker: SGLang's `/health` runs a generation and waits
-//! behind long prompts while real requests are served. A worker that accepts connections is judged by real requests
-//! alone. Source: sgl-project/sglang issues 9198 and 22511.
+//! A probe that gets an error says nothing about the worker, and one that is not answered in time makes it the second
+//! choice: SGLang's `/health` runs a generation, which waits while the worker is paused, and behind long prompts while
+//! real requests are served. A worker that accepts connections is set aside by real requests alone.
+//! Source: sgl-project/sglang issues 9198 and 22511; SGLang 0.5.23 with `/pause_generation`.
+//!
+//! With each probe the worker is asked for its role: a request on a worker with the other role would wait for minutes,
+//! and a role can change while a worker runs (`/pd_role_switch`). Only `prefill` and `decode` are roles: an ordinary
+//! server says `null`, and older or other engines say nothing.
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`model_info`), `server_args.py` (`disaggregation_mode`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
 
 use super::follow::follow;
-use crate::fleet::{Evidence, Fleet, Worker};
+use crate::fleet::{Evidence, Fleet, Role, Worker};
 use crate::net::{Client, Failure, Target};
 
-/// The longest time between two probes of a worker that is set aside.
-const SET_ASIDE_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two probes of a worker that gets no requests, or only for want of another.
+const SOON: Duration = Duration::from_secs(1);
 
-/// The longest response, in bytes. That to `/health` is empty or a sentence.
+/// The longest response, in bytes. That to `/health` is empty or a sentence, and that to [`MODEL_INFO`] has 1.3 KB.
 const RESPONSE_LIMIT: usize = 64 << 10;
+
+/// The path at which a worker tells its role.
+const MODEL_INFO: &str = "/model_info";
 
 /// Probes each member of the fleet at an interval.
 pub(crate) struct Probe {
@@ -40,25 +49,49 @@ impl Probe {
 
     async fn watch(&self, worker: Arc<Worker>) {
         loop {
-            let evidence = self.ask(&worker).await;
-            self.fleet.note(&worker, evidence, Instant::now());
-            let pause = if worker.admits(Instant::now()) {
+            // Side by side: a paused worker does not answer the one, and the other must not wait for it.
+            tokio::join!(self.note_role(&worker), self.note_health(&worker));
+            let pause = if worker.admits(Instant::now()) && !worker.is_silent() {
                 self.interval
             } else {
-                self.interval.min(SET_ASIDE_INTERVAL)
+                self.interval.min(SOON)
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// One probe.
-    async fn ask(&self, worker: &Worker) -> Evidence {
-        let Ok(head) = RequestHeader::build_no_case(Method::GET, self.path.as_bytes(), None) else {
-            return Evidence::Neutral;
+    async fn note_health(&self, worker: &Worker) {
+        let evidence = match self.fetch(worker, &self.path).await {
+            Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
+            Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
+            Ok(Err(_)) => Evidence::Neutral,
+            Err(Unanswered) => Evidence::Silent,
         };
+        self.fleet.note(worker, evidence, Instant::now());
+    }
+
+    async fn note_role(&self, worker: &Worker) {
+        let Ok(Ok((status, body))) = self.fetch(worker, MODEL_INFO).await else {
+            return;
+        };
+        // Any other status, such as that of a missing key, says nothing about the role.
+        if status.is_success() || status == StatusCode::NOT_FOUND {
+            self.fleet.note_role(worker, told_role(&body));
+        }
+    }
+
+    /// The status and the body of the response to one request.
+    async fn fetch(
+        &self,
+        worker: &Worker,
+        path: &str,
+    ) -> Result<Result<(StatusCode, Bytes), Failure>, Unanswered> {
         // A name that is not resolved says nothing about the worker.
-        let Some(address) = worker.address() else {
-            return Evidence::Neutral;
+        let (Ok(head), Some(address)) = (
+            RequestHeader::build_no_case(Method::GET, path.as_bytes(), None),
+            worker.address(),
+        ) else {
+            return Ok(Err(Failure::NoSocket("no address".to_owned())));
         };
         let to = Target {
             address: Some(address),
@@ -69,9 +102,45 @@ impl Probe {
         let no_body = Bytes::new();
         let response = self.client.fetch(to, &head, &no_body, RESPONSE_LIMIT);
         match tokio::time::timeout(self.timeout, response).await {
-            Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
-            Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
-            Ok(Err(_)) | Err(_) => Evidence::Neutral,
+            Ok(response) => Ok(response.map(|response| (response.status, response.body))),
+            Err(_) => Err(Unanswered),
+        }
+    }
+}
+
+/// No response within the time of a probe.
+struct Unanswered;
+
+/// The role in the body of a worker's [`MODEL_INFO`].
+fn told_role(body: &[u8]) -> Option<Role> {
+    let info: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let mode = info.get("disaggregation_mode")?.as_str()?;
+    [Role::Prefill, Role::Decode]
+        .into_iter()
+        .find(|role| role.name() == mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_two_roles_of_disaggregation_are_roles() {
+        for (body, role) in [
+            (r#"{"disaggregation_mode":"prefill"}"#, Some(Role::Prefill)),
+            (
+                r#"{"a":[1],"disaggregation_mode":"decode"}"#,
+                Some(Role::Decode),
+            ),
+            (r#"{"disaggregation_mode":"null"}"#, None),
+            (r#"{"disaggregation_mode":null}"#, None),
+            (r#"{"disaggregation_mode":"Prefill"}"#, None),
+            (r#"{"model_path":"/m"}"#, None),
+            (r#"["disaggregation_mode"]"#, None),
+            ("<html>", None),
+            ("", None),
+        ] {
+            assert_eq!(told_role(body.as_bytes()), role, "{body}");
         }
     }
 }

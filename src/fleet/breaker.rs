@@ -6,6 +6,10 @@
 //! its caches are cold, and a policy that prefers idle workers would send it all new requests.
 //!
 //! Responses about the request or about load (4xx, 429, 503) are no failures.
+//!
+//! A worker that accepts connections and does not answer a probe in time is not set aside: it may be paused, or busy with
+//! long prompts. It is silent, and gets requests only where there is no other worker, until it answers a probe or serves
+//! a request.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +24,8 @@ pub enum Evidence {
     Absent,
     /// It failed a request: it closed the connection early, or responded with 5xx.
     Bad,
+    /// It accepts connections and did not answer a probe in time.
+    Silent,
     /// Nothing: the leg was cancelled, or the response was 4xx, 429 or 503.
     Neutral,
 }
@@ -31,6 +37,10 @@ pub(super) enum Change {
     SetAside,
     /// The worker gets requests again.
     Back,
+    /// The worker gets requests only where there is no other.
+    FallsSilent,
+    /// The worker gets requests as others do.
+    AnswersAgain,
 }
 
 /// When a worker is set aside, and for how long.
@@ -74,6 +84,8 @@ pub(super) struct Breaker {
     absences: u32,
     /// When the worker came back, until slow start is over. `None` for a worker that was never set aside.
     back: Option<Instant>,
+    /// Whether the last probe was not answered, and no request was served since.
+    silent: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -141,11 +153,31 @@ impl Breaker {
         limits: &BreakerLimits,
     ) -> Option<Change> {
         self.back.take_if(|back| now >= *back + limits.slow_start);
+        let was_silent = self.silent;
+        match evidence {
+            Evidence::Silent => self.silent = true,
+            Evidence::Good | Evidence::Present | Evidence::Absent => self.silent = false,
+            Evidence::Bad | Evidence::Neutral => {}
+        }
+        let changed = self.judge(evidence, now, limits);
+        changed.or(match (was_silent, self.silent) {
+            (false, true) => Some(Change::FallsSilent),
+            (true, false) => Some(Change::AnswersAgain),
+            _ => None,
+        })
+    }
+
+    fn judge(
+        &mut self,
+        evidence: Evidence,
+        now: Instant,
+        limits: &BreakerLimits,
+    ) -> Option<Change> {
         match evidence {
             Evidence::Good => self.good(now, limits),
             // A probe ends an absence and nothing else: only real requests show whether the worker serves.
             Evidence::Present if self.absences > 0 => self.close(now, limits),
-            Evidence::Present => None,
+            Evidence::Present | Evidence::Silent => None,
             Evidence::Neutral => {
                 if let State::Trial { busy, .. } = &mut self.state {
                     *busy = false;
@@ -170,9 +202,16 @@ impl Breaker {
         }
     }
 
-    /// Whether the breaker remembers a failure, or slow start is not over.
+    /// Whether another worker is to be chosen, where there is one.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Whether the breaker remembers a failure or a silence, or slow start is not over.
     pub(super) fn is_unhealthy(&self) -> bool {
-        self.back.is_some() || !matches!(self.state, State::Closed { failures: 0, .. })
+        self.silent
+            || self.back.is_some()
+            || !matches!(self.state, State::Closed { failures: 0, .. })
     }
 
     fn good(&mut self, now: Instant, limits: &BreakerLimits) -> Option<Change> {
@@ -408,5 +447,29 @@ mod tests {
             worker.note(Evidence::Neutral);
         }
         assert!(worker.admits());
+    }
+
+    #[test]
+    fn a_silent_worker_is_not_set_aside_and_answers_with_a_probe_or_a_request() {
+        for evidence in [Evidence::Present, Evidence::Good] {
+            let mut worker = Watched::new();
+            assert_eq!(worker.note(Evidence::Silent), Some(Change::FallsSilent));
+            assert_eq!(worker.note(Evidence::Silent), None);
+            assert_eq!(worker.note(Evidence::Neutral), None);
+            assert!(worker.admits() && worker.breaker.is_silent());
+            assert_eq!(worker.note(evidence), Some(Change::AnswersAgain));
+            assert!(!worker.breaker.is_silent() && !worker.breaker.is_unhealthy());
+        }
+    }
+
+    #[test]
+    fn silence_neither_ends_nor_makes_a_series_of_failures() {
+        let mut worker = Watched::new();
+        worker.note(Evidence::Bad);
+        worker.note(Evidence::Silent);
+        worker.note(Evidence::Bad);
+        assert_eq!(worker.note(Evidence::Bad), Some(Change::SetAside));
+        worker.note(Evidence::Silent);
+        assert!(!worker.admits());
     }
 }

@@ -149,7 +149,8 @@ impl Fleet {
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
     /// Workers and pairs that are set aside are not chosen, nor workers that failed the request before, unless there
-    /// is no other: a worker that looks dead is better than no response. A worker without an address is never chosen.
+    /// is no other: a worker that looks dead is better than no response. Nor are workers that do not answer probes. A
+    /// worker without an address, or one that says that it has another role, is never chosen.
     /// `draw` gives uniformly distributed 64-bit values. The limit of a queue is not applied: [`Fleet::admit`] does
     /// that.
     ///
@@ -186,9 +187,39 @@ impl Fleet {
                     log::warn!("worker set aside role={role} worker={url} because={evidence:?}");
                 }
                 Change::Back => log::info!("worker is back role={role} worker={url}"),
+                Change::FallsSilent => {
+                    log::warn!("worker does not answer its probe role={role} worker={url}");
+                }
+                Change::AnswersAgain => {
+                    log::info!("worker answers again role={role} worker={url}");
+                }
             }
         }
         self.serve_waiting();
+    }
+
+    /// Notes the role that a worker says it has; `None` where it does not tell, which contradicts nothing. A worker
+    /// with another role than its own gets no request.
+    pub fn note_role(self: &Arc<Self>, worker: &Worker, told: Option<Role>) {
+        let (role, url) = (worker.role(), worker.url());
+        let misplaced = told.filter(|told| *told != role);
+        if worker.note_misplaced(misplaced.is_some()) && self.members.borrow().contains(worker.id())
+        {
+            match misplaced {
+                Some(told) => log::error!(
+                    "worker is listed with another role than its own, and gets no request role={role} own_role={told} worker={url}"
+                ),
+                None => log::info!("worker no longer has another role role={role} worker={url}"),
+            }
+        }
+        self.serve_waiting();
+    }
+
+    /// How many members of this role say that they have the other one.
+    pub fn misplaced(&self, role: Role) -> usize {
+        let members = self.members.borrow();
+        let of_role = members.of(role).iter();
+        of_role.filter(|worker| worker.is_misplaced()).count()
     }
 
     /// Notes that both workers have served a request together.

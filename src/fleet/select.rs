@@ -55,7 +55,7 @@ impl<'a> Filter<'a> {
     /// that is set aside and has capacity does not stand in for one that is well and full.
     ///
     /// # Errors
-    /// The role that has no worker with an address.
+    /// The role that has no usable worker.
     pub(super) fn pair(
         &self,
         request: &RoutingKey,
@@ -81,7 +81,7 @@ impl<'a> Filter<'a> {
     /// Whether [`Filter::pair`] would find one now. No policy is asked.
     ///
     /// # Errors
-    /// The role that has no worker with an address.
+    /// The role that has no usable worker.
     pub(super) fn has_pair(&self, draw: &mut impl FnMut() -> u64) -> Result<bool, NoWorker> {
         Ok(self.drawn_pair(draw).is_some() || self.sides()?.is_some())
     }
@@ -107,7 +107,7 @@ impl<'a> Filter<'a> {
         let workers = self.members.of(role);
         (0..REDRAWS).find_map(|_| {
             let worker = &workers[Random::index(workers.len(), draw())?];
-            let may_be_taken = self.is_fit(worker)
+            let may_be_taken = self.is_preferred(worker)
                 && self.has_capacity(worker)
                 && suits(worker)
                 && self.accepts_share(worker, draw);
@@ -166,14 +166,15 @@ impl<'a> Filter<'a> {
         }))
     }
 
-    /// The workers that fit and have capacity; of a fleet in which none fits, those that have not failed the
-    /// request, or all. Empty when those have no capacity.
+    /// The workers that fit, are not silent and have capacity; of a fleet in which there is none, the silent ones,
+    /// those that have not failed the request, or all. Empty when those have no capacity.
     fn available(&self, role: Role, capacity: usize) -> Result<Vec<&'a Arc<Worker>>, NoWorker> {
         let workers = self.members.of(role);
-        let last_resorts: [&dyn Fn(&Worker) -> bool; 3] = [
+        let last_resorts: [&dyn Fn(&Worker) -> bool; 4] = [
+            &|worker| self.is_preferred(worker),
             &|worker| self.is_fit(worker),
-            &|worker| worker.has_address() && !self.avoid.contains(&worker.id()),
-            &|worker| worker.has_address(),
+            &|worker| worker.is_usable() && !self.avoid.contains(&worker.id()),
+            &|worker| worker.is_usable(),
         ];
         for suits in last_resorts {
             let mut suit_at_all = false;
@@ -219,6 +220,10 @@ impl<'a> Filter<'a> {
         let policy = self.policies.of(role);
         let chosen = policy.choose(request, &candidates, draw())?;
         workers.get(chosen).copied()
+    }
+
+    fn is_preferred(&self, worker: &Worker) -> bool {
+        self.is_fit(worker) && !worker.is_silent()
     }
 
     fn is_fit(&self, worker: &Worker) -> bool {

@@ -60,8 +60,10 @@ pub struct Worker {
     /// `None` until the name of the host has been looked up.
     address: RwLock<Option<SocketAddr>>,
     in_flight: AtomicUsize,
-    /// Whether the breaker remembers anything, or there is no address. As long as it is false no lock is taken.
+    /// Whether the breaker remembers anything, or the worker is not usable. As long as it is false no lock is taken.
     unhealthy: AtomicBool,
+    /// Whether the worker says that it has another role.
+    misplaced: AtomicBool,
     breaker: Mutex<Breaker>,
     /// Whether the last request without legs got no response.
     unanswered: AtomicBool,
@@ -77,6 +79,7 @@ impl Worker {
             address: RwLock::new(address),
             in_flight: AtomicUsize::new(0),
             unhealthy: AtomicBool::new(address.is_none()),
+            misplaced: AtomicBool::new(false),
             breaker: Mutex::default(),
             unanswered: AtomicBool::new(false),
         }
@@ -87,15 +90,38 @@ impl Worker {
         self.id
     }
 
-    /// Whether the worker may be chosen now: it has an address and is not set aside.
+    /// Whether the worker may be chosen now: it is usable and not set aside.
     pub fn admits(&self, now: Instant) -> bool {
-        !self.unhealthy.load(Ordering::Relaxed)
-            || (self.has_address() && self.breaker().admits(now))
+        !self.unhealthy.load(Ordering::Relaxed) || (self.is_usable() && self.breaker().admits(now))
     }
 
-    /// Whether it has an address.
-    pub fn has_address(&self) -> bool {
-        self.address().is_some()
+    /// Whether it can serve a request at all: it has an address, and does not say that it has another role.
+    pub fn is_usable(&self) -> bool {
+        self.address().is_some() && !self.is_misplaced()
+    }
+
+    /// Whether it says that it has another role than the one that it is listed with.
+    pub fn is_misplaced(&self) -> bool {
+        self.misplaced.load(Ordering::Relaxed)
+    }
+
+    /// Whether its last probe was not answered, so that another worker is to be chosen where there is one.
+    pub fn is_silent(&self) -> bool {
+        self.unhealthy.load(Ordering::Relaxed) && self.breaker().is_silent()
+    }
+
+    /// Notes whether the worker says that it has another role. True when that is new.
+    pub(super) fn note_misplaced(&self, misplaced: bool) -> bool {
+        let breaker = self.breaker();
+        let changed = self.misplaced.swap(misplaced, Ordering::Relaxed) != misplaced;
+        self.store_health(&breaker);
+        changed
+    }
+
+    /// Under the lock of the breaker, so that a note at the same time does not store the old state.
+    fn store_health(&self, breaker: &Breaker) {
+        let unhealthy = breaker.is_unhealthy() || !self.is_usable();
+        self.unhealthy.store(unhealthy, Ordering::Relaxed);
     }
 
     /// Whether slow start lets the worker have a request that may go to it. Always true, except for a while after the
@@ -121,13 +147,16 @@ impl Worker {
         limits: &BreakerLimits,
     ) -> Option<Change> {
         let unhealthy = self.unhealthy.load(Ordering::Relaxed);
-        if !unhealthy && !matches!(evidence, Evidence::Absent | Evidence::Bad) {
+        let is_bad = matches!(
+            evidence,
+            Evidence::Absent | Evidence::Bad | Evidence::Silent
+        );
+        if !unhealthy && !is_bad {
             return None;
         }
         let mut breaker = self.breaker();
         let changed = breaker.note(evidence, now, limits);
-        let unhealthy = breaker.is_unhealthy() || !self.has_address();
-        self.unhealthy.store(unhealthy, Ordering::Relaxed);
+        self.store_health(&breaker);
         changed
     }
 
@@ -182,11 +211,9 @@ impl Worker {
 
     /// Sets where the worker is dialled from now on.
     pub fn set_address(&self, address: SocketAddr) {
-        // Under the lock of the breaker, so that a note at the same time does not store the old state.
         let breaker = self.breaker();
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
-        self.unhealthy
-            .store(breaker.is_unhealthy(), Ordering::Relaxed);
+        self.store_health(&breaker);
     }
 
     /// Where decode workers find the bootstrap registry of a prefill worker; `None` for a decode worker.

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 
 use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Role};
 use crate::net::Client;
 use call::{Call, CallResult, Key};
 use table::{Kind, Row};
@@ -125,8 +125,17 @@ impl Ops {
         if self.fleet.has_pair(Instant::now()) {
             return empty_ok();
         }
-        let message = "no pair of a prefill and a decode worker is available";
-        error::error(path, Code::NoWorker, message)
+        let mut message = "no pair of a prefill and a decode worker is available".to_owned();
+        for role in [Role::Prefill, Role::Decode] {
+            let misplaced = self.fleet.misplaced(role);
+            if misplaced > 0 {
+                // Without addresses, because this needs no key. The log has them.
+                message += &format!(
+                    "; workers listed as {role} whose /model_info has the other role: {misplaced}"
+                );
+            }
+        }
+        error::error(path, Code::NoWorker, &message)
     }
 
     /// Calls one worker or all of them, and makes the response of the result.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use support::pair::serve;
-use support::{BODY, Balancer, Client, Pair, Worker, config, post, soon};
+use support::{BODY, Balancer, Client, Exchange, Pair, Worker, config, post, soon};
 
 #[tokio::test]
 async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
@@ -16,13 +16,11 @@ async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
     readiness(&mut client, 503).await;
     let address = absent.strip_prefix("http://").unwrap().parse().unwrap();
     let mut prefill = Worker::listen_on(address).await;
-    let probed = prefill.request().await;
-    assert!(
-        probed.request.head.starts_with("GET /health "),
-        "{}",
-        probed.request.head
-    );
-    probed.answer("200 OK", "").await;
+    for _ in 0..2 {
+        let probe = prefill.request().await;
+        assert!(is_probe(&probe), "{}", probe.request.head);
+        probe.answer("200 OK", "").await;
+    }
     readiness(&mut client, 200).await;
 }
 
@@ -69,7 +67,7 @@ async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
     for worker in [&mut pair.prefill, &mut pair.decode] {
         for _ in 0..20 {
             let probe = worker.request().await;
-            assert!(probe.request.head.starts_with("GET /health "));
+            assert!(is_probe(&probe), "{}", probe.request.head);
         }
     }
     readiness(&mut pair.client, 200).await;
@@ -85,6 +83,13 @@ async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
     }
     assert_eq!(pair.client.answer().await.status(), 200);
     readiness(&mut pair.client, 200).await;
+}
+
+/// A worker is asked for its health and for its role.
+fn is_probe(exchange: &Exchange) -> bool {
+    ["GET /health ", "GET /model_info "]
+        .iter()
+        .any(|line| exchange.request.head.starts_with(line))
 }
 
 /// Requests `/readiness` until it has this status.

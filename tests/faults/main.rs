@@ -5,5 +5,6 @@
 mod aborts;
 mod absent_workers;
 mod deadlines;
+mod probed_workers;
 mod retries;
 mod soak;
