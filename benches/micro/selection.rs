@@ -51,6 +51,7 @@ fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
     let wanted = Selection {
         request: &request,
         avoid: &[],
+        siblings: None,
         now,
     };
     bencher

@@ -6,6 +6,7 @@
 //! | `members.rs` | the snapshot of the members |
 //! | `worker.rs` | one worker, and the load that a request puts on it |
 //! | `select.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
+//! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
 //! | `budget.rs` | how many requests may be tried again |
@@ -23,6 +24,7 @@ mod policy;
 mod queue;
 mod rooms;
 mod select;
+mod siblings;
 mod worker;
 
 use std::fmt;
@@ -43,6 +45,7 @@ pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
 pub use select::Selection;
 use select::{Filter, Pair};
+pub use siblings::Siblings;
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// The workers, and what decides which of them serve a request.
@@ -163,6 +166,7 @@ impl Fleet {
     ) -> Result<Lease, NoWorker> {
         let members = self.members.borrow();
         let filter = self.filter(&members, wanted.avoid, wanted.now, usize::MAX);
+        let filter = filter.among(wanted.siblings);
         // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
         let pair = pair.ok_or(NoWorker(Role::Decode))?;
@@ -256,6 +260,7 @@ impl Fleet {
             pairs: &self.pairs,
             slow_start: self.limits.slow_start,
             avoid,
+            siblings: None,
             now,
             capacity,
         }

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Fleet, Lease, NoWorker, Selection, Worker, WorkerId};
+use super::{Fleet, Lease, NoWorker, Selection, Siblings, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
 /// The limit of the workers, and the requests that wait because of it.
@@ -83,6 +83,7 @@ struct Waiter {
     request: RoutingKey,
     /// Empty for a request that was not tried before.
     avoid: Vec<WorkerId>,
+    siblings: Option<Arc<Siblings>>,
     lease: oneshot::Sender<Lease>,
 }
 
@@ -146,6 +147,7 @@ impl Fleet {
         let Selection {
             request,
             avoid,
+            siblings,
             now,
         } = wanted;
         let mut line = queue.line();
@@ -155,12 +157,15 @@ impl Fleet {
         if tried || line.untried() == 0 {
             let members = self.members.borrow();
             let filter = self.filter(&members, avoid, now, queue.per_worker.get());
+            let filter = filter.among(siblings);
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
                 return Ok(Turn::Now(Lease::of(pair, now, Some(self))));
             }
         }
-        if !tried && line.untried() >= queue.size {
+        // Requests that belong together are let in or refused together: the first of them decides.
+        let let_in = siblings.is_some_and(|siblings| siblings.admit());
+        if !tried && !let_in && line.untried() >= queue.size {
             return Err(Refusal::QueueFull);
         }
         line.last_number += 1;
@@ -175,6 +180,7 @@ impl Fleet {
             number,
             request: request.clone(),
             avoid: avoid.to_vec(),
+            siblings: siblings.cloned(),
             lease: sender,
         };
         line.waiters.insert(place, waiter);
@@ -228,6 +234,7 @@ impl Fleet {
         let mut place = 0;
         while let Some(waiter) = line.waiters.get(place) {
             let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker.get());
+            let filter = filter.among(waiter.siblings.as_ref());
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
                     let lease = Lease::of(pair, now, Some(self));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::pairs::{Aside, Pairs};
 use super::policy::{Candidate, Policies, Random};
-use super::{Members, NoWorker, Worker, WorkerId};
+use super::{Members, NoWorker, Siblings, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
 /// How often a worker that may not be taken is drawn anew before the lists are made.
@@ -23,6 +23,8 @@ pub struct Selection<'a> {
     /// The workers that failed the request in earlier attempts: they are chosen only where there is no other. Empty
     /// for a request that was not tried before.
     pub avoid: &'a [WorkerId],
+    /// The requests that this one belongs to: it prefers their prefill worker, and other decode workers.
+    pub siblings: Option<&'a Arc<Siblings>>,
     /// The time of the choice.
     pub now: Instant,
 }
@@ -37,6 +39,7 @@ pub(super) struct Filter<'a> {
     pub(super) pairs: &'a Pairs,
     pub(super) slow_start: Duration,
     pub(super) avoid: &'a [WorkerId],
+    pub(super) siblings: Option<&'a Arc<Siblings>>,
     pub(super) now: Instant,
     /// How many requests a worker may have in flight with the new one.
     pub(super) capacity: usize,
@@ -51,6 +54,11 @@ struct Sides<'a> {
 }
 
 impl<'a> Filter<'a> {
+    /// The same filter for a request that belongs to these others.
+    pub(super) fn among(self, siblings: Option<&'a Arc<Siblings>>) -> Self {
+        Self { siblings, ..self }
+    }
+
     /// The pair that serves this request now; `None` when the workers that may be chosen have no capacity. A worker
     /// that is set aside and has capacity does not stand in for one that is well and full.
     ///
@@ -61,18 +69,48 @@ impl<'a> Filter<'a> {
         request: &RoutingKey,
         draw: &mut impl FnMut() -> u64,
     ) -> Result<Option<Pair<'a>>, NoWorker> {
-        if let Some(pair) = self.drawn_pair(draw) {
-            return Ok(Some(pair));
+        let pair = match self.siblings {
+            None => self.any_pair(request, draw),
+            Some(_) => self.listed_pair(request, draw),
+        }?;
+        if let (Some(siblings), Some(pair)) = (self.siblings, pair) {
+            siblings.note(pair);
         }
-        let Some(sides) = self.sides()? else {
+        Ok(pair)
+    }
+
+    fn any_pair(
+        &self,
+        request: &RoutingKey,
+        draw: &mut impl FnMut() -> u64,
+    ) -> Result<Option<Pair<'a>>, NoWorker> {
+        match self.drawn_pair(draw) {
+            Some(pair) => Ok(Some(pair)),
+            None => self.listed_pair(request, draw),
+        }
+    }
+
+    /// A pair by lists of all workers that may be chosen.
+    fn listed_pair(
+        &self,
+        request: &RoutingKey,
+        draw: &mut impl FnMut() -> u64,
+    ) -> Result<Option<Pair<'a>>, NoWorker> {
+        let Some(mut sides) = self.sides()? else {
             return Ok(None);
         };
+        if let Some(siblings) = self.siblings {
+            siblings.narrow_prefill(&mut sides.prefill);
+        }
         let Some(prefill) = self.choose(Role::Prefill, &sides.prefill, request, draw) else {
             return Ok(None);
         };
         let mut decode = sides.decode;
         if let Some(aside) = &sides.aside {
             decode.retain(|decode| aside.admits((prefill.id(), decode.id())));
+        }
+        if let Some(siblings) = self.siblings {
+            siblings.narrow_decode(&mut decode);
         }
         let decode = self.choose(Role::Decode, &decode, request, draw);
         Ok(decode.map(|decode| (prefill, decode)))

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod replace;
+mod siblings;
 
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {
     Selection {
         request: &REQUEST,
         avoid,
+        siblings: None,
         now,
     }
 }

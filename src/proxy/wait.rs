@@ -38,6 +38,7 @@ impl Proxy {
         let wanted = Selection {
             request: &request.key,
             avoid: &ctx.avoid,
+            siblings: None,
             now: Instant::now(),
         };
         ctx.lease = Some(match self.fleet.admit(wanted, rand::random) {

@@ -100,6 +100,7 @@ impl Watched {
         let wanted = Selection {
             request: &request,
             avoid: &[],
+            siblings: None,
             now: self.now,
         };
         self.fleet.admit(wanted, || 0).unwrap()
@@ -129,6 +130,7 @@ fn select(fleet: &Fleet, request: &RoutingKey, avoid: &[WorkerId], now: Instant)
     let wanted = Selection {
         request,
         avoid,
+        siblings: None,
         now,
     };
     fleet.select(wanted, draws()).unwrap()
@@ -269,6 +271,7 @@ fn slow_start_hides_a_worker_from_the_policy_for_most_requests() {
         let wanted = Selection {
             request: &key,
             avoid: &[],
+            siblings: None,
             now: watched.now,
         };
         watched.fleet.select(wanted, &mut draw).unwrap();
