@@ -86,6 +86,9 @@ pub struct Knobs {
     /// Prompts that are computed concurrently.
     #[arg(long, default_value_t = SimOptions::default().prompts_at_once)]
     pub prompts_at_once: usize,
+    /// Compute a prompt that begins as an earlier one from there on.
+    #[arg(long)]
+    pub prefix_cache: bool,
     /// Requests whose KV cache fits into decode's memory.
     #[arg(long, default_value_t = SimOptions::default().kv_slots)]
     pub kv_slots: usize,
@@ -146,6 +149,7 @@ impl From<Knobs> for SimOptions {
             transfer_time: Duration::from_micros(knobs.transfer_us),
             time_per_output_token: Duration::from_micros(knobs.output_token_us),
             prompts_at_once: knobs.prompts_at_once,
+            prefix_cache: knobs.prefix_cache,
             kv_slots: knobs.kv_slots,
             max_running: knobs.max_running_requests,
             model: knobs.served_model_name,

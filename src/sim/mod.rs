@@ -118,6 +118,8 @@ pub struct SimOptions {
     pub prompts_at_once: usize,
     /// Decode: requests whose KV cache fits into memory; further ones queue before the rendezvous.
     pub kv_slots: usize,
+    /// Whether a prompt that begins as an earlier one is computed from there on.
+    pub prefix_cache: bool,
     /// Requests that generate concurrently; further ones queue.
     pub max_running: usize,
     /// Name of the served model (`served_model_name`).
@@ -157,6 +159,7 @@ impl Default for SimOptions {
             time_per_output_token: Duration::from_millis(2),
             prompts_at_once: 4,
             kv_slots: 256,
+            prefix_cache: false,
             max_running: 256,
             model: "sim".to_owned(),
             api_key: None,

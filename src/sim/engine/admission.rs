@@ -195,19 +195,35 @@ impl Run {
     /// The forward pass over the prompt; none when aborted.
     async fn compute(&mut self) -> Option<()> {
         let per_token = self.engine.options.time_per_prompt_token;
-        if !per_token.is_zero() {
+        if per_token.is_zero() {
+            self.find_prefix();
+        } else {
             let _permit = self
                 .abort
                 .race(self.engine.computing.clone().acquire_owned())
                 .await?;
             self.times.forward_entry = unix_seconds();
-            let tokens = u32::try_from(self.item.prompt.len()).unwrap_or(u32::MAX);
+            self.find_prefix();
+            let tokens = self.item.prompt.len() - self.cached_tokens;
+            let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
             self.abort
                 .race(tokio::time::sleep(per_token.saturating_mul(tokens)))
                 .await?;
         }
         self.times.prefill_finished = unix_seconds();
+        if let Some(cache) = &self.engine.cache {
+            cache.insert(&self.item.prompt);
+        }
         (!self.abort.is_requested()).then_some(())
+    }
+
+    /// Looks the prompt up in the prefix cache.
+    fn find_prefix(&mut self) {
+        if let Some(cache) = &self.engine.cache {
+            let logprobs = &self.item.logprobs;
+            let wanted = logprobs.start.filter(|_| logprobs.wanted);
+            self.cached_tokens = cache.cached(&self.item.prompt, wanted);
+        }
     }
 
     fn record(&self) -> Record {
@@ -218,7 +234,7 @@ impl Run {
             top: self
                 .context
                 .top(self.item.logprobs.top.min(RECORD_TOP_LOGPROBS)),
-            cached_tokens: 0,
+            cached_tokens: self.cached_tokens,
             prompt_fingerprint: self.context.fingerprint(),
         }
     }

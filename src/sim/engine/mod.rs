@@ -4,6 +4,7 @@
 //! shape of a response belongs to its endpoint.
 
 mod admission;
+mod cache;
 mod rules;
 mod run;
 
@@ -45,6 +46,8 @@ pub(crate) struct Engine {
     alive: Mutex<Option<mpsc::Sender<()>>>,
     live: Mutex<HashMap<String, Arc<Abort>>>,
     computing: Arc<Semaphore>,
+    /// `None` without a prefix cache.
+    cache: Option<cache::PrefixCache>,
     kv: Arc<Semaphore>,
     running: Arc<Semaphore>,
     /// Number of items between their arrival and their end.
@@ -99,6 +102,7 @@ impl Engine {
             alive: Mutex::new(Some(alive)),
             live: Mutex::default(),
             computing: Arc::new(Semaphore::new(options.prompts_at_once)),
+            cache: options.prefix_cache.then(Default::default),
             kv: Arc::new(Semaphore::new(options.kv_slots)),
             running: Arc::new(Semaphore::new(options.max_running)),
             in_flight: watch::Sender::new(0),

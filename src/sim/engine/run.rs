@@ -25,6 +25,8 @@ pub(crate) struct Run {
     tail: String,
     /// Prefill's record, with the first token.
     pub(super) first: Option<Record>,
+    /// Tokens of the prompt that the prefix cache of this worker had.
+    pub(super) cached_tokens: usize,
     pub(super) times: Times,
     pub(super) permits: Vec<OwnedSemaphorePermit>,
 }
@@ -103,6 +105,7 @@ impl Run {
             progress: Progress::Waiting,
             tail: String::new(),
             first: None,
+            cached_tokens: 0,
             times: Times::start(),
             permits: Vec::new(),
         }
@@ -248,7 +251,8 @@ impl Run {
         row: Option<Row>,
         finish: Option<Finish>,
     ) -> Step {
-        let cached_tokens = self.first.as_ref().map_or(0, |record| record.cached_tokens);
+        let first = self.first.as_ref();
+        let cached_tokens = first.map_or(self.cached_tokens, |record| record.cached_tokens);
         Step {
             token,
             text,
