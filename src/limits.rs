@@ -40,6 +40,8 @@ setting_group! {
         max_body_bytes: usize = "max_payload_size",
         /// Requests at once; `None` until the server has derived it from the open files. Never zero.
         max_inflight_requests: Option<usize> = "max_inflight_requests",
+        /// Samples of one request, over all its prompts. Never zero.
+        max_samples: usize = "max_samples",
         /// From the head to the end of an empty request body; each MiB of a body adds a second.
         body_timeout: Duration = "body_timeout_secs",
         /// The wait in the queue while all workers are full.

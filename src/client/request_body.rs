@@ -70,7 +70,7 @@ impl BodyMemory {
 
 impl Share {
     /// Takes this many bytes more; returns false, and takes nothing, when they are not free.
-    fn grow(&mut self, bytes: usize) -> bool {
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         // Relaxed: the number alone decides. Taken before it is compared, so that requests that grow at the same time
         // cannot all see the same space; the one that passes the limit returns what it took.
         let used = self.memory.used.fetch_add(bytes, Ordering::Relaxed);

@@ -123,6 +123,11 @@ impl MiniLbConfig {
         self.set("max_inflight_requests", requests)
     }
 
+    /// Maximum number of samples of one request: `n` times its prompts.
+    pub fn max_samples(self, samples: usize) -> MiniLbConfig {
+        self.set("max_samples", samples)
+    }
+
     /// Memory for all request bodies together, in bytes.
     pub fn max_buffered_body_bytes(self, bytes: usize) -> MiniLbConfig {
         self.set("max_buffered_body_bytes", bytes)

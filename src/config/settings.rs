@@ -121,6 +121,9 @@ const CLIENTS: &[Setting] = &[
     Setting::new("max_inflight_requests", Kind::at_least(0),
         "Maximum number of concurrent requests, more get 503; 0 is a third of the open files beyond 500")
         .default("0").expects("a number of requests; 0 derives the limit from the open files"),
+    Setting::new("max_samples", Kind::at_least(1),
+        "Maximum number of samples of one request, n times its prompts; more get 400")
+        .default("128").value(&["SAMPLES"]).expects("a number of samples, at least 1"),
     Setting::new("max_buffered_body_bytes", Kind::BYTES,
         "Memory for all request bodies together, in bytes; requests that exceed it get 503")
         .default("1073741824").value(&["BYTES"]).expects("a number of bytes, at least 1"),
@@ -128,8 +131,7 @@ const CLIENTS: &[Setting] = &[
         "API key that clients must send; workers without a key get it too. Prefer the file: other users of the \
          machine can read a command line"),
     Setting::new("api_key_file", Kind::Path,
-        "File with API keys of clients, one per line, each with a name for the log behind it if you like (KEY # NAME); they \
-         are not sent to workers"),
+        "File with API keys of clients, one per line; they are not sent to workers"),
     Setting::new("admin_api_key", Kind::Secret,
         "API key for /flush_cache, /abort_request, profiles and storage, where client keys are then refused"),
 ];
@@ -230,9 +232,6 @@ const PROCESS: &[Setting] = &[
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
          `warn,mini_lb=debug`"),
-    Setting::new("disable_log_client_address", Kind::Switch,
-        "Leave the address of the client out of the log line of a request")
-        .default("false"),
 ];
 
 /// The keys of one worker in the file.

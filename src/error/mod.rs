@@ -16,7 +16,7 @@ use crate::endpoint::{ERROR_CODE, WholeResponse};
 use crate::fleet::{NoWorker, Role};
 use crate::legs::{LegError, Rejection};
 use crate::net::Failure;
-use crate::pd::{ErrorShape, Invalid, MergeError};
+use crate::pd::{ErrorShape, GatherError, Invalid, MergeError};
 
 pub use code::{Code, Retry, Row, Side};
 
@@ -51,8 +51,12 @@ pub(crate) enum ProxyError {
     BadFraming(String),
     BodyTimeout,
     Invalid(Invalid),
-    /// The request asks for this many samples per prompt.
-    Samples(u64),
+    /// The request asks for this many samples of this many prompts, which together are more than the limit.
+    TooManySamples(u64, usize, usize),
+    /// The request asks for this many samples, of which each is a request, and may have as many requests.
+    MoreSamplesThanRequests(usize, usize),
+    /// The responses for the samples do not become one.
+    Gather(GatherError),
     /// The batch has more than this many prompts.
     BatchTooLarge(usize),
     NoWorker(NoWorker),
@@ -130,14 +134,16 @@ impl ProxyError {
             ProxyError::Invalid(Invalid::LogprobStart) => Code::InvalidLogprobStart,
             ProxyError::Invalid(Invalid::Samples(_)) => Code::InvalidSamples,
             ProxyError::Invalid(_) => Code::InvalidJson,
-            ProxyError::Samples(_) => Code::SamplesNotSupported,
+            ProxyError::TooManySamples(..) | ProxyError::MoreSamplesThanRequests(..) => {
+                Code::TooManySamples
+            }
             ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
             ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
-            ProxyError::Merge(_) => Code::MergeFailed,
+            ProxyError::Merge(_) | ProxyError::Gather(_) => Code::MergeFailed,
             ProxyError::Timeout(Timeout::Queue(_)) => Code::QueueTimeout,
             ProxyError::Timeout(Timeout::FirstToken(_)) => Code::FirstTokenTimeout,
             ProxyError::Timeout(Timeout::StreamIdle(_)) => Code::StreamIdleTimeout,
@@ -233,11 +239,15 @@ impl fmt::Display for ProxyError {
                 f.write_str("the request body did not arrive in time (body_timeout_secs)")
             }
             ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
-            ProxyError::Samples(n) => write!(
+            ProxyError::TooManySamples(n, prompts, limit) => write!(
                 f,
-                "n = {n} is not supported with prefill/decode disaggregation: a pair gives one sample per prompt; \
-                 send {n} requests with n = 1"
+                "n = {n} with {prompts} prompts is more than {limit} samples (max_samples); send several requests"
             ),
+            ProxyError::MoreSamplesThanRequests(n, limit) => write!(
+                f,
+                "n = {n} is more than {limit} requests at once (max_inflight_requests); send several requests"
+            ),
+            ProxyError::Gather(why) => write!(f, "the samples could not be gathered: {why}"),
             ProxyError::BatchTooLarge(limit) => write!(
                 f,
                 "the batch has more than {limit} prompts; send several requests"

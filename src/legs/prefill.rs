@@ -132,6 +132,12 @@ impl PrefillLeg {
         })
     }
 
+    /// Tells whether the leg has succeeded.
+    pub(crate) fn served(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let report = self.0.clone();
+        move || matches!(report.ended.get(), Some((Outcome::Served(_), _)))
+    }
+
     /// Lets the leg finish without the request, for [`LINGER`] at most.
     pub(crate) fn let_finish(self) {
         self.0.may_finish.store(true, Ordering::Release);

@@ -10,6 +10,7 @@ use pingora::proxy::Session;
 use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::{Body, Request, RequestContext};
+use super::samples::Seat;
 use super::session::{PrefillFailed, install};
 use crate::client;
 use crate::error::ProxyError;
@@ -88,7 +89,8 @@ impl Proxy {
         let deadlines = Deadlines::new(&self.limits, stream, started);
         let body = prepared.body.clone();
         let rooms = prepared.rooms.as_slice().len();
-        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease);
+        let seat = ctx.seat.as_ref();
+        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let shutdown = self.shutdown.clone();
@@ -125,6 +127,7 @@ impl Proxy {
         request: &Request,
         prepared: Prepared,
         lease: Lease,
+        seat: Option<&Seat>,
     ) -> (Attempt, PrefillFailed) {
         let facts = &request.facts;
         let prefill = lease.prefill.clone();
@@ -142,7 +145,10 @@ impl Proxy {
             },
             fleet: self.fleet.clone(),
         });
-        let prefill_failed = Box::pin(leg.failure());
+        let prefill_failed: PrefillFailed = match seat {
+            None => Box::pin(leg.failure()),
+            Some(seat) => seat.watch(&leg),
+        };
         let plan = Plan {
             engine: self.engine,
             route: request.route,
@@ -163,9 +169,6 @@ impl Proxy {
 /// The facts of a request that a pair can serve.
 fn parse(engine: Engine, route: Route, body: &[u8]) -> std::result::Result<Facts, ProxyError> {
     let facts = engine.parse(route, body).map_err(ProxyError::Invalid)?;
-    if facts.n > 1 {
-        return Err(ProxyError::Samples(facts.n));
-    }
     if facts.batch.prompts() > MAX_PROMPTS {
         return Err(ProxyError::BatchTooLarge(MAX_PROMPTS));
     }

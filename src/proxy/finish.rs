@@ -31,6 +31,10 @@ impl Proxy {
         let Some(fault) = ctx.take_fault(error) else {
             return CLOSED;
         };
+        if let Some(seat) = &ctx.seat {
+            seat.fail(fault);
+            return CLOSED;
+        }
         if !ctx.has_begun() {
             return self.write_fault(session, fault, ctx).await;
         }
@@ -51,9 +55,9 @@ impl Proxy {
     ) -> FailToProxy {
         self.announce_shutdown(session);
         ctx.record.status = fault.status().as_u16();
-        // Pingora closes the connection of a request that was sent to a worker.
-        let reusable =
-            ctx.record.pair.is_none() && session.is_body_done() && !fault.ends_connection();
+        // Pingora closes the connection of a request that was sent to a worker. Samples have sessions of their own.
+        let unsent = ctx.record.pair.is_none() || ctx.record.samples > 0;
+        let reusable = unsent && session.is_body_done() && !fault.ends_connection();
         if !reusable {
             session.set_keepalive(None);
         }

@@ -14,6 +14,9 @@
 //! | `fail_to_proxy` | respond with the error | `finish.rs` |
 //! | `logging` | restore the client's session, let prefill finish, record | `finish.rs` |
 //!
+//! A request for several samples per prompt (`n > 1`) becomes as many requests for one, each of which passes through the
+//! same hooks: `samples/`.
+//!
 //! Requests to other paths are served without legs in `request_filter`, by `endpoints.rs`. The state that a request
 //! carries between hooks is `request.rs`'s.
 
@@ -25,6 +28,7 @@ mod endpoints;
 mod finish;
 mod request;
 mod respond;
+mod samples;
 mod session;
 mod wait;
 
@@ -48,6 +52,7 @@ use crate::limits::RequestLimits;
 use crate::net::Client;
 use crate::pd::Engine;
 use request::RequestContext;
+use samples::Sample;
 
 /// The proxy of one balancer. The listeners share it.
 pub(crate) struct Proxy {
@@ -65,8 +70,6 @@ pub(crate) struct Proxy {
     /// Whether administration has a listener of its own.
     pub(crate) has_admin_listener: bool,
     pub(crate) shutdown: ShutdownWatcher,
-    /// Whether the record of a request has the address of its client.
-    pub(crate) logs_client_addresses: bool,
     pub(crate) limits: RequestLimits,
 }
 
@@ -76,7 +79,7 @@ impl ProxyHttp for Proxy {
     type CTX = Box<RequestContext>;
 
     fn new_ctx(&self) -> Box<RequestContext> {
-        Box::new(RequestContext::new(self.inflight.enter()))
+        Box::new(RequestContext::new())
     }
 
     fn on_connection_reuse(
@@ -99,8 +102,18 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
+        if let Some(sample) = Sample::of(session) {
+            // Let in with the client's request.
+            ctx.begin_sample(sample);
+            return Ok(());
+        }
+        ctx.count(self.inflight.enter());
         self.note_request(session, ctx);
         self.admit(session, ctx)
+    }
+
+    fn allow_spawning_subrequest(&self, _session: &Session, ctx: &Box<RequestContext>) -> bool {
+        Self::has_samples(ctx.record.route)
     }
 
     async fn request_filter(
@@ -112,7 +125,15 @@ impl ProxyHttp for Proxy {
             self.serve_endpoint(session, ctx).await?;
             return Ok(true);
         };
-        self.read(session, ctx, route).await?;
+        // The request of a sample has been read.
+        if ctx.request.is_none() {
+            self.read(session, ctx, route).await?;
+        }
+        if ctx.asks_for_samples() {
+            // Boxed, because it is large and rare: the future of every request would carry it.
+            Box::pin(self.fan_out(session, ctx)).await?;
+            return Ok(true);
+        }
         self.select(session, ctx).await?;
         Ok(false)
     }

@@ -12,6 +12,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
+use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use crate::client::{Admitted, Listener, Share};
 use crate::error::{Fault, ProxyError};
@@ -43,6 +44,10 @@ pub(crate) struct RequestContext {
     pub(super) avoid: Vec<WorkerId>,
     /// The body's share of the memory for bodies.
     pub(super) share: Option<Share>,
+    /// The place of this request among the samples of another one, if it is one.
+    pub(super) seat: Option<Seat>,
+    /// Whether the response is gathered from the streams of samples.
+    pub(super) gathers_stream: bool,
     fault: Option<Fault>,
     /// What the client got, once its session has been restored.
     sent: Sent,
@@ -75,7 +80,7 @@ pub(super) enum Body {
 
 impl RequestContext {
     /// A request whose head has arrived.
-    pub(super) fn new(admitted: Admitted) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             record: Record::new(Instant::now()),
             request: None,
@@ -86,12 +91,28 @@ impl RequestContext {
             decode_cause: None,
             avoid: Vec::new(),
             share: None,
+            seat: None,
+            gathers_stream: false,
             fault: None,
             sent: Sent::default(),
             listener: Listener::Clients,
             overflow: false,
-            admitted: Some(admitted),
+            admitted: None,
         }
+    }
+
+    /// Makes this the request of a sample, which has been let in, read and parsed.
+    pub(super) fn begin_sample(&mut self, sample: Sample) {
+        let (request, record, seat, admitted) = sample.begin();
+        self.request = Some(request);
+        self.record = record;
+        self.seat = Some(seat);
+        self.admitted = admitted;
+    }
+
+    /// Whether the request that was read asks for more than one sample per prompt.
+    pub(super) fn asks_for_samples(&self) -> bool {
+        self.request.as_ref().is_some_and(|r| r.facts.n > 1)
     }
 
     /// The present attempt.
@@ -102,6 +123,11 @@ impl RequestContext {
         self.attempt
             .as_mut()
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without legs"))
+    }
+
+    /// Counts the request as live.
+    pub(super) fn count(&mut self, admitted: Admitted) {
+        self.admitted = Some(admitted);
     }
 
     /// Stops counting the request as live: a health check on the admin listener must not delay the shutdown that it
@@ -184,6 +210,12 @@ impl RequestContext {
         fault
     }
 
+    /// Records the fault of a response that has ended regularly.
+    pub(super) fn note_fault(&mut self, fault: &Fault) {
+        self.record.ended = fault.name().into();
+        self.record.error = Some(fault.message());
+    }
+
     /// Records the legs of an attempt that begins.
     pub(super) fn note_attempt(&mut self, attempt: Attempt, rooms: usize) {
         self.record.attempts = self.state.attempt();
@@ -194,6 +226,14 @@ impl RequestContext {
         });
         self.record.times.sent = Some(Instant::now());
         self.attempt = Some(attempt);
+    }
+
+    /// Notes that these bytes of a gathered response go to the client now.
+    pub(super) fn note_sent(&mut self, bytes: &[u8]) {
+        self.sent.first_byte.get_or_insert_with(Instant::now);
+        if self.gathers_stream {
+            self.sent.events.update(bytes);
+        }
     }
 
     /// The last event of a stream that ends with this fault, behind a half-sent one if need be. `None` where the response
@@ -214,7 +254,7 @@ impl RequestContext {
     }
 
     fn streams(&self) -> bool {
-        self.attempt.as_ref().is_some_and(Attempt::streams)
+        self.gathers_stream || self.attempt.as_ref().is_some_and(Attempt::streams)
     }
 
     /// Completes the record and hands it to the sinks.
@@ -230,6 +270,9 @@ impl RequestContext {
         self.record.streamed = self.streams();
         self.record.events = self.sent.events.events();
         self.record.response_bytes = response_bytes;
-        crate::telemetry::finished(&self.record);
+        match &self.seat {
+            None => crate::telemetry::finished(&self.record),
+            Some(seat) => seat.report(&self.record),
+        }
     }
 }

@@ -216,7 +216,7 @@ fn is_held(task: &HttpTask) -> bool {
 
 /// Frames a response whose head has lost its framing, by the first task of its body. HTTP/1.0 has no chunks: there the
 /// close of the connection ends a body without a length.
-fn framed(
+pub(super) fn framed(
     mut head: Box<ResponseHeader>,
     next: &HttpTask,
     is_http_1_0: bool,

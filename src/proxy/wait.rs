@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::RequestContext;
+use super::samples::Seat;
 use crate::client;
 use crate::error::{ProxyError, Timeout};
 use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};
@@ -38,7 +39,7 @@ impl Proxy {
         let wanted = Selection {
             request: &request.key,
             avoid: &ctx.avoid,
-            siblings: None,
+            siblings: ctx.seat.as_ref().map(Seat::siblings),
             now: Instant::now(),
         };
         ctx.lease = Some(match self.fleet.admit(wanted, rand::random) {

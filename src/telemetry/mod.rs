@@ -12,3 +12,9 @@ pub(crate) use record::{Cause, FailedAttempt, Pair, Record};
 pub(crate) fn finished(record: &Record) {
     access_log::write(record);
 }
+
+/// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is finished
+/// when all its samples are.
+pub(crate) fn sample_finished(sample: usize, record: &Record) {
+    access_log::write_sample(sample, record);
+}

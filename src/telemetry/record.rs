@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,22 +15,19 @@ use crate::fleet::Worker;
 use crate::pd::Route;
 
 /// One request, with legs or without.
+#[derive(Clone)]
 pub(crate) struct Record {
     /// The client's `x-request-id`, or one that the proxy made.
     pub(crate) request_id: HeaderValue,
-    /// The address of the client; `None` where it is not to be logged.
-    pub(crate) client: Option<SocketAddr>,
-    /// The name of the key that let the request in; `None` where it needed none.
-    pub(crate) key: Option<Arc<str>>,
     pub(crate) method: Method,
     /// `None` where the request target has no path. The query is kept out of every sink: it may hold a key.
     pub(crate) target: Option<PathAndQuery>,
-    /// Whether the path is one for health checks.
-    pub(crate) is_probe: bool,
     /// `None` for an endpoint that is answered without legs.
     pub(crate) route: Option<Route>,
     /// The workers of the last attempt; `None` before the first.
     pub(crate) pair: Option<Pair>,
+    /// Samples per prompt, where they are more than one: each has a pair of its own, and a record. 0 for any other request.
+    pub(crate) samples: usize,
     /// Attempts so far, from 1.
     pub(crate) attempts: u32,
     /// The attempts that failed and were followed by another one, in their order.
@@ -65,6 +61,7 @@ pub(crate) struct Pair {
 }
 
 /// An attempt that was followed by another one.
+#[derive(Clone)]
 pub(crate) struct FailedAttempt {
     /// The worker to blame.
     pub(crate) worker: Arc<Worker>,
@@ -108,13 +105,11 @@ impl Record {
     pub(crate) fn new(started: Instant) -> Self {
         Self {
             request_id: HeaderValue::from_static("-"),
-            client: None,
-            key: None,
             method: Method::default(),
             target: None,
-            is_probe: false,
             route: None,
             pair: None,
+            samples: 0,
             attempts: 1,
             failed: Vec::new(),
             rooms: 0,

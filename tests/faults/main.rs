@@ -7,4 +7,5 @@ mod absent_workers;
 mod deadlines;
 mod probed_workers;
 mod retries;
+mod samples;
 mod soak;

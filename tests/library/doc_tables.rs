@@ -266,8 +266,8 @@ async fn errors_have_the_status_and_the_code_that_the_table_says() {
         ("/generate", "{", "invalid_json"),
         (
             "/generate",
-            r#"{"text":"a","sampling_params":{"n":2}}"#,
-            "n_not_supported",
+            r#"{"text":"a","sampling_params":{"n":200}}"#,
+            "too_many_samples",
         ),
         ("/generate", &long, "body_too_large"),
         ("/v1/models", "", "method_not_allowed"),

@@ -6,4 +6,3 @@ mod captured;
 mod corpus;
 mod properties;
 mod request_state;
-mod samples;

@@ -10,5 +10,6 @@ mod queue;
 mod regression;
 mod requests;
 mod responses;
+mod samples;
 mod streams;
 mod two_legs;

@@ -152,7 +152,7 @@ async fn a_client_that_expects_100_continue_is_told_to_go_on() {
 #[tokio::test]
 async fn a_client_that_was_told_to_go_on_gets_the_error_and_keeps_its_connection() {
     let mut pair = Pair::start().await;
-    for body in ["{\"text\":", "{\"n\":3,\"sampling_params\":{\"n\":2}}"] {
+    for body in ["{\"text\":", "{\"sampling_params\":{\"n\":200}}"] {
         goes_on(&mut pair.client, body).await;
         assert_eq!(pair.client.answer().await.status(), 400, "{body}");
     }
@@ -199,12 +199,12 @@ async fn what_cannot_be_served_is_refused_in_the_endpoints_shape_and_no_worker_h
         ("/generate", "", "invalid_json", "/message"),
         (CHAT, "{\"a\":}", "invalid_json", "/message"),
         ("/v1/messages", "nul", "invalid_json", "/error/type"),
-        (CHAT, "{\"n\":2}", "n_not_supported", "/message"),
+        (CHAT, "{\"n\":129}", "too_many_samples", "/message"),
         ("/generate", &crowd, "batch_too_large", "/message"),
         (
             "/generate",
-            "{\"text\":\"a\",\"sampling_params\":{\"n\":3}}",
-            "n_not_supported",
+            "{\"text\":[\"a\",\"b\"],\"sampling_params\":{\"n\":65}}",
+            "too_many_samples",
             "/message",
         ),
     ] {

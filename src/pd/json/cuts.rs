@@ -5,7 +5,7 @@ use std::ops::Range;
 /// The bytes to leave out of an object: each removed member, and one comma for each of them. White space stays.
 ///
 /// Every member of the object must be reported in order, with [`Self::keep`] or [`Self::cut`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Cuts {
     ranges: Vec<Range<usize>>,
     kept: bool,

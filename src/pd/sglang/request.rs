@@ -18,7 +18,7 @@ use super::samples::{self, Refusal, samples};
 const PROXY_FIELDS: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
 
 /// The facts of one request.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     /// Whether the worker will respond with a stream of events.
     pub stream: bool,

@@ -7,6 +7,7 @@
 //! | [`client`], [`worker`] | both ends as raw sockets |
 //! | [`mock_worker`] | a worker that responds by itself, on hyper |
 //! | [`process`], [`program`] | the binary and the examples as processes |
+//! | [`samples`] | requests for several samples per prompt |
 //! | [`sim`] | a raw client for the simulated workers |
 //! | [`soak`] | a load with faults, for seconds or for minutes |
 //! | [`tls`] | certificates, and TLS in front of a worker |
@@ -27,6 +28,7 @@ pub mod plain_proxy;
 pub mod process;
 pub mod program;
 pub mod properties;
+pub mod samples;
 pub mod sim;
 pub mod soak;
 pub mod tls;

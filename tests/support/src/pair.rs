@@ -51,6 +51,30 @@ impl Pair {
         (self.prefill.request().await, self.decode.request().await)
     }
 
+    /// Sends a POST that asks for `n` samples, and returns the legs of each, prefill's first, in no particular order.
+    pub async fn samples(&mut self, path: &str, body: &str, n: usize) -> Vec<(Exchange, Exchange)> {
+        self.client.send(post(path, body)).await;
+        self.next_samples(n).await
+    }
+
+    /// The legs of the next `n` requests, each with its own of the other role.
+    pub async fn next_samples(&mut self, n: usize) -> Vec<(Exchange, Exchange)> {
+        let room = |exchange: &Exchange| exchange.request.json()["bootstrap_room"].clone();
+        let mut prefills = Vec::new();
+        let mut decodes = Vec::new();
+        for _ in 0..n {
+            prefills.push(self.prefill.request().await);
+            decodes.push(self.decode.request().await);
+        }
+        let mut legs = Vec::new();
+        for prefill in prefills {
+            let own = |decode: &Exchange| room(decode) == room(&prefill);
+            let place = decodes.iter().position(own).expect("a decode leg");
+            legs.push((prefill, decodes.swap_remove(place)));
+        }
+        legs
+    }
+
     /// Sends these bytes over a connection of their own: they are refused with this status and code, and neither
     /// worker gets a request.
     pub async fn refuses(&self, what: &str, request: impl AsRef<[u8]>, status: u16, code: &str) {

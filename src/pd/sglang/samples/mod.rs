@@ -14,7 +14,6 @@
 mod document;
 mod event;
 mod openai;
-mod quick;
 mod refusal;
 mod request;
 mod stream;

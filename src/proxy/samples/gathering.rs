@@ -1,0 +1,424 @@
+//! The responses of the samples on their way to the client: taken piece by piece from the channels of the subrequests,
+//! gathered by `pd`, and handed out as what the client gets next.
+//!
+//! The pieces of a stream go out as they come, several in one write where several are ready. Where the client reads
+//! slowly, [`OUT_LIMIT`] bytes wait here for all samples together; the rest waits in the channels, of four pieces each,
+//! and in the connections to the workers. Documents are held until all are whole.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use http::header::CONTENT_TYPE;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::subrequest::server::SubrequestHandle;
+
+use crate::error::{Fault, ProxyError};
+use crate::fleet::Role;
+use crate::legs::Rejection;
+use crate::pd::{Engine, Gather, GatherError, GatherFault, GatherStream, Route};
+
+/// No further piece is taken from any sample while so many bytes wait for the client.
+const OUT_LIMIT: usize = 64 << 10;
+
+/// What the client gets next.
+pub(super) enum Output {
+    /// Bytes of the body; with the head, where they are the first ones. `end` says that none follow.
+    Pieces {
+        head: Option<Box<ResponseHeader>>,
+        bytes: Bytes,
+        end: bool,
+    },
+    /// One of the samples has failed.
+    Failed(Box<Fault>),
+}
+
+/// The gathering of one request.
+pub(super) struct Gathering {
+    state: Mutex<State>,
+    /// Wakes [`Gathering::output`].
+    client: AtomicWaker,
+    /// Wakes the future of each sample: there is space again, or the end has come.
+    samples: Vec<AtomicWaker>,
+}
+
+struct State {
+    bodies: Bodies,
+    samples: Vec<Response>,
+    /// How many responses have not ended.
+    running: usize,
+    /// Whether the first sample has been prefilled, or need not be before the others begin.
+    prefilled: bool,
+    /// The head of the client's response, until it goes out.
+    head: Option<Box<ResponseHeader>>,
+    begun: bool,
+    fault: Option<Box<Fault>>,
+    /// The failure by which a stream that has begun ends, as an ordinary server ends it.
+    abandoned: Option<Box<Fault>>,
+    /// Nothing is taken from the samples any more.
+    closed: bool,
+    recipe: Recipe,
+}
+
+/// How the responses become one.
+pub(super) struct Recipe {
+    pub(super) engine: Engine,
+    pub(super) route: Route,
+    pub(super) gather: Gather,
+    pub(super) stream: bool,
+    /// The longest document or event of a sample, in bytes.
+    pub(super) limit: usize,
+}
+
+enum Bodies {
+    Streams(Box<GatherStream>, BytesMut),
+    /// The documents are held with the samples.
+    Documents,
+}
+
+/// The response of one sample.
+#[derive(Default)]
+struct Response {
+    head: Option<Box<ResponseHeader>>,
+    /// A document, or an error of a worker.
+    body: Body,
+    ended: bool,
+}
+
+/// A body that is held. Most are one piece, which is not copied.
+#[derive(Default)]
+enum Body {
+    #[default]
+    Empty,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::One(piece) => piece.len(),
+            Self::Many(pieces) => pieces.len(),
+        }
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        match self {
+            Self::Empty => *self = Self::One(piece),
+            Self::One(first) => {
+                let mut pieces = BytesMut::with_capacity(2 * (first.len() + piece.len()));
+                pieces.extend_from_slice(first);
+                pieces.extend_from_slice(&piece);
+                *self = Self::Many(pieces);
+            }
+            Self::Many(pieces) => pieces.extend_from_slice(&piece),
+        }
+    }
+
+    fn take(&mut self) -> Bytes {
+        match std::mem::take(self) {
+            Self::Empty => Bytes::new(),
+            Self::One(piece) => piece,
+            Self::Many(pieces) => pieces.freeze(),
+        }
+    }
+}
+
+impl Gathering {
+    /// The gathering of `n` samples. `waits` says that the others wait for the first one.
+    pub(super) fn new(n: usize, waits: bool, recipe: Recipe) -> Self {
+        let bodies = match recipe.stream {
+            true => {
+                let streams = recipe.gather.stream(recipe.limit);
+                Bodies::Streams(Box::new(streams), BytesMut::new())
+            }
+            false => Bodies::Documents,
+        };
+        Self {
+            state: Mutex::new(State {
+                bodies,
+                samples: (0..n).map(|_| Response::default()).collect(),
+                running: n,
+                prefilled: !waits,
+                head: None,
+                begun: false,
+                fault: None,
+                abandoned: None,
+                closed: false,
+                recipe,
+            }),
+            client: AtomicWaker::new(),
+            samples: (0..n).map(|_| AtomicWaker::new()).collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_samples(&self) {
+        for sample in &self.samples {
+            sample.wake();
+        }
+    }
+
+    /// Resolves when this sample may begin; false when it need not any more.
+    pub(super) async fn turn(&self, index: usize) -> bool {
+        poll_fn(|cx| {
+            self.samples[index].register(cx.waker());
+            let state = self.lock();
+            match state.prefilled || index == 0 || state.closed {
+                true => Poll::Ready(!state.closed),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The first sample has been prefilled: the others may begin.
+    pub(super) fn prefilled(&self) {
+        if !std::mem::replace(&mut self.lock().prefilled, true) {
+            self.wake_samples();
+        }
+    }
+
+    /// Takes the response of one sample to its end. The other end of its channel is dropped then, which tells a sample
+    /// that is not at its end that its client has left.
+    pub(super) async fn take(&self, index: usize, mut handle: SubrequestHandle) {
+        poll_fn(|cx| {
+            self.samples[index].register(cx.waker());
+            while self.takes() {
+                match handle.rx.poll_recv(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Ready(Some(task)) => self.accept(index, task),
+                }
+            }
+            match self.lock().closed {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Whether another piece may be taken.
+    fn takes(&self) -> bool {
+        let state = self.lock();
+        let full = matches!(&state.bodies, Bodies::Streams(_, out) if out.len() >= OUT_LIMIT);
+        !full && !state.closed && state.running > 0
+    }
+
+    fn accept(&self, index: usize, task: HttpTask) {
+        if index == 0 {
+            self.prefilled();
+        }
+        let mut state = self.lock();
+        if let Err(fault) = state.accept(index, task) {
+            state.fail(fault);
+        }
+        if state.has_output() {
+            self.client.wake();
+        }
+    }
+
+    /// A sample has failed. The first failure counts.
+    pub(super) fn fail(&self, fault: Fault) {
+        self.lock().fail(fault);
+        self.client.wake();
+    }
+
+    /// A sample is over: it has responded, or reported its fault.
+    pub(super) fn ended(&self, index: usize) {
+        let mut state = self.lock();
+        if !state.samples[index].ended && !state.closed {
+            let error = ProxyError::Internal("a sample ended without a response".into());
+            state.fail(Fault::Own(error));
+            self.client.wake();
+        }
+    }
+
+    /// Ends all samples that have not ended.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.wake_samples();
+    }
+
+    /// The failure by which the stream has ended.
+    pub(super) fn abandoned(&self) -> Option<Box<Fault>> {
+        self.lock().abandoned.take()
+    }
+
+    /// What the client gets next. May be dropped and called again.
+    pub(super) async fn output(&self) -> Output {
+        poll_fn(|cx: &mut Context<'_>| {
+            self.client.register(cx.waker());
+            let (output, was_full) = self.lock().output();
+            if was_full {
+                self.wake_samples();
+            }
+            match output {
+                Some(output) => Poll::Ready(output),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl State {
+    fn fail(&mut self, fault: Fault) {
+        self.fault.get_or_insert_with(|| Box::new(fault));
+    }
+
+    fn has_output(&self) -> bool {
+        let pieces = matches!(&self.bodies, Bodies::Streams(_, out) if !out.is_empty());
+        pieces || self.running == 0 || self.fault.is_some()
+    }
+
+    /// What the client gets next, and whether the samples had to wait for it.
+    fn output(&mut self) -> (Option<Output>, bool) {
+        let end = self.running == 0;
+        // As long as nothing was sent, a failure is still a status.
+        if !self.begun && self.fault.is_some() {
+            return (self.fault.take().map(Output::Failed), false);
+        }
+        let (bytes, full) = match &mut self.bodies {
+            Bodies::Streams(_, out) => {
+                let full = out.len() >= OUT_LIMIT;
+                (out.split().freeze(), full)
+            }
+            Bodies::Documents if end => {
+                let documents: Vec<_> = self.samples.iter_mut().map(|s| s.body.take()).collect();
+                match self.recipe.gather.document(&documents) {
+                    Ok(document) => (document, false),
+                    Err(error) => {
+                        return (Some(Output::Failed(Box::new(self.fault_of(error)))), false);
+                    }
+                }
+            }
+            Bodies::Documents => (Bytes::new(), false),
+        };
+        if bytes.is_empty() && !end {
+            return (self.fault.take().map(Output::Failed), full);
+        }
+        self.begun = true;
+        let head = self.head.take();
+        (Some(Output::Pieces { head, bytes, end }), full)
+    }
+
+    fn accept(&mut self, index: usize, task: HttpTask) -> Result<(), Fault> {
+        match task {
+            HttpTask::Header(head, end) => {
+                if !head.status.is_informational() {
+                    self.samples[index].head = Some(head);
+                }
+                self.end_if(index, end)
+            }
+            HttpTask::Body(piece, end) => {
+                if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+                    self.piece(index, piece)?;
+                }
+                self.end_if(index, end)
+            }
+            HttpTask::Trailer(_) | HttpTask::Done => self.end_if(index, true),
+            HttpTask::UpgradedBody(..) => Err(Fault::Own(ProxyError::Internal(
+                "a sample was upgraded".into(),
+            ))),
+            HttpTask::Failed(error) => Err(Fault::Own(ProxyError::Internal(error.to_string()))),
+        }
+    }
+
+    fn piece(&mut self, index: usize, piece: Bytes) -> Result<(), Fault> {
+        let sample = &mut self.samples[index];
+        let served = sample
+            .head
+            .as_ref()
+            .is_some_and(|head| head.status.is_success());
+        match &mut self.bodies {
+            Bodies::Streams(gather, out) if served => {
+                let gathered = gather.push(index, piece, out);
+                if !out.is_empty() && !self.begun && self.head.is_none() {
+                    self.head = sample.head.clone();
+                }
+                gathered.or_else(|error| self.gather_failed(error))
+            }
+            _ if sample.body.len() + piece.len() > self.recipe.limit => {
+                let fault = GatherFault::TooLong(self.recipe.limit);
+                Err(self.fault_of(GatherError {
+                    sample: index,
+                    fault,
+                }))
+            }
+            _ => {
+                sample.body.push(piece);
+                Ok(())
+            }
+        }
+    }
+
+    fn end_if(&mut self, index: usize, end: bool) -> Result<(), Fault> {
+        let sample = &mut self.samples[index];
+        if !end || std::mem::replace(&mut sample.ended, true) {
+            return Ok(());
+        }
+        if let Some(head) = sample
+            .head
+            .as_ref()
+            .filter(|head| !head.status.is_success())
+        {
+            return Err(Fault::Rejected(
+                Role::Decode,
+                Rejection {
+                    status: head.status,
+                    content_type: head.headers.get(CONTENT_TYPE).cloned(),
+                    body: sample.body.take(),
+                },
+            ));
+        }
+        self.running -= 1;
+        let head = sample.head.clone();
+        let ended = match &mut self.bodies {
+            Bodies::Streams(gather, _) => gather.end(index),
+            Bodies::Documents => Ok(()),
+        };
+        if index == 0 && !self.begun && self.head.is_none() {
+            self.head = head;
+        }
+        ended.map_err(|error| self.fault_of(error))
+    }
+
+    /// The stream of a sample cannot be gathered. A worker's error event ends a stream that has begun, and is an error
+    /// of its own where nothing was sent.
+    fn gather_failed(&mut self, error: GatherError) -> Result<(), Fault> {
+        let event = match &error.fault {
+            GatherFault::Failed(event) if self.begun => Some(event.clone()),
+            _ => None,
+        };
+        let fault = self.fault_of(error);
+        match (&mut self.bodies, event) {
+            (Bodies::Streams(gather, out), Some(event)) => {
+                gather.abandon(&event, out);
+                self.running = 0;
+                self.abandoned = Some(Box::new(fault));
+                Ok(())
+            }
+            _ => Err(fault),
+        }
+    }
+
+    /// A worker's own error passes; everything else is one of the gathering.
+    fn fault_of(&self, error: GatherError) -> Fault {
+        if let GatherFault::Failed(event) = &error.fault
+            && let Some(error) = self.recipe.engine.stream_error(self.recipe.route, event)
+        {
+            return Fault::Rejected(Role::Decode, error.into());
+        }
+        Fault::Own(ProxyError::Gather(error))
+    }
+}

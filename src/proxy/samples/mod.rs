@@ -1,0 +1,233 @@
+//! A request for several samples per prompt (`n > 1`): as many requests for one sample, and one response.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod.rs` | the client's request: what it may ask for, its samples, what its client gets |
+//! | `family.rs` | what the samples of a request share, and what each of them takes and reports |
+//! | `gathering.rs` | the responses on their way from the samples to the client |
+//!
+//! Each sample is a subrequest of Pingora's, so that it passes through all hooks of `Proxy` but those that concern the
+//! client: it begins with a request that has been let in, read and parsed, has a pair, rooms, ids, retries and deadlines
+//! of its own, and ends with a response in a channel, or with a fault that the client's request gets. It sees a client
+//! that leaves when the other end of its channel is dropped.
+//!
+//! All samples run in the task of the client's request: none is awaited by another task, and a piece needs no wake-up
+//! of another thread. What bodies hold that wait for a slow client is bounded by [`gathering`].
+//!
+//! Source: pingora-proxy 0.9.1 `subrequest/mod.rs`, pingora-core 0.9.1 `protocols/http/subrequest/server.rs`.
+
+mod family;
+mod gathering;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::Version;
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::proxy::Session;
+use pingora::proxy::subrequest::Ctx as SubrequestCtx;
+
+use super::Proxy;
+use super::request::{Body, Request, RequestContext};
+use super::session::framed;
+use crate::client;
+use crate::error::{Exhausted, ProxyError};
+use crate::pd::Route;
+use family::{Family, Template};
+pub(super) use family::{Sample, Seat};
+use gathering::{Gathering, Output, Recipe};
+
+/// How long samples that have been told to end may take. They only close their connections; one that waits for a
+/// connection to be opened is dropped.
+const ENDING: Duration = Duration::from_millis(50);
+
+/// The length of a prompt, in bytes of the body, from which on the other samples wait until the first one has been
+/// prefilled: they then find the prompt in the prefix cache. Below it, computing the prompt again takes less time than
+/// the wait.
+const SHARED_PROMPT_BYTES: usize = 2 << 10;
+
+impl Proxy {
+    /// Whether requests of this route may have samples.
+    pub(super) fn has_samples(route: Option<Route>) -> bool {
+        matches!(
+            route,
+            Some(Route::Generate | Route::ChatCompletions | Route::Completions)
+        )
+    }
+
+    /// Serves a request that has been read and asks for more than one sample per prompt.
+    ///
+    /// # Errors
+    /// The request is refused, one of its samples has failed, or the client has left.
+    pub(super) async fn fan_out(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let family = Arc::new(self.family(ctx)?);
+        let seats = self.seats(ctx, &family)?;
+        let Some(spawner) = session.subrequest_spawner.take() else {
+            return Err(ctx.refuse(ProxyError::Internal("no samples can be spawned".into())));
+        };
+        let mut samples: FuturesUnordered<_> = seats
+            .into_iter()
+            .map(|seat| {
+                let index = seat.index;
+                let subrequest = SubrequestCtx::builder().user_ctx(Box::new(seat)).build();
+                let client = &session.downstream_session;
+                let (prepared, handle) = spawner.create_subrequest(client, subrequest);
+                family.clone().run(index, prepared, handle)
+            })
+            .collect();
+        let delivered = {
+            let delivering = self.deliver(session, ctx, &family);
+            tokio::pin!(delivering);
+            poll_fn(|cx| {
+                while let Poll::Ready(Some(())) = samples.poll_next_unpin(cx) {}
+                delivering.as_mut().poll(cx)
+            })
+            .await
+        };
+        family.gathering.close();
+        let ending = async { while samples.next().await.is_some() {} };
+        let _ = tokio::time::timeout(ENDING, ending).await;
+        drop(samples);
+        family.note(&mut ctx.record);
+        delivered
+    }
+
+    /// What the samples of this request share.
+    fn family(&self, ctx: &mut RequestContext) -> Result<Family> {
+        let Some(request) = ctx.request.take() else {
+            return Err(ctx.refuse(ProxyError::Internal("no request to take samples of".into())));
+        };
+        let Request {
+            route,
+            facts,
+            key,
+            head,
+            body,
+        } = request;
+        let (n, prompts) = (facts.n, facts.batch.prompts());
+        let max_samples = self.limits.max_samples;
+        if n.saturating_mul(prompts as u64) > max_samples as u64 {
+            return Err(ctx.refuse(ProxyError::TooManySamples(n, prompts, max_samples)));
+        }
+        let n = n as usize;
+        let Body::Read(body) = body else {
+            return Err(ctx.refuse(ProxyError::Internal("a request was sent before".into())));
+        };
+        let recipe = Recipe {
+            engine: self.engine,
+            route,
+            gather: self.engine.gather(route, &facts),
+            stream: facts.stream,
+            limit: self.limits.max_body_bytes,
+        };
+        let waits = body.len() / prompts.max(1) >= SHARED_PROMPT_BYTES;
+        let body = self.engine.sample_body(route, &body, &facts);
+        let facts = match self.engine.parse(route, &body) {
+            Ok(facts) => facts,
+            Err(error) => return Err(ctx.refuse(ProxyError::Invalid(error))),
+        };
+        let copies = body.len().saturating_mul(n);
+        if ctx.share.as_mut().is_some_and(|share| !share.grow(copies)) {
+            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Memory)));
+        }
+        ctx.gathers_stream = facts.stream;
+        let template = Template {
+            route,
+            facts,
+            key,
+            head,
+            body,
+            reserve: self.engine.tail_reserve(prompts),
+        };
+        let gathering = Gathering::new(n, waits, recipe);
+        Ok(Family::new(template, ctx.record.clone(), gathering, n))
+    }
+
+    /// A seat for each sample, which counts as a request. The first one is counted as the client's request.
+    fn seats(&self, ctx: &mut RequestContext, family: &Arc<Family>) -> Result<Vec<Sample>> {
+        let n = family.samples();
+        if let Some(limit) = self.limits.max_inflight_requests.filter(|limit| n > *limit) {
+            return Err(ctx.refuse(ProxyError::MoreSamplesThanRequests(n, limit)));
+        }
+        let seat = |index| Sample {
+            family: family.clone(),
+            index,
+            admitted: (index > 0).then(|| self.inflight.enter()),
+        };
+        let seats: Vec<_> = (0..n).map(seat).collect();
+        let limit = self.limits.max_inflight_requests;
+        if limit.is_some_and(|limit| self.inflight.live() > limit) {
+            return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
+        }
+        Ok(seats)
+    }
+
+    /// Writes to the client what the samples have for it, until all have ended or one has failed.
+    async fn deliver(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        family: &Family,
+    ) -> Result<()> {
+        loop {
+            let output = tokio::select! {
+                biased;
+                left = client::interrupted(session) => return Err(left),
+                output = family.gathering.output() => output,
+            };
+            match output {
+                Output::Pieces { head, bytes, end } => {
+                    self.write_pieces(session, ctx, head, bytes, end).await?;
+                    if end {
+                        if let Some(fault) = family.gathering.abandoned() {
+                            ctx.note_fault(&fault);
+                        }
+                        return Ok(());
+                    }
+                }
+                Output::Failed(fault) => return Err(ctx.fail(*fault)),
+            }
+        }
+    }
+
+    async fn write_pieces(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        head: Option<Box<ResponseHeader>>,
+        bytes: Bytes,
+        end: bool,
+    ) -> Result<()> {
+        ctx.note_sent(&bytes);
+        let body = HttpTask::Body(Some(bytes), end);
+        let mut tasks = Vec::with_capacity(2);
+        if let Some(mut head) = head {
+            self.announce_shutdown(session);
+            for field in [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION] {
+                head.remove_header(&field);
+            }
+            ctx.record.status = head.status.as_u16();
+            let old = session.req_header().version == Version::HTTP_10;
+            let head = framed(head, &body, old);
+            if old && !head.headers.contains_key(CONTENT_LENGTH) {
+                session.set_keepalive(None);
+            }
+            tasks.push(HttpTask::Header(head, false));
+        }
+        tasks.push(body);
+        let written = session.downstream_session.response_duplex_vec(tasks).await;
+        written.map(drop).map_err(|error| error.into_down())
+    }
+}

@@ -1,0 +1,186 @@
+//! Several samples per prompt: which requests the workers get, and the one response that the client gets.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+use support::samples::{COMPLETIONS, GENERATE, ROUTES, asking, document, event, finish, index};
+use support::{Pair, post};
+
+#[tokio::test]
+async fn each_sample_is_a_request_without_n_on_a_pair_of_legs_with_its_own_room_and_id() {
+    for path in ROUTES {
+        let mut pair = Pair::start().await;
+        let legs = pair.samples(path, &asking(path, 3, false), 3).await;
+        let mut rooms = HashSet::new();
+        let mut rids = HashSet::new();
+        for (prefill, decode) in &legs {
+            let body = prefill.request.json();
+            assert_eq!(body, decode.request.json());
+            assert_eq!(
+                (&body["n"], &body["sampling_params"]["n"]),
+                (&Value::Null, &Value::Null)
+            );
+            assert_eq!(body["bootstrap_port"], 8998);
+            assert_eq!(
+                prefill.request.header("x-request-id"),
+                legs[0].0.request.header("x-request-id")
+            );
+            rooms.insert(body["bootstrap_room"].to_string());
+            rids.insert(body["rid"].to_string());
+        }
+        assert_eq!((rooms.len(), rids.len()), (3, 3), "{path}");
+        assert!(pair.is_idle());
+    }
+}
+
+#[tokio::test]
+async fn a_batch_stays_a_batch_in_each_sample() {
+    let mut pair = Pair::start().await;
+    let body = r#"{"text":["a","b"],"sampling_params":{"n":2},"x":1e400}"#;
+    let legs = pair.samples(GENERATE, body, 2).await;
+    let mut rooms = HashSet::new();
+    for (prefill, _) in &legs {
+        let body = prefill.request.json();
+        assert_eq!(body["text"], json!(["a", "b"]));
+        for room in body["bootstrap_room"].as_array().unwrap() {
+            rooms.insert(room.to_string());
+        }
+    }
+    assert_eq!(rooms.len(), 4);
+    for (prefill, decode) in legs {
+        prefill.answer("200 OK", "[]").await;
+        let items = format!("[{},{}]", document(GENERATE, "a"), document(GENERATE, "b"));
+        decode.answer("200 OK", &items).await;
+    }
+    let answer = pair.client.answer().await.json();
+    let texts: Vec<_> = answer
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| &item["text"])
+        .collect();
+    assert_eq!(texts, ["a", "a", "b", "b"]);
+}
+
+#[tokio::test]
+async fn the_documents_of_all_samples_become_one_with_its_length_and_the_clients_connection_stays()
+{
+    for path in ROUTES {
+        let mut pair = Pair::start().await;
+        for _ in 0..2 {
+            let legs = pair.samples(path, &asking(path, 3, false), 3).await;
+            // Not in their order: the response has its own.
+            for (prefill, decode) in legs.into_iter().rev() {
+                prefill.answer("200 OK", "{}").await;
+                decode.answer("200 OK", &document(path, "x")).await;
+            }
+            let answer = pair.client.answer().await;
+            assert_eq!(answer.status(), 200, "{}", answer.text());
+            let length = answer.body.len().to_string();
+            assert_eq!(answer.header("content-length"), Some(length.as_str()));
+            assert_eq!(answer.header("transfer-encoding"), None);
+            assert!(answer.header("x-request-id").is_some());
+            let body = answer.json();
+            let list = match path {
+                GENERATE => body.as_array().unwrap().len(),
+                _ => body["choices"].as_array().unwrap().len(),
+            };
+            assert_eq!(list, 3, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_piece_of_any_sample_goes_out_when_it_comes_in() {
+    for path in ROUTES {
+        let mut pair = Pair::start().await;
+        let mut legs = pair.samples(path, &asking(path, 3, true), 3).await;
+        let mut begun = false;
+        let mut seen = Vec::new();
+        for round in 0..2 {
+            for (place, (_, decode)) in legs.iter_mut().enumerate().rev() {
+                if round == 0 {
+                    decode.begin_stream().await;
+                }
+                decode.chunk(&event(path, &format!("t{place}"))).await;
+                if !std::mem::replace(&mut begun, true) {
+                    let head = pair.client.head().await.to_lowercase();
+                    assert!(head.contains("transfer-encoding: chunked"), "{head}");
+                    assert!(head.contains("text/event-stream"), "{head}");
+                    assert!(!head.contains("content-length"), "{head}");
+                }
+                let piece = pair.client.chunk().await.unwrap();
+                assert!(piece.contains(&format!("t{place}")), "{piece}");
+                seen.push(index(path, &piece));
+            }
+        }
+        assert_eq!(seen[..3], seen[3..], "the samples keep their index");
+        assert_eq!(HashSet::<u64>::from_iter(seen), HashSet::from([0, 1, 2]));
+        finish(legs).await;
+        let mut rest = String::new();
+        while let Some(piece) = pair.client.chunk().await {
+            rest += &piece;
+        }
+        assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+        assert_eq!(rest.matches("[DONE]").count(), 1);
+        // The connection is kept.
+        let legs = pair.samples(path, &asking(path, 2, false), 2).await;
+        assert_eq!(legs.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_sample_that_ends_early_does_not_end_the_response() {
+    let mut pair = Pair::start().await;
+    let mut legs = pair
+        .samples(COMPLETIONS, &asking(COMPLETIONS, 2, true), 2)
+        .await;
+    let (prefill, mut first) = legs.pop().unwrap();
+    first.begin_stream().await;
+    first.chunk(&event(COMPLETIONS, "only")).await;
+    finish(vec![(prefill, first)]).await;
+    pair.client.head().await;
+    assert!(pair.client.chunk().await.unwrap().contains("only"));
+    let (prefill, mut second) = legs.pop().unwrap();
+    second.begin_stream().await;
+    second.chunk(&event(COMPLETIONS, "late")).await;
+    assert!(pair.client.chunk().await.unwrap().contains("late"));
+    finish(vec![(prefill, second)]).await;
+    assert_eq!(
+        pair.client.chunk().await.as_deref(),
+        Some("data: [DONE]\n\n")
+    );
+    assert_eq!(pair.client.chunk().await, None);
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_a_body_that_the_close_ends() {
+    let mut pair = Pair::start().await;
+    let request = post(COMPLETIONS, &asking(COMPLETIONS, 2, true)).replace("HTTP/1.1", "HTTP/1.0");
+    pair.client.send(request).await;
+    let mut legs = pair.next_samples(2).await;
+    for (_, decode) in &mut legs {
+        decode.begin_stream().await;
+        decode.chunk(&event(COMPLETIONS, "x")).await;
+    }
+    finish(legs).await;
+    let rest = String::from_utf8(pair.client.rest().await).unwrap();
+    assert!(!rest.to_lowercase().contains("transfer-encoding"), "{rest}");
+    assert!(rest.ends_with("\n\ndata: [DONE]\n\n"), "{rest}");
+}
+
+#[tokio::test]
+async fn n_of_one_is_a_request_as_any_other() {
+    for body in [
+        r#"{"text":"a","sampling_params":{"n":1}}"#,
+        r#"{"text":"a","sampling_params":{"n":0}}"#,
+    ] {
+        let mut pair = Pair::start().await;
+        let (prefill, decode) = pair.legs(GENERATE, body).await;
+        assert!(prefill.request.text().starts_with(&body[..body.len() - 1]));
+        prefill.answer("200 OK", "{}").await;
+        decode.answer("200 OK", "{\"text\":\"x\"}").await;
+        assert_eq!(pair.client.answer().await.text(), "{\"text\":\"x\"}");
+        assert!(pair.is_idle());
+    }
+}
