@@ -4,6 +4,8 @@
 //!
 //! Source: SGLang 0.5.23 `srt/utils/auth.py` (`decide_request_auth`), which has the same rules.
 
+use std::sync::Arc;
+
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, Method};
 use pingora::http::RequestHeader;
@@ -19,32 +21,59 @@ type Hash = [u8; 32];
 
 /// The accepted keys.
 pub(crate) struct Keys {
-    clients: Vec<Hash>,
-    admins: Vec<Hash>,
+    clients: Vec<NamedKey>,
+    admins: Vec<NamedKey>,
 }
+
+/// One accepted key.
+struct NamedKey {
+    hash: Hash,
+    /// The name in the log.
+    name: Arc<str>,
+}
+
+/// No accepted key is presented where one is needed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct KeyRefused;
 
 impl Keys {
     /// With client keys, every request but those with [`Access::Open`] needs a key. With admin keys, admin requests
     /// need one of these; without them, they need a client key like any other request.
+    ///
+    /// Each key comes with its name in the log.
     pub(crate) fn new<'a>(
-        clients: impl IntoIterator<Item = &'a [u8]>,
-        admins: impl IntoIterator<Item = &'a [u8]>,
+        clients: impl IntoIterator<Item = (&'a [u8], &'a str)>,
+        admins: impl IntoIterator<Item = (&'a [u8], &'a str)>,
     ) -> Self {
+        let named = |(key, name): (&[u8], &str)| NamedKey {
+            hash: hash(key),
+            name: name.into(),
+        };
         Self {
-            clients: clients.into_iter().map(hash).collect(),
-            admins: admins.into_iter().map(hash).collect(),
+            clients: clients.into_iter().map(named).collect(),
+            admins: admins.into_iter().map(named).collect(),
         }
     }
 
-    /// Whether a request with this head is accepted on a path that needs this access.
-    pub(crate) fn allow(&self, access: Access, head: &RequestHeader) -> bool {
+    /// The name of the key that opens a path with this access to a request with this head; `None` where none is needed.
+    ///
+    /// # Errors
+    /// The request is not accepted.
+    pub(crate) fn check(
+        &self,
+        access: Access,
+        head: &RequestHeader,
+    ) -> Result<Option<&Arc<str>>, KeyRefused> {
         // A browser sends no key with the preflight request that comes before the real one.
         if access == Access::Open || head.method == Method::OPTIONS {
-            return true;
+            return Ok(None);
         }
         let accepted = self.accepted(access);
-        accepted.is_empty()
-            || presented(&head.headers).is_some_and(|key| contains(accepted, &hash(key)))
+        if accepted.is_empty() {
+            return Ok(None);
+        }
+        let found = presented(&head.headers).and_then(|key| find(accepted, &hash(key)));
+        found.map(Some).ok_or(KeyRefused)
     }
 
     /// Removes the key from a head that goes on to workers, if it was for this proxy. Where this proxy needs no key, the
@@ -63,7 +92,7 @@ impl Keys {
     }
 
     /// The keys that open a path with this access; empty when it needs none.
-    fn accepted(&self, access: Access) -> &[Hash] {
+    fn accepted(&self, access: Access) -> &[NamedKey] {
         match access {
             Access::Admins if !self.admins.is_empty() => &self.admins,
             Access::Admins | Access::Clients | Access::Probers | Access::Open => &self.clients,
@@ -84,11 +113,13 @@ fn hash(key: &[u8]) -> Hash {
     Sha256::digest(key).into()
 }
 
-fn contains(keys: &[Hash], wanted: &Hash) -> bool {
+/// The name of the key with this digest.
+fn find<'a>(keys: &'a [NamedKey], wanted: &Hash) -> Option<&'a Arc<str>> {
     // Every byte of every key is compared, without an early exit, so that the time does not depend on the key.
-    keys.iter().fold(false, |found, key| {
-        let pairs = key.iter().zip(wanted);
-        found | (pairs.fold(0, |differs, (a, b)| differs | (a ^ b)) == 0)
+    keys.iter().fold(None, |found, key| {
+        let pairs = key.hash.iter().zip(wanted);
+        let is_equal = pairs.fold(0, |differs, (a, b)| differs | (a ^ b)) == 0;
+        if is_equal { Some(&key.name) } else { found }
     })
 }
 
@@ -106,12 +137,14 @@ mod tests {
     }
 
     fn keys(clients: &[&'static str], admins: &[&'static str]) -> Keys {
-        let bytes = |keys: &[&'static str]| {
-            keys.iter()
-                .map(|key| key.as_bytes())
-                .collect::<Vec<&'static [u8]>>()
+        let named = |keys: &[&'static str]| -> Vec<(&'static [u8], &'static str)> {
+            keys.iter().map(|key| (key.as_bytes(), "a-name")).collect()
         };
-        Keys::new(bytes(clients), bytes(admins))
+        Keys::new(named(clients), named(admins))
+    }
+
+    fn allows(keys: &Keys, access: Access, head: &RequestHeader) -> bool {
+        keys.check(access, head).is_ok()
     }
 
     #[test]
@@ -143,11 +176,11 @@ mod tests {
         ];
         for (keys, clients, admins) in cases {
             let heads = [&client, &admin, &wrong, &none];
-            let allowed = |access| heads.map(|head| keys.allow(access, head));
+            let allowed = |access| heads.map(|head| allows(&keys, access, head));
             assert_eq!(allowed(Access::Clients), clients);
             assert_eq!(allowed(Access::Admins), admins);
             assert_eq!(allowed(Access::Open), [true; 4]);
-            assert!(keys.allow(Access::Clients, &head("OPTIONS", &[])));
+            assert!(allows(&keys, Access::Clients, &head("OPTIONS", &[])));
         }
     }
 
@@ -166,7 +199,18 @@ mod tests {
             ("x-api-key", "", false),
         ] {
             let head = head("POST", &[(name, value)]);
-            assert_eq!(keys.allow(Access::Clients, &head), allowed, "{value}");
+            assert_eq!(allows(&keys, Access::Clients, &head), allowed, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_accepted_key_has_a_name_and_a_request_that_needs_none_has_not() {
+        let keys = Keys::new([(&b"a"[..], "line-1"), (b"b", "team-b")], []);
+        for (key, name) in [("Bearer a", "line-1"), ("Bearer b", "team-b")] {
+            let head = head("POST", &[("authorization", key)]);
+            let found = keys.check(Access::Clients, &head).unwrap();
+            assert_eq!(found.map(|name| &**name), Some(name));
+            assert_eq!(keys.check(Access::Open, &head), Ok(None));
         }
     }
 

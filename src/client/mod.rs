@@ -21,7 +21,7 @@ mod request_body;
 mod request_head;
 mod shutdown;
 
-pub(crate) use auth::Keys;
+pub(crate) use auth::{KeyRefused, Keys};
 pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use inflight::{Admitted, Inflight};

@@ -193,6 +193,8 @@ pub enum Fault {
     NotUtf8,
     /// An API key that an `Authorization` header cannot carry.
     BadKey,
+    /// The name behind a key cannot stand in the log.
+    BadKeyName,
     /// The stars that `--print-config` prints instead of an API key.
     MaskedKey,
     /// `${NAME}` in the file without such an environment variable.
@@ -235,6 +237,9 @@ impl fmt::Display for Fault {
             Fault::SameAddress => f.write_str("clients connect to this address, choose another port"),
             Fault::Empty => f.write_str("must not be empty"),
             Fault::NotUtf8 => f.write_str("not valid UTF-8"),
+            Fault::BadKeyName => f.write_str(
+                "the name after a key and ` #` needs 1 to 64 letters, digits, dots, hyphens or underscores",
+            ),
             Fault::BadKey => f.write_str("the key has characters that an HTTP header cannot carry"),
             Fault::MaskedKey => f.write_str("the stars are printed by --print-config instead of the key, write the key itself"),
             Fault::MissingVariable(name) => write!(f, "environment variable {name} is not set"),

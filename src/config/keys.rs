@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::text::read_text;
-use super::{Fault, Secret};
+use super::{ClientKey, Fault, Secret};
 
 /// Reads the key in a file.
 pub(super) fn read_key(path: &Path) -> Result<Secret, Fault> {
@@ -14,14 +14,37 @@ pub(super) fn read_key(path: &Path) -> Result<Secret, Fault> {
 }
 
 /// Reads the keys in a file, one per line. At least one, because an empty list would admit every client.
-pub(super) fn read_keys(path: &Path) -> Result<Vec<Secret>, Fault> {
+pub(super) fn read_keys(path: &Path) -> Result<Vec<ClientKey>, Fault> {
     let text = read_text(path)?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let keys: Vec<_> = lines.map(checked_key).collect::<Result<_, _>>()?;
+    let lines = (1..).zip(text.lines().map(str::trim));
+    let lines = lines.filter(|(_, line)| !line.is_empty());
+    let keys: Vec<_> = lines
+        .map(|(number, line)| named_key(number, line))
+        .collect::<Result<_, _>>()?;
     if keys.is_empty() {
         return Err(Fault::Empty);
     }
     Ok(keys)
+}
+
+/// The key of a line, whose name may follow it: `KEY # NAME`.
+fn named_key(number: usize, line: &str) -> Result<ClientKey, Fault> {
+    let (key, name) = match line.split_once(" #") {
+        Some((key, name)) => (key.trim_end(), checked_name(name.trim())?),
+        None => (line, format!("line-{number}")),
+    };
+    let key = checked_key(key)?;
+    Ok(ClientKey { key, name })
+}
+
+/// Checks that a name can stand in a field of the log. The sign before it keeps a second key in a line from becoming a
+/// name.
+fn checked_name(name: &str) -> Result<String, Fault> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match (1..=64).contains(&name.len()) && name.bytes().all(fits) {
+        true => Ok(name.to_owned()),
+        false => Err(Fault::BadKeyName),
+    }
 }
 
 /// Checks that a key can follow `Bearer ` in a header.
@@ -45,6 +68,29 @@ mod tests {
         assert_eq!(checked_key("***"), Err(Fault::MaskedKey));
         for text in ["a b", "a\r\nx: y", "schlüssel", "a\u{7f}"] {
             assert_eq!(checked_key(text), Err(Fault::BadKey), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_named_by_its_line_or_by_what_follows_it() {
+        for (line, key, name) in [
+            ("sk-1", "sk-1", "line-7"),
+            ("sk-1 # team-a", "sk-1", "team-a"),
+            ("sk-1  #b.2", "sk-1", "b.2"),
+            ("sk#1", "sk#1", "line-7"),
+        ] {
+            let (key, name) = (Secret::new(key), name.to_owned());
+            assert_eq!(named_key(7, line), Ok(ClientKey { key, name }));
+        }
+        for (line, fault) in [
+            ("sk-1 #", Fault::BadKeyName),
+            ("sk-1 # a b", Fault::BadKeyName),
+            ("sk-1 # a=b", Fault::BadKeyName),
+            ("sk-1 sk-2", Fault::BadKey),
+            ("# sk-1", Fault::BadKey),
+            (" # a", Fault::Empty),
+        ] {
+            assert_eq!(named_key(7, line), Err(fault), "{line}");
         }
     }
 }

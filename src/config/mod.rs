@@ -85,6 +85,8 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// The filter of the log, in the syntax of `env_logger`: `info`, `info,mini_lb=debug`.
     pub log_filter: String,
+    /// Whether the log line of a request leaves out the address of its client.
+    pub disable_log_client_address: bool,
     /// Pingora's part; `threads` is the number of CPUs unless the user set it.
     pub server: ServerConf,
     /// Settings that are accepted and have no effect, one line each, for the log.
@@ -261,9 +263,18 @@ setting_group! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientKeys {
     /// Any of them admits a client; when there are none, clients need none.
-    pub api: Vec<Secret>,
+    pub api: Vec<ClientKey>,
     /// The only key for worker administration, when it is set.
     pub admin: Option<Secret>,
+}
+
+/// A key that admits clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientKey {
+    /// The key.
+    pub key: Secret,
+    /// Its name in the log: `api_key`, its line in the file, as in `line-3`, or the name behind it in that line.
+    pub name: String,
 }
 
 /// How the pair that serves a request is chosen.

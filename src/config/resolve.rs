@@ -18,8 +18,8 @@ use super::settings::{find, nearest, settings};
 use super::tls::{self, Half, Identity, Tls};
 use super::worker::{parse_host, parse_listen};
 use super::{
-    ClientKeys, Config, ConfigError, Fault, Listen, Place, Policy, Problem, RequestLimits, Secret,
-    ShutdownConfig,
+    ClientKey, ClientKeys, Config, ConfigError, Fault, Listen, Place, Policy, Problem,
+    RequestLimits, Secret, ShutdownConfig,
 };
 use crate::limits::{FromText, Group, Settings};
 
@@ -89,6 +89,7 @@ impl<'a> Resolver<'a> {
         let resilience = Group::read(self);
         let policy = self.policy();
         let log_filter = self.log_filter();
+        let disable_log_client_address = self.get("disable_log_client_address");
         let (prefill, decode) = self.fleet();
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
@@ -106,6 +107,7 @@ impl<'a> Resolver<'a> {
             resilience: resilience?,
             shutdown: shutdown?,
             log_filter: log_filter?,
+            disable_log_client_address: disable_log_client_address?,
             server: server?,
             warnings: Vec::new(),
         })
@@ -268,7 +270,11 @@ impl<'a> Resolver<'a> {
 
     /// The key of the setting, then those of the file.
     fn client_keys(&mut self) -> ClientKeys {
-        let mut api: Vec<_> = self.given_key("api_key").into_iter().collect();
+        let named = |key| ClientKey {
+            key,
+            name: "api_key".to_owned(),
+        };
+        let mut api: Vec<_> = self.given_key("api_key").map(named).into_iter().collect();
         if let Some(given) = self.given("api_key_file") {
             match read_keys(Path::new(&given.value)) {
                 Ok(of_file) => api.extend(of_file),

@@ -131,7 +131,8 @@ const CLIENTS: &[Setting] = &[
         "API key that clients must send; workers without a key get it too. Prefer the file: other users of the \
          machine can read a command line"),
     Setting::new("api_key_file", Kind::Path,
-        "File with API keys of clients, one per line; they are not sent to workers"),
+        "File with API keys of clients, one per line, each with a name for the log behind it if you like (KEY # NAME); they \
+         are not sent to workers"),
     Setting::new("admin_api_key", Kind::Secret,
         "API key for /flush_cache, /abort_request, profiles and storage, where client keys are then refused"),
 ];
@@ -232,6 +233,9 @@ const PROCESS: &[Setting] = &[
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
          `warn,mini_lb=debug`"),
+    Setting::new("disable_log_client_address", Kind::Switch,
+        "Leave the address of the client out of the log line of a request")
+        .default("false"),
 ];
 
 /// The keys of one worker in the file.

@@ -2,11 +2,12 @@
 
 use http::Method;
 use pingora::Result;
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 
 use super::Proxy;
 use super::request::RequestContext;
-use crate::client::{self, Listener, NO_IDLE_TIMER};
+use crate::client::{self, KeyRefused, Listener, NO_IDLE_TIMER};
 use crate::endpoint::Access;
 use crate::error::{Exhausted, ProxyError};
 use crate::legs;
@@ -24,6 +25,10 @@ impl Proxy {
         // Allows pipelined requests. The price: Pingora reads no further, so that it notices by the next write alone that
         // such a client has left.
         session.downstream_session.set_pipelining_enabled(true);
+        if self.logs_client_addresses {
+            let client = session.client_addr().and_then(SocketAddr::as_inet);
+            ctx.record.client = client.copied();
+        }
         let head = session.req_header();
         let record = &mut ctx.record;
         record.request_id = legs::request_id(&head.headers, rand::random);
@@ -50,10 +55,13 @@ impl Proxy {
         if access == Access::Open && !by_clients {
             ctx.uncount();
         }
+        ctx.record.is_probe = matches!(access, Access::Open | Access::Probers);
         // The listener for administration is as good as a key for what only makes workers generate.
-        let needs_key = by_clients || access != Access::Probers;
-        if needs_key && !self.keys.allow(access, head) {
-            return Err(ctx.refuse(ProxyError::Unauthorized));
+        if by_clients || access != Access::Probers {
+            match self.keys.check(access, head) {
+                Ok(key) => ctx.record.key = key.cloned(),
+                Err(KeyRefused) => return Err(ctx.refuse(ProxyError::Unauthorized)),
+            }
         }
         self.keys.strip(access, session.req_header_mut());
         match self.exhausted(access, ctx) {

@@ -70,6 +70,8 @@ pub(crate) struct Proxy {
     /// Whether administration has a listener of its own.
     pub(crate) has_admin_listener: bool,
     pub(crate) shutdown: ShutdownWatcher,
+    /// Whether the record of a request has the address of its client.
+    pub(crate) logs_client_addresses: bool,
     pub(crate) limits: RequestLimits,
 }
 

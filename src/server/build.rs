@@ -113,9 +113,12 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         shutdown: ShutdownWatcher::new(shutdown.stage()),
         body_memory: BodyMemory::new(config.clients.max_buffered_body_bytes),
         keys: Keys::new(
-            keys.api.iter().map(|key| key.expose()),
-            keys.admin.iter().map(|key| key.expose()),
+            keys.api
+                .iter()
+                .map(|named| (named.key.expose(), &*named.name)),
+            keys.admin.iter().map(|key| (key.expose(), "admin_api_key")),
         ),
+        logs_client_addresses: !config.disable_log_client_address,
         limits: config.requests.clone(),
     }
 }

@@ -6,6 +6,8 @@
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::{FailedAttempt, Record};
 use crate::pd::Route;
 
@@ -15,8 +17,17 @@ const TIMING: &str = "mini_lb::timing";
 
 /// Writes the lines, unless their targets are filtered out.
 pub(super) fn write(record: &Record) {
-    log::info!(target: ACCESS, "request finished {}", Line(record));
+    log::log!(target: ACCESS, level(record), "request finished {}", Line(record));
     log::debug!(target: TIMING, "request steps {}", Steps(record));
+}
+
+/// Load balancers and schedulers ask every few seconds whether the process is healthy, and only another response than
+/// yes is news.
+fn level(record: &Record) -> Level {
+    match record.is_probe && record.status == 200 {
+        true => Level::Debug,
+        false => Level::Info,
+    }
 }
 
 /// Writes the lines of one sample of a request, at debug level.
@@ -70,8 +81,18 @@ impl Display for Line<'_> {
         let record = self.0;
         write!(
             f,
-            "request_id={} method={} path={} status={} ended={}",
-            record.request_id.to_str().unwrap_or("-"),
+            "request_id={}",
+            record.request_id.to_str().unwrap_or("-")
+        )?;
+        if let Some(client) = record.client {
+            write!(f, " client={client}")?;
+        }
+        if let Some(key) = &record.key {
+            write!(f, " key={key}")?;
+        }
+        write!(
+            f,
+            " method={} path={} status={} ended={}",
             record.method,
             record.path(),
             record.status,
@@ -159,6 +180,8 @@ mod tests {
             prefill: Arc::new(Worker::for_tests(Role::Prefill, 1)),
             decode: Arc::new(Worker::for_tests(Role::Decode, 2)),
         });
+        record.client = Some(([10, 0, 0, 7], 51234).into());
+        record.key = Some("line-3".into());
         record.attempts = 3;
         let causes = [Cause::Code("prefill_unreachable"), Cause::Rejected(503)];
         for (port, cause) in (3..).zip(causes) {
@@ -182,7 +205,7 @@ mod tests {
         assert_eq!(
             line,
             format!(
-                "request_id=- method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
+                "request_id=- client=10.0.0.7:51234 key=line-3 method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
                  attempts=3 failed=prefill_unreachable@http://127.0.0.1:3,rejected_503@http://127.0.0.1:4 queued_ms=3.0 prefill_ms=2.0 decode_ms=3.0 ttft_ms=9.0 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
             )
         );

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,15 @@ use crate::pd::Route;
 pub(crate) struct Record {
     /// The client's `x-request-id`, or one that the proxy made.
     pub(crate) request_id: HeaderValue,
+    /// The address of the client; `None` where it is not to be logged.
+    pub(crate) client: Option<SocketAddr>,
+    /// The name of the key that let the request in; `None` where it needed none.
+    pub(crate) key: Option<Arc<str>>,
     pub(crate) method: Method,
     /// `None` where the request target has no path. The query is kept out of every sink: it may hold a key.
     pub(crate) target: Option<PathAndQuery>,
+    /// Whether the path is one for health checks.
+    pub(crate) is_probe: bool,
     /// `None` for an endpoint that is answered without legs.
     pub(crate) route: Option<Route>,
     /// The workers of the last attempt; `None` before the first.
@@ -105,8 +112,11 @@ impl Record {
     pub(crate) fn new(started: Instant) -> Self {
         Self {
             request_id: HeaderValue::from_static("-"),
+            client: None,
+            key: None,
             method: Method::default(),
             target: None,
+            is_probe: false,
             route: None,
             pair: None,
             samples: 0,

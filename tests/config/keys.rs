@@ -80,7 +80,7 @@ fn keys_for_administration_are_the_workers_own_or_the_shared_one_and_never_shown
 
 #[test]
 fn keys_of_clients_come_from_an_option_and_a_file_and_are_not_shown() {
-    let file = temporary("sk-1\n\n sk-2 \r\n");
+    let file = temporary("sk-1\n\n sk-2 \r\nsk-3 # team-c\n");
     let workers = "--prefill http://a:1 --decode http://b:1";
     let line = format!(
         "{workers} --api-key sk-0 --api-key-file {} --admin-api-key sk-a",
@@ -89,8 +89,21 @@ fn keys_of_clients_come_from_an_option_and_a_file_and_are_not_shown() {
     let (found, effective) = load(&line, &[]).unwrap();
     let printed = effective.to_string();
     assert!(!printed.contains("sk-"), "{printed}");
-    let keys = ["sk-0", "sk-1", "sk-2"].map(Secret::new);
-    assert_eq!(found.client_keys.api, keys);
+    let keys = found.client_keys.api.iter();
+    let keys: Vec<_> = keys
+        .map(|named| (&named.key, named.name.as_str()))
+        .collect();
+    let (own, filed) = (
+        Secret::new("sk-0"),
+        ["sk-1", "sk-2", "sk-3"].map(Secret::new),
+    );
+    let expected = [
+        (&own, "api_key"),
+        (&filed[0], "line-1"),
+        (&filed[1], "line-3"),
+        (&filed[2], "team-c"),
+    ];
+    assert_eq!(keys, expected);
     assert_eq!(found.client_keys.admin, Some(Secret::new("sk-a")));
     assert_eq!(found.prefill[0].api_key, Some(Secret::new("sk-0")));
     assert!(found.warnings.is_empty(), "{:?}", found.warnings);
@@ -124,7 +137,13 @@ fn a_file_that_begins_with_a_byte_order_mark_is_read() {
     let (found, _) = load(&line, &[]).unwrap();
     assert_eq!(found.listen.port, 1234);
     assert_eq!(found.prefill[0].api_key, Some(Secret::new("sk-w")));
-    assert_eq!(found.client_keys.api, ["sk-1", "sk-2"].map(Secret::new));
+    let keys: Vec<_> = found
+        .client_keys
+        .api
+        .iter()
+        .map(|named| &named.key)
+        .collect();
+    assert_eq!(keys, ["sk-1", "sk-2"].map(Secret::new).each_ref());
     let authority = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
     let roots = temporary(&format!("\u{feff}{}", authority.cert.pem()));
     let of_roots = format!("{line} --ca-cert-paths {}", roots.path().display());

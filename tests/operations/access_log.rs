@@ -1,4 +1,4 @@
-//! The line of a finished request: which attempts failed and where.
+//! The line of a finished request: who sent it, which attempts failed, and where the time went.
 
 use mini_lb::pd::Role;
 use support::pair::{ROLES, leg, leg_of, serve};
@@ -20,10 +20,15 @@ struct Workers {
 
 impl Workers {
     async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// With further flags.
+    async fn with(more: &str) -> Self {
         let ((p1, d1), (p2, d2)) = (Worker::pair().await, Worker::pair().await);
         let line = format!(
             "--host 127.0.0.1 --port 0 --disable-health-check --retry-max-retries 2 \
-             --prefill {} 8998 --prefill {} 8998 --decode {} --decode {}",
+             --prefill {} 8998 --prefill {} 8998 --decode {} --decode {} {more}",
             p1.url(),
             p2.url(),
             d1.url(),
@@ -125,4 +130,86 @@ async fn the_line_of_a_document_has_no_time_to_a_first_token() {
     for name in ["prefill_ms", "decode_ms", "e2e_ms"] {
         assert!(field(&line, name).is_some(), "{name} in {line}");
     }
+}
+
+#[tokio::test]
+async fn the_line_names_the_client_and_its_key_but_never_the_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = directory.path().join("keys");
+    std::fs::write(&keys, "sk-one\n\nsk-two\nsk-three # team-c\n").unwrap();
+    let flags = format!("--api-key-file {} --admin-api-key sk-admin", keys.display());
+    let mut workers = Workers::with(&flags).await;
+    for (key, path, name) in [
+        ("sk-one", "/nothing", Some("line-1")),
+        ("sk-two", "/nothing", Some("line-3")),
+        ("sk-three", "/nothing", Some("team-c")),
+        ("sk-wrong", "/nothing", None),
+        ("sk-admin", "/flush_cache", Some("admin_api_key")),
+    ] {
+        let request =
+            format!("DELETE {path} HTTP/1.1\r\nhost: b\r\nauthorization: Bearer {key}\r\n\r\n");
+        workers.client.send(request).await;
+        workers.client.answer().await;
+        let line = workers.process.line("request finished").await;
+        assert_eq!(field(&line, "key"), name, "{line}");
+        let client = workers.client.local_address().to_string();
+        assert_eq!(field(&line, "client"), Some(client.as_str()), "{line}");
+        assert!(!line.contains("sk-"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_the_client_can_be_left_out() {
+    let mut workers = Workers::with("--disable-log-client-address").await;
+    workers.client.send(post("/nothing", BODY)).await;
+    assert_eq!(workers.client.answer().await.status(), 404);
+    let line = workers.process.line("request finished").await;
+    assert_eq!(field(&line, "client"), None, "{line}");
+    assert!(!line.contains("127.0.0.1"), "{line}");
+}
+
+#[tokio::test]
+async fn a_probe_that_is_answered_yes_is_a_line_at_debug_level_only() {
+    let mut workers = Workers::start().await;
+    for path in ["/health", "/readiness", "/nothing"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: b\r\n\r\n");
+        workers.client.send(request).await;
+        workers.client.answer().await;
+    }
+    // The lines come in the order of the requests.
+    let line = workers.process.line("request finished").await;
+    assert_eq!(field(&line, "path"), Some("/nothing"), "{line}");
+    let mut workers = Workers::with("--log-level debug").await;
+    workers
+        .client
+        .send("GET /health HTTP/1.1\r\nhost: b\r\n\r\n")
+        .await;
+    workers.client.answer().await;
+    let line = workers.process.line("request finished").await;
+    assert!(
+        line.contains("DEBUG") && line.contains("path=/health"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_probe_that_is_answered_no_is_a_line() {
+    let absent = (Worker::refusing().await, Worker::refusing().await);
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --prefill {} 8998 --decode {}",
+        absent.0, absent.1
+    );
+    let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
+    let mut client = Client::connect(process.address().await).await;
+    loop {
+        let request = "GET /readiness HTTP/1.1\r\nhost: b\r\n\r\n";
+        client.send(request).await;
+        match client.answer().await.status() {
+            503 => break,
+            status => assert_eq!(status, 200, "before the first probe"),
+        }
+        tokio::task::yield_now().await;
+    }
+    let line = process.line("request finished").await;
+    assert!(line.contains("ended=no_worker"), "{line}");
 }

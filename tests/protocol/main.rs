@@ -6,3 +6,4 @@ mod captured;
 mod corpus;
 mod properties;
 mod request_state;
+mod samples;

@@ -31,6 +31,11 @@ impl Client {
         Self { stream }
     }
 
+    /// Its own end of the connection.
+    pub fn local_address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// Connects from this local address.
     pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();

@@ -11,10 +11,13 @@ use super::super::worker_response::{Edits, object_payload};
 use super::openai::{OpenAi, SglExt, Usage};
 use super::{Gather, GatherFault};
 
-/// What all samples have in common: an ordinary server writes one `created` into every chunk.
-#[derive(Debug, Default)]
-pub(super) struct Marks {
-    created: Vec<u8>,
+/// The values that chunks of all samples share, where they do. An ordinary server writes one `created` into every chunk,
+/// and one `id` into all that come after the last sample has ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Common<'a> {
+    /// With its quotes.
+    pub(super) id: Option<&'a [u8]>,
+    pub(super) created: Option<&'a [u8]>,
 }
 
 /// A chunk of chat or completions.
@@ -31,8 +34,7 @@ impl Chunk<'_> {
         &self,
         gather: &Gather,
         sample: usize,
-        id: Option<&[u8]>,
-        marks: &mut Marks,
+        common: Common<'_>,
         out: &mut BytesMut,
     ) -> Result<(), GatherFault> {
         let mut edits = Edits::default();
@@ -42,27 +44,18 @@ impl Chunk<'_> {
             let flat = gather.flat(prompt, sample).map_err(|error| error.fault)?;
             edits.rewrite(span, flat.to_string());
         }
-        self.splice(id, marks, edits, out);
+        self.splice(common, edits, out);
         Ok(())
     }
 
     /// Adds the chunk with these changes, and those that every chunk gets.
-    fn splice<'e>(
-        &'e self,
-        id: Option<&'e [u8]>,
-        marks: &'e mut Marks,
-        mut edits: Edits<'e>,
-        out: &mut BytesMut,
-    ) {
+    fn splice<'e>(&self, common: Common<'e>, mut edits: Edits<'e>, out: &mut BytesMut) {
         let json = &self.event[self.payload.clone()];
-        if let (Some(id), Some(own)) = (id, &self.read.id) {
+        if let (Some(id), Some(own)) = (common.id, &self.read.id) {
             edits.replace(own.clone(), id);
         }
-        if let Some(created) = &self.read.created {
-            if marks.created.is_empty() {
-                marks.created = json[created.clone()].to_vec();
-            }
-            edits.replace(created.clone(), &marks.created[..]);
+        if let (Some(created), Some(own)) = (common.created, &self.read.created) {
+            edits.replace(own.clone(), created);
         }
         out.extend_from_slice(&self.event[..self.payload.start]);
         edits.splice(json, out);
@@ -82,8 +75,7 @@ pub(super) fn held(
     gather: &Gather,
     sample: usize,
     event: &[u8],
-    id: Option<&[u8]>,
-    marks: &mut Marks,
+    common: Common<'_>,
     out: &mut BytesMut,
 ) {
     if let Some((payload, read)) = parse(event) {
@@ -92,19 +84,13 @@ pub(super) fn held(
             payload,
             read: &read,
         };
-        let written = chunk.write(gather, sample, id, marks, out);
+        let written = chunk.write(gather, sample, common, out);
         debug_assert!(written.is_ok(), "the index was checked when the chunk came");
     }
 }
 
 /// Adds one chunk without choices, `base`, for those of all samples: with the sum of their usage, or with their extensions.
-pub(super) fn joined(
-    base: Option<&Bytes>,
-    all: &[&Bytes],
-    id: Option<&[u8]>,
-    marks: &mut Marks,
-    out: &mut BytesMut,
-) {
+pub(super) fn joined(base: Option<&Bytes>, all: &[&Bytes], common: Common<'_>, out: &mut BytesMut) {
     let Some(event) = base else {
         return;
     };
@@ -133,7 +119,7 @@ pub(super) fn joined(
         payload,
         read: &read,
     };
-    chunk.splice(id, marks, edits, out);
+    chunk.splice(common, edits, out);
 }
 
 fn parse(event: &[u8]) -> Option<(Range<usize>, OpenAi)> {

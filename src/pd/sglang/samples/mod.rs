@@ -14,6 +14,7 @@
 mod document;
 mod event;
 mod openai;
+mod quick;
 mod refusal;
 mod request;
 mod stream;

@@ -15,8 +15,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::super::{Route, sse};
 use super::super::worker_response::object_payload;
-use super::event::{self, Chunk, Marks};
+use super::event::{self, Chunk, Common};
 use super::openai::OpenAi;
+use super::quick::{self, Created, Quick};
 use super::{Gather, GatherError, GatherFault};
 
 const END: &[u8] = b"data: [DONE]\n\n";
@@ -29,7 +30,9 @@ pub struct GatherStream {
     samples: Vec<Sample>,
     /// Samples whose stream has no end marker yet.
     running: usize,
-    marks: Marks,
+    quick: Quick,
+    /// The `created` of all chunks: that of the first one.
+    created: Option<Bytes>,
     /// The sample of the first, and of the last chunk that had a choice.
     first: Option<usize>,
     last: usize,
@@ -41,6 +44,8 @@ pub struct GatherStream {
 #[derive(Debug)]
 struct Sample {
     splitter: sse::Splitter,
+    /// Of its last chunk that was scanned.
+    created: Option<Created>,
     done: bool,
     /// Chat: whether it has a `finish_reason`.
     finished: bool,
@@ -56,6 +61,7 @@ impl GatherStream {
     pub(super) fn new(gather: Gather, max_event_bytes: usize) -> Self {
         let sample = || Sample {
             splitter: sse::Splitter::new(max_event_bytes),
+            created: None,
             done: false,
             finished: false,
             late: Vec::new(),
@@ -68,7 +74,8 @@ impl GatherStream {
             max_event_bytes,
             samples: (0..gather.samples).map(|_| sample()).collect(),
             running: gather.samples,
-            marks: Marks::default(),
+            quick: Quick::new(),
+            created: None,
             first: None,
             last: 0,
             finishes: Vec::new(),
@@ -143,6 +150,9 @@ impl GatherStream {
         event: Bytes,
         out: &mut BytesMut,
     ) -> Result<(), GatherError> {
+        if self.is_quick(sample, &event, out) {
+            return Ok(());
+        }
         let Some(payload) = object_payload(&event) else {
             if sse::is_done(&event) {
                 self.samples[sample].done = true;
@@ -160,6 +170,25 @@ impl GatherStream {
                 .map_err(|fault| GatherError { sample, fault }),
             _ => self.chunk(sample, &event, payload, out),
         }
+    }
+
+    /// Handles an event of a running stream. Whether it was one.
+    fn is_quick(&mut self, sample: usize, event: &[u8], out: &mut BytesMut) -> bool {
+        if self.gather.route == Route::Generate {
+            return quick::generate(&self.gather, sample, event, out);
+        }
+        let state = &self.samples[sample];
+        let (Some(own), Some(common), false) = (&state.created, &self.created, state.finished)
+        else {
+            return false;
+        };
+        let quick = self
+            .quick
+            .chunk(&self.gather, sample, own, common, event, out);
+        if quick {
+            self.last = sample;
+        }
+        quick
     }
 
     /// Handles a chunk of chat or completions.
@@ -208,14 +237,22 @@ impl GatherStream {
                 return Ok(());
             }
         }
+        if let Some(span) = read.created.clone() {
+            let span = payload.start + span.start..payload.start + span.end;
+            self.created
+                .get_or_insert_with(|| Bytes::copy_from_slice(&event[span.clone()]));
+            state.created = Some(Created::new(event, span));
+        }
+        let common = Common {
+            id: None,
+            created: self.created.as_deref(),
+        };
         let chunk = Chunk {
             event,
             payload,
             read: &read,
         };
-        chunk
-            .write(&self.gather, sample, None, &mut self.marks, out)
-            .map_err(fail)
+        chunk.write(&self.gather, sample, common, out).map_err(fail)
     }
 
     /// Adds what waited for the last sample, and the end marker.
@@ -236,36 +273,25 @@ impl GatherStream {
                 .map(|event| (*sample, event))
         });
         let held = finishes.iter().map(|(sample, event)| (*sample, event));
+        let common = Common {
+            id: id.as_deref(),
+            created: self.created.as_deref(),
+        };
         for (sample, event) in held.chain(late) {
-            event::held(
-                &self.gather,
-                sample,
-                event,
-                id.as_deref(),
-                &mut self.marks,
-                out,
-            );
+            event::held(&self.gather, sample, event, common, out);
         }
-        let first = self.first.unwrap_or_default();
-        let most = self.samples.iter().map(|sample| sample.extensions.len());
-        for place in 0..most.max().unwrap_or_default() {
-            let all = self.samples.iter();
-            let all: Vec<&Bytes> = all
-                .filter_map(|sample| sample.extensions.get(place))
-                .collect();
-            let base = self.samples[first]
-                .extensions
-                .get(place)
-                .or(all.first().copied());
-            event::joined(base, &all, id.as_deref(), &mut self.marks, out);
+        let all = || self.samples.iter();
+        let most = all().map(|sample| sample.extensions.len()).max();
+        let first = &self.samples[self.first.unwrap_or_default()];
+        for place in 0..most.unwrap_or_default() {
+            let events = all().filter_map(|sample| sample.extensions.get(place));
+            let events: Vec<&Bytes> = events.collect();
+            let base = first.extensions.get(place).or(events.first().copied());
+            event::joined(base, &events, common, out);
         }
-        let usages: Vec<&Bytes> = self
-            .samples
-            .iter()
-            .filter_map(|sample| sample.usage.as_ref())
-            .collect();
+        let usages: Vec<&Bytes> = all().filter_map(|sample| sample.usage.as_ref()).collect();
         let base = last.usage.as_ref().or(usages.first().copied());
-        event::joined(base, &usages, id.as_deref(), &mut self.marks, out);
+        event::joined(base, &usages, common, out);
         out.extend_from_slice(END);
     }
 }
