@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod admission;
+mod gathering;
 mod merging;
 mod rendezvous;
 mod selection;

@@ -1,10 +1,8 @@
 //! The change of an event of a running stream, without a scan of its JSON: nearly all events are of this kind.
 //!
-//! What lives here: events exactly as SGLang writes them, found by texts that cannot stand inside a JSON string, because
-//! their quotes would be escaped there. What may not: any other event, which [`super::event`] scans. Nothing here is
-//! allocated but the output.
-
-use std::ops::Range;
+//! What lives here: events exactly as SGLang writes them, with one choice in a chunk. They are known by the bytes of a chunk
+//! that was scanned before, and by texts that cannot stand inside a JSON string, because their quotes would be escaped
+//! there. What may not: any other event, which [`super::event`] scans. Nothing here is allocated but the output.
 
 use bytes::BytesMut;
 use memchr::memchr2;
@@ -13,41 +11,44 @@ use memchr::memmem::Finder;
 use super::super::super::Route;
 use super::super::request::Batch;
 use super::Gather;
+use super::openai::OpenAi;
 
 const BEGIN: &[u8] = b"data: {";
+const CHUNK_BEGIN: &[u8] = b"data: {\"id\":\"";
 const END: &[u8] = b"}\n\n";
 
-/// The texts by which an event is recognised.
+/// The texts by which a chunk is recognised.
 #[derive(Debug)]
 pub(super) struct Quick {
-    choice: Finder<'static>,
     another_choice: Finder<'static>,
     runs: Finder<'static>,
 }
 
-/// The `created` of one sample's chunks, which is the same in all of them, and at the same offset.
+/// The begin of one sample's chunks, which is the same in all of them, but for the id, which is its own for each prompt.
 #[derive(Debug)]
-pub(super) struct Created {
-    /// Where the value begins in the event.
-    at: usize,
-    value: Vec<u8>,
+pub(super) struct Head {
+    /// From behind the id to the index of the first choice.
+    seen: Vec<u8>,
+    /// The same as the client gets it.
+    sent: Vec<u8>,
 }
 
-impl Created {
-    /// The value at this span of an event.
-    pub(super) fn new(event: &[u8], span: Range<usize>) -> Self {
-        Self {
-            at: span.start,
-            value: event[span].to_vec(),
+impl Head {
+    /// The begin of a chunk that was scanned, with another `created`; `None` where the chunk begins otherwise than SGLang's.
+    /// Offsets of `read` are those of `event` from `start`.
+    pub(super) fn new(event: &[u8], start: usize, read: &OpenAi, created: &[u8]) -> Option<Self> {
+        let id = read.id.as_ref()?;
+        let own = read.created.as_ref()?;
+        let choice = read.choices.as_ref()?.list.first()?;
+        let (_, index) = choice.index.as_ref()?;
+        let is_first = event.starts_with(CHUNK_BEGIN) && start + id.start + 1 == CHUNK_BEGIN.len();
+        if !is_first || own.start < id.end || index.start < own.end {
+            return None;
         }
-    }
-
-    /// Whether the event has this value there.
-    fn is_in(&self, event: &[u8]) -> bool {
-        let parts = event.split_at_checked(self.at);
-        parts.is_some_and(|(before, rest)| {
-            let after = rest.strip_prefix(&self.value[..]);
-            before.ends_with(b"\"created\":") && after.is_some_and(|after| after.starts_with(b","))
+        let text = |from: usize, to: usize| &event[start + from..start + to];
+        Some(Self {
+            seen: text(id.end, index.start).to_vec(),
+            sent: [text(id.end, own.start), created, text(own.end, index.start)].concat(),
         })
     }
 }
@@ -55,7 +56,6 @@ impl Created {
 impl Quick {
     pub(super) fn new() -> Self {
         Self {
-            choice: Finder::new(br#""choices":[{"index":"#),
             another_choice: Finder::new(br#"},{"index":"#),
             runs: Finder::new(br#""finish_reason":null"#),
         }
@@ -67,40 +67,37 @@ impl Quick {
         &self,
         gather: &Gather,
         sample: usize,
-        own: &Created,
-        common: &[u8],
+        head: &Head,
         event: &[u8],
         out: &mut BytesMut,
     ) -> bool {
-        if !own.is_in(event) || own.value.len() != common.len() || !is_one_line(event) {
-            return false;
-        }
-        // Behind `created`, so that its offset is the same in the output.
-        let Some(found) = self.choice.find(&event[own.at..]) else {
+        let Some((id_end, rest)) = behind_head(event, head) else {
             return false;
         };
-        let at = own.at + found + self.choice.needle().len();
-        let Some((prompt, length)) = number(&event[at..]) else {
+        let Some((prompt, rest)) = number(rest) else {
             return false;
         };
-        let rest = &event[at + length..];
-        let runs = || self.runs.find(rest).is_some();
         if prompt >= gather.batch.prompts()
             || self.another_choice.find(rest).is_some()
-            || gather.route == Route::ChatCompletions && !runs()
+            || gather.route == Route::ChatCompletions && self.runs.find(rest).is_none()
         {
             return false;
         }
-        let start = out.len();
-        out.reserve(event.len() + 2);
-        out.extend_from_slice(&event[..at]);
+        out.reserve(event.len() + MOST_DIGITS);
+        out.extend_from_slice(&event[..id_end]);
+        out.extend_from_slice(&head.sent);
         push_number(out, prompt * gather.samples + sample);
         out.extend_from_slice(rest);
-        if own.value != common {
-            out[start + own.at..][..common.len()].copy_from_slice(common);
-        }
         true
     }
+}
+
+/// The end of the id in a chunk, and what follows the head: the index of the choice.
+fn behind_head<'a>(event: &'a [u8], head: &Head) -> Option<(usize, &'a [u8])> {
+    let id = event.strip_prefix(CHUNK_BEGIN)?;
+    let end = memchr2(b'"', b'\\', id).filter(|end| id[*end] == b'"')? + 1;
+    let rest = id[end..].strip_prefix(&head.seen[..])?;
+    Some((CHUNK_BEGIN.len() + end, rest))
 }
 
 /// Adds an event of `/generate` with the flat index as its last member. Whether it did: nothing is added for any other
@@ -124,7 +121,7 @@ pub(super) fn generate(gather: &Gather, sample: usize, event: &[u8], out: &mut B
             _ => return false,
         },
     };
-    out.reserve(event.len() + 16);
+    out.reserve(event.len() + ",\"index\":".len() + MOST_DIGITS);
     out.extend_from_slice(BEGIN);
     out.extend_from_slice(kept);
     out.extend_from_slice(b",\"index\":");
@@ -133,12 +130,10 @@ pub(super) fn generate(gather: &Gather, sample: usize, event: &[u8], out: &mut B
     true
 }
 
-/// Whether the event has one `data:` line, and nothing else.
+/// Whether an event is one line.
 fn is_one_line(event: &[u8]) -> bool {
-    event.starts_with(BEGIN)
-        && event
-            .strip_suffix(b"\n\n")
-            .is_some_and(|line| memchr2(b'\n', b'\r', line).is_none())
+    let line = event.strip_suffix(b"\n\n");
+    line.is_some_and(|line| memchr2(b'\n', b'\r', line).is_none())
 }
 
 /// The `index` that is the last member of an object, and what is before it.
@@ -153,21 +148,23 @@ fn last_index(inside: &[u8]) -> Option<(usize, &[u8])> {
     Some((index, rest.strip_suffix(b",\"index\":")?))
 }
 
-/// The number at the start of a text, and its length; `None` for one of more than nine digits.
-fn number(text: &[u8]) -> Option<(usize, usize)> {
+/// The integer at the start of a text, and what follows it; `None` for one of more than nine digits.
+fn number(text: &[u8]) -> Option<(usize, &[u8])> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    if digits == 0 || digits > 9 {
+    let (number, rest) = text.split_at(digits);
+    if digits == 0 || digits > 9 || matches!(rest.first(), Some(b'.' | b'e' | b'E')) {
         return None;
     }
-    let number = text[..digits]
-        .iter()
-        .fold(0, |number, digit| number * 10 + usize::from(digit - b'0'));
-    Some((number, digits))
+    let add = |sum, digit: &u8| sum * 10 + usize::from(digit - b'0');
+    Some((number.iter().fold(0, add), rest))
 }
+
+/// The digits of the largest `usize`.
+const MOST_DIGITS: usize = 20;
 
 /// Adds a number as JSON writes it.
 fn push_number(out: &mut BytesMut, mut number: usize) {
-    let mut digits = [0; 20];
+    let mut digits = [0; MOST_DIGITS];
     let mut at = digits.len();
     loop {
         at -= 1;

@@ -17,7 +17,7 @@ use super::super::super::{Route, sse};
 use super::super::worker_response::object_payload;
 use super::event::{self, Chunk, Common};
 use super::openai::OpenAi;
-use super::quick::{self, Created, Quick};
+use super::quick::{self, Head, Quick};
 use super::{Gather, GatherError, GatherFault};
 
 const END: &[u8] = b"data: [DONE]\n\n";
@@ -45,7 +45,7 @@ pub struct GatherStream {
 struct Sample {
     splitter: sse::Splitter,
     /// Of its last chunk that was scanned.
-    created: Option<Created>,
+    head: Option<Head>,
     done: bool,
     /// Chat: whether it has a `finish_reason`.
     finished: bool,
@@ -61,7 +61,7 @@ impl GatherStream {
     pub(super) fn new(gather: Gather, max_event_bytes: usize) -> Self {
         let sample = || Sample {
             splitter: sse::Splitter::new(max_event_bytes),
-            created: None,
+            head: None,
             done: false,
             finished: false,
             late: Vec::new(),
@@ -178,13 +178,10 @@ impl GatherStream {
             return quick::generate(&self.gather, sample, event, out);
         }
         let state = &self.samples[sample];
-        let (Some(own), Some(common), false) = (&state.created, &self.created, state.finished)
-        else {
+        let (Some(head), false) = (&state.head, state.finished) else {
             return false;
         };
-        let quick = self
-            .quick
-            .chunk(&self.gather, sample, own, common, event, out);
+        let quick = self.quick.chunk(&self.gather, sample, head, event, out);
         if quick {
             self.last = sample;
         }
@@ -237,11 +234,12 @@ impl GatherStream {
                 return Ok(());
             }
         }
-        if let Some(span) = read.created.clone() {
-            let span = payload.start + span.start..payload.start + span.end;
-            self.created
-                .get_or_insert_with(|| Bytes::copy_from_slice(&event[span.clone()]));
-            state.created = Some(Created::new(event, span));
+        if let Some(own) = &read.created {
+            let own = &event[payload.start + own.start..payload.start + own.end];
+            let created = self
+                .created
+                .get_or_insert_with(|| Bytes::copy_from_slice(own));
+            state.head = Head::new(event, payload.start, &read, created);
         }
         let common = Common {
             id: None,
