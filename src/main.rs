@@ -46,6 +46,9 @@ fn run(serve: Serve) -> ExitCode {
     };
     match serve.action {
         Action::Test => {
+            if let Err(problems) = config.check_files() {
+                return fail(problems);
+            }
             for warning in &config.warnings {
                 complain(format_args!("warning: {warning}"));
             }
@@ -53,6 +56,9 @@ fn run(serve: Serve) -> ExitCode {
         }
         Action::PrintConfig => say(effective),
         Action::Run => {
+            if let Err(problems) = config.check_files() {
+                return fail(problems);
+            }
             let forks = serve.opt.daemon || config.server.daemon;
             log_to_stderr(&config.log_filter, forks);
             let ended = mini_lb::run(config, serve.opt);
@@ -84,6 +90,10 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
 fn log_to_stderr(filter: &str, directly: bool) {
     let mut logger = env_logger::Builder::new();
     let level = filter.trim().to_ascii_lowercase();
+    if !level.contains("pingora") {
+        // One error each second while a process waits for its old one. The server module says it in one line.
+        logger.filter_module("pingora_core::server::transfer_fd", LevelFilter::Off);
+    }
     if ["info", "warn"].contains(&level.as_str()) {
         logger.filter_module("pingora_core::protocols::tls", LevelFilter::Error);
     }

@@ -241,7 +241,8 @@ const POOL_SIZE: usize = 4096;
 
 /// Pingora's keys and their defaults, as Pingora serializes them, so that new keys appear by themselves.
 ///
-/// Two defaults differ from Pingora's: one thread per CPU instead of one, and [`POOL_SIZE`]. Work stealing stays on as in
+/// Three defaults differ from Pingora's: one thread per CPU instead of one, [`POOL_SIZE`], and a process in the background
+/// whose start ends when it takes signals. Work stealing stays on as in
 /// Pingora: without it a stream waits while its own thread is busy, though another one is idle.
 /// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
@@ -257,6 +258,7 @@ pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     defaults.remove("max_retries");
     let threads = available_parallelism().map_or(1, |threads| threads.get());
     defaults.insert("threads".to_owned(), Value::from(threads));
+    defaults.insert("daemon_wait_for_ready".to_owned(), Value::from(true));
     defaults.insert(
         "upstream_keepalive_pool_size".to_owned(),
         Value::from(POOL_SIZE),

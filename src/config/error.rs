@@ -173,6 +173,8 @@ pub enum Fault {
         /// The error of the system.
         why: String,
     },
+    /// The directory of a file that a process in the background writes does not exist.
+    NoDirectory(PathBuf),
     /// A file without a usable certificate or private key.
     Tls {
         /// As the user named it.
@@ -232,6 +234,7 @@ impl fmt::Display for Fault {
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys { text, file } => write!(f, "set either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
+            Fault::NoDirectory(path) => write!(f, "the directory {} does not exist", path.display()),
             Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
             Fault::Half { missing } => write!(f, "{missing} is required as well"),
             Fault::SameAddress => f.write_str("clients connect to this address, choose another port"),

@@ -83,6 +83,8 @@ pub struct Config {
     pub resilience: Resilience,
     /// How the process ends.
     pub shutdown: ShutdownConfig,
+    /// How long a process that was started with `--upgrade` waits for the sockets of the old one. Never zero.
+    pub upgrade_wait: Duration,
     /// The filter of the log, in the syntax of `env_logger`: `info`, `info,mini_lb=debug`.
     pub log_filter: String,
     /// Whether the log line of a request leaves out the address of its client.
@@ -91,9 +93,32 @@ pub struct Config {
     pub server: ServerConf,
     /// Settings that are accepted and have no effect, one line each, for the log.
     pub warnings: Vec<String>,
+    /// The files that a process in the background writes, as absolute paths. Empty in the foreground.
+    pub files: Vec<(Place, PathBuf)>,
 }
 
 impl Config {
+    /// Checks that the files of a process in the background can be there: their directories exist.
+    ///
+    /// Apart from the other checks, because it depends on the machine that the process will run on.
+    ///
+    /// # Errors
+    /// Every file whose directory does not exist.
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let missing = self.files.iter().filter_map(|(place, path)| {
+            let directory = path.parent()?;
+            (!directory.is_dir()).then(|| Problem {
+                place: place.clone(),
+                fault: Fault::NoDirectory(directory.to_owned()),
+            })
+        });
+        let problems: Vec<_> = missing.collect();
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(ConfigError { problems }),
+        }
+    }
+
     /// The last line of `--test`.
     pub fn summary(&self) -> String {
         format!(

@@ -4,7 +4,7 @@
 //! filled, and the values of a finer form are read. All problems are reported, not only the first. Key files and
 //! certificates are read here; nothing else is opened and no worker is contacted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pingora::server::configuration::ServerConf;
@@ -93,6 +93,8 @@ impl<'a> Resolver<'a> {
         let (prefill, decode) = self.fleet();
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
+        let upgrade_wait = self.get("upgrade_wait_secs");
+        let files = server.as_ref().map(|server| self.files(server));
         Some(Config {
             listen: listen?,
             admin_listen,
@@ -108,8 +110,10 @@ impl<'a> Resolver<'a> {
             shutdown: shutdown?,
             log_filter: log_filter?,
             disable_log_client_address: disable_log_client_address?,
+            upgrade_wait: upgrade_wait?,
             server: server?,
             warnings: Vec::new(),
+            files: files?,
         })
     }
 
@@ -305,11 +309,7 @@ impl<'a> Resolver<'a> {
         let keys = given.map(|(key, given)| (Value::from(key.as_str()), given.value.clone()));
         match server_conf(keys.collect()) {
             Ok(conf) if conf.threads == 0 => {
-                let place = self
-                    .draft
-                    .server
-                    .get("threads")
-                    .map_or(Place::Default, |given| given.place.clone());
+                let place = self.server_place("threads");
                 self.report(&place, Fault::Server("must be at least 1".to_owned()));
                 None
             }
@@ -319,6 +319,41 @@ impl<'a> Resolver<'a> {
                 None
             }
         }
+    }
+
+    /// The files of a process in the background. In the foreground there are none, and keys that name one are of no use.
+    fn files(&mut self, server: &ServerConf) -> Vec<(Place, PathBuf)> {
+        let defaults = ServerConf::default();
+        let log = server.error_log.as_deref();
+        let mut files = vec![("pid_file", server.pid_file.as_str())];
+        files.extend(log.map(|log| ("error_log", log)));
+        if server.daemon {
+            files.push(("upgrade_sock", &server.upgrade_sock));
+            let file = |(key, path): (&str, &str)| {
+                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+                (self.server_place(key), absolute)
+            };
+            return files.into_iter().map(file).collect();
+        }
+        for (key, path) in files {
+            // A printed configuration has the defaults too.
+            if key != "pid_file" || path != defaults.pid_file {
+                let instead = match key {
+                    "pid_file" => "no pid file is written",
+                    _ => "the log goes to stderr",
+                };
+                let place = self.server_place(key);
+                self.warnings.push(format!(
+                    "{place}: ignored without --daemon (or daemon: true), {instead}"
+                ));
+            }
+        }
+        Vec::new()
+    }
+
+    fn server_place(&self, key: &str) -> Place {
+        let given = self.draft.server.get(key);
+        given.map_or(Place::Default, |given| given.place.clone())
     }
 
     pub(super) fn report_value(

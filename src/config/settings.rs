@@ -229,6 +229,10 @@ const PROCESS: &[Setting] = &[
         "How long new connections are still accepted after SIGTERM, while /readiness returns 503. With Kubernetes: \
          readiness period times failure threshold")
         .default("0"),
+    Setting::new("upgrade_wait_secs", Kind::Seconds,
+        "How long a process that was started with --upgrade waits for the sockets of the old one, which sends them at \
+         SIGQUIT")
+        .default("60"),
     Setting::new("log_level", Kind::Text, "off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter of env_logger")
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \

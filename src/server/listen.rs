@@ -6,6 +6,8 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -16,6 +18,7 @@ use pingora::services::Service as PingoraService;
 use pingora::services::listening::Service;
 use tokio::sync::watch;
 
+use super::daemon::PidFile;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
@@ -35,6 +38,7 @@ const CLIENT_BUFFERS: L4BufferSettings = L4BufferSettings {
 };
 
 /// The configured addresses.
+#[derive(Clone)]
 pub(super) struct ListenAddresses {
     clients: Listen,
     admins: Option<Listen>,
@@ -193,9 +197,75 @@ impl ListeningService {
     }
 }
 
+/// Where the sockets come from when the services start.
+pub(super) enum Sockets {
+    /// Bound already.
+    Bound(Bound),
+    /// Those of an old process, which are waited for.
+    Inherited(Takeover),
+}
+
+/// A process that takes over from an old one.
+pub(super) struct Takeover {
+    pub(super) listen: ListenAddresses,
+    pub(super) upgrade_sock: String,
+    pub(super) wait: Duration,
+    /// `None` in the foreground.
+    pub(super) pid_file: Option<PidFile>,
+}
+
+impl Takeover {
+    /// Waits for the sockets of the old process, and lets it leave once all addresses are listened on.
+    ///
+    /// # Errors
+    /// [`StartError::Upgrade`], [`StartError::Listen`]: the old process keeps serving.
+    async fn bound(self) -> Result<Bound, StartError> {
+        let upgrade_sock = self.upgrade_sock.clone();
+        let taking = move || -> Result<Bound, StartError> {
+            let mut old_process = OldProcess::await_sockets(&self.upgrade_sock, self.wait)?;
+            let bound = Bound::new(&self.listen, Some(&mut old_process))?;
+            if let Some(pid_file) = &self.pid_file {
+                pid_file.take_over();
+            }
+            old_process.release();
+            Ok(bound)
+        };
+        match tokio::task::spawn_blocking(taking).await {
+            Ok(bound) => bound,
+            Err(error) => Err(StartError::Upgrade {
+                upgrade_sock,
+                why: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// What the services are made of.
+pub(super) struct Opening {
+    pub(super) sockets: Sockets,
+    pub(super) clients: ProxyConnections,
+    pub(super) admins: Option<ProxyConnections>,
+}
+
+impl Opening {
+    /// One service for each socket, once there are sockets.
+    ///
+    /// # Errors
+    /// Those of [`Takeover::bound`].
+    async fn services(self, shutdown: &Shutdown) -> Result<Vec<ListeningService>, StartError> {
+        let bound = match self.sockets {
+            Sockets::Bound(bound) => bound,
+            Sockets::Inherited(takeover) => takeover.bound().await?,
+        };
+        Ok(bound.services(self.clients, self.admins, shutdown))
+    }
+}
+
 /// All listening services as one of Pingora's services, with the tasks that run for as long: health checks and DNS.
 pub(super) struct Listeners {
-    pub(super) services: Vec<ListeningService>,
+    /// Taken at the start.
+    pub(super) opening: Option<Opening>,
+    pub(super) shutdown: Arc<Shutdown>,
     pub(super) probe: Option<Probe>,
     pub(super) names: Names,
     /// `None` in a balancer that handles no signals.
@@ -211,7 +281,14 @@ impl PingoraService for Listeners {
         listeners_per_fd: usize,
     ) {
         let fds = fds.unwrap_or_else(|| ListenFds::new(Fds::new().into()));
-        for service in &mut self.services {
+        let Some(opening) = self.opening.take() else {
+            return;
+        };
+        let mut services = match opening.services(&self.shutdown).await {
+            Ok(services) => services,
+            Err(error) => return self.shutdown.fail(error),
+        };
+        for service in &mut services {
             service.register(&fds);
         }
         if let Some(ready) = self.ready.take() {
@@ -219,9 +296,9 @@ impl PingoraService for Listeners {
         }
         // Bounded in time. Connections meanwhile wait in the backlog of their socket.
         self.names.begin().await;
-        let services = self.services.iter_mut();
-        let serving =
-            join_all(services.map(|service| service.serve(fds.clone(), listeners_per_fd)));
+        let serving = services
+            .iter_mut()
+            .map(|service| service.serve(fds.clone(), listeners_per_fd));
         let probing = async {
             match &self.probe {
                 Some(probe) => probe.run().await,
@@ -229,7 +306,7 @@ impl PingoraService for Listeners {
             }
         };
         tokio::select! {
-            _ = serving => {}
+            _ = join_all(serving) => {}
             () = probing => {}
             () = self.names.watch() => {}
         }
@@ -237,10 +314,5 @@ impl PingoraService for Listeners {
 
     fn name(&self) -> &str {
         "mini-lb"
-    }
-
-    fn listen_addresses(&self) -> Option<Vec<String>> {
-        let addresses = self.services.iter().map(|service| service.address.clone());
-        Some(addresses.collect())
     }
 }

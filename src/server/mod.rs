@@ -11,8 +11,10 @@
 //! | `tls` | certificates for the listeners and for connections to workers |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
+//! | `daemon` | the files of a process in the background |
 
 mod build;
+mod daemon;
 mod limits;
 mod listen;
 mod shutdown;
@@ -22,6 +24,7 @@ mod upgrade;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pingora::apps::HttpServerApp;
@@ -32,9 +35,9 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, MiniLbConfig};
 use build::build;
-use listen::{Bound, ListenAddresses, Listeners};
-use shutdown::Signals;
-use upgrade::OldProcess;
+use daemon::PidFile;
+use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
+use shutdown::{HandlersInstalled, Signals};
 
 /// Why the balancer did not start.
 #[derive(Debug)]
@@ -61,6 +64,15 @@ pub enum StartError {
     Tls(String),
     /// A signal handler could not be installed.
     Signals(io::Error),
+    /// A file of a process in the background cannot be written.
+    File {
+        /// Its key in the configuration.
+        key: &'static str,
+        /// The absolute path.
+        path: PathBuf,
+        /// The error of the system.
+        why: io::Error,
+    },
     /// The old process did not hand over its sockets.
     Upgrade {
         /// The path of Pingora's upgrade socket.
@@ -95,6 +107,9 @@ impl fmt::Display for StartError {
             ),
             StartError::Tls(why) => write!(f, "the certificate of the listeners is refused: {why}"),
             StartError::Signals(why) => write!(f, "cannot listen for signals: {why}"),
+            StartError::File { key, path, why } => {
+                write!(f, "cannot write {key} {}: {why}", path.display())
+            }
             StartError::Upgrade { upgrade_sock, why } => write!(
                 f,
                 "no old process handed over its sockets at upgrade_sock {upgrade_sock}: {why}"
@@ -106,7 +121,9 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::Listen { why, .. } | StartError::Signals(why) => Some(why),
+            StartError::Listen { why, .. }
+            | StartError::File { why, .. }
+            | StartError::Signals(why) => Some(why),
             StartError::NotAHeader { .. }
             | StartError::ConfInUse
             | StartError::Roots(_)
@@ -117,49 +134,80 @@ impl std::error::Error for StartError {
 }
 
 /// Runs the process until a signal ends it: SIGTERM lets live requests finish, SIGINT does not, SIGQUIT hands the
-/// listeners to a new process that was started with `-u`, and then lets live requests finish.
+/// listeners to a new process that was started with `-u`, and then lets live requests finish. SIGHUP, SIGUSR1 and SIGUSR2
+/// are logged. With `daemon` the process forks, and the parent exits within this call.
 ///
 /// # Errors
-/// [`StartError`]: nothing was started then.
+/// [`StartError`]: nothing was served then.
 pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     let listen = ListenAddresses::of(&config);
-    // Bind first, so that a busy port fails fast. On an upgrade take the old process's sockets last: if this start
-    // fails before, the old process keeps serving.
+    let upgrade_wait = config.upgrade_wait;
+    // Bind first, so that a busy port fails fast. On an upgrade the sockets are the old process's, which keeps serving
+    // until this one listens.
     let bound = (!options.upgrade)
         .then(|| Bound::new(&listen, None))
         .transpose()?;
     let built = build(config)?;
-    let bound = match bound {
-        Some(bound) => bound,
-        None => {
-            let mut old_process = OldProcess::await_sockets(&built.conf.upgrade_sock)?;
-            let bound = Bound::new(&listen, Some(&mut old_process))?;
-            old_process.release();
-            bound
-        }
+    let mut conf = Arc::try_unwrap(built.conf).map_err(|_| StartError::ConfInUse)?;
+    conf.daemon |= options.daemon;
+    let pid_file = PidFile::prepare(&mut conf, options.upgrade)?;
+    let sockets = match bound {
+        Some(bound) => Sockets::Bound(bound),
+        None => Sockets::Inherited(Takeover {
+            listen,
+            upgrade_sock: conf.upgrade_sock.clone(),
+            wait: upgrade_wait,
+            pid_file: pid_file.clone(),
+        }),
     };
-    let upgrade_sock = built.conf.upgrade_sock.clone();
-    let (signals, ready) = Signals::new(built.shutdown.clone(), upgrade_sock);
-    let server_conf = Arc::try_unwrap(built.conf).map_err(|_| StartError::ConfInUse)?;
+    let shutdown = built.shutdown.clone();
+    let (signals, ready) = Signals::new(shutdown.clone(), conf.upgrade_sock.clone());
+    let options = Opt {
+        conf: None,
+        // The sockets are taken by `Takeover`.
+        upgrade: false,
+        ..options
+    };
+    let waiting_parent = (conf.daemon && conf.daemon_wait_for_ready).then(|| ready.installed());
     let listeners = Listeners {
-        services: bound.services(built.clients, built.admins, &built.shutdown),
+        opening: Some(Opening {
+            sockets,
+            clients: built.clients,
+            admins: built.admins,
+        }),
+        shutdown: built.shutdown,
         probe: built.probe,
         names: built.names,
         ready: Some(ready),
     };
-    let options = Opt {
-        conf: None,
-        // The sockets have been taken already.
-        upgrade: false,
-        ..options
-    };
-    let mut server = Server::new_with_opt_and_conf(options, server_conf);
-    server.bootstrap();
+    let server = Server::new_with_opt_and_conf(Some(options), conf);
+    serve(server, listeners, signals, waiting_parent);
+    if let Some(pid_file) = pid_file {
+        pid_file.remove();
+    }
+    shutdown.failure().map_or(Ok(()), Err)
+}
+
+/// Runs Pingora's server until the signals end it. Where it is to run in the background it forks, and `waiting_parent`
+/// says when the parent may exit.
+fn serve(
+    mut server: Server,
+    listeners: Listeners,
+    signals: Signals,
+    waiting_parent: Option<HandlersInstalled>,
+) {
+    match waiting_parent {
+        None => server.bootstrap(),
+        // After the fork, and after the handlers are there: the next command of a shell may send a signal.
+        Some(installed) => {
+            let installed = server.add_service(installed);
+            server.bootstrap_as_a_service().add_dependency(installed);
+        }
+    }
     server.add_service(listeners);
     server.run(RunArgs {
         shutdown_signal: Box::new(signals),
     });
-    Ok(())
 }
 
 /// A balancer inside the caller's tokio runtime. One process can have several.
@@ -261,7 +309,12 @@ impl MiniLoadBalancer {
         let built = build(self.config)?;
         let proxy = built.clients.app.clone();
         let mut listeners = Listeners {
-            services: bound.services(built.clients, built.admins, &built.shutdown),
+            opening: Some(Opening {
+                sockets: Sockets::Bound(bound),
+                clients: built.clients,
+                admins: built.admins,
+            }),
+            shutdown: built.shutdown.clone(),
             probe: built.probe,
             names: built.names,
             ready: None,

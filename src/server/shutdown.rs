@@ -15,13 +15,14 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch};
+use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::{ServiceReadyNotifier, ServiceWithDependents};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::StartError;
 use super::upgrade::marker;
@@ -51,6 +52,9 @@ pub(super) struct Shutdown {
     admin_closed: watch::Sender<bool>,
     pub(super) requests: Arc<Inflight>,
     pub(super) connections: Arc<Inflight>,
+    /// Why the process ends although no signal came.
+    failure: Mutex<Option<StartError>>,
+    failed: Notify,
 }
 
 impl Shutdown {
@@ -62,7 +66,21 @@ impl Shutdown {
             admin_closed: watch::Sender::new(false),
             requests: Arc::default(),
             connections: Arc::default(),
+            failure: Mutex::default(),
+            failed: Notify::new(),
         }
+    }
+
+    /// Ends the process: it cannot listen.
+    pub(super) fn fail(&self, why: StartError) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.failed.notify_one();
+    }
+
+    /// The reason that [`Shutdown::fail`] got.
+    pub(super) fn failure(&self) -> Option<StartError> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.take()
     }
 
     /// The stage of the shutdown.
@@ -148,7 +166,7 @@ impl Shutdown {
     }
 }
 
-/// The signal handlers of the process: SIGTERM, SIGINT, SIGQUIT.
+/// The signal handlers of the process: SIGTERM, SIGINT and SIGQUIT, and those that are ignored.
 pub(super) struct Signals {
     shutdown: Arc<Shutdown>,
     upgrade_sock: String,
@@ -162,7 +180,37 @@ pub(super) struct SignalsReady {
     sockets: watch::Sender<Option<ListenFds>>,
 }
 
+/// One of Pingora's services, which is ready when the signal handlers are installed.
+pub(super) struct HandlersInstalled(watch::Receiver<bool>);
+
+#[async_trait]
+impl ServiceWithDependents for HandlersInstalled {
+    async fn start_service(
+        &mut self,
+        _fds: Option<ListenFds>,
+        _shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+        ready: ServiceReadyNotifier,
+    ) {
+        let _ = self.0.wait_for(|installed| *installed).await;
+        ready.notify_ready();
+    }
+
+    fn name(&self) -> &str {
+        "signal handlers"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
 impl SignalsReady {
+    /// A service on which others can depend.
+    pub(super) fn installed(&self) -> HandlersInstalled {
+        HandlersInstalled(self.installed.clone())
+    }
+
     /// Hands over the sockets that a new process would get, and waits until the handlers are installed, so that no
     /// signal kills a process that has logged that it listens.
     pub(super) async fn wait(mut self, sockets: ListenFds) {
@@ -213,6 +261,7 @@ impl Signals {
         tokio::select! {
             () = left => {}
             () = ignored.log() => {}
+            () = self.shutdown.failed.notified() => {}
             _ = interrupt.recv() => log::info!("interrupted"),
         }
         Ok(())

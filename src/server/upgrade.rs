@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use pingora::server::Fds;
@@ -31,28 +32,42 @@ pub(super) struct OldProcess {
 }
 
 impl OldProcess {
-    /// Waits some seconds for the sockets of a process that gets SIGQUIT.
+    /// Blocks until a process that gets SIGQUIT has sent its sockets, for about as long as `wait`.
     ///
     /// # Errors
     /// [`StartError::Upgrade`]: no sockets came, or none can come.
-    pub(super) fn await_sockets(upgrade_sock: &str) -> Result<Self, StartError> {
+    pub(super) fn await_sockets(upgrade_sock: &str, wait: Duration) -> Result<Self, StartError> {
         let failed = |why: &dyn std::fmt::Display| StartError::Upgrade {
             upgrade_sock: upgrade_sock.to_owned(),
             why: why.to_string(),
         };
+        let deadline = Instant::now() + wait;
         let marker = marker(upgrade_sock);
         prepare(upgrade_sock, &marker).map_err(|why| failed(&why))?;
-        let mut sockets = Fds::new();
-        if let Err(error) = sockets.get_from_sock(upgrade_sock) {
-            // No old process waits for it.
-            let _ = fs::remove_file(&marker);
-            return Err(failed(&format_args!("none sent in time ({error})")));
+        log::info!(
+            "waiting for the sockets of the old process, which sends them at SIGQUIT upgrade_sock={upgrade_sock} \
+             wait_secs={}",
+            wait.as_secs_f64()
+        );
+        loop {
+            let mut sockets = Fds::new();
+            // Pingora looks for them for some seconds. It is not interrupted: what has been sent must be taken.
+            match sockets.get_from_sock(upgrade_sock) {
+                Ok(()) => {
+                    return Ok(Self {
+                        sockets,
+                        taken: HashSet::new(),
+                        marker,
+                    });
+                }
+                Err(_) if Instant::now() < deadline => {}
+                Err(error) => {
+                    // No old process waits for it.
+                    let _ = fs::remove_file(&marker);
+                    return Err(failed(&format_args!("none sent in time ({error})")));
+                }
+            }
         }
-        Ok(Self {
-            sockets,
-            taken: HashSet::new(),
-            marker,
-        })
     }
 
     /// Its socket for this address, if it has one.

@@ -43,12 +43,13 @@ pub(crate) fn temporary(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// What a configuration means, without the warnings.
+/// What a configuration means, without the warnings and the places of its files.
 pub(crate) fn meaning(config: Config) -> String {
     format!(
         "{:?}",
         Config {
             warnings: Vec::new(),
+            files: Vec::new(),
             ..config
         }
     )

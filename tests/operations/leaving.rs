@@ -207,7 +207,7 @@ async fn a_successor_whose_address_is_busy_ends_at_once_and_its_predecessor_goes
     let port = pair.address.port();
     let workers = (workers.0.as_str(), workers.1.as_str());
     let mut new = pair.directory.start(port, workers, &more);
-    new.line("No incoming socket transfer").await;
+    new.line("waiting for the sockets of the old process").await;
     pair.process.signal(Signal::Quit).await;
     let why = new.line("mini-lb: ").await;
     let expected = format!("cannot listen on {busy}: another process listens there");
@@ -237,15 +237,17 @@ async fn a_successor_listens_where_its_predecessor_did_not() {
 }
 
 #[tokio::test]
-async fn a_successor_without_a_predecessor_says_so_and_ends() {
+async fn a_successor_without_a_predecessor_says_so_without_an_error_each_second_and_ends() {
     let directory = Directory::new();
-    let mut alone = directory.start(0, NOWHERE, "--upgrade");
+    let mut alone = directory.start(0, NOWHERE, "--upgrade --upgrade-wait-secs 0.1");
     let why = alone.line("mini-lb: ").await;
     assert!(
         why.contains("no old process handed over its sockets"),
         "{why}"
     );
     assert!(!alone.ended().await.success());
+    let text = alone.end().await.text();
+    assert!(!text.contains("ERROR"), "{text}");
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the configuration: {left:?}");
 }

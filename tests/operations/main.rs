@@ -5,6 +5,7 @@
 mod access_log;
 mod admin;
 mod binary;
+mod daemon;
 mod fan_out;
 mod hyper_client;
 mod leaving;

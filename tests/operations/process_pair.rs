@@ -129,8 +129,7 @@ pub(crate) async fn succeed(
 ) -> Process {
     let more = format!("--upgrade {more}");
     let mut new = directory.start(address.port(), workers, &more);
-    // Pingora's line when it waits at the upgrade socket.
-    new.line("No incoming socket transfer").await;
+    new.line("waiting for the sockets of the old process").await;
     old.signal(Signal::Quit).await;
     old.line("successor listens").await;
     assert_eq!(new.address().await, address);
