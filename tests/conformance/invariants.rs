@@ -2,7 +2,7 @@
 //!
 //! They are checked on the response of the ordinary server too: an invariant that it violates is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -65,11 +65,46 @@ fn of_stream(case: &Case, events: &[Event]) -> Vec<String> {
     if case.request.path == "/generate" {
         violations.extend(of_cumulative(case, events));
     }
+    if case.samples > 1 {
+        violations.extend(of_samples(case, events));
+    }
     if case.request.path == "/v1/responses" {
         let numbers = trees(events).map(|tree| tree["sequence_number"].as_u64());
         if !numbers.eq((0..).map(Some).take(events.len())) {
             violations.push("the sequence numbers have a gap".to_owned());
         }
+    }
+    violations
+}
+
+/// Each sample has an id that no other has, until chat's finish chunks, which come after all samples.
+fn of_samples(case: &Case, events: &[Event]) -> Vec<String> {
+    let chat = case.request.path == "/v1/chat/completions";
+    let mut ids: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+    let mut finishes = false;
+    let mut violations = Vec::new();
+    for tree in trees(events) {
+        let choice = &tree["choices"][0];
+        let index = choice["index"].as_u64().or_else(|| tree["index"].as_u64());
+        let id = tree["id"]
+            .as_str()
+            .or_else(|| tree["meta_info"]["id"].as_str());
+        let (Some(index), Some(id)) = (index, id) else {
+            continue;
+        };
+        if chat && choice["finish_reason"].is_string() {
+            finishes = true;
+            continue;
+        }
+        if finishes {
+            violations.push(format!("index {index}: an event after a finish chunk"));
+        }
+        ids.entry(index).or_default().insert(id);
+    }
+    let all: BTreeSet<&str> = ids.values().flatten().copied().collect();
+    let one_each = ids.values().all(|of_one| of_one.len() == 1);
+    if !one_each || all.len() != ids.len() {
+        violations.push(format!("the samples' ids are {ids:?}"));
     }
     violations
 }

@@ -64,6 +64,7 @@ async fn a_simulated_pair_behind_mini_lb_answers_as_an_ordinary_worker() {
         decode: vec![decode.url()],
         ordinary: Some(ordinary.url()),
         model: None,
+        each_n: false,
     })
     .await;
 }

@@ -39,7 +39,7 @@ enum Outcome {
 pub(crate) async fn all_cases(workers: &Workers) {
     let balancer = Balancer::start(workers.config()).await;
     let run = Run::new(workers, balancer.address).await;
-    let material = run.material(workers.model.clone()).await;
+    let material = run.material(workers).await;
     let only = std::env::var("MINI_LB_TEST_ONLY").unwrap_or_default();
     let cases: Vec<Case> = cases::all(&material)
         .into_iter()
@@ -213,9 +213,9 @@ impl Run {
         flushed.into_iter().filter_map(Result::err).collect()
     }
 
-    async fn material(&self, model: Option<String>) -> Material {
-        let model = match model {
-            Some(model) => model,
+    async fn material(&self, workers: &Workers) -> Material {
+        let model = match &workers.model {
+            Some(model) => model.clone(),
             None => self.first_model().await,
         };
         let sentence = "the quick brown fox jumps over the lazy dog and runs away from it ";
@@ -233,6 +233,7 @@ impl Run {
         }
         Material {
             model,
+            each_n: workers.each_n,
             texts: texts
                 .try_into()
                 .unwrap_or_else(|_| unreachable!("four texts")),

@@ -17,6 +17,8 @@ pub(crate) struct Workers {
     pub(crate) ordinary: Option<String>,
     /// The served model; by default the first of `/v1/models`.
     pub(crate) model: Option<String>,
+    /// Whether a case is sent with each `n` from 2 to 4, or with one of them.
+    pub(crate) each_n: bool,
 }
 
 impl Workers {
@@ -39,6 +41,7 @@ impl Workers {
             decode: list("MINI_LB_TEST_DECODE")?,
             ordinary: std::env::var("MINI_LB_TEST_ORDINARY").ok(),
             model: std::env::var("MINI_LB_TEST_MODEL").ok(),
+            each_n: true,
         })
     }
 

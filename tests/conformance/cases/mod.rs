@@ -9,6 +9,7 @@ mod completions;
 mod errors;
 mod generate;
 mod responses;
+mod samples;
 mod single;
 mod wire;
 
@@ -35,6 +36,8 @@ pub(crate) struct Case {
     pub(crate) leeway: Leeway,
     /// The start of the logprobs in the prompt of a `/generate`, for `invariants`.
     pub(crate) starts_at: Option<usize>,
+    /// Samples per prompt.
+    pub(crate) samples: u64,
 }
 
 impl Case {
@@ -70,6 +73,7 @@ impl Case {
             times: 1,
             leeway: Leeway::default(),
             starts_at: None,
+            samples: 1,
         }
     }
 
@@ -113,6 +117,8 @@ pub(crate) struct Material {
     pub(crate) model: String,
     /// Prompts of one token, a few, about 200 and about 1500.
     pub(crate) texts: [Text; 4],
+    /// Whether a case is sent with each `n` from 2 to 4, or with one of them.
+    pub(crate) each_n: bool,
 }
 
 /// A prompt and its length.
@@ -131,7 +137,7 @@ impl Material {
 
 /// Every case.
 pub(crate) fn all(material: &Material) -> Vec<Case> {
-    [
+    let cases = [
         generate::cases(material),
         chat::cases(material),
         completions::cases(material),
@@ -141,7 +147,9 @@ pub(crate) fn all(material: &Material) -> Vec<Case> {
         errors::cases(material),
         wire::cases(material),
     ]
-    .concat()
+    .concat();
+    let sampled = samples::of(&cases, material.each_n);
+    [cases, sampled].concat()
 }
 
 /// Token ids that any vocabulary has, without the special ones at the start.
