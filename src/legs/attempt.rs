@@ -164,7 +164,7 @@ impl Attempt {
     pub(crate) fn prefill_error(&self) -> Option<LegError> {
         match self.leg.as_ref()?.outcome()? {
             Outcome::Served(_) => None,
-            Outcome::Rejected(rejection) => {
+            Outcome::Rejected(rejection) | Outcome::Aborted(rejection) => {
                 Some(LegError::Rejected(Role::Prefill, rejection.clone()))
             }
             Outcome::Failed(failure) => Some(LegError::Failed(
@@ -205,7 +205,9 @@ impl Attempt {
     ) -> Result<(), LegError> {
         self.streams = is_event_stream(&head.headers);
         let length = content_length(&head.headers);
-        if self.plan.merge == Merge::None {
+        // Where prefill's transfer was aborted, no byte is passed on: decode's first one shows which leg is to blame.
+        let is_aborted = matches!(self.prefill_state(), Leg::Aborted(_));
+        if self.plan.merge == Merge::None || is_aborted {
             self.response = match (self.streams, length) {
                 (true, _) if is_encoded(&head.headers) => Response::Unchanged,
                 (true, _) => Response::first_event(self.plan.engine, self.plan.route),

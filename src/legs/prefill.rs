@@ -28,6 +28,10 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The longest error response that is passed on, in bytes. SGLang's have a few hundred.
 const REJECTION_LIMIT: usize = 1 << 20;
 
+/// How long an error of prefill that tells of decode's end waits for that end. A worker that dies closes its
+/// connections within milliseconds.
+const CAUSE_GRACE: Duration = Duration::from_secs(1);
+
 /// The outcome of a prefill leg.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
@@ -35,6 +39,8 @@ pub(crate) enum Outcome {
     Served(Bytes),
     /// An error response, which the client gets instead of decode's response.
     Rejected(Rejection),
+    /// The same, and it tells of the end of decode's leg.
+    Aborted(Rejection),
     /// No response.
     Failed(Failure),
 }
@@ -123,11 +129,19 @@ impl PrefillLeg {
         poll_fn(|cx| self.0.poll_ended(cx).map(drop)).await;
     }
 
-    /// Resolves when the leg has failed, and never otherwise. A cancelled leg has not failed.
+    /// Resolves when the leg has failed, and never otherwise; [`CAUSE_GRACE`] later where its error tells of the end of
+    /// decode's leg. A cancelled leg has not failed.
     pub(crate) fn failure(&self) -> impl Future<Output = ()> + Send + Sync + use<> {
         let report = self.0.clone();
+        // Boxed when it is needed: every request carries this future.
+        let mut grace = None;
         poll_fn(move |cx| match ready!(report.poll_ended(cx)).state() {
-            state if state.is_failure() && !report.is_cancelled() => Poll::Ready(()),
+            _ if report.is_cancelled() => Poll::Pending,
+            Leg::Aborted(_) => grace
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(CAUSE_GRACE)))
+                .as_mut()
+                .poll(cx),
+            state if state.is_failure() => Poll::Ready(()),
             _ => Poll::Pending,
         })
     }
@@ -212,6 +226,7 @@ impl Outcome {
         match self {
             Outcome::Served(_) => Leg::Served,
             Outcome::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
+            Outcome::Aborted(rejection) => Leg::Aborted(rejection.status.as_u16()),
             Outcome::Failed(failure) => failed(failure),
         }
     }
@@ -242,8 +257,8 @@ pub(crate) fn evidence(leg: Leg) -> Evidence {
     match leg {
         Leg::Served => Evidence::Good,
         Leg::Unsent => Evidence::Absent,
-        // These tell of the request or of the load, not of the worker.
-        Leg::Running | Leg::Rejected(..=499 | 503) => Evidence::Neutral,
+        // These tell of the request, of the load or of the other worker.
+        Leg::Running | Leg::Aborted(_) | Leg::Rejected(..=499 | 503) => Evidence::Neutral,
         Leg::Rejected(_) | Leg::Lost | Leg::Failed => Evidence::Bad,
     }
 }
@@ -279,7 +294,7 @@ impl PrefillRequest {
         if !status.is_success() {
             let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
             let body = reply.collect(REJECTION_LIMIT).await?;
-            return Ok(Outcome::Rejected(Rejection {
+            return Ok(self.rejected(Rejection {
                 status,
                 content_type,
                 body,
@@ -298,10 +313,18 @@ impl PrefillRequest {
             false => self.engine.document_error(self.route, &body),
         };
         Ok(match (error, self.keep) {
-            (Some(error), _) => Outcome::Rejected(error.into()),
+            (Some(error), _) => self.rejected(error.into()),
             (None, Keep::Body(_)) => Outcome::Served(body),
             (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
         })
+    }
+
+    fn rejected(&self, rejection: Rejection) -> Outcome {
+        let is_failure = rejection.status.is_server_error();
+        match is_failure && self.engine.tells_of_decode(&rejection.body) {
+            true => Outcome::Aborted(rejection),
+            false => Outcome::Rejected(rejection),
+        }
     }
 }
 

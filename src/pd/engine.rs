@@ -107,6 +107,13 @@ impl Engine {
         }
     }
 
+    /// Whether this error of a prefill worker tells of the end of decode's leg: its cause is there, or in an abort.
+    pub fn tells_of_decode(self, error: &[u8]) -> bool {
+        match self {
+            Self::Sglang => sglang::tells_of_decode(error),
+        }
+    }
+
     /// The shape of an error of the proxy, as a client of the engine's own server would read it. `None` is any path
     /// without legs.
     pub fn error_shape(self, route: Option<Route>) -> ErrorShape {

@@ -17,6 +17,8 @@ pub enum Leg {
     Served,
     /// A response with this status, which is not a success.
     Rejected(u16),
+    /// A response with this status that tells of the end of the other leg: the KV transfer was aborted.
+    Aborted(u16),
     /// No response, and the worker cannot have begun, because no connection was established.
     Unsent,
     /// No response; the worker may have begun.
@@ -55,6 +57,8 @@ pub struct RequestState {
     decode: Leg,
     attempt: u32,
     committed: bool,
+    /// Whether decode's response has more than a head.
+    begun: bool,
     /// Whether a worker may have seen the request in this or an earlier attempt.
     seen: bool,
 }
@@ -91,6 +95,7 @@ impl Default for RequestState {
             decode: Leg::Running,
             attempt: 1,
             committed: false,
+            begun: false,
             seen: false,
         }
     }
@@ -105,6 +110,11 @@ impl RequestState {
     /// Reports the progress of decode's leg.
     pub fn decode(&mut self, leg: Leg) {
         self.decode = leg;
+    }
+
+    /// Reports that the first byte of decode's response has come. Its head alone does not say that decode generates.
+    pub fn begin(&mut self) {
+        self.begun = true;
     }
 
     /// Reports that the first byte goes to the client: from now on there is no other status and no other pair.
@@ -132,6 +142,9 @@ impl RequestState {
                 Verdict::Respond
             };
         }
+        if self.awaits_cause() {
+            return Verdict::Wait;
+        }
         match self.blamed() {
             Some((role, leg)) if leg.is_retryable() && self.may_retry(rules) => {
                 Verdict::Retry(role)
@@ -147,11 +160,24 @@ impl RequestState {
         self.seen |= self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
         self.prefill = Leg::Running;
         self.decode = Leg::Running;
+        self.begun = false;
         self.attempt += 1;
     }
 
+    /// Whether prefill tells of the end of decode's leg before that is known. The worker that dies is often heard of
+    /// second.
+    fn awaits_cause(&self) -> bool {
+        let is_open = match self.decode {
+            Leg::Running => true,
+            Leg::Served => !self.begun,
+            _ => false,
+        };
+        is_open && matches!(self.prefill, Leg::Aborted(_))
+    }
+
     /// The leg to blame. A 4xx wins, because it says what is wrong with the request. Otherwise prefill's failure wins:
-    /// decode's is then a symptom, because it waits for a KV cache that does not arrive.
+    /// decode's is then a symptom, because it waits for a KV cache that does not arrive. But where prefill's is that the
+    /// transfer was aborted, that is the symptom, and decode's the cause.
     fn blamed(&self) -> Option<(Role, Leg)> {
         let prefill = (Role::Prefill, self.prefill);
         let decode = (Role::Decode, self.decode);
@@ -159,6 +185,7 @@ impl RequestState {
             (false, false) => None,
             (true, false) => Some(prefill),
             (false, true) => Some(decode),
+            (true, true) if matches!(self.prefill, Leg::Aborted(_)) => Some(decode),
             (true, true) if self.decode.is_request_fault() && !self.prefill.is_request_fault() => {
                 Some(decode)
             }
@@ -191,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_table_before_the_first_byte() {
-        use Leg::{Failed, Lost, Rejected, Running, Served, Unsent};
+        use Leg::{Aborted, Failed, Lost, Rejected, Running, Served, Unsent};
         use Role::{Decode, Prefill};
         use Verdict::{Fail, Respond, Retry, Wait};
         for (prefill, decode, verdict) in [
@@ -213,6 +240,14 @@ mod tests {
             (Rejected(500), Served, Fail(Prefill)),
             (Failed, Running, Fail(Prefill)),
             (Running, Failed, Fail(Decode)),
+            // Prefill's words about an abort are no cause. They wait for decode's leg, and never decide against it.
+            (Aborted(500), Running, Wait),
+            (Aborted(500), Served, Wait),
+            (Aborted(500), Lost, Retry(Decode)),
+            (Aborted(500), Unsent, Retry(Decode)),
+            (Aborted(500), Failed, Fail(Decode)),
+            (Aborted(500), Rejected(400), Fail(Decode)),
+            (Aborted(500), Rejected(500), Fail(Decode)),
             // Another pair may do better.
             (Unsent, Running, Retry(Prefill)),
             (Running, Unsent, Retry(Decode)),
@@ -227,6 +262,18 @@ mod tests {
             let state = state(prefill, decode);
             assert_eq!(state.verdict(FREE), verdict, "{prefill:?} {decode:?}");
         }
+    }
+
+    #[test]
+    fn a_decode_that_sends_bytes_after_an_abort_of_prefill_has_not_got_the_kv_cache() {
+        let mut state = state(Leg::Aborted(500), Leg::Served);
+        assert_eq!(state.verdict(FREE), Verdict::Wait);
+        state.begin();
+        assert_eq!(state.verdict(FREE), Verdict::Fail(Role::Prefill));
+        state.retry();
+        state.prefill(Leg::Aborted(500));
+        state.decode(Leg::Served);
+        assert_eq!(state.verdict(FREE), Verdict::Wait, "of the next attempt");
     }
 
     #[test]

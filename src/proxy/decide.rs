@@ -208,7 +208,7 @@ impl Proxy {
 
     /// A 500 of one leg is often the other's fault, so that it also counts against the pair.
     pub(super) fn note_pair(attempt: &Attempt, leg: Leg) {
-        if matches!(leg, Leg::Rejected(500)) {
+        if matches!(leg, Leg::Rejected(500) | Leg::Aborted(_)) {
             attempt.report_pair_failure();
         }
     }

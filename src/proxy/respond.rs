@@ -83,8 +83,11 @@ impl Proxy {
     /// # Errors
     /// The attempt is over: with a fault that is in the context, or with a retry.
     pub(super) fn pass(&self, ctx: &mut RequestContext, chunk: Bytes, end: bool) -> Result<Bytes> {
-        let is_first = !ctx.has_begun() && (!chunk.is_empty() || end);
+        let passed = ctx.attempt()?.pass(chunk, end);
+        let passed = passed.map_err(|error| self.not_passed(ctx, error))?;
+        let is_first = !ctx.has_begun() && (!passed.is_empty() || end);
         if is_first && ctx.record.status < 300 {
+            ctx.state.begin();
             // Decode cannot generate from a KV cache that did not come: where prefill has failed, this is no response.
             match self.decide(ctx)? {
                 Decision::Retry(retry) => return Err(retry),
@@ -92,7 +95,6 @@ impl Proxy {
                 Decision::Fail(Role::Decode) | Decision::Proceed => {}
             }
         }
-        let passed = ctx.attempt()?.pass(chunk, end);
-        passed.map_err(|error| self.not_passed(ctx, error))
+        Ok(passed)
     }
 }

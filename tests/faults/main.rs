@@ -4,6 +4,7 @@
 
 mod aborts;
 mod absent_workers;
+mod causes;
 mod deadlines;
 mod probed_workers;
 mod retries;

@@ -19,7 +19,7 @@ pub use bootstrap::{Bootstrap, Fields, Injected, Room, inject, tail_reserve};
 pub use error_body::ErrorShape;
 pub use ids::{RequestId, RequestIds};
 pub use merge::StreamMerger;
-pub use outcome::{WorkerError, document_error, stream_error};
+pub use outcome::{WorkerError, document_error, stream_error, tells_of_decode};
 pub use prefill_data::PrefillData;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use samples::{Gather, GatherError, GatherFault, GatherStream, Refusal};

@@ -56,6 +56,15 @@ pub fn document_error(route: Route, document: &[u8]) -> Option<WorkerError> {
     nested.or_else(|| plain_error(document))
 }
 
+/// Whether prefill's error says that its KV transfer was aborted, or that decode looks dead.
+///
+/// Source: SGLang 0.5.23, `srt/disaggregation/common/conn.py` (`abort`) and
+/// `srt/disaggregation/mooncake/conn.py` (`transfer_worker`).
+pub fn tells_of_decode(error: &[u8]) -> bool {
+    let has = |words: &str| memchr::memmem::find(error, words.as_bytes()).is_some();
+    has("KVTransferError(") && (has("Aborted by AbortReq") || has("Decode instance could be dead"))
+}
+
 /// The error object itself, as it stands in a response with a status.
 fn plain_error(document: &[u8]) -> Option<WorkerError> {
     let [object, code] = members(document, ["object", "code"])?;
@@ -169,6 +178,30 @@ mod tests {
         format!(
             r#"{{"text":"","meta_info":{{"id":"a","finish_reason":{{"type":"abort",{rest}}},"e2e":1}}}}"#
         )
+    }
+
+    #[test]
+    fn an_aborted_transfer_tells_of_decode_and_a_failed_one_does_not() {
+        let error = |reason: &str| {
+            format!(
+                r#"{{"object":"error","message":"Prefill transfer failed for request rank=0 req.rid='r' req.bootstrap_room=7 with exception KVTransferError(bootstrap_room=7): {reason}","type":"500","param":null,"code":500}}"#
+            )
+        };
+        for (reason, tells) in [
+            ("Aborted by AbortReq.", true),
+            (
+                "Decode instance could be dead, remote mooncake session 10.0.0.1:1 is not alive",
+                true,
+            ),
+            ("Failed due to an unknown reason from another rank", false),
+            (
+                "Request 7 timed out after 300.0s in KVPoll.Bootstrapping",
+                false,
+            ),
+        ] {
+            assert_eq!(tells_of_decode(error(reason).as_bytes()), tells, "{reason}");
+        }
+        assert!(!tells_of_decode(b"Aborted by AbortReq."));
     }
 
     #[test]

@@ -145,15 +145,24 @@ impl Corridor {
                 // Decode's head has arrived, perhaps with the first byte of the body.
                 self.note(Role::Decode, Leg::Served);
                 self.obey();
-                let responds = || self.state.verdict(self.rules) == Verdict::Respond;
-                if !self.is_over() && responds() && choices.yes() {
-                    self.state.commit();
-                    self.bytes_sent = true;
+                let verdict = self.state.verdict(self.rules);
+                let may_go_on = matches!(verdict, Verdict::Respond | Verdict::Wait);
+                if !self.is_over() && may_go_on && choices.yes() {
+                    self.first_byte();
                 }
             }
             4 if self.bytes_sent => self.end(Ended::Answered),
             5 if choices.below(10) == 9 => self.end(Ended::Left),
             _ => {}
+        }
+    }
+
+    fn first_byte(&mut self) {
+        self.state.begin();
+        self.obey();
+        if !self.is_over() && self.state.verdict(self.rules) == Verdict::Respond {
+            self.state.commit();
+            self.bytes_sent = true;
         }
     }
 
@@ -182,6 +191,9 @@ fn failure(choices: &mut Decisions<'_>) -> Leg {
         0 => Leg::Unsent,
         1 => Leg::Lost,
         2 => Leg::Failed,
-        _ => Leg::Rejected([400, 404, 413, 429, 500, 502, 503, 504][choices.below(8)]),
+        _ => match [400, 404, 413, 429, 500, 502, 503, 504][choices.below(8)] {
+            504 => Leg::Aborted(500),
+            status => Leg::Rejected(status),
+        },
     }
 }
