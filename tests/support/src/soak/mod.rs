@@ -237,7 +237,9 @@ impl Soak {
             let conf = self.directory.path().join("conf.yaml");
             let arguments = self.fleet.arguments(conf, self.address.port(), "--upgrade");
             let mut successor = Process::start(&self.plan.binary, &arguments);
-            successor.line("No incoming socket transfer").await;
+            successor
+                .line("waiting for the sockets of the old process")
+                .await;
             self.process.signal(Signal::Quit).await;
             successor.address().await;
             if !self.process.ended().await.success() {
