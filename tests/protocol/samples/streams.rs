@@ -273,3 +273,59 @@ fn events_that_wait_for_other_samples_are_bounded() {
     stream.push(1, finish.clone(), &mut out).unwrap();
     assert!(out.is_empty());
 }
+
+#[test]
+fn no_bytes_make_gathering_panic_or_give_a_part_of_an_event() {
+    let mut rng = SmallRng::seed_from_u64(14);
+    let (mut whole, mut failed) = (0, 0);
+    for scenario in STREAMS {
+        let captured = captured(scenario, "sse");
+        let streams = streams(&captured.events(), captured.n);
+        for _ in 0..40 {
+            let mutated: Vec<Bytes> = streams.iter().map(|own| mutated(&mut rng, own)).collect();
+            let mut stream = captured.gather().stream(MAX_EVENT_BYTES);
+            let mut out = BytesMut::new();
+            let mut error = None;
+            for (sample, chunk) in shuffled(&mut rng, &mutated) {
+                error = error.or(stream.push(sample, chunk, &mut out).err());
+            }
+            let sent = out.clone().freeze();
+            assert_eq!(
+                sse::events(sent).map(|event| event.len()).sum::<usize>(),
+                out.len()
+            );
+            if let Some(error) = error {
+                failed += 1;
+                assert!(!error.to_string().is_empty());
+                stream.abandon(b": gone\n\n", &mut out);
+                assert!(out.ends_with(b"data: [DONE]\n\n"));
+            } else {
+                whole += usize::from(stream.is_complete());
+            }
+            // As documents they are no better.
+            assert!(captured.gather().document(&mutated).is_err());
+        }
+    }
+    assert!(whole > 40 && failed > 40, "{whole} {failed}");
+}
+
+/// A stream of which some bytes are lost, changed or repeated.
+fn mutated(rng: &mut SmallRng, stream: &Bytes) -> Bytes {
+    const TEXTS: [&[u8]; 6] = [
+        b"\n\n",
+        b"\"",
+        b"}",
+        b"index",
+        b"9999999999",
+        b"{\"error\":1}",
+    ];
+    let mut bytes = stream.to_vec();
+    for _ in 0..rng.random_range(0..3) {
+        let at = rng.random_range(0..bytes.len());
+        let end = (at + rng.random_range(0..9)).min(bytes.len());
+        let text = TEXTS[rng.random_range(0..TEXTS.len())];
+        let kept = rng.random_range(0..3) > 0;
+        bytes.splice(at..end, text.iter().copied().filter(|_| kept));
+    }
+    bytes.into()
+}

@@ -29,23 +29,20 @@ pub(super) struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Adds the chunk with the flat index of its choices; with another id where one is given.
+    /// Adds the chunk with the flat index of its choices, which must be prompts of the request.
     pub(super) fn write(
         &self,
         gather: &Gather,
         sample: usize,
         common: Common<'_>,
         out: &mut BytesMut,
-    ) -> Result<(), GatherFault> {
+    ) {
         let mut edits = Edits::default();
         let choices = self.read.choices.iter().flat_map(|choices| &choices.list);
-        for choice in choices {
-            let (prompt, span) = choice.index.clone().ok_or(GatherFault::Missing("index"))?;
-            let flat = gather.flat(prompt, sample).map_err(|error| error.fault)?;
-            edits.rewrite(span, flat.to_string());
+        for (prompt, span) in choices.filter_map(|choice| choice.index.clone()) {
+            edits.rewrite(span, gather.flat(prompt, sample).to_string());
         }
         self.splice(common, edits, out);
-        Ok(())
     }
 
     /// Adds the chunk with these changes, and those that every chunk gets.
@@ -84,8 +81,7 @@ pub(super) fn held(
             payload,
             read: &read,
         };
-        let written = chunk.write(gather, sample, common, out);
-        debug_assert!(written.is_ok(), "the index was checked when the chunk came");
+        chunk.write(gather, sample, common, out);
     }
 }
 
@@ -161,11 +157,11 @@ pub(super) fn generate(
     let mut edits = Edits::default();
     match index {
         Some((Some(prompt), span)) => {
-            let flat = gather.flat(prompt, sample).map_err(|error| error.fault)?;
-            edits.rewrite(span, flat.to_string());
+            gather.check(prompt)?;
+            edits.rewrite(span, gather.flat(prompt, sample).to_string());
         }
         None if gather.batch.prompts() == 1 => {
-            let flat = gather.flat(0, sample).map_err(|error| error.fault)?;
+            let flat = gather.flat(0, sample);
             edits.rewrite(close..close, format!(",\"index\":{flat}"));
         }
         _ => return Err(GatherFault::Missing("index")),

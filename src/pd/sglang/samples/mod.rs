@@ -66,16 +66,18 @@ impl Gather {
         GatherStream::new(*self, max_event_bytes)
     }
 
-    /// The flat index of one prompt's sample.
-    fn flat(&self, prompt: usize, sample: usize) -> Result<usize, GatherError> {
+    /// Checks that there is such a prompt.
+    fn check(&self, prompt: usize) -> Result<(), GatherFault> {
         if prompt < self.batch.prompts() {
-            Ok(prompt * self.samples + sample)
+            Ok(())
         } else {
-            Err(GatherError {
-                sample,
-                fault: GatherFault::Index(prompt),
-            })
+            Err(GatherFault::Index(prompt))
         }
+    }
+
+    /// The flat index of one prompt's sample.
+    fn flat(&self, prompt: usize, sample: usize) -> usize {
+        prompt * self.samples + sample
     }
 }
 

@@ -77,7 +77,7 @@ impl Quick {
         let Some((prompt, rest)) = number(rest) else {
             return false;
         };
-        if prompt >= gather.batch.prompts()
+        if gather.check(prompt).is_err()
             || self.another_choice.find(rest).is_some()
             || gather.route == Route::ChatCompletions && self.runs.find(rest).is_none()
         {
@@ -86,7 +86,7 @@ impl Quick {
         out.reserve(event.len() + MOST_DIGITS);
         out.extend_from_slice(&event[..id_end]);
         out.extend_from_slice(&head.sent);
-        push_number(out, prompt * gather.samples + sample);
+        push_number(out, gather.flat(prompt, sample));
         out.extend_from_slice(rest);
         true
     }
@@ -125,7 +125,7 @@ pub(super) fn generate(gather: &Gather, sample: usize, event: &[u8], out: &mut B
     out.extend_from_slice(BEGIN);
     out.extend_from_slice(kept);
     out.extend_from_slice(b",\"index\":");
-    push_number(out, prompt * gather.samples + sample);
+    push_number(out, gather.flat(prompt, sample));
     out.extend_from_slice(END);
     true
 }

@@ -165,11 +165,11 @@ impl GatherStream {
             }
             return Ok(());
         };
-        match self.gather.route {
-            Route::Generate => event::generate(&self.gather, sample, &event, payload, out)
-                .map_err(|fault| GatherError { sample, fault }),
+        let handled = match self.gather.route {
+            Route::Generate => event::generate(&self.gather, sample, &event, payload, out),
             _ => self.chunk(sample, &event, payload, out),
-        }
+        };
+        handled.map_err(|fault| GatherError { sample, fault })
     }
 
     /// Handles an event of a running stream. Whether it was one.
@@ -195,51 +195,26 @@ impl GatherStream {
         event: &Bytes,
         payload: Range<usize>,
         out: &mut BytesMut,
-    ) -> Result<(), GatherError> {
-        let fail = |fault| GatherError { sample, fault };
-        let malformed = |e| fail(GatherFault::Malformed(e));
-        let read = OpenAi::parse(&event[payload.clone()]).map_err(malformed)?;
+    ) -> Result<(), GatherFault> {
+        let json = &event[payload.clone()];
+        let read = OpenAi::parse(json).map_err(GatherFault::Malformed)?;
         if read.failed {
-            return Err(fail(GatherFault::Failed(event.clone())));
+            return Err(GatherFault::Failed(event.clone()));
         }
-        let choices = read
-            .choices
-            .as_ref()
-            .map_or(&[][..], |choices| &choices.list);
-        let state = &mut self.samples[sample];
-        if choices.is_empty() {
-            if read.sglext.is_some() {
-                state.hold(event, self.max_event_bytes).map_err(fail)?;
-                state.extensions.push(Bytes::copy_from_slice(event));
-                return Ok(());
-            }
-            if read.usage.is_some() {
-                state.hold(event, self.max_event_bytes).map_err(fail)?;
-                state.usage = Some(Bytes::copy_from_slice(event));
-                return Ok(());
-            }
-        } else {
-            self.first.get_or_insert(sample);
-            self.last = sample;
-            let finishes = choices.iter().any(|choice| choice.finished);
-            if self.gather.route == Route::ChatCompletions && (state.finished || finishes) {
-                state.hold(event, self.max_event_bytes).map_err(fail)?;
-                let held = Bytes::copy_from_slice(event);
-                if state.finished {
-                    state.late.push(held);
-                } else {
-                    state.finished = true;
-                    self.finishes.push((sample, held));
-                }
-                return Ok(());
-            }
+        for choice in read.choices.iter().flat_map(|choices| &choices.list) {
+            let index = choice.index.as_ref();
+            let (prompt, _) = index.ok_or(GatherFault::Missing("index"))?;
+            self.gather.check(*prompt)?;
+        }
+        if self.waits(sample, event, &read)? {
+            return Ok(());
         }
         if let Some(own) = &read.created {
-            let own = &event[payload.start + own.start..payload.start + own.end];
+            let own = &json[own.clone()];
             let created = self
                 .created
                 .get_or_insert_with(|| Bytes::copy_from_slice(own));
-            state.head = Head::new(event, payload.start, &read, created);
+            self.samples[sample].head = Head::new(event, payload.start, &read, created);
         }
         let common = Common {
             id: None,
@@ -250,7 +225,38 @@ impl GatherStream {
             payload,
             read: &read,
         };
-        chunk.write(&self.gather, sample, common, out).map_err(fail)
+        chunk.write(&self.gather, sample, common, out);
+        Ok(())
+    }
+
+    /// Keeps a chunk that waits for the other samples. Whether it is one.
+    fn waits(&mut self, sample: usize, event: &Bytes, read: &OpenAi) -> Result<bool, GatherFault> {
+        let choices = read.choices.as_ref().map(|choices| &choices.list[..]);
+        let choices = choices.unwrap_or_default();
+        let state = &mut self.samples[sample];
+        if !choices.is_empty() {
+            self.first.get_or_insert(sample);
+            self.last = sample;
+            let finishes = choices.iter().any(|choice| choice.finished);
+            if self.gather.route != Route::ChatCompletions || !state.finished && !finishes {
+                return Ok(false);
+            }
+            let kept = state.keep(event, self.max_event_bytes)?;
+            if state.finished {
+                state.late.push(kept);
+            } else {
+                state.finished = true;
+                self.finishes.push((sample, kept));
+            }
+        } else if read.sglext.is_some() {
+            let kept = state.keep(event, self.max_event_bytes)?;
+            state.extensions.push(kept);
+        } else if read.usage.is_some() {
+            state.usage = Some(state.keep(event, self.max_event_bytes)?);
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Adds what waited for the last sample, and the end marker.
@@ -295,12 +301,13 @@ impl GatherStream {
 }
 
 impl Sample {
-    /// Counts an event that waits for the other samples.
-    fn hold(&mut self, event: &[u8], limit: usize) -> Result<(), GatherFault> {
+    /// A copy of an event that waits for the other samples, because a slice would keep the chunk of the network that it
+    /// came in. All of one sample together may have `limit` bytes.
+    fn keep(&mut self, event: &[u8], limit: usize) -> Result<Bytes, GatherFault> {
         self.held += event.len();
         if self.held > limit {
             return Err(GatherFault::TooLong(limit));
         }
-        Ok(())
+        Ok(Bytes::copy_from_slice(event))
     }
 }
