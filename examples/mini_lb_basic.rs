@@ -5,14 +5,15 @@
 //! cargo run --example mini_lb_basic -- PREFILL_URL BOOTSTRAP_PORT DECODE_URL
 //! ```
 //!
-//! Without arguments it starts two simulated workers. It listens on 127.0.0.1:8080 until Ctrl-C; `--port` sets another
-//! port, and with 0 the system chooses one.
+//! Without arguments it starts two simulated workers. It listens on 127.0.0.1:8080 until Ctrl-C or SIGTERM, and then lets
+//! live requests end; `--port` sets another port, and with 0 the system chooses one.
 
 use std::error::Error;
 
 use clap::Parser;
 use mini_lb::sim::{SimOptions, Worker};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 struct Arguments {
@@ -51,11 +52,20 @@ async fn balance(
     );
     let balancer = MiniLoadBalancer::new(config)?;
     let handle = balancer.handle();
+    // The balancer handles no signals: the program tells it when to stop.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(async move {
         if let Some(address) = handle.address().await {
             println!("mini-lb  http://{address}");
         }
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        handle.stop();
     });
     balancer.start().await?;
+    println!("stopped");
     Ok(())
 }

@@ -1,8 +1,47 @@
-//! mini-lb: the prefill/decode load balancer for SGLang.
+//! mini-lb, the prefill/decode load balancer for SGLang, in a program of your own.
 //!
-//! A request comes in once and goes out twice: the same body to one prefill worker and one decode
-//! worker, with the three `bootstrap_*` fields that let the two meet. Decode's answer goes back to the
-//! client as it arrives; what only prefill knows (the logprobs of the prompt) is spliced into it.
+//! ```no_run
+//! use mini_lb::{MiniLbConfig, MiniLoadBalancer};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = MiniLbConfig::new(
+//!     "127.0.0.1".into(),
+//!     8080, // 0: the system chooses
+//!     vec![("http://10.0.0.1:30000".into(), Some(8998))],
+//!     vec!["http://10.0.0.2:30001".into()],
+//!     1800,
+//! )
+//! .set("queue_size", 10);
+//! let balancer = MiniLoadBalancer::new(config)?; // every problem of the configuration
+//! let handle = balancer.handle();
+//! let serving = tokio::spawn(balancer.start());
+//! println!("listening on {:?}", handle.address().await); // `None` when it could not listen
+//! tokio::signal::ctrl_c().await?;
+//! handle.stop(); // live requests may end, new connections are refused
+//! serving.await??;
+//! # Ok(()) }
+//! ```
+//!
+//! A request comes in once and goes out twice: the same body to one prefill worker and one decode worker, with the three
+//! `bootstrap_*` fields that let the two meet. Decode's answer goes back to the client as it arrives; what only prefill
+//! knows (the logprobs of the prompt) is spliced into it.
+//!
+//! # What is left to the program
+//!
+//! * **Signals.** [`MiniLoadBalancer`] handles none. The program calls [`Handle::stop`] when it is to end, and
+//!   [`MiniLoadBalancer::start`] returns when the live requests have ended, at the latest after
+//!   `shutdown_grace_period_secs`.
+//! * **The log.** Lines go to the [`log`] facade, with the targets `mini_lb::...` and Pingora's `pingora_...`. Without a
+//!   logger nothing is printed, and the setting `log_level` has no effect: it is the binary's. Pingora's lines below `info`
+//!   may repeat bytes of clients.
+//! * **The runtime.** Tokio's, with timers and I/O; all threads of it are used. One process can have several balancers.
+//! * **The allocator.** The binary uses jemalloc, because with glibc's the memory of a wave of streams stays.
+//!
+//! # What is API
+//!
+//! [`MiniLbConfig`] with its keys, [`MiniLoadBalancer`], [`Handle`] and [`StartError`], the errors and the values that
+//! [`config`] shows, and, for examples and tests, [`sim`]. They follow Semantic Versioning. Everything that these pages do
+//! not show is not API, even where it is `pub`: tests, benchmarks, fuzz targets and the binary of this package use it.
 //!
 //! # Modules
 //!
@@ -39,8 +78,10 @@
 //! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
 
 #[cfg(feature = "bench")]
+#[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 #[cfg_attr(
     not(feature = "cli"),
@@ -51,7 +92,9 @@ pub mod cli;
     )
 )]
 pub mod config;
+#[doc(hidden)]
 pub mod fleet;
+#[doc(hidden)]
 pub mod pd;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -77,4 +120,6 @@ pub mod inside {
 }
 
 pub use config::MiniLbConfig;
-pub use server::{Handle, MiniLoadBalancer, StartError, run};
+#[doc(hidden)]
+pub use server::run;
+pub use server::{Handle, MiniLoadBalancer, StartError};

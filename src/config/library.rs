@@ -12,7 +12,7 @@ use super::resolve::resolve;
 use super::settings::{find, nearest, settings, worker_key};
 use super::{Config, ConfigError, Fault, Place, Policy, Problem};
 
-/// The configuration of a balancer that runs in another program. Values are checked in [`MiniLbConfig::resolve`].
+/// The configuration of a balancer that runs in another program. Values are checked in [`crate::MiniLoadBalancer::new`].
 ///
 /// [`MiniLbConfig::set`] takes every setting by its key; the other methods are the same for one key, with the type
 /// of its value.
@@ -64,7 +64,7 @@ impl MiniLbConfig {
     /// Sets a setting by its key in the configuration file, to a value in the form of its environment variable:
     /// `set("queue_size", 10)`, `set("cb_window_duration_secs", 0.5)`, `set("disable_retries", true)`.
     ///
-    /// An unknown key and an invalid value are errors of [`MiniLbConfig::resolve`]. Pingora's keys are unknown here.
+    /// An unknown key and an invalid value are errors of [`crate::MiniLoadBalancer::new`]. Pingora's keys are unknown here.
     pub fn set(mut self, key: &str, value: impl Display) -> MiniLbConfig {
         let place = Place::Library(key.to_owned());
         match find(key) {
@@ -256,7 +256,8 @@ impl MiniLbConfig {
         self.set("max_payload_size", bytes)
     }
 
-    /// The filter of the log, as `--log-level` takes it.
+    /// The filter of the log, as `--log-level` takes it: of the binary's log. A balancer in another program writes to the
+    /// [`log`] facade, and the program's logger has a filter of its own.
     pub fn log_level(self, filter: &str) -> MiniLbConfig {
         self.set("log_level", filter)
     }
@@ -293,8 +294,8 @@ impl MiniLbConfig {
         self
     }
 
-    /// The threads of [`crate::run`]; without this call, one per CPU. A [`crate::MiniLoadBalancer`] runs on the
-    /// threads of its caller's runtime.
+    /// The threads of the binary; without this call, one per CPU. A [`crate::MiniLoadBalancer`] runs on the threads of its
+    /// caller's runtime.
     pub fn threads(mut self, threads: usize) -> MiniLbConfig {
         let place = Place::Library("threads".to_owned());
         let value = Value::from(threads);
@@ -308,6 +309,7 @@ impl MiniLbConfig {
     ///
     /// # Errors
     /// Every value that cannot be used, by its key or by the name of the argument.
+    #[doc(hidden)]
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let draft = self.draft.over(Draft::defaults());
         resolve(&draft, self.problems, Vec::new())

@@ -1,5 +1,7 @@
 //! Configuration: the settings that a user wrote become the values that the program needs.
 //!
+//! [`MiniLbConfig`] is how a program writes them, and [`ConfigError`] says what is wrong with them.
+//!
 //! The resolved shape is in this file: every value is checked, has its Rust type and is not checked again. The
 //! user's shape (flags, environment, file) stays inside this module. Names and defaults of the settings follow
 //! `sglang_router.launch_router --mini-lb`; the server keys are Pingora's.
@@ -36,13 +38,18 @@ mod tls;
 mod worker;
 mod workers;
 
+#[doc(hidden)]
 pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
 pub use library::MiniLbConfig;
+#[doc(hidden)]
 pub use print::Effective;
+#[doc(hidden)]
 pub use tls::{Identity, Tls};
-pub use worker::{BootstrapSpec, Secret, UrlFault, WorkerSpec, WorkerUrl};
+pub use worker::UrlFault;
+#[doc(hidden)]
+pub use worker::{BootstrapSpec, Secret, WorkerSpec, WorkerUrl};
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -54,10 +61,12 @@ use pingora::server::configuration::ServerConf;
 use crate::limits::{Group, Settings, setting_group};
 pub(crate) use crate::pd::Role;
 
+#[doc(hidden)]
 pub use crate::limits::RequestLimits;
 
 /// The configuration, resolved. Each module receives the values that it uses.
 #[derive(Debug)]
+#[doc(hidden)]
 pub struct Config {
     /// The address that clients connect to.
     pub listen: Listen,
@@ -132,6 +141,7 @@ impl Config {
 
 /// The command line, before the environment and the file are laid under it.
 #[derive(Debug, Default)]
+#[doc(hidden)]
 pub struct Sources {
     pub(crate) flags: Draft,
     pub(crate) conf: Option<Given<PathBuf>>,
@@ -177,6 +187,7 @@ fn conf_of(environment: Environment<'_>) -> Option<Given<PathBuf>> {
 
 /// The address that clients connect to. `Display` is `host:port`, as Pingora takes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct Listen {
     /// A name or an address; IPv6 without brackets.
     pub host: String,
@@ -192,6 +203,7 @@ impl fmt::Display for Listen {
 
 setting_group! {
     /// Connections of clients, and the memory of their requests. No duration is zero.
+    #[doc(hidden)]
     pub struct ClientLimits {
         /// From the start of a connection, or the first byte of a further request, to the end of the head.
         head_timeout: Duration = "head_timeout_secs",
@@ -208,6 +220,7 @@ setting_group! {
 
 setting_group! {
     /// What one worker gets. No duration is zero.
+    #[doc(hidden)]
     pub struct WorkerLimits {
         /// The opening of one connection, TLS included.
         connect_timeout: Duration = "connect_timeout_secs",
@@ -220,6 +233,7 @@ setting_group! {
 
 setting_group! {
     /// What keeps requests from workers that fail.
+    #[doc(hidden)]
     pub struct Resilience {
         /// `None` when it is off.
         breaker: Option<Breaker>,
@@ -234,6 +248,7 @@ setting_group! {
 
 setting_group! {
     /// The circuit breaker of a worker. No duration and no number is zero.
+    #[doc(hidden)]
     pub struct Breaker {
         /// Failures within the window that open it.
         failures: u32 = "cb_failure_threshold",
@@ -256,6 +271,7 @@ impl Group for Option<Breaker> {
 
 setting_group! {
     /// Health checks of workers. No duration is zero.
+    #[doc(hidden)]
     pub struct Probes {
         /// Between two probes of a worker.
         interval: Duration = "health_check_interval_secs",
@@ -276,6 +292,7 @@ impl Group for Option<Probes> {
 
 setting_group! {
     /// How the process ends after SIGTERM.
+    #[doc(hidden)]
     pub struct ShutdownConfig {
         /// How long new connections are still accepted, while the process reports that it is not ready.
         settle: Duration = "drain_settle_secs",
@@ -286,6 +303,7 @@ setting_group! {
 
 /// The keys that clients need.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct ClientKeys {
     /// Any of them admits a client; when there are none, clients need none.
     pub api: Vec<ClientKey>,
@@ -295,6 +313,7 @@ pub struct ClientKeys {
 
 /// A key that admits clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct ClientKey {
     /// The key.
     pub key: Secret,

@@ -226,20 +226,7 @@ fn serve(
 
 /// A balancer inside the caller's tokio runtime. One process can have several.
 ///
-/// ```no_run
-/// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
-/// use mini_lb::{MiniLbConfig, MiniLoadBalancer};
-///
-/// let config = MiniLbConfig::new(
-///     "127.0.0.1".into(),
-///     8080,
-///     vec![("http://127.0.0.1:30000".into(), Some(8998))],
-///     vec!["http://127.0.0.1:30001".into()],
-///     1800,
-/// );
-/// MiniLoadBalancer::new(config)?.start().await?;
-/// # Ok(()) }
-/// ```
+/// It handles no signals and sets up no logger: [the crate's page](crate) has an example that does the former.
 pub struct MiniLoadBalancer {
     config: Config,
     handle: Handle,
@@ -254,7 +241,7 @@ struct Addresses {
     admins: Option<SocketAddr>,
 }
 
-/// Stops a balancer and knows its addresses. Cheap to clone.
+/// Stops a balancer and knows its addresses. Cheap to clone. Dropping it stops nothing.
 #[derive(Clone)]
 pub struct Handle {
     closing: Arc<watch::Sender<bool>>,
@@ -294,6 +281,7 @@ impl MiniLoadBalancer {
     }
 
     /// A balancer from a resolved configuration.
+    #[doc(hidden)]
     pub fn from_config(config: Config) -> Self {
         let (closing, closed) = watch::channel(false);
         let (bound, is_bound) = watch::channel(None);

@@ -33,8 +33,10 @@
 //! and its sources where no transcript shows a behaviour.
 
 mod api;
+#[doc(hidden)]
 pub mod chaos;
 mod chat;
+#[doc(hidden)]
 pub mod cli;
 mod client;
 mod completions;

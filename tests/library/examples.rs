@@ -8,7 +8,7 @@ use std::process::Command;
 use mini_lb::sim::{SimOptions, Worker};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use support::program::{example, get, post_json};
-use support::{Balancer, Ended, Process, config};
+use support::{Balancer, Ended, Process, Signal, config};
 
 /// A balancer in front of two simulated workers.
 struct Cluster {
@@ -51,6 +51,18 @@ async fn generates(address: SocketAddr) {
 async fn the_basic_example_needs_no_arguments_and_no_workers() {
     let mut basic = example("mini_lb_basic", &["--port", "0"]);
     generates(basic.address_in("mini-lb").await).await;
+}
+
+#[tokio::test]
+async fn the_basic_example_stops_cleanly_when_it_is_told_to() {
+    for signal in [Signal::Terminate, Signal::Interrupt] {
+        let mut basic = example("mini_lb_basic", &["--port", "0"]);
+        generates(basic.address_in("mini-lb").await).await;
+        basic.signal(signal).await;
+        let ended = basic.end().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(ended.lines.last().map(String::as_str), Some("stopped"));
+    }
 }
 
 #[tokio::test]

@@ -6,5 +6,6 @@ mod bench;
 mod dependencies;
 mod doc_tables;
 mod examples;
+mod interface;
 mod module_boundaries;
 mod readme;
