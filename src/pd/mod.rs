@@ -17,8 +17,8 @@ pub use routing::RoutingKey;
 pub use sglang::{
     Batch, Bootstrap, ErrorShape, Facts, Fields, Gather, GatherError, GatherFault, GatherStream,
     Injected, Invalid, Merge, MergeError, PrefillData, Refusal, RequestId, RequestIds, Rid, Room,
-    StreamMerger, WorkerError, bootstrap, document_error, inject, merge, parse, request,
-    stream_error, tail_reserve,
+    StreamEnd, StreamError, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,
+    parse, request, stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use verdict::{Leg, RequestState, RetryRules, Verdict};

@@ -48,7 +48,7 @@ impl Splitter {
     /// The event is longer than the limit. The rest of the stream cannot be split.
     pub fn next_event(&mut self) -> Result<Option<Bytes>, EventTooLong> {
         while let Some(mut chunk) = self.chunks.pop_front() {
-            let end = self.line.find_event_end(&chunk);
+            let end = self.line.find_event_end(&chunk, |_| {});
             if self.held.len() + end.unwrap_or(chunk.len()) > self.max_event_bytes {
                 return Err(EventTooLong {
                     limit: self.max_event_bytes,
@@ -83,7 +83,10 @@ impl Splitter {
 /// The whole events of a complete stream. Bytes after the last of them are left out.
 pub fn events(mut stream: Bytes) -> impl Iterator<Item = Bytes> {
     let mut line = Line::EventStart;
-    std::iter::from_fn(move || line.find_event_end(&stream).map(|end| stream.split_to(end)))
+    std::iter::from_fn(move || {
+        let end = line.find_event_end(&stream, |_| {})?;
+        Some(stream.split_to(end))
+    })
 }
 
 /// An event is longer than the limit of the splitter.
@@ -122,8 +125,15 @@ impl Boundary {
     }
 
     /// Adds bytes that were sent.
-    pub fn update(&mut self, mut sent: &[u8]) {
-        while let Some(end) = self.line.find_event_end(sent) {
+    pub fn update(&mut self, sent: &[u8]) {
+        self.follow(sent, |_| {});
+    }
+
+    /// [`Self::update`], which names the parts of the events on its way.
+    #[inline]
+    pub(super) fn follow(&mut self, mut sent: &[u8], mut named: impl FnMut(Part<'_>)) {
+        while let Some(end) = self.line.find_event_end(sent, &mut named) {
+            named(Part::EventEnd);
             sent = &sent[end..];
             self.events += 1;
         }
@@ -144,6 +154,22 @@ impl Default for Boundary {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A part of a stream, in the order of its bytes. Line ends have no part of their own.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'a> {
+    /// Bytes of a line that is not blank.
+    Line {
+        text: &'a [u8],
+        /// Whether the line begins with these bytes.
+        begins: bool,
+        /// Whether the end of the line is known to follow. A line whose last byte is the last one of a chunk ends with
+        /// the next part.
+        ends: bool,
+    },
+    /// The event has ended.
+    EventEnd,
 }
 
 /// The payload of an event that has exactly one `data:` line, with or without a space after the colon; other fields may
@@ -209,8 +235,9 @@ enum Line {
 
 impl Line {
     /// Reads up to the end of the event and returns the offset after it; `None` when all bytes are read and the event goes
-    /// on.
-    fn find_event_end(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// on. `named` gets the parts of the lines on the way.
+    #[inline]
+    fn find_event_end(&mut self, bytes: &[u8], mut named: impl FnMut(Part<'_>)) -> Option<usize> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             *self = match (*self, byte) {
@@ -226,7 +253,15 @@ impl Line {
                 (Self::Inside, b'\r') => Self::Cr,
                 (Self::Inside | Self::Cr, b'\n') => Self::Start,
                 _ => {
-                    at += memchr2(b'\n', b'\r', &bytes[at..]).unwrap_or(bytes.len() - at);
+                    let rest = &bytes[at..];
+                    let end = memchr2(b'\n', b'\r', rest);
+                    let text = &rest[..end.unwrap_or(rest.len())];
+                    named(Part::Line {
+                        text,
+                        begins: *self != Self::Inside,
+                        ends: end.is_some(),
+                    });
+                    at += text.len();
                     *self = Self::Inside;
                     continue;
                 }

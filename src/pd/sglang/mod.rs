@@ -13,6 +13,7 @@ mod prefill_data;
 mod prompts;
 pub mod request;
 pub mod samples;
+pub mod stream_end;
 mod worker_response;
 
 pub use bootstrap::{Bootstrap, Fields, Injected, Room, inject, tail_reserve};
@@ -23,4 +24,5 @@ pub use outcome::{WorkerError, document_error, stream_error, tells_of_decode};
 pub use prefill_data::PrefillData;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use samples::{Gather, GatherError, GatherFault, GatherStream, Refusal};
+pub use stream_end::{StreamEnd, StreamError};
 pub use worker_response::MergeError;

@@ -145,7 +145,7 @@ fn the_boundary_is_known_after_every_byte_and_every_chunk() {
     let ends_with_blank_line = |sent: &[u8]| {
         let mut line = Line::EventStart;
         let mut rest = sent;
-        while let Some(end) = line.find_event_end(rest) {
+        while let Some(end) = line.find_event_end(rest, |_| {}) {
             rest = &rest[end..];
         }
         matches!(line, Line::EventStart | Line::BlankCr)
