@@ -20,6 +20,9 @@ use crate::pd::{ErrorShape, GatherError, Invalid, MergeError};
 
 pub use code::{Code, Retry, Row, Side};
 
+/// How a request ended where decode reported an error in a stream that had begun.
+pub(crate) const STREAM_ERROR: &str = "decode_error";
+
 /// Tells the SDKs of OpenAI and Anthropic whether to repeat a request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 

@@ -15,12 +15,14 @@ use pingora::{Error, ErrorType};
 use super::abort::Aborter;
 use super::first_event::Rejection;
 use super::headers::{self, is_encoded};
-use super::prefill::{Outcome, PrefillLeg, ResponseTimes, is_event_stream};
+use super::prefill::{Outcome, PrefillLeg, ResponseTimes, evidence, is_event_stream};
 use super::response::{HELD_LIMIT, Response, ResponseError};
 use crate::endpoint::content_length;
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::{Chunks, Client, Failure, PooledHandle};
-use crate::pd::{self, Batch, Engine, Leg, Merge, MergeError, PrefillData, RequestIds, Route};
+use crate::pd::{
+    self, Batch, Engine, Leg, Merge, MergeError, PrefillData, RequestIds, Route, StreamError,
+};
 
 /// Why an attempt gives no response.
 #[derive(Debug, Clone)]
@@ -280,6 +282,20 @@ impl Attempt {
     pub(crate) fn report_success(&mut self) {
         self.report_decode(Evidence::Good);
         self.plan.fleet.note_pair_good(&self.prefill, &self.decode);
+        self.let_prefill_finish();
+    }
+
+    /// Reports to the fleet that decode's stream has ended with an error of its own.
+    pub(crate) fn report_stream_error(&mut self, error: StreamError) {
+        let leg = error.status.map_or(Leg::Running, Leg::Rejected);
+        self.report_decode(evidence(leg));
+        if leg == Leg::Rejected(500) {
+            self.report_pair_failure();
+        }
+        self.let_prefill_finish();
+    }
+
+    fn let_prefill_finish(&mut self) {
         if let Some(leg) = self.leg.take() {
             leg.let_finish();
         }

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Route;
 use super::sglang::{
-    self, ErrorShape, Facts, Fields, Gather, Injected, Invalid, RequestIds, WorkerError,
+    self, ErrorShape, Facts, Fields, Gather, Injected, Invalid, RequestIds, StreamEnd, WorkerError,
 };
 
 /// The engine of all workers of a balancer.
@@ -111,6 +111,20 @@ impl Engine {
     pub fn tells_of_decode(self, error: &[u8]) -> bool {
         match self {
             Self::Sglang => sglang::tells_of_decode(error),
+        }
+    }
+
+    /// Follows a stream of this route to its end marker.
+    pub fn stream_end(self, route: Route) -> StreamEnd {
+        match self {
+            Self::Sglang => StreamEnd::new(route),
+        }
+    }
+
+    /// The event of an error of the proxy in a stream of this route, from the error's JSON.
+    pub fn error_event(self, route: Route, json: &str) -> String {
+        match self {
+            Self::Sglang => sglang::error_body::error_event(route, json),
         }
     }
 

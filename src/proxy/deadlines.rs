@@ -15,6 +15,13 @@ pub(super) const STREAM_IDLE_TIMEOUT: ErrorType = ErrorType::new("StreamIdleTime
 /// Ends decode's leg: the whole response took too long.
 pub(super) const REQUEST_TIMEOUT: ErrorType = ErrorType::new("RequestTimeout");
 
+/// Ends decode's leg: the client has the whole stream, and what follows its end marker took too long.
+pub(super) const DELIVERED: ErrorType = ErrorType::new("Delivered");
+
+/// How long the end of a stream's body may take after its end marker. Like prefill's leg, which may run as long after
+/// the response.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The deadlines of decode's response. `None` is no deadline.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Deadlines {
@@ -44,11 +51,18 @@ impl Deadlines {
     }
 }
 
+/// The time on the clock of the timers, which tests turn.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Watches the deadlines with one timer, which is not moved with each chunk, but armed again when it expires early.
 pub(super) struct Clock {
     deadlines: Deadlines,
     /// When the last chunk went to the client; `None` before the first.
     last_sent: Option<Instant>,
+    /// The end of the tail, once the end marker of a stream has gone to the client.
+    tail: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -57,6 +71,7 @@ impl Clock {
         let mut clock = Self {
             deadlines,
             last_sent: None,
+            tail: None,
             timer: None,
         };
         clock.arm();
@@ -65,6 +80,9 @@ impl Clock {
 
     /// The next deadline, and its error.
     fn next(&self) -> Option<(Instant, ErrorType)> {
+        if let Some(tail) = self.tail {
+            return Some((tail, DELIVERED));
+        }
         let Deadlines {
             first_token,
             stream_idle,
@@ -83,10 +101,16 @@ impl Clock {
 
     /// Notes that a chunk went to the client.
     pub(super) fn note_sent(&mut self) {
-        if self.last_sent.replace(Instant::now()).is_none() {
+        if self.last_sent.replace(now()).is_none() {
             // Another deadline counts from the first byte on.
             self.arm();
         }
+    }
+
+    /// Notes that the end marker of a stream went to the client: the tail has the only deadline.
+    pub(super) fn begin_tail(&mut self) {
+        self.tail = Some(now() + TAIL_TIMEOUT);
+        self.arm();
     }
 
     fn arm(&mut self) {
@@ -103,7 +127,7 @@ impl Clock {
                 None => std::future::pending().await,
             }
             match self.next() {
-                Some((deadline, error)) if deadline <= Instant::now() => return error,
+                Some((deadline, error)) if deadline <= now() => return error,
                 _ => self.arm(),
             }
         }

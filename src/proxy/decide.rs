@@ -93,6 +93,11 @@ impl Proxy {
             etype if *etype == session::SHUTTING_DOWN => {
                 return ctx.refuse(ProxyError::ShuttingDown);
             }
+            etype if *etype == deadlines::DELIVERED => return error,
+            etype if *etype == session::END_MISSING => {
+                let why = "the stream has no end marker".to_owned();
+                return self.decode_failed(ctx, Failure::Lost(why)).unwrap_or(error);
+            }
             etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => {
                 Timeout::FirstToken(limits.first_token_timeout)
             }

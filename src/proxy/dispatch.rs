@@ -88,13 +88,15 @@ impl Proxy {
         let (stream, started) = (request.facts.stream, ctx.record.times.started);
         let deadlines = Deadlines::new(&self.limits, stream, started);
         let body = prepared.body.clone();
+        let events = self.engine.stream_end(request.route);
         let rooms = prepared.rooms.as_slice().len();
         let seat = ctx.seat.as_ref();
         let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let shutdown = self.shutdown.clone();
-        ctx.installed = Some(install(session, body, prefill_failed, deadlines, shutdown)?);
+        let installed = install(session, body, events, prefill_failed, deadlines, shutdown)?;
+        ctx.installed = Some(installed);
         Ok(())
     }
 

@@ -24,6 +24,11 @@ impl Proxy {
         ctx: &mut RequestContext,
     ) -> FailToProxy {
         ctx.restore(session);
+        if ctx.is_delivered() {
+            // The client has its whole response; it may have left.
+            let _ = session.write_response_body(None, true).await;
+            return CLOSED;
+        }
         let decided = ctx.is_decided(error) || *error.esource() == ErrorSource::Downstream;
         if !decided {
             ctx.refuse(ProxyError::Internal(error.to_string()));
@@ -38,8 +43,7 @@ impl Proxy {
         if !ctx.has_begun() {
             return self.write_fault(session, fault, ctx).await;
         }
-        let shape = self.engine.error_shape(ctx.record.route);
-        if let Some(event) = ctx.error_event(&fault, shape) {
+        if let Some(event) = ctx.error_event(&fault, self.engine) {
             // The client may have left as well. The body stays without its end, because the connection closes: a client
             // that took it for complete would send its next request there.
             let _ = session.write_response_body(Some(event), false).await;
@@ -83,11 +87,13 @@ impl Proxy {
     ) {
         ctx.restore(session);
         ctx.finish(session.body_bytes_sent());
-        if error.is_none()
-            && ctx.record.status < 300
-            && let Some(attempt) = ctx.attempt.as_mut()
-        {
-            attempt.report_success();
+        let served = (error.is_none() || ctx.is_delivered()) && ctx.record.status < 300;
+        let stream_error = ctx.stream_error();
+        if served && let Some(attempt) = ctx.attempt.as_mut() {
+            match stream_error {
+                None => attempt.report_success(),
+                Some(error) => attempt.report_stream_error(error),
+            }
         }
     }
 }

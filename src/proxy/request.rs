@@ -15,10 +15,10 @@ use pingora::{Error, ErrorType, Result};
 use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use crate::client::{Admitted, Listener, Share};
-use crate::error::{Fault, ProxyError};
+use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::Attempt;
-use crate::pd::{ErrorShape, Facts, Injected, RequestState, Route, RoutingKey, sse};
+use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamError};
 use crate::telemetry::{Cause, FailedAttempt, Pair, Record};
 
 /// Ends the phases: a fault is in the context.
@@ -236,25 +236,52 @@ impl RequestContext {
         }
     }
 
+    /// Whether the client has the whole response, so that no failure concerns it any more.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.sent.delivered
+    }
+
+    /// The error that decode has reported in a stream that was passed on.
+    pub(super) fn stream_error(&self) -> Option<StreamError> {
+        self.sent.events.error()
+    }
+
     /// The last event of a stream that ends with this fault, behind a half-sent one if need be. `None` where the response
     /// is not a stream: it can only be cut.
-    pub(super) fn error_event(&self, fault: &Fault, shape: ErrorShape) -> Option<Bytes> {
-        if !self.streams() {
-            return None;
-        }
-        let mut event = String::new();
-        if !self.sent.events.is_at_event_end() {
-            event.push_str("\n\n");
-        }
-        if shape == ErrorShape::Anthropic {
-            event.push_str("event: error\n");
-        }
-        event.push_str(&sse::error_event(&fault.event(shape)));
-        Some(event.into())
+    pub(super) fn error_event(&self, fault: &Fault, engine: Engine) -> Option<Bytes> {
+        let route = self.record.route.filter(|_| self.streams())?;
+        let json = fault.event(engine.error_shape(Some(route)));
+        let event = engine.error_event(route, &json);
+        let blank = if self.sent.events.is_at_event_end() {
+            ""
+        } else {
+            "\n\n"
+        };
+        Some([blank, &event].concat().into())
     }
 
     fn streams(&self) -> bool {
         self.gathers_stream || self.attempt.as_ref().is_some_and(Attempt::streams)
+    }
+
+    /// Records an error that decode has reported in its stream, unless the request ended otherwise.
+    fn note_stream_error(&mut self, error: StreamError) {
+        if self.record.ended != "ok" {
+            return;
+        }
+        let url = self
+            .record
+            .pair
+            .as_ref()
+            .map_or("", |pair| pair.decode.url());
+        let status = error
+            .status
+            .map(|status| format!(" {status}"))
+            .unwrap_or_default();
+        self.record.error = Some(format!(
+            "the decode worker {url} reported an error{status} in its stream"
+        ));
+        self.record.ended = STREAM_ERROR.into();
     }
 
     /// Completes the record and hands it to the sinks.
@@ -270,6 +297,9 @@ impl RequestContext {
         self.record.streamed = self.streams();
         self.record.events = self.sent.events.events();
         self.record.response_bytes = response_bytes;
+        if let Some(error) = self.stream_error() {
+            self.note_stream_error(error);
+        }
         match &self.seat {
             None => crate::telemetry::finished(&self.record),
             Some(seat) => seat.report(&self.record),

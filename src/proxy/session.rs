@@ -10,6 +10,8 @@
 //! * it holds the head of the response until the first byte of the body, so that a failure in between is still a status,
 //!   and head and first byte leave in one write;
 //! * it knows when that first byte leaves, and whether the bytes that were sent end with a whole event;
+//! * it knows the end marker of a stream: a stream that ends without it is cut short, and once it has been written the
+//!   client may leave, see [`tail`];
 //! * it closes the client's connection after this response when the process is shutting down;
 //! * it frames a response whose framing a filter has removed: a Content-Length where it arrives whole, else chunks, but
 //!   none for a client of HTTP/1.0.
@@ -18,6 +20,7 @@
 //! Source: pingora-core 0.9.1 `protocols/http/custom/server.rs`, pingora-proxy 0.9.1 `proxy_h1.rs`.
 
 mod custom;
+mod tail;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -33,15 +36,19 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
+use self::tail::Tail;
 use super::deadlines::{Clock, Deadlines};
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
-use crate::pd::Boundary;
+use crate::pd::StreamEnd;
 
 /// Ends decode's leg: prefill's has failed.
 pub(super) const PREFILL_FAILED: ErrorType = ErrorType::new("PrefillFailed");
 /// Ends decode's leg: the grace period of the shutdown is over.
 pub(super) const SHUTTING_DOWN: ErrorType = ErrorType::new("ShuttingDown");
+
+/// Ends decode's leg: the stream has ended without its end marker.
+pub(super) const END_MISSING: ErrorType = ErrorType::new("EndMissing");
 
 /// Resolves when decode's leg must end, because prefill's has failed.
 pub(super) type PrefillFailed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
@@ -64,10 +71,13 @@ pub(super) struct Sent {
     /// When the first byte went out.
     pub(super) first_byte: Option<Instant>,
     /// Follows the events of a stream.
-    pub(super) events: Boundary,
+    pub(super) events: StreamEnd,
+    /// Whether the end marker of a stream has been written: the client has the whole response.
+    pub(super) delivered: bool,
 }
 
-/// Installs a session with this body in place of the client's, whose own body has been read to its end.
+/// Installs a session with this body in place of the client's, whose own body has been read to its end. `events` follows
+/// the response where it is a stream.
 ///
 /// The client's head gets the new Content-Length, because Pingora frames decode's leg by it.
 ///
@@ -76,6 +86,7 @@ pub(super) struct Sent {
 pub(super) fn install(
     session: &mut Session,
     body: Bytes,
+    events: StreamEnd,
     prefill_failed: PrefillFailed,
     deadlines: Deadlines,
     shutdown: ShutdownWatcher,
@@ -98,8 +109,12 @@ pub(super) fn install(
         shutdown,
         held: None,
         is_stream: false,
-        sent: Sent::default(),
+        sent: Sent {
+            events,
+            ..Sent::default()
+        },
         clock: Clock::new(deadlines),
+        tail: Tail::default(),
     }));
     Ok(Installed(shared))
 }
@@ -142,6 +157,7 @@ struct ReplacedSession {
     is_stream: bool,
     sent: Sent,
     clock: Clock,
+    tail: Tail,
 }
 
 impl ReplacedSession {
@@ -155,7 +171,7 @@ impl ReplacedSession {
         self.client.as_deref_mut().expect("present until the drop")
     }
 
-    /// Notes what goes to the client now.
+    /// Notes that these tasks go to the client now.
     fn note_sent(&mut self, tasks: &[HttpTask]) {
         let begins = |task: &HttpTask| matches!(task, HttpTask::Header(..) | HttpTask::Body(..));
         if self.sent.first_byte.is_none() && tasks.iter().any(begins) {
@@ -166,30 +182,66 @@ impl ReplacedSession {
                 self.client_mut().set_keepalive(None);
             }
         }
-        if self.is_stream {
-            for task in tasks {
-                if let HttpTask::Body(Some(chunk), _) = task {
-                    self.sent.events.update(chunk);
-                }
+    }
+
+    /// Follows the events in these tasks. The failure where the stream ends without its marker: then the end is taken out,
+    /// so that the client sees a broken response.
+    fn follow(&mut self, tasks: &mut Vec<HttpTask>) -> Option<Box<Error>> {
+        for task in tasks.iter() {
+            if let HttpTask::Body(Some(chunk), _) = task {
+                self.sent.events.update(chunk);
             }
+        }
+        if !tasks.iter().any(is_end) || !self.sent.events.lacks_end() {
+            return None;
+        }
+        if self.sent.first_byte.is_none() {
+            // Nothing has gone out, so that another status or another pair is still possible.
+            tasks.clear();
+            self.sent.events = StreamEnd::unread();
+        }
+        for task in tasks {
+            match task {
+                HttpTask::Body(_, end) => *end = false,
+                task if is_end(task) => *task = HttpTask::Body(None, false),
+                _ => {}
+            }
+        }
+        Some(Error::new(END_MISSING))
+    }
+
+    /// Notes what the head says of the response.
+    fn note_head(&mut self, head: &ResponseHeader) {
+        if head.status.is_informational() {
+            return;
+        }
+        self.is_stream = legs::is_event_stream(&head.headers);
+        if legs::is_encoded(&head.headers) || !head.status.is_success() {
+            self.sent.events = StreamEnd::unread();
         }
     }
 
     /// The tasks that may go to the client now, and the failure that ends the response before its first byte.
     fn release(&mut self, tasks: Vec<HttpTask>) -> (Vec<HttpTask>, Option<Box<Error>>) {
         // Every event of a stream takes this branch.
-        if self.held.is_none() && !tasks.iter().any(is_held) {
+        let concerns = |task: &HttpTask| matches!(task, HttpTask::Header(..)) || is_held(task);
+        if self.held.is_none() && !tasks.iter().any(concerns) {
             return (tasks, None);
         }
         let mut out = Vec::with_capacity(tasks.len() + 1);
         for task in tasks {
             match task {
-                HttpTask::Header(head, false) => self.held = Some(head),
+                HttpTask::Header(head, end) => {
+                    self.note_head(&head);
+                    match end {
+                        false => self.held = Some(head),
+                        true => out.push(HttpTask::Header(head, true)),
+                    }
+                }
                 empty if is_held(&empty) => {}
                 HttpTask::Failed(error) if self.held.is_some() => return (out, Some(error)),
                 task => {
                     if let Some(head) = self.held.take() {
-                        self.is_stream = legs::is_event_stream(&head.headers);
                         let old = self.client().req_header().version == Version::HTTP_10;
                         let head = framed(head, &task, old);
                         if old && !head.headers.contains_key(CONTENT_LENGTH) {
@@ -202,6 +254,15 @@ impl ReplacedSession {
             }
         }
         (out, None)
+    }
+}
+
+/// Whether no task follows this one.
+fn is_end(task: &HttpTask) -> bool {
+    match task {
+        HttpTask::Header(_, end) | HttpTask::Body(_, end) => *end,
+        HttpTask::Done | HttpTask::Trailer(_) => true,
+        _ => false,
     }
 }
 

@@ -115,7 +115,7 @@ async fn a_leg_that_is_lost_before_its_answer_is_tried_again_and_after_the_first
             .chunk()
             .await
             .unwrap()
-            .starts_with("data: {\"error\"")
+            .starts_with("event: error\ndata: {\"error\"")
     );
     assert!(no_more_legs(&mut pairs).await);
 }

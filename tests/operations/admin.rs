@@ -241,6 +241,8 @@ async fn while_streams_end_the_listener_for_administration_says_that_nothing_is_
         admin.send(get(path)).await;
         assert_eq!(admin.answer().await.status(), status, "{path}");
     }
+    leg.chunk("data: [DONE]\n\n").await;
+    client.chunk().await.unwrap();
     leg.chunk("").await;
     assert_eq!(client.chunk().await, None);
     // The idle admin connection does not delay the end of the process.

@@ -41,6 +41,8 @@ async fn sigterm_lets_a_stream_finish_and_accepts_nobody_else() {
         (last.status(), last.header("connection")),
         (200, Some("close"))
     );
+    decode.chunk("data: [DONE]\n\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: [DONE]\n\n"));
     decode.chunk("").await;
     assert_eq!(client.chunk().await, None);
     assert!(pair.process.ended().await.success());
@@ -90,6 +92,8 @@ async fn signals_without_a_meaning_are_logged_and_cut_no_stream() {
     }
     decode.chunk("data: 2\n\n").await;
     assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));
+    decode.chunk("data: [DONE]\n\n").await;
+    client.chunk().await.unwrap();
     decode.chunk("").await;
     assert_eq!(client.chunk().await, None);
     pair.process.signal(Signal::Terminate).await;
@@ -105,7 +109,10 @@ async fn at_the_grace_limit_a_stream_ends_in_an_error_event_and_a_whole_answer_i
     let whole = pair.next_legs().await;
     pair.process.signal(Signal::Terminate).await;
     let event = client.chunk().await.unwrap();
-    assert!(event.starts_with("data: {\"error\""), "{event}");
+    assert!(
+        event.starts_with("event: error\ndata: {\"error\""),
+        "{event}"
+    );
     assert!(event.contains("shutting down"), "{event}");
     let answer = waiting.answer().await;
     assert_eq!(answer.status(), 503);
@@ -189,6 +196,8 @@ async fn a_stream_and_an_idle_client_survive_an_upgrade() {
     );
     decode.chunk("data: 2\n\n").await;
     assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));
+    decode.chunk("data: [DONE]\n\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("data: [DONE]\n\n"));
     decode.chunk("").await;
     assert_eq!(client.chunk().await, None);
     assert!(pair.process.ended().await.success());

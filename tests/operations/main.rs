@@ -14,3 +14,4 @@ mod one_worker;
 mod own_endpoints;
 mod process_pair;
 mod steps;
+mod stream_ends;

@@ -38,7 +38,7 @@ async fn a_stream_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_the_close(
         let events = String::from_utf8(client.rest().await).unwrap();
         if dies {
             assert!(
-                events.starts_with("data: 1\n\ndata: {\"error\""),
+                events.starts_with("data: 1\n\nevent: error\ndata: {\"error\""),
                 "{events}"
             );
             assert!(events.ends_with("\n\n"), "{events}");

@@ -11,5 +11,6 @@ mod regression;
 mod requests;
 mod responses;
 mod samples;
+mod stream_ends;
 mod streams;
 mod two_legs;

@@ -245,7 +245,7 @@ async fn a_decode_that_dies_in_the_middle_of_an_event_leaves_a_whole_error_event
     decode.reset();
     let event = pair.client.chunk().await.unwrap();
     let data = event
-        .strip_prefix("\n\ndata: ")
+        .strip_prefix("\n\nevent: error\ndata: ")
         .unwrap()
         .strip_suffix("\n\n")
         .unwrap();

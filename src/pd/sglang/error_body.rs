@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::Route;
+use super::super::{Route, sse};
 
 /// The JSON shape of an error, as the clients of an endpoint read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,20 @@ impl ErrorShape {
                 "type": "error",
                 "error": {"type": anthropic_kind(status), "message": message, "error_code": code},
             }),
+        }
+    }
+}
+
+/// The event that carries the JSON of an error in a stream that has begun. It has a name, which some clients look for;
+/// clients of `/generate` read lines of `data:` alone, as SGLang sends them.
+///
+/// Seen with aiperf 0.13, which notices an error event without a name only by the break that follows.
+pub fn error_event(route: Route, json: &str) -> String {
+    let event = sse::error_event(json);
+    match route {
+        Route::Generate => event,
+        Route::ChatCompletions | Route::Completions | Route::Responses | Route::Messages => {
+            format!("event: error\n{event}")
         }
     }
 }

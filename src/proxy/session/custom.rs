@@ -18,6 +18,7 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 
+use super::super::deadlines::DELIVERED;
 use super::{PREFILL_FAILED, ReplacedSession, SHUTTING_DOWN};
 
 #[async_trait]
@@ -60,11 +61,16 @@ impl CustomSession for ReplacedSession {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let (tasks, failure) = self.release(tasks);
+        let (mut tasks, mut failure) = self.release(tasks);
+        if self.is_stream
+            && let Some(cut_short) = self.follow(&mut tasks)
+        {
+            failure = Some(cut_short);
+        }
         let mut ended = false;
         if !tasks.is_empty() {
             self.note_sent(&tasks);
-            ended = self.client_mut().response_duplex_vec(tasks).await?;
+            ended = self.write(tasks).await?;
             self.clock.note_sent();
         }
         failure.map_or(Ok(ended), Err)
@@ -74,24 +80,38 @@ impl CustomSession for ReplacedSession {
         if !no_body_expected && !self.taken {
             return self.read_body_bytes().await;
         }
-        #[allow(clippy::expect_used)]
-        // the field itself, because other fields are borrowed beside it
-        let client = self.client.as_mut().expect("present until the drop");
-        let prefill_failed = async {
-            match self.prefill_failed.as_mut() {
-                Some(failed) => failed.await,
-                None => std::future::pending().await,
+        loop {
+            #[allow(clippy::expect_used)]
+            // the field itself, because other fields are borrowed beside it
+            let client = self.client.as_mut().expect("present until the drop");
+            let prefill_failed = async {
+                match self.prefill_failed.as_mut() {
+                    Some(failed) => failed.await,
+                    None => std::future::pending().await,
+                }
+            };
+            let delivered = self.sent.delivered;
+            let read = tokio::select! {
+                read = client.read_body_or_idle(true), if !self.tail.unwatched => read,
+                () = prefill_failed => {
+                    // A resolved future must not be polled again.
+                    self.prefill_failed = None;
+                    return Error::e_explain(PREFILL_FAILED, "the prefill leg failed first");
+                }
+                () = &mut self.cut_off => {
+                    let error = if delivered { DELIVERED } else { SHUTTING_DOWN };
+                    return Error::e_explain(error, "the process is shutting down");
+                }
+                error = self.clock.expired() => return Error::e_explain(error, "decode took too long"),
+            };
+            match read {
+                // The client has left, or sends its next request early. It may still read.
+                Err(_) if delivered => {
+                    self.tail.unwatched = true;
+                    client.set_keepalive(None);
+                }
+                read => return read,
             }
-        };
-        tokio::select! {
-            read = client.read_body_or_idle(true) => read,
-            () = prefill_failed => {
-                // A resolved future must not be polled again.
-                self.prefill_failed = None;
-                Error::e_explain(PREFILL_FAILED, "the prefill leg failed first")
-            }
-            () = &mut self.cut_off => Error::e_explain(SHUTTING_DOWN, "the process is shutting down"),
-            error = self.clock.expired() => Error::e_explain(error, "decode took too long"),
         }
     }
 
@@ -116,7 +136,7 @@ impl CustomSession for ReplacedSession {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.client_mut().finish_body().await
+        self.end_response().await
     }
 
     async fn finish_custom(&mut self) -> Result<()> {

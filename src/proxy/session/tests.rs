@@ -1,10 +1,13 @@
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
 
 use super::*;
 use crate::client::{Stage, post};
+use crate::pd::Route;
 
 /// A session that is installed for a POST, and the client's end of its connection.
 async fn installed() -> (Session, Installed, DuplexStream) {
@@ -13,6 +16,7 @@ async fn installed() -> (Session, Installed, DuplexStream) {
     let installed = install(
         &mut session,
         Bytes::from_static(b"{}"),
+        StreamEnd::new(Route::ChatCompletions),
         Box::pin(std::future::pending()),
         Deadlines::default(),
         ShutdownWatcher::new(stage),
@@ -71,4 +75,61 @@ async fn the_first_byte_begins_the_response_and_events_are_followed_as_they_are_
         (sent.events.events(), sent.events.is_at_event_end()),
         (1, false)
     );
+}
+
+/// A session whose stream has ended with its marker, and whose client has left.
+async fn delivered() -> (Session, Installed) {
+    let (mut session, installed, client) = installed().await;
+    let tasks = vec![head(), chunk("data: [DONE]\n\n")];
+    assert!(!write(&mut session, tasks).await.unwrap());
+    drop(client);
+    (session, installed)
+}
+
+async fn idle(session: &mut Session) -> ErrorType {
+    // Pingora takes the body before it watches the client.
+    let _ = session.downstream_session.read_request_body().await;
+    let read = session.downstream_session.read_body_or_idle(true).await;
+    read.unwrap_err().etype().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_the_end_marker_is_awaited_for_a_limited_time() {
+    let (mut session, installed) = delivered().await;
+    let begun = tokio::time::Instant::now();
+    assert_eq!(idle(&mut session).await, super::super::deadlines::DELIVERED);
+    assert!(begun.elapsed() >= Duration::from_secs(5));
+    assert!(installed.restore(&mut session).delivered);
+}
+
+#[tokio::test]
+async fn what_follows_the_end_marker_is_read_up_to_a_limit_and_goes_nowhere() {
+    let (mut session, installed) = delivered().await;
+    let more = || HttpTask::Body(Some(Bytes::from(vec![b'x'; 32 << 10])), false);
+    for _ in 0..2 {
+        assert!(!write(&mut session, vec![more()]).await.unwrap());
+    }
+    assert!(write(&mut session, vec![HttpTask::Done]).await.unwrap());
+    let over = write(&mut session, vec![more()]).await.unwrap_err();
+    assert_eq!(*over.etype(), super::super::deadlines::DELIVERED);
+    assert!(installed.restore(&mut session).delivered);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_without_its_marker_begins_only_where_something_was_sent() {
+    let end = || HttpTask::Body(None, true);
+    let (mut session, installed, _client) = installed().await;
+    let error = write(&mut session, vec![head(), chunk("data: 1\n\n"), end()])
+        .await
+        .unwrap_err();
+    assert_eq!(*error.etype(), END_MISSING);
+    assert!(!installed.has_begun(), "another pair is still possible");
+
+    let (mut session, installed, _client) = self::installed().await;
+    write(&mut session, vec![head(), chunk("data: 1\n\n")])
+        .await
+        .unwrap();
+    let error = write(&mut session, vec![end()]).await.unwrap_err();
+    assert_eq!(*error.etype(), END_MISSING);
+    assert!(installed.has_begun());
 }
