@@ -185,7 +185,7 @@ async fn requests_are_refused(verbose: &Verbose) {
         (
             CLIENT,
             "/generate?key=sk-in-the-query",
-            r#"{"text":"Tell-me-a-secret","sampling_params":{"n":2}}"#,
+            r#"{"text":"Tell-me-a-secret","sampling_params":{"n":1000}}"#,
             400,
         ),
         (CLIENT, "/generate?key=sk-in-the-query", &long, 413),
