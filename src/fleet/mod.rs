@@ -10,6 +10,7 @@
 //! | `queue.rs` | requests that wait because workers are at their limit |
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
 //! | `budget.rs` | how many requests may be tried again |
+//! | `suspects/` | requests that a worker was lost with |
 //! | `rooms.rs` | the bootstrap rooms of live requests |
 //!
 //! Nothing here opens a socket or reads a clock: the time and the random numbers are arguments, so that a test decides
@@ -25,6 +26,7 @@ mod queue;
 mod rooms;
 mod select;
 mod siblings;
+pub mod suspects;
 mod worker;
 
 use std::fmt;
@@ -46,6 +48,7 @@ pub use rooms::{LiveRooms, Rooms};
 pub use select::Selection;
 use select::{Filter, Pair};
 pub use siblings::Siblings;
+pub use suspects::{SuspectLimits, Suspects};
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// The workers, and what decides which of them serve a request.
