@@ -227,6 +227,11 @@ impl MiniLbConfig {
         self.set("slow_start_secs", time.as_secs_f64())
     }
 
+    /// How long a request that a worker was lost with is remembered; zero is off.
+    pub fn suspect_window(self, time: Duration) -> MiniLbConfig {
+        self.set("suspect_window_secs", time.as_secs_f64())
+    }
+
     /// Deadline for one health check.
     pub fn health_check_timeout(self, timeout: Duration) -> MiniLbConfig {
         self.set("health_check_timeout_secs", timeout.as_secs_f64())

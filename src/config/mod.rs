@@ -240,6 +240,8 @@ setting_group! {
         /// How long a worker that is back gets less than its share; `None` is off.
         slow_start: Option<Duration> = "slow_start_secs",
         /// `None` when it is off.
+        suspects: Option<SuspectMemory>,
+        /// `None` when it is off.
         probes: Option<Probes>,
         /// Whether a cancelled request only closes its connections, without `POST /abort_request`.
         disable_abort_requests: bool = "disable_abort_requests",
@@ -266,6 +268,23 @@ impl Group for Option<Breaker> {
         let disabled: Option<bool> = settings.get("disable_circuit_breaker");
         let breaker = Breaker::read(settings)?;
         disabled.map(|disabled| (!disabled).then_some(breaker))
+    }
+}
+
+setting_group! {
+    /// How requests are remembered that a worker was lost with. Neither is zero.
+    pub struct SuspectMemory {
+        /// From the last loss to the end.
+        window: Duration = "suspect_window_secs",
+        /// Requests at once.
+        capacity: usize = "suspect_capacity",
+    }
+}
+
+impl Group for Option<SuspectMemory> {
+    fn read(settings: &mut impl Settings) -> Option<Self> {
+        let memory = SuspectMemory::read(settings)?;
+        Some((!memory.window.is_zero()).then_some(memory))
     }
 }
 

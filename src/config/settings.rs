@@ -205,6 +205,13 @@ const FAULTS: &[Setting] = &[
     Setting::new("disable_circuit_breaker", Kind::Switch,
         "Never open a circuit breaker for failed requests; a worker that refuses connections still gets none")
         .default("false"),
+    Setting::new("suspect_window_secs", Kind::SecondsOrZero,
+        "How long a request that a worker was lost with is remembered; after a second loss it gets 503 for as long. 0 \
+         is off")
+        .default("300").expects("a number of seconds up to a year; 0 is off"),
+    Setting::new("suspect_capacity", Kind::between(1, 1_000_000),
+        "How many such requests are remembered at once")
+        .default("1024").expects("a number from 1 to 1000000"),
     Setting::new("health_check_interval_secs", Kind::Seconds,
         "Time between two health checks of a worker; one that is set aside is checked every second")
         .default("10"),

@@ -32,6 +32,7 @@ pub enum Code {
     Overloaded,
     QueueFull,
     QueueTimeout,
+    SuspectRequest,
     PrefillUnreachable,
     DecodeUnreachable,
     PrefillConnectTimeout,
@@ -93,7 +94,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::InvalidJson,
         Self::InvalidLogprobStart,
         Self::BatchTooLarge,
@@ -119,6 +120,7 @@ impl Code {
         Self::Overloaded,
         Self::QueueFull,
         Self::QueueTimeout,
+        Self::SuspectRequest,
         Self::PrefillUnreachable,
         Self::DecodeUnreachable,
         Self::PrefillConnectTimeout,
@@ -168,6 +170,7 @@ impl Code {
             Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, or the process has no descriptor left for a connection to a worker"),
             Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),
             Self::QueueTimeout => row("queue_timeout", 503, Proxy, Later, "no worker had capacity within `queue_timeout_secs`"),
+            Self::SuspectRequest => row("suspect_request", 503, Client, Later, "two workers were lost with this request within `suspect_window_secs`, so it is not sent to another one until that time is over; or one was, and it did not get its turn within `queue_timeout_secs`"),
             Self::PrefillUnreachable => row("prefill_unreachable", 502, Prefill, Later, "the prefill worker refuses connections, its host cannot be reached, or its certificate is not accepted"),
             Self::DecodeUnreachable => row("decode_unreachable", 502, Decode, Later, "the same for the decode worker"),
             Self::PrefillConnectTimeout => row("prefill_connect_timeout", 504, Prefill, Later, "no connection to the prefill worker within `connect_timeout_secs`"),

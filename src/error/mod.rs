@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::client::{BadHead, BodyError};
 use crate::endpoint::{ERROR_CODE, WholeResponse};
-use crate::fleet::{NoWorker, Role};
+use crate::fleet::{NoWorker, Role, suspects};
 use crate::legs::{LegError, Rejection};
 use crate::net::Failure;
 use crate::pd::{ErrorShape, GatherError, Invalid, MergeError};
@@ -64,6 +64,8 @@ pub(crate) enum ProxyError {
     BatchTooLarge(usize),
     NoWorker(NoWorker),
     QueueFull,
+    /// Workers were lost with this request.
+    Suspect(Suspected),
     /// The worker of this role, at this URL, gave no response.
     Leg(Role, String, Failure),
     /// The worker of this role, at this URL, refuses the proxy's key with this status.
@@ -84,6 +86,15 @@ pub(crate) enum Exhausted {
     Requests,
     /// Memory for request bodies.
     Memory,
+}
+
+/// Why a request that a worker was lost with is not sent to another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Suspected {
+    /// A second worker was lost with it.
+    Lost(suspects::Refusal),
+    /// It waited this long for its turn.
+    Waited(Duration),
 }
 
 /// A deadline that the workers have missed.
@@ -144,6 +155,7 @@ impl ProxyError {
             ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
+            ProxyError::Suspect(_) => Code::SuspectRequest,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
             ProxyError::Merge(_) | ProxyError::Gather(_) => Code::MergeFailed,
@@ -192,6 +204,35 @@ impl fmt::Display for Exhausted {
             Exhausted::Requests => "too many requests at once (max_inflight_requests)",
             Exhausted::Memory => "too many request bodies at once (max_buffered_body_bytes)",
         })
+    }
+}
+
+impl fmt::Display for Suspected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Suspected::Lost(refusal) => {
+                f.write_str("two workers were lost with this request")?;
+                if let Some(worker) = &refusal.lost {
+                    write!(
+                        f,
+                        ", the last one was the {} worker {}",
+                        worker.role, worker.url
+                    )?;
+                }
+                write!(
+                    f,
+                    "; the request is not sent to another one for {} s (suspect_window_secs): change it, or wait. A \
+                     restart of the load balancer forgets it",
+                    refusal.left_secs()
+                )
+            }
+            Suspected::Waited(time) => write!(
+                f,
+                "a worker was lost with this request, and such requests are tried one after the other: it did not get \
+                 its turn within {:.0} s (queue_timeout_secs); try again",
+                time.as_secs_f64()
+            ),
+        }
     }
 }
 
@@ -256,6 +297,7 @@ impl fmt::Display for ProxyError {
                 "the batch has more than {limit} prompts; send several requests"
             ),
             ProxyError::NoWorker(why) => why.fmt(f),
+            ProxyError::Suspect(why) => why.fmt(f),
             ProxyError::QueueFull => f.write_str(
                 "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
             ),
@@ -326,6 +368,12 @@ impl Fault {
                 // The words and the shape of an ordinary server, whose error it is.
                 if let ProxyError::Invalid(Invalid::Samples(refusal)) = error {
                     response.body = refusal.body.clone();
+                }
+                // Not a moment later, as with other errors of this kind.
+                if let ProxyError::Suspect(Suspected::Lost(refusal)) = error {
+                    let headers = &mut response.headers;
+                    headers.insert(RETRY_AFTER, refusal.left_secs().into());
+                    headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
                 }
                 response
             }

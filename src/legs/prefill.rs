@@ -15,6 +15,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode, header};
 use pingora::http::RequestHeader;
 
+use crate::fleet::suspects::{Point, Progress};
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Failure, Reply, Target};
 use crate::pd::{Engine, Leg, Route};
@@ -93,6 +94,8 @@ pub(crate) struct PrefillRequest {
     pub(crate) body: Bytes,
     pub(crate) keep: Keep,
     pub(crate) fleet: Arc<Fleet>,
+    /// Where the request is a suspect: what is told that prefill has responded.
+    pub(crate) trial: Option<Progress>,
 }
 
 impl PrefillLeg {
@@ -281,6 +284,9 @@ impl PrefillRequest {
         let outcome = read.unwrap_or_else(Outcome::Failed);
         let evidence = evidence(outcome.state());
         self.fleet.note(&self.worker, evidence, Instant::now());
+        if let (Some(trial), Outcome::Served(_)) = (self.trial, &outcome) {
+            trial.reached(Point::Prefilled);
+        }
         // The rooms stay in use for as long as a worker may still know them.
         drop(self.rooms);
         outcome

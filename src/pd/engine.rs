@@ -82,6 +82,13 @@ impl Engine {
         }
     }
 
+    /// The client's part of a body, from which `facts` were read, in pieces: all that distinguishes two requests.
+    pub fn client_part<'a>(self, body: &'a [u8], facts: &Facts) -> impl Iterator<Item = &'a [u8]> {
+        match self {
+            Self::Sglang => sglang::client_part(body, facts),
+        }
+    }
+
     /// Writes the fields of the next attempt into a copy of the body of the last one.
     ///
     /// # Panics

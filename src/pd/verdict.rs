@@ -132,6 +132,15 @@ impl RequestState {
         self.attempt
     }
 
+    /// Whether the worker of this role was lost, with the request or at the same time.
+    pub fn is_lost(&self, role: Role) -> bool {
+        let leg = match role {
+            Role::Prefill => self.prefill,
+            Role::Decode => self.decode,
+        };
+        leg == Leg::Lost
+    }
+
     /// The verdict on what has been reported.
     pub fn verdict(&self, rules: RetryRules) -> Verdict {
         if self.committed {

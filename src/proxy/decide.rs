@@ -25,21 +25,26 @@ pub(super) enum Decision {
     Proceed,
     /// The attempt is over, and the client gets the failure of this role's leg.
     Fail(Role),
-    /// The attempt is over, and this error makes Pingora begin the next one.
-    Retry(Box<Error>),
+    /// The attempt is over. This error makes Pingora begin the next one, or ends the request.
+    End(Box<Error>),
 }
 
 impl Proxy {
     /// Decides what happens next, and begins a retry where one is due.
     pub(super) fn decide(&self, ctx: &mut RequestContext) -> Result<Decision> {
-        Ok(match self.verdict(ctx)? {
+        let verdict = self.verdict(ctx)?;
+        if let Some(refused) = self.note_loss(ctx)? {
+            return Ok(Decision::End(refused));
+        }
+        Ok(match verdict {
             Verdict::Wait | Verdict::Respond => Decision::Proceed,
             Verdict::Fail(role) => Decision::Fail(role),
             Verdict::Retry(role) => {
                 let blamed = ctx.attempt()?.worker(role).clone();
-                let retries = self.has_another(ctx, &blamed) && self.budget().take(Instant::now());
-                match retries {
-                    true => Decision::Retry(ctx.retry(blamed)),
+                // Suspects are tried one after the other, so that they multiply no load.
+                let pays = || ctx.suspicion.is_some() || self.budget().take(Instant::now());
+                match self.has_another(ctx, &blamed) && pays() {
+                    true => Decision::End(ctx.retry(blamed)),
                     false => Decision::Fail(role),
                 }
             }
@@ -128,7 +133,7 @@ impl Proxy {
     /// Prefill's leg failed before decode's first byte.
     fn prefill_failed(&self, ctx: &mut RequestContext) -> Box<Error> {
         match self.decide(ctx) {
-            Ok(Decision::Retry(retry)) => retry,
+            Ok(Decision::End(retry)) => retry,
             _ => self.fail_with_prefill(ctx),
         }
     }
@@ -147,7 +152,7 @@ impl Proxy {
         let error = ProxyError::Leg(Role::Decode, url, failure);
         ctx.decode_cause = Some(Cause::Code(error.code().name()));
         Some(match self.decide(ctx).ok()? {
-            Decision::Retry(retry) => retry,
+            Decision::End(retry) => retry,
             Decision::Fail(Role::Prefill) => self.fail_with_prefill(ctx),
             Decision::Fail(Role::Decode) | Decision::Proceed => ctx.refuse(error),
         })
@@ -168,7 +173,7 @@ impl Proxy {
         Self::note_pair(attempt, leg);
         let url = attempt.decode().url().to_owned();
         match (self.decide(ctx), error) {
-            (Ok(Decision::Retry(retry)), _) => retry,
+            (Ok(Decision::End(retry)), _) => retry,
             (Ok(Decision::Fail(Role::Prefill)), _) => self.fail_with_prefill(ctx),
             (_, ResponseError::Rejected(rejection)) => {
                 ctx.fail(Fault::Rejected(Role::Decode, rejection))

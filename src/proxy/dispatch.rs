@@ -14,6 +14,7 @@ use super::samples::Seat;
 use super::session::{PrefillFailed, install};
 use crate::client;
 use crate::error::ProxyError;
+use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::pd::{Bootstrap, Engine, Facts, Fields, Merge, RequestIds, Route, RoutingKey};
@@ -91,7 +92,8 @@ impl Proxy {
         let events = self.engine.stream_end(request.route);
         let rooms = prepared.rooms.as_slice().len();
         let seat = ctx.seat.as_ref();
-        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat);
+        let trial = ctx.suspicion.as_ref().and_then(|found| found.progress());
+        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat, trial);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let shutdown = self.shutdown.clone();
@@ -130,6 +132,7 @@ impl Proxy {
         prepared: Prepared,
         lease: Lease,
         seat: Option<&Seat>,
+        trial: Option<Progress>,
     ) -> (Attempt, PrefillFailed) {
         let facts = &request.facts;
         let prefill = lease.prefill.clone();
@@ -146,6 +149,7 @@ impl Proxy {
                 Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
             },
             fleet: self.fleet.clone(),
+            trial,
         });
         let prefill_failed: PrefillFailed = match seat {
             None => Box::pin(leg.failure()),

@@ -94,6 +94,9 @@ impl Proxy {
                 None => attempt.report_success(),
                 Some(error) => attempt.report_stream_error(error),
             }
+            if let Some(suspicion) = ctx.suspicion.take() {
+                suspicion.served();
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `new_ctx`, `on_connection_reuse` | the record begins; the listener of the connection, and whether it is above the limit | `request.rs`, `client/connection.rs` |
 //! | `early_request_filter` | let in: the head, the key, the limits | `admission.rs` |
-//! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs` |
+//! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs`, `suspects.rs` |
 //! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg; install the session whose body is the prepared one | `dispatch.rs`, `session.rs` |
 //! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
 //! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs` |
@@ -30,6 +30,7 @@ mod request;
 mod respond;
 mod samples;
 mod session;
+mod suspects;
 mod wait;
 
 use std::any::Any;
@@ -46,7 +47,7 @@ use pingora::{Error, Result};
 
 use crate::client::{self, BodyMemory, Inflight, Keys, ShutdownWatcher};
 use crate::endpoint::Endpoints;
-use crate::fleet::{Fleet, LiveRooms, RetryBudget};
+use crate::fleet::{Fleet, LiveRooms, RetryBudget, Suspects};
 use crate::legs::Aborter;
 use crate::limits::RequestLimits;
 use crate::net::Client;
@@ -64,6 +65,8 @@ pub(crate) struct Proxy {
     pub(crate) endpoints: Arc<dyn Endpoints>,
     pub(crate) aborter: Arc<Aborter>,
     pub(crate) budget: Mutex<RetryBudget>,
+    /// Requests that a worker was lost with.
+    pub(crate) suspects: Arc<Suspects>,
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) body_memory: Arc<BodyMemory>,
     pub(crate) keys: Keys,

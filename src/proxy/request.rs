@@ -14,6 +14,7 @@ use pingora::{Error, ErrorType, Result};
 
 use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
+use super::suspects::Suspicion;
 use crate::client::{Admitted, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
@@ -42,6 +43,8 @@ pub(crate) struct RequestContext {
     pub(super) decode_cause: Option<Cause>,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
+    /// Set once a worker was lost with the request, now or earlier.
+    pub(super) suspicion: Option<Box<Suspicion>>,
     /// The body's share of the memory for bodies.
     pub(super) share: Option<Share>,
     /// The place of this request among the samples of another one, if it is one.
@@ -90,6 +93,7 @@ impl RequestContext {
             state: RequestState::default(),
             decode_cause: None,
             avoid: Vec::new(),
+            suspicion: None,
             share: None,
             seat: None,
             gathers_stream: false,
@@ -161,6 +165,9 @@ impl RequestContext {
         }
         self.state.retry();
         self.attempt = None;
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.trial = None;
+        }
         self.record.status = 0;
         self.record.times.decode_head = None;
         let mut error = Error::new_in(RETRY);

@@ -48,7 +48,7 @@ impl Proxy {
         ctx.state.decode(leg);
         ctx.decode_cause = rejected(leg);
         match self.decide(ctx)? {
-            Decision::Retry(retry) => return Err(retry),
+            Decision::End(retry) => return Err(retry),
             Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
             Decision::Fail(Role::Decode) => self.pass_rejection(ctx, leg)?,
             Decision::Proceed => {
@@ -90,10 +90,13 @@ impl Proxy {
             ctx.state.begin();
             // Decode cannot generate from a KV cache that did not come: where prefill has failed, this is no response.
             match self.decide(ctx)? {
-                Decision::Retry(retry) => return Err(retry),
+                Decision::End(retry) => return Err(retry),
                 Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
                 Decision::Fail(Role::Decode) | Decision::Proceed => {}
             }
+        }
+        if let (true, Some(suspicion)) = (is_first, &ctx.suspicion) {
+            suspicion.note_first_byte(&passed);
         }
         Ok(passed)
     }

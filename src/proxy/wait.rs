@@ -15,10 +15,10 @@ use super::request::RequestContext;
 use super::samples::Seat;
 use crate::client;
 use crate::error::{ProxyError, Timeout};
-use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn};
+use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn, WorkerId};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Proxy {
     /// Selects the pair of the next attempt, unless it has been selected. Waits where all pairs are at their limit.
@@ -33,27 +33,43 @@ impl Proxy {
         if ctx.lease.is_some() {
             return Ok(());
         }
+        if self.may_be_suspect(ctx) {
+            Box::pin(self.select_for_suspect(session, ctx)).await?;
+        } else {
+            ctx.lease = Some(match self.admit_to_fleet(ctx, None)? {
+                Turn::Now(lease) => lease,
+                // Boxed, because it is large and rare: the future of every request would carry it.
+                Turn::Later(ticket) => Box::pin(self.wait(session, ctx, ticket)).await?,
+            });
+        }
+        ctx.record.times.selected = Some(Instant::now());
+        Ok(())
+    }
+
+    /// A pair, or a place in the queue. `avoid` replaces the workers that the request avoids by itself.
+    pub(super) fn admit_to_fleet(
+        &self,
+        ctx: &mut RequestContext,
+        avoid: Option<&[WorkerId]>,
+    ) -> Result<Turn> {
         let Some(request) = &ctx.request else {
             return Err(ctx.refuse(ProxyError::Internal("nothing to select for".into())));
         };
         let wanted = Selection {
             request: &request.key,
-            avoid: &ctx.avoid,
+            avoid: avoid.unwrap_or(&ctx.avoid),
             siblings: ctx.seat.as_ref().map(Seat::siblings),
             now: Instant::now(),
         };
-        ctx.lease = Some(match self.fleet.admit(wanted, rand::random) {
-            Ok(Turn::Now(lease)) => lease,
-            // Boxed, because it is large and rare: the future of every request would carry it.
-            Ok(Turn::Later(ticket)) => Box::pin(self.wait(session, ctx, ticket)).await?,
-            Err(Refusal::NoWorker(why)) => return Err(ctx.refuse(ProxyError::NoWorker(why))),
-            Err(Refusal::QueueFull) => return Err(ctx.refuse(ProxyError::QueueFull)),
-        });
-        ctx.record.times.selected = Some(Instant::now());
-        Ok(())
+        self.fleet.admit(wanted, rand::random).map_err(|refusal| {
+            ctx.refuse(match refusal {
+                Refusal::NoWorker(why) => ProxyError::NoWorker(why),
+                Refusal::QueueFull => ProxyError::QueueFull,
+            })
+        })
     }
 
-    async fn wait(
+    pub(super) async fn wait(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
@@ -84,7 +100,7 @@ impl Proxy {
     }
 
     /// The end of the wait, and its error. The deadlines of the response run while the request waits.
-    fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, Timeout) {
+    pub(super) fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, Timeout) {
         let limits = &self.limits;
         let stream = ctx
             .request

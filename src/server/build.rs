@@ -20,7 +20,7 @@ use crate::config::{ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
     BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
-    WorkerParts,
+    SuspectLimits, Suspects, WorkerParts,
 };
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling, STALE_ATTEMPTS};
@@ -99,6 +99,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         rooms: Arc::new(LiveRooms::default()),
         aborter: Arc::new(Aborter::new(client.clone(), abort_requests)),
         budget: RetryBudget::new(Instant::now()).into(),
+        suspects: Arc::new(Suspects::new(suspect_limits(&config.resilience))),
         endpoints: Arc::new(Ops::new(
             fleet.clone(),
             client.clone(),
@@ -172,6 +173,14 @@ fn fleet(config: &Config) -> Result<Arc<Fleet>, StartError> {
     }
     fleet.replace(Members::new(workers));
     Ok(fleet)
+}
+
+fn suspect_limits(resilience: &Resilience) -> Option<SuspectLimits> {
+    let memory = resilience.suspects.as_ref()?;
+    Some(SuspectLimits {
+        window: memory.window,
+        capacity: memory.capacity,
+    })
 }
 
 fn breaker_limits(resilience: &Resilience) -> BreakerLimits {

@@ -130,6 +130,9 @@ impl Display for Line<'_> {
                 write!(f, " {part}_ms={:.1}", millis(time))?;
             }
         }
+        if let Some(suspect) = record.suspect {
+            write!(f, " suspect={}", suspect.name())?;
+        }
         if let Some(error) = &record.error {
             write!(f, " error={error:?}")?;
         }

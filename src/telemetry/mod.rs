@@ -6,7 +6,7 @@
 mod access_log;
 mod record;
 
-pub(crate) use record::{Cause, FailedAttempt, Pair, Record};
+pub(crate) use record::{Cause, FailedAttempt, Pair, Record, Suspect};
 
 /// Hands the record of a finished request to every sink.
 pub(crate) fn finished(record: &Record) {

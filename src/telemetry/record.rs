@@ -52,12 +52,36 @@ pub(crate) struct Record {
     pub(crate) response_bytes: usize,
     /// Whole events of a streamed response that were passed on.
     pub(crate) events: u64,
+    /// What the loss of a worker means for the request; `None` where no worker was lost with it.
+    pub(crate) suspect: Option<Suspect>,
     /// The status that the client got; 0 when it got none.
     pub(crate) status: u16,
     /// How the request ended: `ok`, `client_left`, `client_stalled`, or the code of an error.
     pub(crate) ended: Cow<'static, str>,
     /// The error in a sentence.
     pub(crate) error: Option<String>,
+}
+
+/// What the loss of a worker means for a request that was, or may have been, the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suspect {
+    /// A worker was lost with it.
+    Lost,
+    /// It was tried again, at workers without another suspect.
+    Tried,
+    /// It was not sent to another worker.
+    Refused,
+}
+
+impl Suspect {
+    /// The word for the log.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Tried => "tried",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// The two workers of an attempt.
@@ -129,6 +153,7 @@ impl Record {
             request_bytes: 0,
             response_bytes: 0,
             events: 0,
+            suspect: None,
             status: 0,
             ended: "ok".into(),
             error: None,

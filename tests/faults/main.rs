@@ -10,3 +10,4 @@ mod probed_workers;
 mod retries;
 mod samples;
 mod soak;
+mod suspects;

@@ -136,7 +136,22 @@ pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injecte
     write_fields(body, facts.batch, facts.cuts.leaves_nothing(), fields)
 }
 
+/// The client's part of a body in pieces: without the closing brace, and without the fields that only the proxy may set.
+///
+/// `facts` must have been read from this `body`.
+pub fn client_part<'a>(body: &'a [u8], facts: &Facts) -> impl Iterator<Item = &'a [u8]> {
+    let gaps = facts.cuts.ranges();
+    let starts = std::iter::once(0).chain(gaps.iter().map(|gap| gap.end));
+    let ends = gaps.iter().map(|gap| gap.start).chain([facts.close]);
+    starts.zip(ends).map(|(start, end)| &body[start..end])
+}
+
 impl Injected {
+    /// The client's part, as [`client_part`] gives it.
+    pub fn client_part(&self) -> &[u8] {
+        &self.body[..self.end]
+    }
+
     /// The client's part in a new body, with the fields of another attempt.
     ///
     /// # Panics

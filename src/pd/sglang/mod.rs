@@ -16,7 +16,7 @@ pub mod samples;
 pub mod stream_end;
 mod worker_response;
 
-pub use bootstrap::{Bootstrap, Fields, Injected, Room, inject, tail_reserve};
+pub use bootstrap::{Bootstrap, Fields, Injected, Room, client_part, inject, tail_reserve};
 pub use error_body::ErrorShape;
 pub use ids::{RequestId, RequestIds};
 pub use merge::StreamMerger;
