@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `units` | the units of work, and the workers and clients that take one step at a time |
 //! | `allocated` | the balancer as a library on its own thread, and the allocations of that thread |
+//! | `gathered` | events that are gathered from several samples, and their allocations |
 //! | `traced` | the binary and its system calls |
 //! | `support::baseline` | the recorded counts, and how far a new count may be from them |
 //!
@@ -22,6 +23,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocated;
+mod gathered;
 mod traced;
 mod units;
 
