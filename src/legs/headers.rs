@@ -21,12 +21,15 @@ const DROPPED: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODIN
 /// Fields with this prefix make SGLang take the request id and the bootstrap fields from the head instead of the body.
 const OVERRIDE_PREFIX: &str = "x-override-";
 
-/// The client's request id, or a new one when the client's is missing or not fit for a log line: 1 to 128 letters, digits
-/// and `._-`.
+/// The longest request id of a client that is kept, in bytes.
+const MAX_REQUEST_ID: usize = 256;
+
+/// The client's request id, or a new one when the client's is missing, too long, or not made of visible ASCII characters
+/// alone: it stands in one field of a log line.
 pub(crate) fn request_id(headers: &HeaderMap, random: impl FnOnce() -> u128) -> HeaderValue {
     headers
         .get(REQUEST_ID)
-        .filter(|value| is_token(value.as_bytes()))
+        .filter(|value| is_request_id(value.as_bytes()))
         .cloned()
         .unwrap_or_else(|| {
             HeaderValue::try_from(format!("{:032x}", random()))
@@ -81,11 +84,8 @@ pub(crate) fn add_worker_fields(
     Ok(())
 }
 
-fn is_token(value: &[u8]) -> bool {
-    (1..=128).contains(&value.len())
-        && value
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+fn is_request_id(value: &[u8]) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
 }
 
 fn is_dropped(name: &HeaderName, listed: &[HeaderName]) -> bool {
@@ -176,11 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_fit_for_a_log_line_is_kept_and_another_replaced() {
+    fn a_request_id_of_visible_characters_is_kept_and_another_replaced() {
         let id =
             |value: &'static str| request_id(&client(&[("x-request-id", value)]).headers, || 5);
-        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
-        for unfit in ["", "a b", "a\"b", "ä"] {
+        for kept in ["abc-1.2_3", "job/42:a=b", "a\"b\\", "{1}@x#%20"] {
+            assert_eq!(id(kept), kept);
+        }
+        let long = |length: usize| &*"x".repeat(length).leak();
+        assert_eq!(id(long(MAX_REQUEST_ID)), long(MAX_REQUEST_ID));
+        for unfit in ["", "a b", "ä", long(MAX_REQUEST_ID + 1)] {
             assert_eq!(id(unfit), format!("{:032x}", 5), "{unfit}");
         }
         assert_eq!(request_id(&HeaderMap::new(), || 10), format!("{:032x}", 10));

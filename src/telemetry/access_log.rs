@@ -6,6 +6,7 @@
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use log::Level;
 
 use super::{FailedAttempt, Record};
@@ -47,7 +48,7 @@ impl Display for Steps<'_> {
         write!(
             f,
             "request_id={} route={route} rooms={} request_bytes={} events={}",
-            record.request_id.to_str().unwrap_or("-"),
+            Id(&record.request_id),
             record.rooms,
             record.request_bytes,
             record.events,
@@ -79,11 +80,7 @@ struct Line<'a>(&'a Record);
 impl Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = self.0;
-        write!(
-            f,
-            "request_id={}",
-            record.request_id.to_str().unwrap_or("-")
-        )?;
+        write!(f, "request_id={}", Id(&record.request_id))?;
         if let Some(client) = record.client {
             write!(f, " client={client}")?;
         }
@@ -145,6 +142,19 @@ impl Display for Line<'_> {
     }
 }
 
+/// A request id as the value of a field. In quotes and escaped where a reader of fields would take it for something else.
+struct Id<'a>(&'a HeaderValue);
+
+impl Display for Id<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_str() {
+            Ok(id) if id.contains(['"', '\\', '=']) => write!(f, "{id:?}"),
+            Ok(id) => f.write_str(id),
+            Err(_) => f.write_str("-"),
+        }
+    }
+}
+
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
@@ -174,6 +184,22 @@ mod tests {
             Line(&record()).to_string(),
             "request_id=- method=GET path=/generate status=200 ended=ok e2e_ms=12.0 sent_bytes=7"
         );
+    }
+
+    #[test]
+    fn a_request_id_is_one_value_whatever_its_characters() {
+        for (id, field) in [
+            ("job/42:a", "request_id=job/42:a"),
+            ("job/42:a=b", r#"request_id="job/42:a=b""#),
+            (r#"a"b\c"#, r#"request_id="a\"b\\c""#),
+        ] {
+            let mut record = record();
+            record.request_id = HeaderValue::from_static(id);
+            let line = Line(&record).to_string();
+            assert!(line.starts_with(&format!("{field} method=")), "{line}");
+            let steps = Steps(&record).to_string();
+            assert!(steps.starts_with(&format!("{field} route=")), "{steps}");
+        }
     }
 
     #[test]
