@@ -7,11 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE,
-    ORIGIN,
-};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::RequestHeader;
 use serde_json::{Value, json};
 
@@ -26,15 +23,13 @@ const RESPONSE_LIMIT: usize = 64 << 20;
 /// The part of an error response that a report quotes, in characters.
 const EXCERPT: usize = 1000;
 
-/// The client's headers that workers read: the key, the type of the body, traces, and a browser's preflight.
-const FORWARDED: [HeaderName; 7] = [
+/// The client's headers that workers read: the key, the type of the body, traces, and the origin of a page.
+const FORWARDED: [HeaderName; 5] = [
     AUTHORIZATION,
     CONTENT_TYPE,
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
     ORIGIN,
-    ACCESS_CONTROL_REQUEST_METHOD,
-    ACCESS_CONTROL_REQUEST_HEADERS,
 ];
 
 /// A request that can be sent to any number of workers.
@@ -121,7 +116,12 @@ impl Call {
             None => path.to_owned(),
         };
         let size = Some(FORWARDED.len() + 1);
-        let mut head = RequestHeader::build_no_case(request.method, target.as_bytes(), size)?;
+        // Workers take no HEAD on these paths. The body of the response is left out on the way to the client.
+        let method = match request.method {
+            Method::HEAD => Method::GET,
+            method => method,
+        };
+        let mut head = RequestHeader::build_no_case(method, target.as_bytes(), size)?;
         for name in &FORWARDED {
             for value in request.headers.get_all(name) {
                 head.append_header(name, value)?;
@@ -262,7 +262,7 @@ fn excerpt(response: &WholeResponse) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use http::{HeaderMap, Method};
+    use http::HeaderMap;
     use pingora::server::configuration::ServerConf;
 
     use super::*;

@@ -11,6 +11,7 @@
 //! | `fanout.rs` | a call to all workers |
 //! | `single.rs` | a call to the first worker that responds |
 //! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
+//! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py`.
@@ -19,6 +20,7 @@ mod call;
 mod error;
 mod fanout;
 mod loads;
+mod paths;
 mod redact;
 mod server_info;
 mod single;
@@ -28,8 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header};
 use tokio::sync::watch;
 
 use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
@@ -90,16 +91,18 @@ impl Endpoints for Ops {
     async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse {
         let path = request.path.clone();
         let Some(row) = table::find(&path) else {
-            let message = format!("there is no endpoint {path}");
-            return error::error(&path, Code::NotFound, &message);
+            return not_in_table(&request);
         };
         if let Kind::NotServed(why) = row.kind {
             let message = format!("{path} is not served: {why}");
             return error::error(&path, Code::NotServedByPd, &message);
         }
-        let preflight = row.goes_to_one_worker() && is_preflight(&request);
-        // A request with legs comes here only if its method is wrong, or as a preflight.
-        if !preflight && (row.kind == Kind::Legs || !row.methods.contains(&request.method)) {
+        // Load balancers ask whether this one is alive with OPTIONS on the root as well.
+        if row.kind == Kind::Alive && path == "/" && request.method == Method::OPTIONS {
+            return options(&row.allow());
+        }
+        // A request with legs comes here only if its method is wrong.
+        if row.kind == Kind::Legs || !row.methods.contains(&request.method) {
             return error::method_not_allowed(&path, row);
         }
         match row.kind {
@@ -164,7 +167,7 @@ impl Ops {
                 return error::error(&path, Code::BadTarget, &message);
             }
         };
-        if row.goes_to_one_worker() {
+        if matches!(row.kind, Kind::One { .. }) {
             return single::first_response(&self.client, &self.fleet, &call, &path).await;
         }
         let results = fanout::call_all(&self.client, &self.fleet, &call).await;
@@ -192,12 +195,28 @@ fn target(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration)
     }
 }
 
-/// Whether this is the OPTIONS request that a browser sends before it sends JSON to another origin. SGLang responds to
-/// that one, and with 405 to a plain OPTIONS. Source: SGLang 0.5.23 `entrypoints/http_server.py`, `CORSMiddleware`.
-fn is_preflight(request: &WholeRequest) -> bool {
-    request.method == Method::OPTIONS
-        && request.headers.contains_key(ORIGIN)
-        && request.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+/// The response where no row has this path.
+fn not_in_table(request: &WholeRequest) -> WholeResponse {
+    let path = request.path.as_str();
+    // The request about the server itself. Source: RFC 9110, section 9.3.7.
+    if path == "*" && request.method == Method::OPTIONS {
+        return options("GET, HEAD, OPTIONS, POST, PUT");
+    }
+    if let Some(redirect) = paths::redirect(path, request.query.as_deref()) {
+        return redirect;
+    }
+    let hint = paths::meant(path).map(|meant| format!("; did you mean {meant}?"));
+    let message = format!("there is no endpoint {path}{}", hint.unwrap_or_default());
+    error::error(path, Code::NotFound, &message)
+}
+
+/// The response to OPTIONS: these methods.
+fn options(allow: &str) -> WholeResponse {
+    let mut response = empty_ok();
+    if let Ok(allow) = HeaderValue::try_from(allow) {
+        response.headers.insert(header::ALLOW, allow);
+    }
+    response
 }
 
 /// A response with status 200 and no body, as SGLang's health endpoints have.

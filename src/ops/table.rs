@@ -14,7 +14,7 @@ use crate::endpoint::Access;
 pub(super) struct Row {
     /// The raw path. `/*` at its end stands for any path below, as `{model:path}` does in SGLang.
     pub(super) path: &'static str,
-    /// The methods of SGLang's route.
+    /// The methods of SGLang's route, and HEAD where GET only reads.
     pub(super) methods: &'static [Method],
     pub(super) kind: Kind,
 }
@@ -75,11 +75,18 @@ pub(super) fn find(path: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| row.matches(path))
 }
 
+/// The rows of the paths that are served, without those that stand for many paths.
+pub(super) fn served() -> impl Iterator<Item = &'static Row> {
+    let is_served = |row: &&Row| !matches!(row.kind, Kind::NotServed(_));
+    let rows = TABLE.iter().filter(is_served);
+    rows.filter(|row| !row.path.ends_with('*'))
+}
+
 impl Row {
     /// Whether the body of a request with this method goes to a worker.
     pub(super) fn reads_body(&self, method: &Method) -> bool {
         let forwards = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
-        forwards && self.methods.contains(method) && *method != Method::GET
+        forwards && self.methods.contains(method) && !method.is_safe()
     }
 
     /// The key that the path needs. Health endpoints need none, as in SGLang, except for the one that makes every worker
@@ -93,12 +100,6 @@ impl Row {
             Kind::Every { .. } => Access::Admins,
             _ => Access::Clients,
         }
-    }
-
-    /// Whether the response comes from one worker. A browser's preflight is passed on only for these paths: web pages
-    /// that use SGLang can use this proxy, and cannot reach admin paths.
-    pub(super) fn goes_to_one_worker(&self) -> bool {
-        matches!(self.kind, Kind::Legs | Kind::One { .. })
     }
 
     /// The value of the `Allow` header.
@@ -137,8 +138,9 @@ impl Timeout {
     }
 }
 
-const GET: &[Method] = &[Method::GET];
+/// HEAD has the head of GET: load generators and monitors ask with it whether a path is there.
 const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
+/// For actions. No HEAD, which must change nothing.
 const GET_POST: &[Method] = &[Method::GET, Method::POST];
 const POST: &[Method] = &[Method::POST];
 const PUT_POST: &[Method] = &[Method::PUT, Method::POST];
@@ -198,20 +200,20 @@ static TABLE: &[Row] = &[
     row("/ping", GET_HEAD, Kind::Alive),
     row("/ready", GET_HEAD, Kind::Ready),
     row("/readiness", GET_HEAD, Kind::Ready),
-    row("/health_generate", GET, Kind::HealthGenerate),
-    row("/server_info", GET, Kind::ServerInfo),
-    row("/get_server_info", GET, Kind::ServerInfo),
-    row("/v1/loads", GET, Kind::Loads),
+    row("/health_generate", GET_HEAD, Kind::HealthGenerate),
+    row("/server_info", GET_HEAD, Kind::ServerInfo),
+    row("/get_server_info", GET_HEAD, Kind::ServerInfo),
+    row("/v1/loads", GET_HEAD, Kind::Loads),
     flush("/flush_cache"),
     flush("/reset_prefix_cache"), // vLLM's name for it, which AIPerf and SGLang's own benchmark call
     every("/hicache/storage-backend/clear", POST, PROFILE),
     every("/abort_request", POST, SHORT),
     every("/start_profile", GET_POST, PROFILE),
     every("/stop_profile", GET_POST, PROFILE),
-    one("/model_info", GET),
-    one("/get_model_info", GET),
-    one("/v1/models", GET),
-    one("/v1/models/*", GET),
+    one("/model_info", GET_HEAD),
+    one("/get_model_info", GET_HEAD),
+    one("/v1/models", GET_HEAD),
+    one("/v1/models/*", GET_HEAD),
     one("/tokenize", POST),
     one("/v1/tokenize", POST),
     one("/detokenize", POST),
@@ -376,9 +378,9 @@ mod tests {
     }
 
     #[test]
-    fn allow_lists_the_methods_of_the_route_in_sglang() {
+    fn allow_lists_the_methods_of_the_route_in_sglang_and_head_where_get_only_reads() {
         assert_eq!(find("/generate").unwrap().allow(), "PUT, POST");
         assert_eq!(find("/flush_cache").unwrap().allow(), "GET, POST");
-        assert_eq!(find("/v1/models").unwrap().allow(), "GET");
+        assert_eq!(find("/v1/models").unwrap().allow(), "GET, HEAD");
     }
 }

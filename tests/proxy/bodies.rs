@@ -193,7 +193,6 @@ async fn targets_that_are_no_path_reach_no_worker() {
     for target in [
         "CONNECT b:80",
         "CONNECT /generate",
-        "OPTIONS *",
         "POST b:80",
         "POST generate",
         "TRACE /generate",

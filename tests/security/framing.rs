@@ -196,13 +196,17 @@ async fn a_path_is_what_is_written() {
         "/flush_cache%3f",
         "//generate",
         "/generate;x",
-        "/generate/",
         "/GENERATE",
         "/v1\\generate",
     ] {
         client.send(post(path, BODY)).await;
         assert_eq!(client.answer().await.status(), 404, "{path}");
     }
+    // The client is told of the path without the slash, as by a worker.
+    client.send(post("/generate/", BODY)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status(), 307);
+    assert_eq!(answer.header("location"), Some("/generate"));
     counted.settle().await;
 }
 
