@@ -191,7 +191,7 @@ fn setting_arg(setting: &Setting) -> Arg {
         .help(format!("{} {notes}", setting.help));
     match setting.kind {
         Kind::Switch => arg.action(ArgAction::SetTrue).overrides_with(setting.key),
-        Kind::Paths => arg.num_args(0..).action(ArgAction::Append),
+        kind if kind.is_list() => arg.num_args(0..).action(ArgAction::Append),
         // Any number, because clap would take a surplus value for a subcommand; `WorkerDraft` reports it.
         Kind::Workers(_) => arg.num_args(1..).action(ArgAction::Append),
         // The last one wins, as with argparse.
@@ -225,10 +225,10 @@ fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
     for setting in settings() {
         let place = flag_place(&setting.flag());
         match setting.kind {
-            Kind::Paths => {
-                if let Some(paths) = matches.get_many::<String>(setting.key) {
-                    let paths: Vec<_> = paths.map(String::as_str).collect();
-                    draft.set(setting, paths.join(","), place);
+            kind if kind.is_list() => {
+                if let Some(texts) = matches.get_many::<String>(setting.key) {
+                    let texts: Vec<_> = texts.map(String::as_str).collect();
+                    draft.set(setting, texts.join(","), place);
                 }
             }
             Kind::Switch if matches.get_flag(setting.key) => draft.set(setting, "true", place),

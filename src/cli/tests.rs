@@ -99,6 +99,7 @@ impl Files {
             ("host", _) => "::1".to_owned(),
             ("policy", _) => "random".to_owned(),
             ("log_level", _) => "warn".to_owned(),
+            (_, Kind::Origins) => "https://app.example".to_owned(),
             (_, Kind::Paths) => self.roots.path().display().to_string(),
             (_, Kind::Path) => self.key.path().display().to_string(),
             (_, Kind::UrlPath) => "/health_generate".to_owned(),

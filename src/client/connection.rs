@@ -27,7 +27,7 @@ use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 
 use super::connection_limit::{ConnectionLimit, Permit};
-use super::counted::{CountedStream, ReadCounter};
+use super::counted::{CountedStream, ReadCounter, Refusal};
 use super::inflight::Inflight;
 use crate::endpoint::content_length;
 
@@ -64,6 +64,8 @@ pub(crate) struct Connections<A> {
     pub(crate) idle_timeout: Duration,
     /// `None` for no limit.
     pub(crate) limit: Option<Arc<ConnectionLimit>>,
+    /// Makes the response to a head that Pingora refuses.
+    pub(crate) refusal: Refusal,
     /// The open connections. Pingora would close idle ones as soon as it stops listening; here they stay open for one
     /// more request until the shutdown is complete.
     pub(crate) open: Arc<Inflight>,
@@ -212,7 +214,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let _open = self.open.enter();
         let stream = self.accept_tls(stream).await?;
         let counter = Arc::<ReadCounter>::default();
-        let stream = CountedStream::new(stream, counter.clone());
+        let stream = CountedStream::new(stream, counter.clone(), self.refusal);
         let mut session = ServerSession::new_http1(Box::new(stream));
         // A connection over the limit must free its place after one response.
         let keep_alive = !*shutdown.borrow() && !overflow;

@@ -1,7 +1,9 @@
 //! Counts the bytes read from a client, to tell an idle connection from one with a half-sent request head.
 //!
 //! Pingora's timer for an idle connection covers only the first read of a request, and its end cannot be observed.
-//! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged.
+//! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged, except for one response:
+//! a head that Pingora refuses by itself meets no hook, and gets a response without a body, which is replaced here by one
+//! of the form that all errors have.
 //!
 //! Source: pingora-core 0.9.1, `protocols/http/v1/server.rs` (`read_request`), `protocols/mod.rs` (`IO`).
 
@@ -9,10 +11,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use http::StatusCode;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::protocols::{
@@ -20,6 +24,8 @@ use pingora::protocols::{
     Stream, TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::endpoint::WholeResponse;
 
 /// The bytes read on one connection, and the part of them that is known to belong to a request.
 // Relaxed everywhere: only the task of the connection reads and writes these. They are atomics because Pingora holds
@@ -89,12 +95,67 @@ impl ReadCounter {
 pub(crate) struct CountedStream {
     stream: Stream,
     counter: Arc<ReadCounter>,
+    refusal: Refusal,
+    /// The part of the refusal that is not written yet; `None` before it begins.
+    refusing: Option<Bytes>,
 }
 
+/// Makes the response to a head that Pingora refuses with this status.
+pub(crate) type Refusal = fn(StatusCode) -> WholeResponse;
+
 impl CountedStream {
-    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>) -> Self {
-        Self { stream, counter }
+    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>, refusal: Refusal) -> Self {
+        Self {
+            stream,
+            counter,
+            refusal,
+            refusing: None,
+        }
     }
+
+    /// Whether a write is Pingora's own refusal: every other response comes after its head has been received.
+    fn refuses(&self) -> bool {
+        !self.counter.is_head_finished()
+    }
+
+    /// Writes the refusal in place of `pingoras`, the bytes of Pingora's response.
+    fn poll_refuse(&mut self, cx: &mut Context<'_>, pingoras: &[u8]) -> Poll<io::Result<usize>> {
+        let refusal = self.refusal;
+        let refusing = self
+            .refusing
+            .get_or_insert_with(|| on_the_wire(&refusal(status(pingoras))));
+        while !refusing.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, refusing))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => refusing.advance(written),
+            }
+        }
+        Poll::Ready(Ok(pingoras.len()))
+    }
+}
+
+/// The status in the first line of a response.
+fn status(response: &[u8]) -> StatusCode {
+    let status = response.strip_prefix(b"HTTP/1.1 ");
+    status
+        .and_then(|status| StatusCode::from_bytes(status.get(..3)?).ok())
+        .unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+/// The bytes of a response after which the connection closes.
+fn on_the_wire(response: &WholeResponse) -> Bytes {
+    let mut bytes = format!("HTTP/1.1 {}\r\n", response.status).into_bytes();
+    for (name, value) in &response.headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    let length = response.body.len();
+    bytes.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+    bytes.extend_from_slice(b"connection: close\r\n\r\n");
+    bytes.extend_from_slice(&response.body);
+    bytes.into()
 }
 
 impl AsyncRead for CountedStream {
@@ -111,7 +172,7 @@ impl AsyncRead for CountedStream {
     }
 }
 
-// Everything below delegates to the wrapped stream.
+// Everything below delegates to the wrapped stream, but for the refusal.
 
 impl AsyncWrite for CountedStream {
     fn poll_write(
@@ -119,6 +180,9 @@ impl AsyncWrite for CountedStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.refuses() {
+            return self.poll_refuse(cx, buf);
+        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -127,6 +191,10 @@ impl AsyncWrite for CountedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.refuses() {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_refuse(cx, first.map_or(&[], |buf| buf));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -256,17 +324,44 @@ mod tests {
     async fn reads_are_counted_and_bytes_pass_unchanged() {
         let (ours, mut client) = duplex(64);
         let counter = Arc::<ReadCounter>::default();
-        let mut stream = CountedStream::new(Box::new(ours), counter.clone());
+        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal);
         client.write_all(b"hello").await.unwrap();
         let mut read = [0; 5];
         stream.read_exact(&mut read[..2]).await.unwrap();
         assert_eq!(counter.bytes_read(), 2);
         stream.read_exact(&mut read[2..]).await.unwrap();
         assert_eq!((&read, counter.bytes_read()), (b"hello", 5));
+        counter.finish_head();
         stream.write_all(b"bye").await.unwrap();
         drop(stream);
         let mut written = String::new();
         client.read_to_string(&mut written).await.unwrap();
         assert_eq!((written.as_str(), counter.bytes_read()), ("bye", 5));
+    }
+
+    fn refusal(status: StatusCode) -> WholeResponse {
+        WholeResponse::new(status, "text/plain", "refused here")
+    }
+
+    #[tokio::test]
+    async fn a_response_before_the_head_was_received_is_replaced_and_later_ones_pass() {
+        let (ours, mut theirs) = duplex(7);
+        let counter = Arc::<ReadCounter>::default();
+        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal);
+        let writing = async {
+            stream.write_all(b"HTTP/1.1 405 Method").await.unwrap();
+            stream.write_all(b" Not Allowed\r\n\r\n").await.unwrap();
+            counter.finish_head();
+            stream.write_all(b"|HTTP/1.1 200 OK").await.unwrap();
+            drop(stream);
+        };
+        let mut read = String::new();
+        let (_, count) = tokio::join!(writing, theirs.read_to_string(&mut read));
+        count.unwrap();
+        assert_eq!(
+            read,
+            "HTTP/1.1 405 Method Not Allowed\r\ncontent-type: text/plain\r\ncontent-length: 12\r\n\
+             connection: close\r\n\r\nrefused here|HTTP/1.1 200 OK"
+        );
     }
 }

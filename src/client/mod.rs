@@ -9,12 +9,14 @@
 //! | `request_head.rs` | whether the head has exactly one meaning |
 //! | `auth.rs` | whether the client's key is accepted |
 //! | `request_body.rs` | whether the body fits into memory and arrives in time |
+//! | `cors.rs` | whether a page of another origin may read the response |
 //! | `inflight.rs` | how many requests or connections are live |
 //! | `shutdown.rs` | which stage of the shutdown the process has reached |
 
 mod auth;
 mod connection;
 mod connection_limit;
+mod cors;
 mod counted;
 mod inflight;
 mod request_body;
@@ -24,6 +26,7 @@ mod shutdown;
 pub(crate) use auth::{KeyRefused, Keys};
 pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
+pub(crate) use cors::Cors;
 pub(crate) use inflight::{Admitted, Inflight};
 #[cfg(test)]
 pub(crate) use request_body::tests::post;

@@ -150,13 +150,13 @@ impl Reader<'_> {
                     },
                 );
             }
-            (Kind::Paths, Value::Sequence(items)) => {
-                let paths: Option<Vec<_>> = items
+            (kind, Value::Sequence(items)) if kind.is_list() => {
+                let texts: Option<Vec<_>> = items
                     .into_iter()
                     .map(|item| self.scalar(item, setting.expects, &place))
                     .collect();
-                if let Some(paths) = paths {
-                    draft.set(setting, paths.join(","), place);
+                if let Some(texts) = texts {
+                    draft.set(setting, texts.join(","), place);
                 }
             }
             (Kind::Switch, Value::Bool(on)) => draft.set(setting, on.to_string(), place),

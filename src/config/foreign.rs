@@ -52,7 +52,6 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("prometheus-host", Takes::One),
     ("prometheus-duration-buckets", Takes::Some),
     ("request-id-headers", Takes::Any),
-    ("cors-allowed-origins", Takes::Any),
     ("rate-limit-tokens-per-second", Takes::One),
     ("retry-initial-backoff-ms", Takes::One),
     ("retry-max-backoff-ms", Takes::One),

@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use super::Role;
+use super::origins::AllowedOrigins;
+use crate::limits::FromText;
 
 /// The form of a setting's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub(crate) enum Kind {
     Path,
     /// Any number of paths: behind the flag, as a list in the file, with commas in the environment.
     Paths,
+    /// Origins of web pages, in the same forms as paths, or `*`, or `none`.
+    Origins,
     /// The path of a URL.
     UrlPath,
     /// A whole number within these bounds, both included.
@@ -44,6 +48,11 @@ impl Kind {
         Kind::Number { min, max }
     }
 
+    /// Whether the value may be a list: behind the flag, in the file, and with commas as text.
+    pub(crate) fn is_list(self) -> bool {
+        matches!(self, Kind::Paths | Kind::Origins)
+    }
+
     /// Whether a text has this form and is within the bounds.
     pub(crate) fn accepts(self, text: &str) -> bool {
         match self {
@@ -58,6 +67,7 @@ impl Kind {
             Kind::Seconds => is_duration(text),
             Kind::SecondsOrZero => is_duration(text) || text.parse() == Ok(0.0),
             Kind::Switch => text.parse::<bool>().is_ok(),
+            Kind::Origins => AllowedOrigins::from_text(text).is_some(),
         }
     }
 
@@ -68,6 +78,7 @@ impl Kind {
             Kind::Secret => "a key",
             Kind::Path => "the path of a file",
             Kind::Paths => "a list of paths",
+            Kind::Origins => "`*`, `none`, or origins such as https://app.example",
             Kind::UrlPath => "a path that begins with /",
             Kind::Number { .. } => "a number",
             Kind::Seconds => "a number of seconds above 0 and at most a year",
@@ -84,6 +95,7 @@ impl Kind {
             Kind::Text => &["TEXT"],
             Kind::Secret => &["KEY"],
             Kind::Path | Kind::Paths | Kind::UrlPath => &["PATH"],
+            Kind::Origins => &["ORIGIN"],
             Kind::Number { .. } => &["N"],
             Kind::Seconds | Kind::SecondsOrZero => &["SECONDS"],
             Kind::Switch => &[],

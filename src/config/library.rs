@@ -172,6 +172,11 @@ impl MiniLbConfig {
         self.set("admin_listen", address)
     }
 
+    /// The origins whose web pages may read responses; `["*"]` is every origin, `["none"]` adds no CORS field.
+    pub fn cors_allowed_origins(self, origins: &[&str]) -> MiniLbConfig {
+        self.set("cors_allowed_origins", origins.join(","))
+    }
+
     /// Maximum number of client connections; 0 derives it from the open files of the process.
     pub fn max_connections(self, connections: usize) -> MiniLbConfig {
         self.set("max_connections", connections)

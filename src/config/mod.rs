@@ -13,6 +13,7 @@
 //! | `draft`, `file`, `library` | the sources: flags and variables, the YAML file, a Rust program |
 //! | `text` | the bytes of a file that is named |
 //! | `locate` | the line of a key in the file |
+//! | `origins` | the origins of `cors_allowed_origins` |
 //! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
 //! | `log_filter` | the words of log levels |
 //! | `error` | every problem that a configuration can have, and its place |
@@ -30,6 +31,7 @@ pub(crate) mod kind;
 mod library;
 mod locate;
 mod log_filter;
+mod origins;
 mod print;
 mod resolve;
 pub(crate) mod settings;
@@ -43,6 +45,8 @@ pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
 pub use library::MiniLbConfig;
+#[doc(hidden)]
+pub use origins::AllowedOrigins;
 #[doc(hidden)]
 pub use print::Effective;
 #[doc(hidden)]
@@ -215,6 +219,8 @@ setting_group! {
         max_connections_per_ip: Option<usize> = "max_connections_per_ip",
         /// Memory for the bodies of all requests together, in bytes. Never zero.
         max_buffered_body_bytes: usize = "max_buffered_body_bytes",
+        /// The origins whose pages may read responses in a browser.
+        cors_allowed_origins: AllowedOrigins = "cors_allowed_origins",
     }
 }
 

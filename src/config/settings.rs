@@ -133,6 +133,10 @@ const CLIENTS: &[Setting] = &[
     Setting::new("api_key_file", Kind::Path,
         "File with API keys of clients, one per line, each with a name for the log behind it if you like (KEY # NAME); they \
          are not sent to workers"),
+    Setting::new("cors_allowed_origins", Kind::Origins,
+        "Origins whose web pages may read responses: `*` is every origin, `none` leaves CORS to others. A list in \
+         the file, or several behind the flag")
+        .default("*"),
     Setting::new("admin_api_key", Kind::Secret,
         "API key for /flush_cache, /abort_request, profiles and storage, where client keys are then refused"),
 ];

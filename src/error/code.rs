@@ -16,6 +16,7 @@ pub enum Code {
     RequestHeadTooLarge,
     Unauthorized,
     AdminListenerOnly,
+    OriginNotAllowed,
     BadFraming,
     BadTarget,
     NotFound,
@@ -94,7 +95,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::InvalidJson,
         Self::InvalidLogprobStart,
         Self::BatchTooLarge,
@@ -104,6 +105,7 @@ impl Code {
         Self::RequestHeadTooLarge,
         Self::Unauthorized,
         Self::AdminListenerOnly,
+        Self::OriginNotAllowed,
         Self::BadFraming,
         Self::BadTarget,
         Self::NotFound,
@@ -154,6 +156,7 @@ impl Code {
             Self::RequestHeadTooLarge => row("request_head_too_large", 431, Client, Useless, "the head has more than 32 KiB or 100 fields"),
             Self::Unauthorized => row("unauthorized", 401, Client, Useless, "the key is missing or wrong"),
             Self::AdminListenerOnly => row("admin_listener_only", 403, Client, Useless, "the path is served on `admin_listen` only"),
+            Self::OriginNotAllowed => row("origin_not_allowed", 400, Client, Useless, "a browser asks for leave to send a request from a page whose origin is not in `cors_allowed_origins`"),
             Self::BadFraming => row("bad_framing", 400, Client, Useless, "the body is not framed as HTTP requires"),
             Self::BadTarget => row("bad_target", 400, Client, Useless, "the path or the query cannot be sent to a worker"),
             Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),

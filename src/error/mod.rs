@@ -46,6 +46,8 @@ pub(crate) enum ProxyError {
     Unauthorized,
     /// The path is served on the admin listener only.
     AdminsOnly,
+    /// A page of this origin may not send requests.
+    OriginNotAllowed,
     Overloaded(Exhausted),
     /// The body is longer than this many bytes.
     BodyTooLarge(usize),
@@ -140,6 +142,7 @@ impl ProxyError {
             ProxyError::BadHead(_) => Code::BadRequestHead,
             ProxyError::Unauthorized => Code::Unauthorized,
             ProxyError::AdminsOnly => Code::AdminListenerOnly,
+            ProxyError::OriginNotAllowed => Code::OriginNotAllowed,
             ProxyError::Overloaded(_) => Code::Overloaded,
             ProxyError::BodyTooLarge(_) => Code::BodyTooLarge,
             ProxyError::Encoded => Code::UnsupportedEncoding,
@@ -269,6 +272,9 @@ impl fmt::Display for ProxyError {
             ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
             ProxyError::AdminsOnly => {
                 f.write_str("this path is served on the admin listener only (admin_listen)")
+            }
+            ProxyError::OriginNotAllowed => {
+                f.write_str("pages of this origin may not send requests (cors_allowed_origins)")
             }
             ProxyError::Overloaded(exhausted) => exhausted.fmt(f),
             ProxyError::BodyTooLarge(limit) => write!(

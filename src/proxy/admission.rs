@@ -1,6 +1,6 @@
 //! Let in: the checks that need no more than the head of a request.
 
-use http::Method;
+use http::{HeaderMap, Method, StatusCode};
 use pingora::Result;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
@@ -8,10 +8,10 @@ use pingora::proxy::Session;
 use super::Proxy;
 use super::request::RequestContext;
 use crate::client::{self, KeyRefused, Listener, NO_IDLE_TIMER};
-use crate::endpoint::Access;
-use crate::error::{Exhausted, ProxyError};
+use crate::endpoint::{Access, REQUEST_ID, WholeResponse};
+use crate::error::{Code, Exhausted, ProxyError, error_response};
 use crate::legs;
-use crate::pd::Route;
+use crate::pd::{ErrorShape, Route};
 
 impl Proxy {
     /// Sets the options of the client's session and fills in the record.
@@ -47,6 +47,10 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let head = session.req_header();
+        // Answered by this process at any load, as health checks are.
+        if self.cors.is_preflight(head) {
+            return Ok(());
+        }
         let access = self.endpoints.access(head.uri.path());
         let by_clients = ctx.listener == Listener::Clients;
         if by_clients && self.needs_admin_listener(access) {
@@ -102,6 +106,28 @@ impl Proxy {
             session.set_keepalive(None);
         }
     }
+}
+
+/// The response to a head that Pingora refuses with this status before any hook sees it: one that it cannot parse, one
+/// that names two hosts, or CONNECT.
+///
+/// Source: pingora-proxy 0.9.1 `lib.rs` (`handle_new_request`), pingora-core 0.9.1 `protocols/http/authority.rs`.
+pub(crate) fn refused_head(status: StatusCode) -> WholeResponse {
+    let (code, message) = match status {
+        StatusCode::METHOD_NOT_ALLOWED => (Code::MethodNotAllowed, "CONNECT is not served"),
+        _ => (
+            Code::BadRequestHead,
+            "the head of the request is not valid HTTP, or its target names another host than Host",
+        ),
+    };
+    let mut response = error_response(code, code.status(), ErrorShape::of(None), message);
+    let request_id = legs::request_id(&HeaderMap::new(), rand::random);
+    log::info!(
+        "request head refused request_id={request_id:?} status={} error={message:?}",
+        response.status.as_u16()
+    );
+    response.headers.insert(REQUEST_ID, request_id);
+    response
 }
 
 /// SGLang takes PUT on `/generate` too. Source: SGLang 0.5.23 `entrypoints/http_server.py`.

@@ -10,7 +10,7 @@ use super::Proxy;
 use super::request::RequestContext;
 use crate::client::{self, Listener};
 use crate::endpoint::{ERROR_CODE, REQUEST_ID, WholeRequest, WholeResponse};
-use crate::error::REJECTED;
+use crate::error::{ProxyError, REJECTED};
 
 impl Proxy {
     /// Reads the request, has it answered, and writes the response.
@@ -22,6 +22,9 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<()> {
+        if self.cors.is_preflight(session.req_header()) {
+            return self.answer_preflight(session, ctx).await;
+        }
         let (request, at_end) = self.read_whole(session, ctx).await?;
         let responding = self.endpoints.respond(request, &ctx.record.request_id);
         let response = tokio::select! {
@@ -31,7 +34,46 @@ impl Proxy {
         };
         note_response(ctx, &response);
         self.announce_shutdown(session);
-        write(session, response, ctx).await
+        self.write(session, response, ctx).await
+    }
+
+    /// Answers the question of a browser whether a page may send a request. No worker is asked, and no key is needed:
+    /// browsers send none.
+    async fn answer_preflight(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        client::drain_body(session, self.limits.body_timeout).await?;
+        let Some(response) = self.cors.preflight(&session.req_header().headers) else {
+            return Err(ctx.refuse(ProxyError::OriginNotAllowed));
+        };
+        note_response(ctx, &response);
+        self.announce_shutdown(session);
+        self.write(session, response, ctx).await
+    }
+
+    /// Writes a whole response, with its framing, the request id, and the fields for a page of another origin. Every
+    /// response that does not stream from decode leaves here.
+    ///
+    /// # Errors
+    /// The client has left.
+    pub(super) async fn write(
+        &self,
+        session: &mut Session,
+        response: WholeResponse,
+        ctx: &RequestContext,
+    ) -> Result<()> {
+        let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 2))?;
+        for (name, value) in &response.headers {
+            head.append_header(name, value)?;
+        }
+        head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
+        head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
+        self.cors.apply(&session.req_header().headers, &mut head)?;
+        session.write_response_header(Box::new(head), false).await?;
+        // Pingora sends no body in response to HEAD.
+        session.write_response_body(Some(response.body), true).await
     }
 
     /// The whole request, and whether the end of its body was reached.
@@ -70,30 +112,11 @@ impl Proxy {
 /// Records the response. An error of a worker has no code of ours.
 fn note_response(ctx: &mut RequestContext, response: &WholeResponse) {
     ctx.record.status = response.status.as_u16();
-    if !response.status.is_success() {
+    if response.status.is_client_error() || response.status.is_server_error() {
         let code = response.headers.get(ERROR_CODE);
         let code = code.and_then(|code| code.to_str().ok());
         ctx.record.ended = code.unwrap_or(REJECTED).to_owned().into();
         let of_a_worker = || format!("a worker answered {}", response.status);
         ctx.record.error = Some(response.error.clone().unwrap_or_else(of_a_worker));
     }
-}
-
-/// Writes a whole response, with its framing and the request id.
-///
-/// # Errors
-/// The client has left.
-pub(super) async fn write(
-    session: &mut Session,
-    response: WholeResponse,
-    ctx: &RequestContext,
-) -> Result<()> {
-    let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 2))?;
-    for (name, value) in &response.headers {
-        head.append_header(name, value)?;
-    }
-    head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
-    head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
-    session.write_response_header(Box::new(head), false).await?;
-    session.write_response_body(Some(response.body), true).await
 }

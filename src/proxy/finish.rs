@@ -4,7 +4,6 @@ use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource};
 
 use super::Proxy;
-use super::endpoints;
 use super::request::RequestContext;
 use crate::error::{Fault, ProxyError};
 
@@ -66,7 +65,7 @@ impl Proxy {
             session.set_keepalive(None);
         }
         let response = fault.response(self.engine.error_shape(ctx.record.route));
-        if let Err(error) = endpoints::write(session, response, ctx).await {
+        if let Err(error) = self.write(session, response, ctx).await {
             log::debug!(
                 "response not written request_id={:?} error={error}",
                 ctx.record.request_id

@@ -45,13 +45,14 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 
-use crate::client::{self, BodyMemory, Inflight, Keys, ShutdownWatcher};
+use crate::client::{self, BodyMemory, Cors, Inflight, Keys, ShutdownWatcher};
 use crate::endpoint::Endpoints;
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Suspects};
 use crate::legs::Aborter;
 use crate::limits::RequestLimits;
 use crate::net::Client;
 use crate::pd::Engine;
+pub(crate) use admission::refused_head;
 use request::RequestContext;
 use samples::Sample;
 
@@ -70,6 +71,7 @@ pub(crate) struct Proxy {
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) body_memory: Arc<BodyMemory>,
     pub(crate) keys: Keys,
+    pub(crate) cors: Cors,
     /// Whether administration has a listener of its own.
     pub(crate) has_admin_listener: bool,
     pub(crate) shutdown: ShutdownWatcher,

@@ -58,6 +58,7 @@ impl Proxy {
                 }
             }
         }
+        self.cors.apply(&session.req_header().headers, head)?;
         ctx.record.status = head.status.as_u16();
         if !head.status.is_success() {
             ctx.record.ended = error::rejected(Role::Decode, head.status).into();

@@ -15,8 +15,10 @@ use super::limits::{affordable_connections, affordable_requests};
 use super::listen::ProxyConnections;
 use super::shutdown::Shutdown;
 use super::{StartError, tls};
-use crate::client::{BodyMemory, ConnectionLimit, Connections, Keys, Listener, ShutdownWatcher};
-use crate::config::{ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec};
+use crate::client::{
+    BodyMemory, ConnectionLimit, Connections, Cors, Keys, Listener, ShutdownWatcher,
+};
+use crate::config::{AllowedOrigins, ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec};
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
     BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
@@ -26,7 +28,7 @@ use crate::legs::Aborter;
 use crate::net::{Client, Dialling, STALE_ATTEMPTS};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, refused_head};
 
 /// A balancer that is ready to listen.
 pub(super) struct Built {
@@ -110,6 +112,11 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         fleet,
         client,
         inflight: shutdown.requests.clone(),
+        cors: match &config.clients.cors_allowed_origins {
+            AllowedOrigins::Any => Cors::Any,
+            AllowedOrigins::None => Cors::Off,
+            AllowedOrigins::Listed(origins) => Cors::Listed(origins.clone()),
+        },
         has_admin_listener: config.admin_listen.is_some(),
         shutdown: ShutdownWatcher::new(shutdown.stage()),
         body_memory: BodyMemory::new(config.clients.max_buffered_body_bytes),
@@ -138,6 +145,7 @@ fn connections(
         head_timeout: limits.head_timeout,
         idle_timeout: limits.client_idle_timeout,
         limit: None,
+        refusal: refused_head,
         open: Arc::default(),
     }
 }

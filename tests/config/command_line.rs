@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use mini_lb::cli::{self, Action, Command};
-use mini_lb::config::Policy;
+use mini_lb::config::{AllowedOrigins, Policy};
 
 use crate::helpers::{config, load, problems, serve, temporary, workers};
 
@@ -125,6 +125,7 @@ fn command_lines_of_the_router_work_unchanged() {
     assert_eq!(found.listen.port, 8000);
     assert_eq!(found.requests.request_timeout, Duration::from_secs(600));
     assert_eq!(found.log_filter, "debug");
+    assert_eq!(found.clients.cors_allowed_origins, AllowedOrigins::Any);
     assert_eq!(
         (found.requests.max_retries, &found.resilience.breaker),
         (3, &None)
@@ -153,7 +154,6 @@ fn command_lines_of_the_router_work_unchanged() {
             "--prometheus-port",
             "--prometheus-duration-buckets",
             "--request-id-headers",
-            "--cors-allowed-origins",
             "--policy",
         ]
     );

@@ -5,6 +5,7 @@
 mod access_log;
 mod admin;
 mod binary;
+mod cors;
 mod daemon;
 mod fan_out;
 mod hyper_client;
