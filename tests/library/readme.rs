@@ -110,6 +110,22 @@ fn every_configuration_of_the_documents_loads() {
     }
 }
 
+#[test]
+fn every_signal_that_a_shell_or_a_system_sends_has_a_row() {
+    let text = fs::read_to_string("docs/configuration.md").unwrap();
+    let (_, table) = text.split_once("### Signals").unwrap();
+    let (table, _) = table.split_once("###").unwrap();
+    let rows = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let named: Vec<_> = rows.flat_map(|signals| signals.split([',', ' '])).collect();
+    for signal in [
+        "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGKILL",
+    ] {
+        assert!(named.contains(&signal), "{signal}");
+    }
+}
+
 /// The anchor of a heading, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading
