@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
 
@@ -23,6 +24,9 @@ use crate::net::{Client, Failure, Target};
 
 /// The longest time between two probes of a worker that gets no requests, or only for want of another.
 const SOON: Duration = Duration::from_secs(1);
+
+/// How long the start waits for the roles of the workers. They need no computation.
+const START_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The longest response, in bytes. That to `/health` is empty or a sentence, and that to [`MODEL_INFO`] has 1.3 KB.
 const RESPONSE_LIMIT: usize = 64 << 10;
@@ -42,6 +46,15 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
+    /// Asks all members for their roles, for at most [`START_TIMEOUT`], so that the first requests do not wait on a worker
+    /// in the wrong list.
+    pub(crate) async fn begin(&self) {
+        let members = self.fleet.members();
+        let roles = members.workers().map(|worker| self.note_role(worker));
+        // Workers that have not answered by then are asked again by `run`.
+        let _ = tokio::time::timeout(START_TIMEOUT, join_all(roles)).await;
+    }
+
     /// Probes for ever.
     pub(crate) async fn run(&self) {
         follow(&self.fleet, |worker| self.watch(worker.clone())).await;

@@ -296,6 +296,9 @@ impl PingoraService for Listeners {
         }
         // Bounded in time. Connections meanwhile wait in the backlog of their socket.
         self.names.begin().await;
+        if let Some(probe) = &self.probe {
+            probe.begin().await;
+        }
         let serving = services
             .iter_mut()
             .map(|service| service.serve(fds.clone(), listeners_per_fd));

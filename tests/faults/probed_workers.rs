@@ -61,6 +61,9 @@ async fn workers_in_the_wrong_lists_get_no_request_and_readiness_says_why() {
     let config = config(&[decode.url()], &[prefill.url()]).health_check_interval(Some(OFTEN));
     let balancer = Balancer::start(config).await;
     let mut client = balancer.client().await;
+    // Not even the first request goes there.
+    client.send(post("/generate", BODY)).await;
+    assert_eq!(client.answer().await.outcome(), (503, Some("no_prefill")));
     let why = readiness(&mut client, 503).await["error"]["message"].to_string();
     for part in [
         "workers listed as prefill whose /model_info has the other role: 1",
@@ -69,8 +72,6 @@ async fn workers_in_the_wrong_lists_get_no_request_and_readiness_says_why() {
         assert!(why.contains(part), "{why}");
     }
     assert!(!why.contains("http://"), "{why}");
-    client.send(post("/generate", BODY)).await;
-    assert_eq!(client.answer().await.outcome(), (503, Some("no_prefill")));
 }
 
 #[tokio::test]
