@@ -61,9 +61,13 @@ impl Probe {
     }
 
     async fn watch(&self, worker: Arc<Worker>) {
+        let mut is_failing = false;
         loop {
             // Side by side: a paused worker does not answer the one, and the other must not wait for it.
-            tokio::join!(self.note_role(&worker), self.note_health(&worker));
+            tokio::join!(
+                self.note_role(&worker),
+                self.note_health(&worker, &mut is_failing)
+            );
             let pause = if worker.admits(Instant::now()) && !worker.is_silent() {
                 self.interval
             } else {
@@ -73,14 +77,34 @@ impl Probe {
         }
     }
 
-    async fn note_health(&self, worker: &Worker) {
-        let evidence = match self.fetch(worker, &self.path).await {
+    async fn note_health(&self, worker: &Worker, is_failing: &mut bool) {
+        let response = self.fetch(worker, &self.path).await;
+        self.log_change(worker, complaint(&response), is_failing);
+        let evidence = match response {
             Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
             Ok(Err(_)) => Evidence::Neutral,
             Err(Unanswered) => Evidence::Silent,
         };
         self.fleet.note(worker, evidence, Instant::now());
+    }
+
+    /// Logs when the probe of a worker begins to fail, and when it is well again.
+    fn log_change(&self, worker: &Worker, complaint: Option<Complaint>, is_failing: &mut bool) {
+        let Some(complaint) = complaint else { return };
+        let fails = complaint.is_some();
+        if std::mem::replace(is_failing, fails) == fails {
+            return;
+        }
+        let (role, url, path) = (worker.role(), worker.url(), &self.path);
+        match complaint {
+            Some(why) => log::warn!(
+                "probe of a worker fails role={role} worker={url} path={path} why=\"{why}\""
+            ),
+            None => {
+                log::info!("probe of a worker is well again role={role} worker={url} path={path}");
+            }
+        }
     }
 
     async fn note_role(&self, worker: &Worker) {
@@ -123,6 +147,22 @@ impl Probe {
 
 /// No response within the time of a probe.
 struct Unanswered;
+
+/// Why a probe has failed; `None` where it is well.
+type Complaint = Option<String>;
+
+/// The complaint about a response that sets no worker aside; `None` where the fleet logs what follows from it.
+fn complaint(
+    response: &Result<Result<(StatusCode, Bytes), Failure>, Unanswered>,
+) -> Option<Complaint> {
+    match response {
+        Ok(Ok((status, _))) if status.is_success() => Some(None),
+        Ok(Ok((status, _))) => Some(Some(status.to_string())),
+        Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout | Failure::NoSocket(_))) => None,
+        Ok(Err(failure)) => Some(Some(failure.to_string())),
+        Err(Unanswered) => None,
+    }
+}
 
 /// The role in the body of a worker's [`MODEL_INFO`].
 fn told_role(body: &[u8]) -> Option<Role> {

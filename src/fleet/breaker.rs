@@ -71,6 +71,20 @@ impl Default for BreakerLimits {
     }
 }
 
+impl BreakerLimits {
+    /// Why a worker is set aside with this evidence, in the words of the documents.
+    pub(super) fn because(&self, evidence: Evidence) -> String {
+        match evidence {
+            Evidence::Absent => "refuses_connections".to_owned(),
+            _ => format!(
+                "{} failures in {} s",
+                self.failures,
+                self.window.as_secs_f64()
+            ),
+        }
+    }
+}
+
 /// The part of its share that a worker gets when it has just come back. It grows to the whole until slow start is over.
 const FIRST_PART: f64 = 0.1;
 

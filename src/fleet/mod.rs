@@ -191,7 +191,8 @@ impl Fleet {
             let (role, url) = (worker.role(), worker.url());
             match change {
                 Change::SetAside => {
-                    log::warn!("worker set aside role={role} worker={url} because={evidence:?}");
+                    let because = self.limits.because(evidence);
+                    log::warn!("worker set aside role={role} worker={url} because=\"{because}\"");
                 }
                 Change::Back => log::info!("worker is back role={role} worker={url}"),
                 Change::FallsSilent => {
@@ -245,7 +246,10 @@ impl Fleet {
         };
         if set_aside {
             let (prefill, decode) = (prefill.url(), decode.url());
-            log::warn!("pair set aside prefill={prefill} decode={decode}");
+            log::warn!(
+                "pair set aside prefill={prefill} decode={decode} because=\"{} failures in a row\"",
+                pairs::FAILURES
+            );
         }
         self.serve_waiting();
     }

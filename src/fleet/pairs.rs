@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::worker::WorkerId;
 
 /// The failures in a row that set a pair aside.
-const FAILURES: u32 = 3;
+pub(super) const FAILURES: u32 = 3;
 
 /// How long a pair is set aside. After that one failure is enough to set it aside again.
 const PAUSE: Duration = Duration::from_secs(30);

@@ -16,3 +16,4 @@ mod own_endpoints;
 mod process_pair;
 mod steps;
 mod stream_ends;
+mod worker_health;
