@@ -16,6 +16,9 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Carries the stable code of an error that the proxy itself made.
 pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-error");
 
+/// Says in a sentence what a response that succeeded lacks.
+pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-mini-lb-warning");
+
 /// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,

@@ -25,6 +25,7 @@ pub enum Code {
     BodyTimeout,
     BodyTooLarge,
     NotServedByPd,
+    BeamSearchNotSupported,
     Internal,
     NoPrefill,
     NoDecode,
@@ -95,7 +96,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::InvalidJson,
         Self::InvalidLogprobStart,
         Self::BatchTooLarge,
@@ -114,6 +115,7 @@ impl Code {
         Self::BodyTimeout,
         Self::BodyTooLarge,
         Self::NotServedByPd,
+        Self::BeamSearchNotSupported,
         Self::Internal,
         Self::NoPrefill,
         Self::NoDecode,
@@ -165,6 +167,7 @@ impl Code {
             Self::BodyTimeout => row("body_timeout", 408, Client, Possible, "the body did not arrive within `body_timeout_secs`"),
             Self::BodyTooLarge => row("body_too_large", 413, Client, Useless, "the body is longer than `max_payload_size`"),
             Self::NotServedByPd => row("not_served_by_pd", 501, Proxy, Useless, "a prefill/decode pair cannot serve this path; the message gives the reason"),
+            Self::BeamSearchNotSupported => row("beam_search_not_supported", 501, Client, Useless, "the request asks for a beam search (`beam_width` above 1), which a prefill/decode pair cannot serve"),
             Self::Internal => row("internal", 500, Proxy, Useless, "a defect of mini-lb; please report it"),
             Self::NoPrefill => row("no_prefill", 503, Workers, Later, "no prefill worker is available"),
             Self::NoDecode => row("no_decode", 503, Workers, Later, "no decode worker is available"),

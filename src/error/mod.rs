@@ -150,6 +150,7 @@ impl ProxyError {
             ProxyError::BodyTimeout => Code::BodyTimeout,
             ProxyError::Invalid(Invalid::LogprobStart) => Code::InvalidLogprobStart,
             ProxyError::Invalid(Invalid::Samples(_)) => Code::InvalidSamples,
+            ProxyError::Invalid(Invalid::BeamSearch) => Code::BeamSearchNotSupported,
             ProxyError::Invalid(_) => Code::InvalidJson,
             ProxyError::TooManySamples(..) | ProxyError::MoreSamplesThanRequests(..) => {
                 Code::TooManySamples

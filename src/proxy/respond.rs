@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -11,12 +12,17 @@ use super::Proxy;
 use super::decide::{Decision, rejected};
 use super::request::RequestContext;
 use crate::client;
-use crate::endpoint::REQUEST_ID;
+use crate::endpoint::{REQUEST_ID, WARNING};
 use crate::error;
 use crate::fleet::Role;
 use crate::legs::{evidence, no_document};
 use crate::net::reject_head;
 use crate::pd::Leg;
+
+/// The warning where hidden states are asked for. Neither worker returns those of the prompt and of the first token.
+const HIDDEN_STATES: HeaderValue = HeaderValue::from_static(
+    "hidden states of the prompt and of the first token are missing: prefill/decode workers do not return them",
+);
 
 impl Proxy {
     /// The head of decode's response has arrived.
@@ -55,6 +61,13 @@ impl Proxy {
                 let max_event_bytes = self.limits.max_body_bytes;
                 if let Err(error) = ctx.attempt()?.begin_response(head, max_event_bytes) {
                     return Err(ctx.fail(error.into()));
+                }
+                if ctx
+                    .request
+                    .as_ref()
+                    .is_some_and(|request| request.facts.hidden_states)
+                {
+                    head.insert_header(WARNING, HIDDEN_STATES)?;
                 }
             }
         }

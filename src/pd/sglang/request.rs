@@ -28,6 +28,8 @@ pub struct Facts {
     pub n: u64,
     /// The part of prefill's response that must be merged into decode's.
     pub merge: Merge,
+    /// Whether hidden states are asked for, of which a pair has no part of the prompt's.
+    pub hidden_states: bool,
     /// The request id that the client chose; `None` when it is absent or null.
     pub rid: Option<Rid>,
     /// The members of [`PROXY_FIELDS`] that the client sent.
@@ -98,6 +100,11 @@ pub enum Invalid {
     LogprobStart,
     /// An ordinary server refuses the request because of its `n`, by this response.
     Samples(Refusal),
+    /// Some prompt asks for a beam search (`beam_width` above 1), whatever its `n`: there `n` is the number of beams that
+    /// are returned. A pair transfers the KV cache of one sequence for each prompt.
+    ///
+    /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`_handle_beam_search_parallel_sampling`).
+    BeamSearch,
 }
 
 impl fmt::Display for Invalid {
@@ -116,6 +123,10 @@ impl fmt::Display for Invalid {
             }
             Self::LogprobStart => write!(f, "logprob_start_len must be -1 or greater"),
             Self::Samples(refusal) => f.write_str(&refusal.message),
+            Self::BeamSearch => f.write_str(
+                "beam_width above 1 asks for a beam search, which a prefill and a decode worker cannot serve together; \
+                 send it to a server that runs without disaggregation",
+            ),
         }
     }
 }
@@ -160,6 +171,9 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     if values.return_logprob && values.start_out_of_range {
         return Err(Invalid::LogprobStart);
     }
+    if values.beams {
+        return Err(Invalid::BeamSearch);
+    }
     let (batch, n) = (values.batch(), values.n.unwrap_or(1));
     if n > 1 {
         samples::check(route, body, batch)?;
@@ -169,6 +183,7 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         batch,
         n,
         merge: values.merge(),
+        hidden_states: values.hidden_states,
         rid: values.rid,
         cuts,
         close,
@@ -180,6 +195,9 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
 struct FieldValues {
     stream: bool,
     n: Option<u64>,
+    /// Some `beam_width` is above 1.
+    beams: bool,
+    hidden_states: bool,
     rid: Option<Rid>,
     prompt: Prompt,
     text: Prompt,
@@ -206,7 +224,8 @@ impl FieldValues {
             "text" => self.text = prompt(s, |s| is_kind(s, Kind::Text))?,
             "input_ids" => self.input_ids = prompt(s, |s| is_kind(s, Kind::Array))?.empty_is_one(),
             "input_embeds" => self.input_embeds = prompt(s, is_list_of_lists)?.empty_is_one(),
-            "sampling_params" => self.n = samples(s)?,
+            "sampling_params" => self.n = samples(s, &mut self.beams)?,
+            "return_hidden_states" => self.hidden_states = asks_for_hidden_states(s)?,
             "return_logprob" => self.return_logprob = any(s, is_true)?,
             "logprob_start_len" => {
                 self.starts_in_prompt = false;
@@ -233,6 +252,7 @@ impl FieldValues {
         match (route, name) {
             (_, "stream") => self.stream = is_truthy(s)?,
             (_, "rid") => self.rid = rid(s)?,
+            (_, "return_hidden_states") => self.hidden_states = asks_for_hidden_states(s)?,
             (Route::ChatCompletions | Route::Completions, "n") => {
                 self.n = lax_integer(s)?.and_then(positive);
             }
@@ -272,6 +292,16 @@ impl FieldValues {
             Merge::None
         }
     }
+}
+
+/// Whether hidden states are asked for: by `true`, by the name of a mode, or by any of these in the list of a batch.
+///
+/// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`return_hidden_states`).
+fn asks_for_hidden_states(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
+    any(s, |s| match s.kind()? {
+        Kind::Text => s.text().map(|mode| mode == "last"),
+        _ => is_true(s),
+    })
 }
 
 fn rid(s: &mut Scanner<'_>) -> Result<Option<Rid>, json::Error> {

@@ -27,17 +27,23 @@ const NO_LISTS: [&str; 5] = [
 
 /// The `n` of `sampling_params`: of one object, or the largest of a list of objects. `None` where it is absent, below 1,
 /// or no integer as the worker reads one, which the worker refuses in its own words.
-pub(in crate::pd::sglang) fn samples(s: &mut Scanner<'_>) -> Result<Option<u64>, json::Error> {
+///
+/// `beams` becomes whether any of them asks for a beam search.
+pub(in crate::pd::sglang) fn samples(
+    s: &mut Scanner<'_>,
+    beams: &mut bool,
+) -> Result<Option<u64>, json::Error> {
+    *beams = false;
     let (mut largest, mut readable) = (None, true);
     if s.kind()? == Kind::Array {
         s.array(|s, _| {
-            let n = samples_of_one(s)?;
+            let n = samples_of_one(s, beams)?;
             readable &= n != Count::Unreadable;
             largest = largest.max(n.number());
             Ok(())
         })?;
     } else {
-        largest = samples_of_one(s)?.number();
+        largest = samples_of_one(s, beams)?.number();
     }
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
     Ok(largest.filter(|_| readable).and_then(positive))
@@ -61,20 +67,23 @@ impl Count {
     }
 }
 
-fn samples_of_one(s: &mut Scanner<'_>) -> Result<Count, json::Error> {
-    let mut n = Count::Absent;
+fn samples_of_one(s: &mut Scanner<'_>, beams: &mut bool) -> Result<Count, json::Error> {
+    let (mut n, mut beam) = (Count::Absent, false);
     if s.kind()? == Kind::Object {
         s.object(|s, member| {
             let value = s.skip()?;
             if member.name == "n" {
                 let number = s.slice(value).parse();
                 n = number.map_or(Count::Unreadable, Count::Number);
+            } else if member.name == "beam_width" {
+                beam = s.slice(value).parse().is_ok_and(|width: u64| width > 1);
             }
             Ok(())
         })?;
     } else {
         s.skip()?;
     }
+    *beams |= beam;
     Ok(n)
 }
 
@@ -118,7 +127,7 @@ impl Found {
                 let mut first = None;
                 self.samples_differ = false;
                 s.array(|s, _| {
-                    let n = samples_of_one(s)?;
+                    let n = samples_of_one(s, &mut false)?;
                     self.samples_differ |= first.get_or_insert(n.number()) != &n.number();
                     Ok(())
                 })?;

@@ -117,6 +117,18 @@ fn is_refused_for_this(route: Route, body: &[u8], why: Invalid) {
             let below = |value: &Value| value.as_i64().is_some_and(|start| start < -1);
             assert!(any(&tree["logprob_start_len"], &below));
         }
+        Invalid::BeamSearch => {
+            assert!(fits && is_object && route == Route::Generate);
+            let Some(tree) = tree(std::str::from_utf8(body).unwrap()) else {
+                return;
+            };
+            let beams =
+                |params: &Value| params["beam_width"].as_u64().is_some_and(|width| width > 1);
+            match &tree["sampling_params"] {
+                Value::Array(list) => assert!(list.iter().any(beams)),
+                params => assert!(beams(params)),
+            }
+        }
         Invalid::Samples(refusal) => {
             assert!(fits && is_object);
             assert!(is_json(&refusal.body) && !refusal.message.is_empty());
