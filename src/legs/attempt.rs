@@ -21,7 +21,8 @@ use crate::endpoint::content_length;
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
 use crate::net::{Chunks, Client, Failure, PooledHandle};
 use crate::pd::{
-    self, Batch, Engine, Leg, Merge, MergeError, PrefillData, RequestIds, Route, StreamError,
+    self, Batch, Engine, Fields, Injected, Leg, Merge, MergeError, PrefillData, RequestIds, Route,
+    StreamError,
 };
 
 /// Why an attempt gives no response.
@@ -46,8 +47,8 @@ pub(crate) struct Plan {
     pub(crate) batch: Batch,
     /// The head of both legs, without the fields that differ between workers.
     pub(crate) head: Arc<RequestHeader>,
-    /// Length of the body of both legs, in bytes.
-    pub(crate) body_len: usize,
+    /// The body of both legs.
+    pub(crate) body: Injected,
     /// The ids under which the workers know the request.
     pub(crate) ids: Arc<RequestIds>,
     pub(crate) fleet: Arc<Fleet>,
@@ -67,8 +68,10 @@ pub(crate) struct Attempt {
     decode_ended: bool,
     response: Response,
     streams: bool,
+    /// Whether decode's response is an error, which may quote the request.
+    rejects: bool,
     /// In use until both legs have ended: the prefill leg holds the other reference.
-    _rooms: Arc<Rooms>,
+    rooms: Arc<Rooms>,
 }
 
 impl Attempt {
@@ -89,7 +92,8 @@ impl Attempt {
             decode_ended: false,
             response: Response::Unchanged,
             streams: false,
-            _rooms: rooms,
+            rejects: false,
+            rooms,
         }
     }
 
@@ -117,7 +121,7 @@ impl Attempt {
     /// None in practice: see [`headers::add_worker_fields`].
     pub(crate) fn decode_head(&self) -> Result<RequestHeader, Box<Error>> {
         let mut head = RequestHeader::clone(&self.plan.head);
-        headers::add_worker_fields(&mut head, &self.decode, self.plan.body_len)?;
+        headers::add_worker_fields(&mut head, &self.decode, self.plan.body.body.len())?;
         Ok(head)
     }
 
@@ -167,7 +171,8 @@ impl Attempt {
         match self.leg.as_ref()?.outcome()? {
             Outcome::Served(_) => None,
             Outcome::Rejected(rejection) | Outcome::Aborted(rejection) => {
-                Some(LegError::Rejected(Role::Prefill, rejection.clone()))
+                let rejection = self.conceal_in(rejection.clone());
+                Some(LegError::Rejected(Role::Prefill, rejection))
             }
             Outcome::Failed(failure) => Some(LegError::Failed(
                 Role::Prefill,
@@ -238,6 +243,38 @@ impl Attempt {
         Ok(())
     }
 
+    /// Decode has refused the request, and its response is the client's: without what the proxy has written into the
+    /// request, where the response quotes it. One that is compressed or longer than [`HELD_LIMIT`] passes as it is.
+    pub(crate) fn begin_rejection(&mut self, head: &mut ResponseHeader) {
+        let is_long = matches!(content_length(&head.headers), Some(HELD_LIMIT..));
+        if is_long || is_encoded(&head.headers) {
+            return;
+        }
+        self.response = Response::whole();
+        self.rejects = true;
+        head.remove_header(&CONTENT_LENGTH);
+        head.remove_header(&TRANSFER_ENCODING);
+    }
+
+    fn conceal_in(&self, rejection: Rejection) -> Rejection {
+        let body = self.conceal(rejection.body);
+        Rejection { body, ..rejection }
+    }
+
+    /// A worker's error response without the rooms, the address and the ids that this attempt has injected.
+    fn conceal(&self, body: Bytes) -> Bytes {
+        let Some(bootstrap) = self.prefill.bootstrap() else {
+            return body;
+        };
+        let fields = Fields {
+            bootstrap,
+            rooms: self.rooms.as_slice(),
+            rids: self.plan.ids.to_inject(),
+        };
+        let concealed = self.plan.engine.conceal(&body, &self.plan.body, &fields);
+        concealed.map_or(body, Bytes::from)
+    }
+
     fn prefill_data(&self) -> Result<PrefillData, LegError> {
         let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::outcome).cloned()
         else {
@@ -257,7 +294,16 @@ impl Attempt {
     /// # Errors
     /// The chunk cannot be passed on.
     pub(crate) fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
-        let out = self.response.pass(chunk, end)?;
+        let passed = self.response.pass(chunk, end);
+        let mut out = passed.map_err(|error| match error {
+            ResponseError::Rejected(rejection) => {
+                ResponseError::Rejected(self.conceal_in(rejection))
+            }
+            other => other,
+        })?;
+        if self.rejects && end {
+            out = self.conceal(out);
+        }
         if end {
             self.decode_ended = true;
             self.connection.end_response();

@@ -99,6 +99,14 @@ impl Engine {
         }
     }
 
+    /// A worker's error response to the request `sent`, which has these fields, without them: it may quote the request.
+    /// `None` where nothing of them is in it.
+    pub fn conceal(self, text: &[u8], sent: &Injected, fields: &Fields<'_>) -> Option<Vec<u8>> {
+        match self {
+            Self::Sglang => sglang::conceal::conceal(text, sent, fields),
+        }
+    }
+
     /// The error of the whole request that the first event of a worker's stream reports under the status 200; `None` when
     /// it reports none.
     pub fn stream_error(self, route: Route, first_event: &[u8]) -> Option<WorkerError> {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use pingora::Result;
 use pingora::proxy::Session;
 
@@ -17,14 +16,14 @@ use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
-use crate::pd::{Bootstrap, Engine, Facts, Fields, Merge, RequestIds, Route, RoutingKey};
+use crate::pd::{Bootstrap, Engine, Facts, Fields, Injected, Merge, RequestIds, Route, RoutingKey};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
 const MAX_PROMPTS: usize = 1 << 16;
 
 /// The parts of an attempt that no other attempt shares.
 struct Prepared {
-    body: Bytes,
+    body: Injected,
     rooms: Arc<Rooms>,
     ids: RequestIds,
 }
@@ -97,7 +96,14 @@ impl Proxy {
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let shutdown = self.shutdown.clone();
-        let installed = install(session, body, events, prefill_failed, deadlines, shutdown)?;
+        let installed = install(
+            session,
+            body.body,
+            events,
+            prefill_failed,
+            deadlines,
+            shutdown,
+        )?;
         ctx.installed = Some(installed);
         Ok(())
     }
@@ -117,7 +123,7 @@ impl Proxy {
             Body::Read(body) => self.engine.inject(body, facts, &fields),
             Body::Sent(injected) => self.engine.inject_again(&injected, &fields),
         };
-        let body = injected.body.clone();
+        let body = injected.clone();
         let request = Request {
             body: Body::Sent(injected),
             ..request
@@ -143,7 +149,7 @@ impl Proxy {
             rooms: prepared.rooms.clone(),
             route: request.route,
             head: request.head.clone(),
-            body: prepared.body.clone(),
+            body: prepared.body.body.clone(),
             keep: match facts.merge {
                 Merge::None => Keep::Nothing,
                 Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
@@ -162,7 +168,7 @@ impl Proxy {
             merge: facts.merge,
             batch: facts.batch,
             head: request.head.clone(),
-            body_len: prepared.body.len(),
+            body: prepared.body,
             ids: Arc::new(prepared.ids),
             fleet: self.fleet.clone(),
             aborter: self.aborter.clone(),

@@ -169,6 +169,8 @@ impl RequestContext {
             suspicion.trial = None;
         }
         self.record.status = 0;
+        self.record.ended = "ok".into();
+        self.record.error = None;
         self.record.times.decode_head = None;
         let mut error = Error::new_in(RETRY);
         error.set_retry(true);

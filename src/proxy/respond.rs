@@ -56,7 +56,7 @@ impl Proxy {
         match self.decide(ctx)? {
             Decision::End(retry) => return Err(retry),
             Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
-            Decision::Fail(Role::Decode) => self.pass_rejection(ctx, leg)?,
+            Decision::Fail(Role::Decode) => self.pass_rejection(head, ctx, leg)?,
             Decision::Proceed => {
                 let max_event_bytes = self.limits.max_body_bytes;
                 if let Err(error) = ctx.attempt()?.begin_response(head, max_event_bytes) {
@@ -81,9 +81,15 @@ impl Proxy {
     }
 
     /// Decode's error is the client's response, unless it concerns the proxy's own key.
-    fn pass_rejection(&self, ctx: &mut RequestContext, leg: Leg) -> Result<()> {
+    fn pass_rejection(
+        &self,
+        head: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+        leg: Leg,
+    ) -> Result<()> {
         let attempt = ctx.attempt()?;
         attempt.cancel_prefill();
+        attempt.begin_rejection(head);
         attempt.report_decode(evidence(leg));
         Self::note_pair(attempt, leg);
         match self.wrong_key(attempt.decode(), leg) {

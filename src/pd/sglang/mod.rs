@@ -5,6 +5,7 @@
 //! `srt/entrypoints/openai/`), and bytes captured from its servers under `tests/fixtures/`.
 
 pub mod bootstrap;
+pub mod conceal;
 pub mod error_body;
 pub mod ids;
 pub mod merge;
