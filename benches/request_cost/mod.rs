@@ -5,6 +5,7 @@
 //! cargo bench --bench end_to_end -- --workloads all --json cost.json --svg .
 //! cargo bench --bench end_to_end -- --syscalls --workloads chat-1,chat-64,stream-256
 //! cargo bench --bench end_to_end -- --instructions --targets nginx,mini-lb
+//! cargo bench --bench end_to_end -- --workloads samples --targets mini-lb
 //! ```
 //!
 //! One process sends the load and reads the targets' CPU time from /proc; workers are simulated and take no time. For
@@ -56,7 +57,8 @@ pub struct Arguments {
     /// One round of a few requests, which shows that everything works and measures nothing.
     #[arg(long)]
     pub short: bool,
-    /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all`.
+    /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all` (both), `samples` (several samples per
+    /// prompt, for mini-lb alone).
     #[arg(long, value_delimiter = ',', default_value = "core")]
     pub workloads: Vec<String>,
     /// Targets by name: direct, direct-legs, nginx, haproxy, pingora, nginx-mirror, mini-lb,
@@ -143,6 +145,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     }
     if !arguments.syscalls {
         say(report::ratios(&workloads, &names, &readings));
+        say(report::samples(&names, &readings));
     }
     say(report::starts(&names, &starts));
     for (name, chart) in report::charts(&names, &readings) {
@@ -338,20 +341,22 @@ impl Comparison<'_> {
 fn chosen_workloads(names: &[String]) -> Result<Vec<Workload>, String> {
     let all = workloads::all();
     let known: Vec<_> = all.iter().map(|workload| workload.name.as_str()).collect();
-    let groups = ["core", "scale", "all"];
+    let groups = ["core", "scale", "samples", "all"];
     for name in names {
         if !groups.contains(&name.as_str()) && !known.contains(&name.as_str()) {
             return Err(format!(
-                "no workload {name}; there are core, scale, all, {}",
+                "no workload {name}; there are core, scale, samples, all, {}",
                 known.join(", ")
             ));
         }
     }
     let is_chosen = |workload: &Workload| {
         names.iter().any(|name| match name.as_str() {
-            "all" => true,
+            // Most targets do not serve samples.
+            "all" => workload.group != Group::Samples,
             "core" => workload.group == Group::Core,
             "scale" => workload.group == Group::Scale,
+            "samples" => workload.group == Group::Samples,
             name => workload.name == name,
         })
     };

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Reading;
-use super::workloads::{Unit, Workload};
+use super::workloads::{SAMPLES, Unit, Workload};
 use crate::programs::machine;
 
 /// The target that the others are compared with.
@@ -172,6 +172,22 @@ pub fn ratios(workloads: &[Workload], targets: &[String], all: &[Reading]) -> St
         rows.push(row);
     }
     columns(&rows)
+}
+
+/// The cost of a request for several samples, relative to one for one sample; empty where they were not measured.
+pub fn samples(targets: &[String], all: &[Reading]) -> String {
+    let [(one, _), (several, n)] = SAMPLES;
+    let mut rows = vec![vec!["".to_owned(), format!("CPU time of n = {n}, x n = 1")]];
+    for target in targets {
+        let of = |workload| Readings::of(all, workload, target);
+        if let Some(ratio) = of(several).ratio(&of(one)) {
+            rows.push(vec![target.clone(), ratio.text()]);
+        }
+    }
+    match rows.len() {
+        1 => String::new(),
+        _ => columns(&rows),
+    }
 }
 
 /// Start time and idle memory of each target.

@@ -45,7 +45,12 @@ pub enum Group {
     Core,
     /// The growth of cost.
     Scale,
+    /// Several samples per prompt. Only mini-lb serves them: its cost for four is compared with its cost for one.
+    Samples,
 }
+
+/// The workloads of [`Group::Samples`].
+pub const SAMPLES: [(&str, usize); 2] = [("samples-1", 1), ("samples-4", 4)];
 
 /// The unit of work that CPU time is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,7 @@ pub fn all() -> Vec<Workload> {
         all.push(logprobs(name, start, stream));
     }
     all.push(live_streams(2_000, "streams-2000", Group::Core));
+    all.extend(SAMPLES.map(|(name, n)| samples(name, n)));
     for concurrency in [4, 16, 256] {
         all.push(chat(concurrency, Group::Scale));
     }
@@ -194,6 +200,17 @@ fn streamed(events: usize, concurrency: usize) -> Workload {
         body: chat_body(900, events, true),
         ..chat(concurrency, Group::Core)
     }
+}
+
+fn samples(name: &str, n: usize) -> Workload {
+    let mut workload = Workload {
+        name: name.to_owned(),
+        group: Group::Samples,
+        about: format!("chat of {n} samples per prompt, 32 events each, concurrency 4"),
+        ..streamed(32, 4)
+    };
+    workload.body["n"] = n.into();
+    workload
 }
 
 fn body_of(mebibytes: usize, name: &str, group: Group) -> Workload {

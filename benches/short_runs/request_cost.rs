@@ -68,6 +68,18 @@ async fn a_short_run_has_a_row_for_each_target_and_leaves_no_room_open() {
 }
 
 #[tokio::test]
+async fn several_samples_are_compared_with_one() {
+    let said = short_run(&["--workloads", "samples", "--targets", "mini-lb"]);
+    let said = said.await.unwrap();
+    let mut lines = said.lines();
+    assert!(
+        lines.any(|line| line.contains("CPU time of n = 4, x n = 1")),
+        "{said}"
+    );
+    assert!(lines.any(|line| line.starts_with("mini-lb ")), "{said}");
+}
+
+#[tokio::test]
 async fn a_name_that_nobody_knows_is_refused_with_those_that_there_are() {
     let unknown = short_run(&["--workloads", "nothing"]).await.unwrap_err();
     assert!(unknown.contains("chat-64"), "{unknown}");
@@ -95,6 +107,41 @@ async fn a_target_that_fails_is_said_with_what_it_said_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn four_samples_take_at_most_4_2_times_the_instructions_of_one() {
+    if std::env::var_os(COUNTS).is_none() {
+        let _ = writeln!(stderr(), "instructions are counted with {COUNTS}=1");
+        return;
+    }
+    let (one, four) = (
+        instructions("samples-1").await,
+        instructions("samples-4").await,
+    );
+    assert!(
+        four <= 4.2 * one,
+        "{four} instructions, and {one} for one sample"
+    );
+}
+
+/// The instructions of mini-lb for a unit of this workload.
+async fn instructions(workload: &str) -> f64 {
+    let said = short_run(&[
+        "--instructions",
+        "--workloads",
+        workload,
+        "--targets",
+        "mini-lb",
+        "--instruction-requests",
+        "100",
+    ])
+    .await
+    .unwrap();
+    let row = said.lines().find_map(|line| line.strip_prefix("mini-lb "));
+    let count = row.unwrap_or_else(|| panic!("not counted: {said}"));
+    let count = count.split_whitespace().next().unwrap();
+    count.replace(',', "").parse().unwrap()
+}
+
+#[tokio::test]
 async fn a_request_takes_no_more_instructions_than_recorded() {
     if std::env::var_os(COUNTS).is_none() {
         // Written directly, because the test harness hides the output of a test that passes.
@@ -105,21 +152,7 @@ async fn a_request_takes_no_more_instructions_than_recorded() {
         ("chat-1", "small chat"),
         ("logprobs", "/generate with 2,000 logprobs"),
     ] {
-        let said = short_run(&[
-            "--instructions",
-            "--workloads",
-            workload,
-            "--targets",
-            "mini-lb",
-            "--instruction-requests",
-            "100",
-        ])
-        .await
-        .unwrap();
-        let row = said.lines().find_map(|line| line.strip_prefix("mini-lb "));
-        let count = row.unwrap_or_else(|| panic!("not counted: {said}"));
-        let count = count.split_whitespace().next().unwrap().replace(',', "");
-        let counts = Counts::from([("instructions".to_owned(), count.parse().unwrap())]);
+        let counts = Counts::from([("instructions".to_owned(), instructions(workload).await)]);
         baseline::check(&format!("instructions, {of}"), &counts);
     }
 }

@@ -67,6 +67,11 @@ impl Allocated {
         }
     }
 
+    /// Bytes that the balancer holds now.
+    pub(crate) async fn held(&self) -> i64 {
+        self.ask().await.bytes_current
+    }
+
     async fn ask(&self) -> AllocationInfo {
         let (answer, answered) = oneshot::channel();
         self.questions.send(answer).unwrap();

@@ -82,13 +82,17 @@ async fn per_unit(lockstep: &mut Lockstep<impl Watched>, unit: &Unit) -> Counts 
 }
 
 async fn allocations(of: &str, unit: Unit) -> Counts {
+    let counts = allocated(&unit).await;
+    baseline::check(&format!("allocations, {of}"), &counts);
+    counts
+}
+
+async fn allocated(unit: &Unit) -> Counts {
     let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
     let watched = Allocated::start(&prefill, &decode).await;
     let address = watched.address;
     let mut lockstep = Lockstep::new(watched, Some(prefill), decode, address, 1).await;
-    let counts = per_unit(&mut lockstep, &unit).await;
-    baseline::check(&format!("allocations, {of}"), &counts);
-    counts
+    per_unit(&mut lockstep, unit).await
 }
 
 /// The allocations of a plain proxy, for comparison.
@@ -102,16 +106,24 @@ async fn allocations_of_pingora(of: &str, unit: Unit) {
 }
 
 async fn system_calls(of: &str, unit: Unit, clients: usize) {
+    match traced(&unit, clients).await {
+        Some(counts) => baseline::check(&format!("system calls, {of}"), &counts),
+        None => not_counted(of),
+    }
+}
+
+fn not_counted(of: &str) {
+    // Written directly, because the test harness hides the output of a test that passes.
+    let _ = writeln!(stderr(), "not counted, ptrace is not permitted: {of}");
+}
+
+/// The system calls of a unit; `None` where they cannot be traced.
+async fn traced(unit: &Unit, clients: usize) -> Option<Counts> {
     let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
-    let Some(watched) = Traced::start(&prefill, &decode).await else {
-        // Written directly, because the test harness hides the output of a test that passes.
-        let _ = writeln!(stderr(), "not counted, ptrace is not permitted: {of}");
-        return;
-    };
+    let watched = Traced::start(&prefill, &decode).await?;
     let address = watched.address;
     let mut lockstep = Lockstep::new(watched, Some(prefill), decode, address, clients).await;
-    let counts = per_unit(&mut lockstep, &unit).await;
-    baseline::check(&format!("system calls, {of}"), &counts);
+    Some(per_unit(&mut lockstep, unit).await)
 }
 
 #[tokio::test]
@@ -143,6 +155,60 @@ async fn a_long_prompt_allocates_no_more_than_recorded() {
     let counts = allocations("prompt of 1 MiB", Unit::long_prompt()).await;
     // A bound that recording cannot change: one copy of the body, and one buffer that the socket is read into.
     assert!(counts["bytes"] < 3.0 * f64::from(1 << 20), "{counts:?}");
+}
+
+/// Without a baseline: it is one cost against the other.
+#[tokio::test]
+async fn four_samples_allocate_at_most_4_2_times_of_one() {
+    let one = allocated(&Unit::samples(1)).await;
+    let four = allocated(&Unit::samples(4)).await;
+    for name in ["allocations", "bytes"] {
+        let ratio = four[name] / one[name];
+        println!("{name} of four samples: {ratio:.2} times those of one");
+        assert!(ratio < 4.2, "{name}: {one:?} {four:?}");
+    }
+}
+
+/// Bytes that the balancer holds for a client with a live stream of this many samples, and for its connection.
+async fn held(samples: usize) -> i64 {
+    let unit = Unit::samples(samples);
+    let Unit::Samples {
+        request, events, ..
+    } = &unit
+    else {
+        unreachable!("a unit of samples");
+    };
+    let (prefill, decode) = (Worker::listen().await, Worker::listen().await);
+    let watched = Allocated::start(&prefill, &decode).await;
+    let address = watched.address;
+    let mut lockstep = Lockstep::new(watched, Some(prefill), decode, address, 1).await;
+    lockstep.round(&unit, &mut []).await;
+    let before = lockstep.watched.held().await;
+    lockstep.connect(address).await;
+    let mut decodes = lockstep.begin_samples(request, samples).await;
+    lockstep.events(&mut decodes, &events[..2]).await;
+    let live = lockstep.watched.held().await;
+    lockstep.events(&mut decodes, &events[2..]).await;
+    let words = samples * (events.len() - 1);
+    lockstep.end_samples(decodes, words).await;
+    live - before
+}
+
+#[tokio::test]
+async fn live_streams_of_four_samples_hold_less_than_those_of_four_requests() {
+    let (one, four) = (held(1).await, held(4).await);
+    println!("bytes held for a live stream of one sample: {one}, of four: {four}");
+    assert!(four < 4 * one, "{four} and {one} bytes");
+}
+
+#[tokio::test]
+async fn four_samples_make_fewer_system_calls_than_four_requests() {
+    let Some(one) = traced(&Unit::samples(1), 1).await else {
+        return not_counted("four samples");
+    };
+    let four = traced(&Unit::samples(4), 1).await.unwrap();
+    println!("one sample: {one:?}, four: {four:?}");
+    assert!(four["all"] < 4.0 * one["all"], "{one:?} {four:?}");
 }
 
 /// The cost of Pingora alone, which changes when Pingora does.

@@ -10,6 +10,8 @@ use support::{Client, Exchange, Worker, post};
 
 /// Requests of a client, or events of its stream, in one round.
 const UNITS: usize = 24;
+/// Events of a sample before its last one.
+const SAMPLE_EVENTS: usize = 16;
 /// Bytes of a small prompt.
 const SMALL: usize = 900;
 /// Logprobs of a prompt.
@@ -22,6 +24,12 @@ pub(crate) enum Unit {
         request: String,
         prefill: String,
         decode: String,
+    },
+    /// A request for a stream of so many samples, each with these events.
+    Samples {
+        request: String,
+        samples: usize,
+        events: Vec<String>,
     },
     /// One event of decode in a stream that has begun.
     Event {
@@ -58,7 +66,7 @@ impl Unit {
         })
         .to_string();
         Unit::Request {
-            request: chat_request(bytes, false),
+            request: chat_request(bytes, false, 1),
             prefill: answer.clone(),
             decode: answer,
         }
@@ -72,13 +80,22 @@ impl Unit {
         }
     }
 
+    /// A streamed chat of this many samples.
+    pub(crate) fn samples(samples: usize) -> Unit {
+        let mut events = vec![chat_event(&Value::Null); SAMPLE_EVENTS];
+        events.push(chat_event(&"stop".into()));
+        events.push("data: [DONE]\n\n".to_owned());
+        Unit::Samples {
+            request: chat_request(SMALL, true, samples),
+            samples,
+            events,
+        }
+    }
+
     pub(crate) fn passing_events() -> Unit {
-        let event = event(&json!({
-            "id": "0c7e1f", "object": "chat.completion.chunk", "created": 1, "model": "sim",
-            "choices": [{"index": 0, "delta": {"content": " word"}, "logprobs": null, "finish_reason": null}],
-        }));
+        let event = chat_event(&Value::Null);
         Unit::Event {
-            request: chat_request(SMALL, true),
+            request: chat_request(SMALL, true, 1),
             prefill: vec![event.clone()],
             decode: event,
         }
@@ -111,6 +128,11 @@ impl<W: Watched> Lockstep<W> {
             decode,
             clients: connected,
         }
+    }
+
+    /// Opens another connection, which the next request comes over.
+    pub(crate) async fn connect(&mut self, balancer: SocketAddr) {
+        self.clients.insert(0, Client::connect(balancer).await);
     }
 
     /// Begins the streams that last through all rounds, and returns decode's side of each.
@@ -156,6 +178,11 @@ impl<W: Watched> Lockstep<W> {
                     prefill,
                     decode,
                 } => self.exchange(request, prefill, decode).await,
+                Unit::Samples {
+                    request,
+                    samples,
+                    events,
+                } => self.stream(request, *samples, events).await,
                 Unit::Event { decode, .. } => self.event(decode, live).await,
             }
         }
@@ -182,6 +209,55 @@ impl<W: Watched> Lockstep<W> {
             // It contains prefill's data.
             assert!(answer.body.len() >= decode.len().max(known));
         }
+        self.watched.quiet().await;
+    }
+
+    /// Streams all samples of one client to their end. The same event of all of them is sent before the balancer continues.
+    async fn stream(&mut self, request: &str, samples: usize, events: &[String]) {
+        let mut decodes = self.begin_samples(request, samples).await;
+        self.events(&mut decodes, events).await;
+        self.end_samples(decodes, samples * (events.len() - 1))
+            .await;
+    }
+
+    /// Begins the streams of all samples of one client, and returns decode's side of each.
+    pub(crate) async fn begin_samples(&mut self, request: &str, samples: usize) -> Vec<Exchange> {
+        self.clients[0].send(request).await;
+        let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+        for _ in 0..samples {
+            let prefill = self.prefill.as_mut().unwrap();
+            prefills.push(prefill.request().await);
+            decodes.push(self.decode.request().await);
+        }
+        self.watched.quiet().await;
+        self.answer(prefills, "{}").await;
+        for decode in &mut decodes {
+            decode.begin_stream().await;
+        }
+        decodes
+    }
+
+    /// Sends these events of all samples.
+    pub(crate) async fn events(&mut self, decodes: &mut [Exchange], events: &[String]) {
+        for event in events {
+            let held = self.watched.hold().await;
+            for decode in &mut *decodes {
+                decode.chunk(event).await;
+                self.watched.woken().await;
+            }
+            drop(held);
+            self.watched.quiet().await;
+        }
+    }
+
+    /// Ends the streams of all samples, which together had so many words.
+    pub(crate) async fn end_samples(&mut self, decodes: Vec<Exchange>, words: usize) {
+        for mut decode in decodes {
+            decode.chunk("").await;
+            decode.keep();
+        }
+        let answer = self.clients[0].answer().await;
+        assert_eq!(answer.text().matches("word").count(), words);
         self.watched.quiet().await;
     }
 
@@ -229,13 +305,16 @@ impl<W: Watched> Lockstep<W> {
     }
 }
 
-fn chat_request(bytes: usize, stream: bool) -> String {
-    let body = json!({
+fn chat_request(bytes: usize, stream: bool, samples: usize) -> String {
+    let mut body = json!({
         "model": "sim",
         "messages": [{"role": "user", "content": "words of a prompt ".repeat(bytes / 18)}],
         "max_tokens": 20,
         "stream": stream,
     });
+    if samples > 1 {
+        body["n"] = samples.into();
+    }
     post("/v1/chat/completions", &body.to_string())
 }
 
@@ -261,6 +340,14 @@ fn generated(logprobs: usize) -> Value {
             "output_token_logprobs": [logprob(522)], "completion_tokens": 1, "cached_tokens": 0,
         },
     })
+}
+
+/// A chunk of a streamed chat.
+fn chat_event(finish_reason: &Value) -> String {
+    event(&json!({
+        "id": "0c7e1f", "object": "chat.completion.chunk", "created": 1, "model": "sim", "choices": [{
+            "index": 0, "delta": {"content": " word"}, "logprobs": null, "finish_reason": finish_reason}],
+    }))
 }
 
 fn event(data: &Value) -> String {
