@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::{Value, json};
 
 use crate::client::{BadHead, BodyError};
 use crate::endpoint::{ERROR_CODE, WholeResponse};
@@ -387,8 +388,16 @@ impl Fault {
         }
     }
 
-    /// The JSON of this error inside a stream that has begun.
+    /// The JSON of this error inside a stream that has begun: a worker's own, where it has sent some.
     pub(crate) fn event(&self, shape: ErrorShape) -> String {
+        if let Fault::Rejected(_, rejection) = self
+            && let Ok(body @ Value::Object(_)) = serde_json::from_slice(&rejection.body)
+        {
+            return match body.get("error") {
+                Some(_) => body.to_string(),
+                None => json!({ "error": body }).to_string(),
+            };
+        }
         shape.event(self.name(), self.status().as_u16(), &self.message())
     }
 }

@@ -19,7 +19,7 @@ use crate::client::{Admitted, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::Attempt;
-use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamError};
+use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
 use crate::telemetry::{Cause, FailedAttempt, Pair, Record};
 
 /// Ends the phases: a fault is in the context.
@@ -219,12 +219,6 @@ impl RequestContext {
         fault
     }
 
-    /// Records the fault of a response that has ended regularly.
-    pub(super) fn note_fault(&mut self, fault: &Fault) {
-        self.record.ended = fault.name().into();
-        self.record.error = Some(fault.message());
-    }
-
     /// Records the legs of an attempt that begins.
     pub(super) fn note_attempt(&mut self, attempt: Attempt, rooms: usize) {
         self.record.attempts = self.state.attempt();
@@ -235,6 +229,12 @@ impl RequestContext {
         });
         self.record.times.sent = Some(Instant::now());
         self.attempt = Some(attempt);
+    }
+
+    /// The response will be a stream that is gathered, and followed by `events`.
+    pub(super) fn gather_stream(&mut self, events: StreamEnd) {
+        self.gathers_stream = true;
+        self.sent.events = events;
     }
 
     /// Notes that these bytes of a gathered response go to the client now.

@@ -110,6 +110,92 @@ async fn after_the_first_byte_the_failure_is_one_event_and_the_stream_breaks() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_the_first_byte_is_an_event_in_the_workers_words() {
+    for (path, body, told) in [
+        (
+            GENERATE,
+            r#"{"error":{"message":"no"}}"#,
+            r#"data: {"error":{"message":"no"}}"#,
+        ),
+        (
+            COMPLETIONS,
+            r#"{"message":"no"}"#,
+            r#"data: {"error":{"message":"no"}}"#,
+        ),
+    ] {
+        let mut pair = Pair::start().await;
+        let mut legs = pair.samples(path, &asking(path, 2, true), 2).await;
+        legs[0].1.begin_stream().await;
+        legs[0].1.chunk(&event(path, "x")).await;
+        pair.client.head().await;
+        pair.client.chunk().await;
+        let (prefill, decode) = legs.pop().unwrap();
+        decode.answer("400 Bad Request", body).await;
+        let rest = String::from_utf8(pair.client.rest().await).unwrap();
+        assert!(rest.contains(told) && !rest.contains("[DONE]"), "{rest}");
+        prefill.closed().await;
+        all_closed(legs).await;
+    }
+}
+
+#[tokio::test]
+async fn a_workers_error_event_ends_the_stream_as_an_ordinary_server_ends_it() {
+    let failed = "data: {\"error\":{\"message\":\"no\",\"code\":500}}\n\n";
+    let mut pair = Pair::start().await;
+    let mut legs = pair
+        .samples(COMPLETIONS, &asking(COMPLETIONS, 2, true), 2)
+        .await;
+    for (_, decode) in &mut legs {
+        decode.begin_stream().await;
+        decode.chunk(&event(COMPLETIONS, "x")).await;
+    }
+    pair.client.head().await;
+    pair.client.chunk().await;
+    legs[0].1.chunk(failed).await;
+    let mut rest = String::new();
+    while let Some(piece) = pair.client.chunk().await {
+        rest += &piece;
+    }
+    assert!(
+        rest.ends_with(&format!("{failed}data: [DONE]\n\n")),
+        "{rest}"
+    );
+    all_closed(legs).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_at_the_end_marker_ends_nothing() {
+    let mut pair = Pair::start().await;
+    let mut legs = pair
+        .samples(COMPLETIONS, &asking(COMPLETIONS, 2, true), 2)
+        .await;
+    for (_, decode) in &mut legs {
+        decode.begin_stream().await;
+        decode.chunk(&event(COMPLETIONS, "x")).await;
+        decode.chunk("data: [DONE]\n\n").await;
+    }
+    pair.client.head().await;
+    while pair.client.chunk().await.is_some() {}
+    drop(pair.client);
+    for (prefill, mut decode) in legs {
+        prefill.answer("200 OK", "{}").await;
+        decode.chunk("").await;
+        decode.keep();
+    }
+    // The next request finds the connections of both, and no worker was told to abort.
+    let mut client = pair.balancer.client().await;
+    client
+        .send(post(COMPLETIONS, &asking(COMPLETIONS, 2, false)))
+        .await;
+    pair.client = client;
+    let connections = pair.decode.connections();
+    for (prefill, _) in pair.next_samples(2).await {
+        assert!(prefill.request.head.starts_with("POST /v1/completions"));
+    }
+    assert_eq!(pair.decode.connections(), connections);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_every_leg_and_the_workers_are_told() {
     for stream in [false, true] {
         let mut pair = Pair::start().await;

@@ -1,7 +1,10 @@
 //! The line of a finished request: who sent it, which attempts failed, and where the time went.
 
+use std::collections::HashSet;
+
 use mini_lb::pd::Role;
 use support::pair::{ROLES, leg, leg_of, serve};
+use support::samples::{GENERATE, asking, document};
 use support::{BODY, Client, Exchange, Process, Worker, mini_lb, post};
 
 /// The value of a field of a log line; `None` where the line has no such field.
@@ -56,6 +59,46 @@ impl Workers {
             Role::Decode => self.decodes[index].url(),
         }
     }
+}
+
+#[tokio::test]
+async fn a_request_for_samples_is_one_line_and_each_sample_one_at_debug_level() {
+    let (mut prefill, mut decode) = Worker::pair().await;
+    let line = format!(
+        "--host 127.0.0.1 --port 0 --disable-health-check --log-level info,mini_lb::access=debug \
+         --prefill {} 8998 --decode {}",
+        prefill.url(),
+        decode.url()
+    );
+    let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
+    let mut client = Client::connect(process.address().await).await;
+    client
+        .send(post(GENERATE, &asking(GENERATE, 2, false)))
+        .await;
+    for _ in 0..2 {
+        prefill.request().await.answer("200 OK", "{}").await;
+        let decode = decode.request().await;
+        decode.answer("200 OK", &document(GENERATE, "x")).await;
+    }
+    assert_eq!(client.answer().await.status(), 200);
+    let samples = [
+        process.line("sample finished").await,
+        process.line("sample finished").await,
+    ];
+    for line in &samples {
+        assert_eq!(
+            field(line, "prefill"),
+            Some(prefill.url().as_str()),
+            "{line}"
+        );
+        assert_eq!(field(line, "ended"), Some("ok"), "{line}");
+    }
+    let numbers: HashSet<_> = samples.iter().map(|line| field(line, "sample")).collect();
+    assert_eq!(numbers, HashSet::from([Some("0"), Some("1")]));
+    let line = process.line("request finished").await;
+    assert_eq!(field(&line, "samples"), Some("2"), "{line}");
+    assert_eq!(field(&line, "ended"), Some("ok"), "{line}");
+    assert_eq!(field(&samples[0], "request_id"), field(&line, "request_id"));
 }
 
 #[tokio::test]

@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 
+use mini_lb::MiniLbConfig;
+use mini_lb::sim::{self, SimOptions};
 use serde_json::{Value, json};
 use support::samples::{COMPLETIONS, GENERATE, ROUTES, asking, document, event, finish, index};
-use support::{Pair, post};
+use support::sim::quick;
+use support::{Balancer, Pair, post};
 
 #[tokio::test]
 async fn each_sample_is_a_request_without_n_on_a_pair_of_legs_with_its_own_room_and_id() {
@@ -182,5 +185,72 @@ async fn n_of_one_is_a_request_as_any_other() {
         decode.answer("200 OK", "{\"text\":\"x\"}").await;
         assert_eq!(pair.client.answer().await.text(), "{\"text\":\"x\"}");
         assert!(pair.is_idle());
+    }
+}
+
+/// Tokens that prefill computed for `n` samples of one long prompt, by workers with a prefix cache.
+async fn computed_tokens(n: usize) -> u64 {
+    let options = SimOptions {
+        prefix_cache: true,
+        context_length: 1 << 20,
+        ..quick()
+    };
+    let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        prefills.push(sim::Worker::start_prefill(options.clone()).await.unwrap());
+        decodes.push(sim::Worker::start_decode(options.clone()).await.unwrap());
+    }
+    let bootstrap = |worker: &sim::Worker| (worker.url(), worker.bootstrap_port());
+    let listed = prefills.iter().map(bootstrap).collect();
+    let urls = decodes.iter().map(sim::Worker::url).collect();
+    let balancer =
+        Balancer::start(MiniLbConfig::new("127.0.0.1".into(), 0, listed, urls, 60)).await;
+    let ids: Vec<u32> = (1_000..5_000).collect();
+    let body = json!({"input_ids": ids, "sampling_params": {"n": n, "max_new_tokens": 1}});
+    let mut client = balancer.client().await;
+    client.send(post(GENERATE, &body.to_string())).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let answer = answer.json();
+    let items = answer.as_array().cloned().unwrap_or_else(|| vec![answer]);
+    assert_eq!(items.len(), n);
+    let computed = |item: &Value| {
+        let meta = &item["meta_info"];
+        meta["prompt_tokens"].as_u64().unwrap() - meta["cached_tokens"].as_u64().unwrap()
+    };
+    items.iter().map(computed).sum()
+}
+
+#[tokio::test]
+async fn the_prompt_of_eight_samples_is_computed_once() {
+    let (one, eight) = (computed_tokens(1).await, computed_tokens(8).await);
+    assert_eq!(one, 4_000);
+    assert!(eight <= one + one / 5, "{eight} tokens for eight samples");
+}
+
+#[tokio::test]
+async fn each_sample_is_merged_with_its_own_prefill() {
+    let mut pair = Pair::start().await;
+    let body =
+        r#"{"text":"a","return_logprob":true,"logprob_start_len":0,"sampling_params":{"n":2}}"#;
+    let legs = pair.samples(GENERATE, body, 2).await;
+    for (place, (prefill, decode)) in legs.into_iter().enumerate() {
+        let item = |logprobs: Value, text: String| {
+            json!({"text": text, "output_ids": [1], "meta_info": {"id": "x", "finish_reason": null,
+                "prompt_tokens": 1, "completion_tokens": 1, "input_token_logprobs": logprobs,
+                "output_token_logprobs": [[-0.5, 1, null]]}})
+            .to_string()
+        };
+        let logprobs = json!([[null, place, null]]);
+        prefill
+            .answer("200 OK", &item(logprobs, String::new()))
+            .await;
+        decode
+            .answer("200 OK", &item(json!([]), format!("t{place}")))
+            .await;
+    }
+    for item in pair.client.answer().await.json().as_array().unwrap() {
+        let own = &item["meta_info"]["input_token_logprobs"][0][1];
+        assert_eq!(item["text"], format!("t{own}"));
     }
 }

@@ -24,6 +24,10 @@ use crate::pd::{Engine, Gather, GatherError, GatherFault, GatherStream, Route};
 /// No further piece is taken from any sample while so many bytes wait for the client.
 const OUT_LIMIT: usize = 64 << 10;
 
+/// The first capacity for what waits, in bytes: several events. What has been written is used again, so that most events
+/// need no memory of their own.
+const OUT_CAPACITY: usize = 4 << 10;
+
 /// What the client gets next.
 pub(super) enum Output {
     /// Bytes of the body; with the head, where they are the first ones. `end` says that none follow.
@@ -56,8 +60,8 @@ struct State {
     head: Option<Box<ResponseHeader>>,
     begun: bool,
     fault: Option<Box<Fault>>,
-    /// The failure by which a stream that has begun ends, as an ordinary server ends it.
-    abandoned: Option<Box<Fault>>,
+    /// Whether a stream that has begun ended with the error event of a worker, as an ordinary server ends it.
+    abandoned: bool,
     /// Nothing is taken from the samples any more.
     closed: bool,
     recipe: Recipe,
@@ -82,7 +86,9 @@ enum Bodies {
 /// The response of one sample.
 #[derive(Default)]
 struct Response {
+    /// The head, unless it went out as the client's.
     head: Option<Box<ResponseHeader>>,
+    served: bool,
     /// A document, or an error of a worker.
     body: Body,
     ended: bool,
@@ -134,7 +140,7 @@ impl Gathering {
         let bodies = match recipe.stream {
             true => {
                 let streams = recipe.gather.stream(recipe.limit);
-                Bodies::Streams(Box::new(streams), BytesMut::new())
+                Bodies::Streams(Box::new(streams), BytesMut::with_capacity(OUT_CAPACITY))
             }
             false => Bodies::Documents,
         };
@@ -147,7 +153,7 @@ impl Gathering {
                 head: None,
                 begun: false,
                 fault: None,
-                abandoned: None,
+                abandoned: false,
                 closed: false,
                 recipe,
             }),
@@ -249,9 +255,14 @@ impl Gathering {
         self.wake_samples();
     }
 
-    /// The failure by which the stream has ended.
-    pub(super) fn abandoned(&self) -> Option<Box<Fault>> {
-        self.lock().abandoned.take()
+    /// Whether [`Self::close`] was called.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Whether the stream has ended with the error event of a worker.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().abandoned
     }
 
     /// What the client gets next. May be dropped and called again.
@@ -278,12 +289,19 @@ impl State {
 
     fn has_output(&self) -> bool {
         let pieces = matches!(&self.bodies, Bodies::Streams(_, out) if !out.is_empty());
-        pieces || self.running == 0 || self.fault.is_some()
+        pieces || self.is_complete() || self.fault.is_some()
+    }
+
+    /// Whether the client gets nothing more: all responses have ended, or all streams have their end marker, behind which
+    /// nothing comes. A client may leave there, and must not end the samples.
+    fn is_complete(&self) -> bool {
+        self.running == 0
+            || matches!(&self.bodies, Bodies::Streams(gather, _) if gather.is_complete())
     }
 
     /// What the client gets next, and whether the samples had to wait for it.
     fn output(&mut self) -> (Option<Output>, bool) {
-        let end = self.running == 0;
+        let end = self.is_complete();
         // As long as nothing was sent, a failure is still a status.
         if !self.begun && self.fault.is_some() {
             return (self.fault.take().map(Output::Failed), false);
@@ -316,7 +334,9 @@ impl State {
         match task {
             HttpTask::Header(head, end) => {
                 if !head.status.is_informational() {
-                    self.samples[index].head = Some(head);
+                    let sample = &mut self.samples[index];
+                    sample.served = head.status.is_success();
+                    sample.head = Some(head);
                 }
                 self.end_if(index, end)
             }
@@ -336,15 +356,11 @@ impl State {
 
     fn piece(&mut self, index: usize, piece: Bytes) -> Result<(), Fault> {
         let sample = &mut self.samples[index];
-        let served = sample
-            .head
-            .as_ref()
-            .is_some_and(|head| head.status.is_success());
         match &mut self.bodies {
-            Bodies::Streams(gather, out) if served => {
+            Bodies::Streams(gather, out) if sample.served => {
                 let gathered = gather.push(index, piece, out);
                 if !out.is_empty() && !self.begun && self.head.is_none() {
-                    self.head = sample.head.clone();
+                    self.head = sample.head.take();
                 }
                 gathered.or_else(|error| self.gather_failed(error))
             }
@@ -382,14 +398,13 @@ impl State {
             ));
         }
         self.running -= 1;
-        let head = sample.head.clone();
+        if index == 0 && !self.begun && self.head.is_none() {
+            self.head = sample.head.take();
+        }
         let ended = match &mut self.bodies {
             Bodies::Streams(gather, _) => gather.end(index),
             Bodies::Documents => Ok(()),
         };
-        if index == 0 && !self.begun && self.head.is_none() {
-            self.head = head;
-        }
         ended.map_err(|error| self.fault_of(error))
     }
 
@@ -400,15 +415,14 @@ impl State {
             GatherFault::Failed(event) if self.begun => Some(event.clone()),
             _ => None,
         };
-        let fault = self.fault_of(error);
         match (&mut self.bodies, event) {
             (Bodies::Streams(gather, out), Some(event)) => {
                 gather.abandon(&event, out);
                 self.running = 0;
-                self.abandoned = Some(Box::new(fault));
+                self.abandoned = true;
                 Ok(())
             }
-            _ => Err(fault),
+            _ => Err(self.fault_of(error)),
         }
     }
 

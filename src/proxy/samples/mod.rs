@@ -49,6 +49,9 @@ use gathering::{Gathering, Output, Recipe};
 /// connection to be opened is dropped.
 const ENDING: Duration = Duration::from_millis(50);
 
+/// How long samples may take whose response the client has.
+const TAIL: Duration = Duration::from_secs(5);
+
 /// The length of a prompt, in bytes of the body, from which on the other samples wait until the first one has been
 /// prefilled: they then find the prompt in the prefix cache. Below it, computing the prompt again takes less time than
 /// the wait.
@@ -96,10 +99,16 @@ impl Proxy {
             })
             .await
         };
-        family.gathering.close();
-        let ending = async { while samples.next().await.is_some() {} };
-        let _ = tokio::time::timeout(ENDING, ending).await;
-        drop(samples);
+        if delivered.is_err() || family.gathering.is_abandoned() {
+            family.gathering.close();
+        }
+        let mut ending = Box::pin(async move { while samples.next().await.is_some() {} });
+        let late = tokio::time::timeout(ENDING, &mut ending).await.is_err();
+        if late && !family.gathering.is_closed() {
+            // Bounded by TAIL; nothing waits for this task. The client has its response, and workers that are slow with the
+            // end of theirs keep their connections.
+            tokio::spawn(tokio::time::timeout(TAIL, ending));
+        }
         family.note(&mut ctx.record);
         delivered
     }
@@ -142,7 +151,9 @@ impl Proxy {
         if ctx.share.as_mut().is_some_and(|share| !share.grow(copies)) {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Memory)));
         }
-        ctx.gathers_stream = facts.stream;
+        if facts.stream {
+            ctx.gather_stream(self.engine.stream_end(route));
+        }
         let template = Template {
             route,
             facts,
@@ -191,9 +202,6 @@ impl Proxy {
                 Output::Pieces { head, bytes, end } => {
                     self.write_pieces(session, ctx, head, bytes, end).await?;
                     if end {
-                        if let Some(fault) = family.gathering.abandoned() {
-                            ctx.note_fault(&fault);
-                        }
                         return Ok(());
                     }
                 }
@@ -220,7 +228,10 @@ impl Proxy {
             }
             ctx.record.status = head.status.as_u16();
             let old = session.req_header().version == Version::HTTP_10;
-            let head = framed(head, &body, old);
+            // A stream has no length, even where it arrives whole.
+            let more = HttpTask::Body(None, false);
+            let next = if ctx.gathers_stream { &more } else { &body };
+            let head = framed(head, next, old);
             if old && !head.headers.contains_key(CONTENT_LENGTH) {
                 session.set_keepalive(None);
             }
