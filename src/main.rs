@@ -46,7 +46,7 @@ fn run(serve: Serve) -> ExitCode {
     };
     match serve.action {
         Action::Test => {
-            if let Err(problems) = config.check_files() {
+            if let Err(problems) = config.check_machine() {
                 return fail(problems);
             }
             for warning in &config.warnings {
@@ -56,7 +56,7 @@ fn run(serve: Serve) -> ExitCode {
         }
         Action::PrintConfig => say(effective),
         Action::Run => {
-            if let Err(problems) = config.check_files() {
+            if let Err(problems) = config.check_machine() {
                 return fail(problems);
             }
             let forks = serve.opt.daemon || config.server.daemon;

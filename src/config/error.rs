@@ -175,6 +175,13 @@ pub enum Fault {
     },
     /// The directory of a file that a process in the background writes does not exist.
     NoDirectory(PathBuf),
+    /// A user or a group that a process in the background cannot take.
+    Account {
+        /// Its name.
+        name: String,
+        /// Whether it exists, so that only root can take it.
+        exists: bool,
+    },
     /// A file without a usable certificate or private key.
     Tls {
         /// As the user named it.
@@ -235,6 +242,8 @@ impl fmt::Display for Fault {
             Fault::TwoKeys { text, file } => write!(f, "set either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),
             Fault::NoDirectory(path) => write!(f, "the directory {} does not exist", path.display()),
+            Fault::Account { name, exists: true } => write!(f, "only a process of root can take `{name}`"),
+            Fault::Account { name, exists: false } => write!(f, "`{name}` does not exist"),
             Fault::Tls { path, why } => write!(f, "cannot use {}: {why}", path.display()),
             Fault::Half { missing } => write!(f, "{missing} is required as well"),
             Fault::SameAddress => f.write_str("clients connect to this address, choose another port"),

@@ -16,12 +16,14 @@
 //! | `origins` | the origins of `cors_allowed_origins` |
 //! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
 //! | `log_filter` | the words of log levels |
+//! | `background` | what a process in the background needs of the machine |
 //! | `error` | every problem that a configuration can have, and its place |
 //! | `print` | `--print-config` |
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs.
 
+mod background;
 mod draft;
 mod error;
 mod file;
@@ -40,6 +42,8 @@ mod tls;
 mod worker;
 mod workers;
 
+#[doc(hidden)]
+pub use background::Background;
 #[doc(hidden)]
 pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
@@ -106,26 +110,19 @@ pub struct Config {
     pub server: ServerConf,
     /// Settings that are accepted and have no effect, one line each, for the log.
     pub warnings: Vec<String>,
-    /// The files that a process in the background writes, as absolute paths. Empty in the foreground.
-    pub files: Vec<(Place, PathBuf)>,
+    /// What a process in the background needs of the machine. Empty in the foreground.
+    pub background: Background,
 }
 
 impl Config {
-    /// Checks that the files of a process in the background can be there: their directories exist.
+    /// Checks what a process in the background needs of the machine: the directories of its files, its user and group.
     ///
     /// Apart from the other checks, because it depends on the machine that the process will run on.
     ///
     /// # Errors
-    /// Every file whose directory does not exist.
-    pub fn check_files(&self) -> Result<(), ConfigError> {
-        let missing = self.files.iter().filter_map(|(place, path)| {
-            let directory = path.parent()?;
-            (!directory.is_dir()).then(|| Problem {
-                place: place.clone(),
-                fault: Fault::NoDirectory(directory.to_owned()),
-            })
-        });
-        let problems: Vec<_> = missing.collect();
+    /// Every directory, user and group that is missing.
+    pub fn check_machine(&self) -> Result<(), ConfigError> {
+        let problems = self.background.problems();
         match problems.is_empty() {
             true => Ok(()),
             false => Err(ConfigError { problems }),

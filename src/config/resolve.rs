@@ -4,12 +4,13 @@
 //! filled, and the values of a finer form are read. All problems are reported, not only the first. Key files and
 //! certificates are read here; nothing else is opened and no worker is contacted.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use pingora::server::configuration::ServerConf;
 use serde_yaml::Value;
 
+use super::background::Background;
 use super::draft::{Draft, Given, server_conf};
 use super::foreign::FOREIGN_POLICIES;
 use super::keys::{checked_key, read_key, read_keys};
@@ -94,7 +95,7 @@ impl<'a> Resolver<'a> {
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
         let upgrade_wait = self.get("upgrade_wait_secs");
-        let files = server.as_ref().map(|server| self.files(server));
+        let background = server.as_ref().map(|server| self.background(server));
         Some(Config {
             listen: listen?,
             admin_listen,
@@ -113,7 +114,7 @@ impl<'a> Resolver<'a> {
             upgrade_wait: upgrade_wait?,
             server: server?,
             warnings: Vec::new(),
-            files: files?,
+            background: background?,
         })
     }
 
@@ -321,34 +322,26 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The files of a process in the background. In the foreground there are none, and keys that name one are of no use.
-    fn files(&mut self, server: &ServerConf) -> Vec<(Place, PathBuf)> {
-        let defaults = ServerConf::default();
-        let log = server.error_log.as_deref();
-        let mut files = vec![("pid_file", server.pid_file.as_str())];
-        files.extend(log.map(|log| ("error_log", log)));
+    /// What a process in the background needs. In the foreground nothing, and keys that name a file are of no use.
+    fn background(&mut self, server: &ServerConf) -> Background {
         if server.daemon {
-            files.push(("upgrade_sock", &server.upgrade_sock));
-            let file = |(key, path): (&str, &str)| {
-                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
-                (self.server_place(key), absolute)
-            };
-            return files.into_iter().map(file).collect();
+            return Background::of(server, |key| self.server_place(key));
         }
-        for (key, path) in files {
-            // A printed configuration has the defaults too.
-            if key != "pid_file" || path != defaults.pid_file {
-                let instead = match key {
-                    "pid_file" => "no pid file is written",
-                    _ => "the log goes to stderr",
-                };
+        let (pid_file, log) = (&server.pid_file, server.error_log.is_some());
+        // A printed configuration has the defaults too.
+        let pid = *pid_file != ServerConf::default().pid_file;
+        for (key, is_set, instead) in [
+            ("pid_file", pid, "no pid file is written"),
+            ("error_log", log, "the log goes to stderr"),
+        ] {
+            if is_set {
                 let place = self.server_place(key);
                 self.warnings.push(format!(
                     "{place}: ignored without --daemon (or daemon: true), {instead}"
                 ));
             }
         }
-        Vec::new()
+        Background::default()
     }
 
     fn server_place(&self, key: &str) -> Place {

@@ -1,7 +1,6 @@
 //! The files of a process that runs in the background, before and after the fork.
 //!
-//! Pingora forks, takes another user, writes the pid file and opens the log, and panics where it cannot: so all of these
-//! are tried here first. It
+//! Pingora forks, writes the pid file and opens the log, and panics where it cannot: so both are tried here first. It
 //! never removes the pid file, and changes to the root directory: so the paths are made absolute here.
 //!
 //! A process that takes over from another one forks before it waits, and its pid is not the one to be found in the file
@@ -13,7 +12,6 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use nix::unistd::{Group, User, getegid, geteuid};
 use pingora::server::configuration::ServerConf;
 
 use super::StartError;
@@ -39,7 +37,6 @@ impl PidFile {
         if !conf.daemon {
             return Ok(None);
         }
-        can_become(conf)?;
         conf.working_directory = conf.working_directory.as_deref().map(absolute_path);
         conf.error_log = conf.error_log.as_deref().map(absolute);
         if let Some(path) = &conf.error_log {
@@ -82,28 +79,6 @@ impl PidFile {
             }
         }
     }
-}
-
-/// Whether the process can take the configured user and group.
-fn can_become(conf: &ServerConf) -> Result<(), StartError> {
-    let is_root = geteuid().is_root();
-    let check = |key, name: &str, found: Option<bool>| match found {
-        Some(is_own) if is_own || is_root => Ok(()),
-        found => Err(StartError::Account {
-            key,
-            name: name.to_owned(),
-            exists: found.is_some(),
-        }),
-    };
-    if let Some(name) = &conf.user {
-        let user = User::from_name(name).ok().flatten();
-        check("user", name, user.map(|user| user.uid == geteuid()))?;
-    }
-    if let Some(name) = &conf.group {
-        let group = Group::from_name(name).ok().flatten();
-        check("group", name, group.map(|group| group.gid == getegid()))?;
-    }
-    Ok(())
 }
 
 fn unwritable(key: &'static str, path: &str, why: io::Error) -> StartError {
@@ -229,17 +204,6 @@ mod tests {
             let said = format!("cannot write {key} {path}: ");
             assert!(error.to_string().starts_with(&said), "{error}");
         }
-    }
-
-    #[test]
-    fn a_user_or_a_group_that_does_not_exist_is_an_error_with_its_key() {
-        let mut files = Files::new();
-        files.conf.group = Some("no-such-group".to_owned());
-        let error = PidFile::prepare(&mut files.conf, false).unwrap_err();
-        assert_eq!(error.to_string(), "group no-such-group does not exist");
-        files.conf.user = Some("no-such-user".to_owned());
-        let error = PidFile::prepare(&mut files.conf, false).unwrap_err();
-        assert_eq!(error.to_string(), "user no-such-user does not exist");
     }
 
     #[test]

@@ -73,15 +73,6 @@ pub enum StartError {
         /// The error of the system.
         why: io::Error,
     },
-    /// A process in the background cannot take this user or group.
-    Account {
-        /// `user` or `group`.
-        key: &'static str,
-        /// Its name.
-        name: String,
-        /// Whether it exists, so that only root can take it.
-        exists: bool,
-    },
     /// The old process did not hand over its sockets.
     Upgrade {
         /// The path of Pingora's upgrade socket.
@@ -119,10 +110,6 @@ impl fmt::Display for StartError {
             StartError::File { key, path, why } => {
                 write!(f, "cannot write {key} {}: {why}", path.display())
             }
-            StartError::Account { key, name, exists } => match exists {
-                true => write!(f, "{key} {name} can be taken by a process of root only"),
-                false => write!(f, "{key} {name} does not exist"),
-            },
             StartError::Upgrade { upgrade_sock, why } => write!(
                 f,
                 "no old process handed over its sockets at upgrade_sock {upgrade_sock}: {why}"
@@ -141,7 +128,6 @@ impl std::error::Error for StartError {
             | StartError::ConfInUse
             | StartError::Roots(_)
             | StartError::Tls(_)
-            | StartError::Account { .. }
             | StartError::Upgrade { .. } => None,
         }
     }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 
 use mini_lb::cli::{self, Command, Serve};
-use mini_lb::config::{Config, ConfigError, Effective, MiniLbConfig};
+use mini_lb::config::{Background, Config, ConfigError, Effective, MiniLbConfig};
 
 pub(crate) fn serve(line: &str) -> Serve {
     let words = std::iter::once("mini-lb").chain(line.split_whitespace());
@@ -43,13 +43,13 @@ pub(crate) fn temporary(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// What a configuration means, without the warnings and the places of its files.
+/// What a configuration means, without the warnings and the places of what it needs of the machine.
 pub(crate) fn meaning(config: Config) -> String {
     format!(
         "{:?}",
         Config {
             warnings: Vec::new(),
-            files: Vec::new(),
+            background: Background::default(),
             ..config
         }
     )

@@ -247,6 +247,23 @@ async fn a_missing_directory_is_named_with_its_key_and_line_before_anything_star
 }
 
 #[tokio::test]
+async fn a_user_that_does_not_exist_is_named_with_its_line_before_anything_starts() {
+    let place =
+        Place::new("daemon: true\npid_file: pid\nuser: no-such-user\ngroup: no-such-group\n");
+    for action in ["--test", ""] {
+        let ended = place.mini_lb(&format!("--conf conf.yaml {action}")).await;
+        let said = [
+            "mini-lb: conf.yaml:8: user: `no-such-user` does not exist",
+            "conf.yaml:9: group: `no-such-group` does not exist",
+        ];
+        assert_eq!(
+            (ended.code, &ended.lines[..]),
+            (Some(1), &said.map(str::to_owned)[..])
+        );
+    }
+}
+
+#[tokio::test]
 async fn files_of_the_background_are_of_no_use_in_the_foreground_which_is_said() {
     let place = Place::new("error_log: missing/log\npid_file: missing/pid\n");
     let said = [

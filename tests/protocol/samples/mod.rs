@@ -135,30 +135,23 @@ impl Captured {
             events.push((sample, event_of(&json)));
         }
         // The samples end in the order in which they finish.
-        let order = if finished.is_empty() {
-            (0..self.n).collect()
-        } else {
-            finished
-        };
-        for sample in order {
-            let at = |events: &[(usize, Bytes)]| {
-                let last = events.iter().rposition(|(of, _)| *of == sample).unwrap();
-                if self.route == Route::ChatCompletions {
-                    last + 1
-                } else {
-                    events.len()
-                }
-            };
-            if let Some(usage) = &usage {
-                let mut own = usage.clone();
+        if finished.is_empty() {
+            finished.extend(0..self.n);
+        }
+        for sample in finished {
+            let mut end = vec![(sample, Bytes::from_static(b"data: [DONE]\n\n"))];
+            if let Some(mut own) = usage.clone() {
                 own["id"] = last[sample]["id"].clone();
                 share(&mut own["usage"], sample, self.n);
-                events.insert(at(&events), (sample, event_of(&own)));
+                end.insert(0, (sample, event_of(&own)));
             }
-            events.insert(
-                at(&events),
-                (sample, Bytes::from_static(b"data: [DONE]\n\n")),
-            );
+            let at = match self.route {
+                Route::ChatCompletions => {
+                    events.iter().rposition(|(of, _)| *of == sample).unwrap() + 1
+                }
+                _ => events.len(),
+            };
+            events.splice(at..at, end);
         }
         events
     }

@@ -62,13 +62,14 @@ fn refused(route: Route, body: &str) -> Option<Refusal> {
     }
 }
 
+const DIFFER: &str = "The parallel_sample_num should be the same for all samples in sample params.";
+const MISMATCH: &str =
+    "The specified rids length mismatch with the batch_size for batch processing.";
+const TWICE: &str = "Duplicate request IDs detected within the request: ['a']";
+
 #[test]
 fn what_an_ordinary_server_refuses_with_several_samples_is_refused_in_its_words() {
     let list = |name: &str| format!("Cannot use list {name} with parallel_sample_num > 1");
-    let differ = "The parallel_sample_num should be the same for all samples in sample params.";
-    let mismatch = "The specified rids length mismatch with the batch_size for batch processing.";
-    let twice = "Duplicate request IDs detected within the request: ['a']";
-    let quoted = r#"Duplicate request IDs detected within the request: ["it's", 'b\n']"#;
     let two = r#""text":["a","b"]"#;
     for (fields, message) in [
         (r#""return_logprob":[true,false]"#, &*list("return_logprob")),
@@ -94,16 +95,16 @@ fn what_an_ordinary_server_refuses_with_several_samples_is_refused_in_its_words(
             r#""top_logprobs_num":[1],"return_logprob":[true]"#,
             &list("return_logprob"),
         ),
-        (r#""rid":["a"],"return_logprob":[true]"#, mismatch),
-        (r#""rid":["a","b","c","d"]"#, mismatch),
-        (r#""rid":["a","a"]"#, twice),
+        (r#""rid":["a"],"return_logprob":[true]"#, MISMATCH),
+        (r#""rid":["a","b","c","d"]"#, MISMATCH),
+        (r#""rid":["a","a"]"#, TWICE),
         (
             r#""rid":["a","a"],"custom_logit_processor":[]"#,
             &list("custom_logit_processor"),
         ),
-        (r#""rid":["a"],"sampling_params":[{"n":2},{"n":3}]"#, differ),
-        (r#""sampling_params":[{"n":2},{}]"#, differ),
-        (r#""sampling_params":[{"n":2},null]"#, differ),
+        (r#""rid":["a"],"sampling_params":[{"n":2},{"n":3}]"#, DIFFER),
+        (r#""sampling_params":[{"n":2},{}]"#, DIFFER),
+        (r#""sampling_params":[{"n":2},null]"#, DIFFER),
     ] {
         let body = format!(r#"{{{two},"sampling_params":{{"n":2}},{fields}}}"#);
         let refusal = refused(Route::Generate, &body);
@@ -113,29 +114,25 @@ fn what_an_ordinary_server_refuses_with_several_samples_is_refused_in_its_words(
             "{body}"
         );
     }
-    for (route, body, message, kind) in [
+}
+
+#[test]
+fn a_refusal_of_chat_or_completions_has_the_shape_of_these_endpoints() {
+    let quoted = r#"Duplicate request IDs detected within the request: ["it's", 'b\n']"#;
+    let quotes = r#"{"n":2,"prompt":["a","b","c","d"],"rid":["it's","b\n","b\n","it's"]}"#;
+    let same = r#"{"n":2,"prompt":["x","y"],"rid":["a","a"]}"#;
+    for (route, body, message) in [
         (
             Route::ChatCompletions,
             r#"{"n":2,"rid":["a","b"]}"#,
-            mismatch,
-            "BadRequestError",
+            MISMATCH,
         ),
-        (
-            Route::Completions,
-            r#"{"n":2,"prompt":["x","y"],"rid":["a","a"]}"#,
-            twice,
-            "BadRequestError",
-        ),
-        (
-            Route::Completions,
-            r#"{"n":2,"prompt":["a","b","c","d"],"rid":["it's","b\n","b\n","it's"]}"#,
-            quoted,
-            "BadRequestError",
-        ),
+        (Route::Completions, same, TWICE),
+        (Route::Completions, quotes, quoted),
     ] {
         let refusal = refused(route, body).unwrap();
         let wanted = serde_json::json!({
-            "object": "error", "message": message, "type": kind, "param": null, "code": 400,
+            "object": "error", "message": message, "type": "BadRequestError", "param": null, "code": 400,
         });
         assert_eq!(refusal.body, wanted.to_string(), "{body}");
     }
@@ -268,67 +265,46 @@ fn the_usage_counts_a_prompt_once_and_what_was_generated_in_full() {
 
 #[test]
 fn a_document_that_does_not_fit_the_request_is_an_error_that_names_the_sample() {
-    let one = r#"{"n":2}"#;
     let good = r#"{"choices":[{"index":0}]}"#;
-    for (route, body, samples, message) in [
+    for (second, message) in [
+        ("{", "is malformed: the text ends too early at byte 1"),
+        ("{}", "has no choices"),
+        (r#"{"choices":[{}]}"#, "has no index"),
+        (r#"{"choices":[]}"#, "is for 0 prompts, not for 1"),
         (
-            Route::Completions,
-            one,
-            [good, "{"],
-            "is malformed: the text ends too early at byte 1",
-        ),
-        (Route::Completions, one, [good, "{}"], "has no choices"),
-        (
-            Route::Completions,
-            one,
-            [good, r#"{"choices":[{}]}"#],
-            "has no index",
-        ),
-        (
-            Route::Completions,
-            one,
-            [good, r#"{"choices":[]}"#],
-            "is for 0 prompts, not for 1",
-        ),
-        (
-            Route::Completions,
-            one,
-            [good, r#"{"choices":[{"index":1}]}"#],
+            r#"{"choices":[{"index":1}]}"#,
             "has index 1, which is no prompt of the request",
         ),
+        (r#"{"object":"error"}"#, "reports an error"),
+    ] {
+        for route in [Route::ChatCompletions, Route::Completions] {
+            let error = documents(route, r#"{"n":2}"#, &[good, second]).unwrap_err();
+            let wanted = format!("the response for sample 1 {message}");
+            assert_eq!(error.to_string(), wanted);
+        }
+    }
+    let two = r#"{"n":2,"prompt":["a","b"]}"#;
+    let both = r#"{"choices":[{"index":0},{"index":1}]}"#;
+    let same = r#"{"choices":[{"index":0},{"index":0}]}"#;
+    let error = documents(Route::Completions, two, &[both, same]).unwrap_err();
+    let fault = GatherFault::Missing("index");
+    assert_eq!(error, GatherError { sample: 1, fault });
+    for (text, samples, message) in [
         (
-            Route::Completions,
-            r#"{"n":2,"prompt":["a","b"]}"#,
-            [
-                r#"{"choices":[{"index":0},{"index":1}]}"#,
-                r#"{"choices":[{"index":0},{"index":0}]}"#,
-            ],
-            "has no index",
-        ),
-        (
-            Route::ChatCompletions,
-            one,
-            [good, r#"{"object":"error"}"#],
-            "reports an error",
-        ),
-        (
-            Route::Generate,
-            r#"{"text":["a"],"sampling_params":{"n":2}}"#,
+            r#"["a"]"#,
             ["[{}]", "[{},{}]"],
             "is for 2 prompts, not for 1",
         ),
         (
-            Route::Generate,
-            r#"{"text":"a","sampling_params":{"n":2}}"#,
+            r#""a""#,
             ["{}", "[]"],
             "is malformed: an object was expected at byte 0",
         ),
     ] {
-        let error = documents(route, body, &samples).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("the response for sample 1 {message}")
-        );
+        let body = format!(r#"{{"text":{text},"sampling_params":{{"n":2}}}}"#);
+        let error = documents(Route::Generate, &body, &samples).unwrap_err();
+        let wanted = format!("the response for sample 1 {message}");
+        assert_eq!(error.to_string(), wanted);
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use mini_lb::cli::{self, Command};
-use mini_lb::config::{Config, ConfigError, Effective, Place, Sources};
+use mini_lb::config::{Background, Config, ConfigError, Effective, Sources};
 use tempfile::NamedTempFile;
 
 /// The outcome of the sources.
@@ -147,13 +147,10 @@ fn what_is_printed_means_the_same(mut config: Config, effective: &Effective) {
     }
     let (mut again, _) = load(Sources::default(), printed.as_bytes(), &[])
         .unwrap_or_else(|error| panic!("{error}\n{printed}"));
-    // Warnings and files name the place of a value, which differs.
+    // Warnings and the needs of the background name the place of a value, which differs.
     for config in [&mut config, &mut again] {
         config.warnings.clear();
-        let files = std::mem::take(&mut config.files).into_iter();
-        config.files = files
-            .map(|(_, path)| (Place::Library(String::new()), path))
-            .collect();
+        config.background = Background::default();
     }
     assert_eq!(format!("{again:?}"), format!("{config:?}"), "{printed}");
 }
