@@ -56,6 +56,8 @@ setting_group! {
         request_timeout: Duration = "request_timeout_secs",
         /// From the start of a request to the last byte of a streamed response; `None` is no limit.
         stream_timeout: Option<Duration> = "stream_timeout_secs",
+        /// The most alternatives per token that a request may ask for.
+        max_top_logprobs: u32 = "max_top_logprobs",
         /// How often a request is sent to another pair, where that is safe.
         max_retries: u32 = "retry_max_retries",
     }

@@ -127,6 +127,11 @@ const CLIENTS: &[Setting] = &[
     Setting::new("max_buffered_body_bytes", Kind::BYTES,
         "Memory for all request bodies together, in bytes; requests that exceed it get 503")
         .default("1073741824").value(&["BYTES"]).expects("a number of bytes, at least 1"),
+    // OpenAI allows 20 for chat and 5 for completions, SGLang any number.
+    Setting::new("max_top_logprobs", Kind::between(0, i32::MAX as u64),
+        "Maximum number of alternatives per token that a request may ask for (top_logprobs, logprobs, \
+         top_logprobs_num); more get 400")
+        .default("1024").expects("a number from 0 to 2147483647"),
     Setting::new("api_key", Kind::Secret,
         "API key that clients must send; workers without a key get it too. Prefer the file: other users of the \
          machine can read a command line"),

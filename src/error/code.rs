@@ -8,7 +8,7 @@ use http::StatusCode;
 #[allow(missing_docs)] // [`Code::row`] says what each one means
 pub enum Code {
     InvalidJson,
-    InvalidLogprobStart,
+    InvalidOption,
     BatchTooLarge,
     InvalidSamples,
     TooManySamples,
@@ -98,7 +98,7 @@ impl Code {
     /// Every code, in the order of the documents.
     pub const ALL: [Self; 44] = [
         Self::InvalidJson,
-        Self::InvalidLogprobStart,
+        Self::InvalidOption,
         Self::BatchTooLarge,
         Self::InvalidSamples,
         Self::TooManySamples,
@@ -150,7 +150,7 @@ impl Code {
         use Side::{Client, Decode, Prefill, Proxy, Workers};
         match self {
             Self::InvalidJson => row("invalid_json", 400, Client, Useless, "the body is not a JSON object, or is nested too deep"),
-            Self::InvalidLogprobStart => row("invalid_logprob_start_len", 400, Client, Useless, "`logprob_start_len` is out of range: below -1"),
+            Self::InvalidOption => row("invalid_option", 400, Client, Useless, "an option has a value that no worker may get: out of range, or a list that does not fit the prompts; the message has the field and the bound"),
             Self::BatchTooLarge => row("batch_too_large", 400, Client, Useless, "a batch has more than 65,536 prompts"),
             Self::InvalidSamples => row("invalid_n", 400, Client, Useless, "the options do not fit `n > 1`; the body is an ordinary server's own"),
             Self::TooManySamples => row("too_many_samples", 400, Client, Useless, "the request asks for more samples (`n` times its prompts) than `max_samples`, or for more than `max_inflight_requests` at once"),

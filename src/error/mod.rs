@@ -149,7 +149,7 @@ impl ProxyError {
             ProxyError::Encoded => Code::UnsupportedEncoding,
             ProxyError::BadFraming(_) => Code::BadFraming,
             ProxyError::BodyTimeout => Code::BodyTimeout,
-            ProxyError::Invalid(Invalid::LogprobStart) => Code::InvalidLogprobStart,
+            ProxyError::Invalid(Invalid::Option(_)) => Code::InvalidOption,
             ProxyError::Invalid(Invalid::Samples(_)) => Code::InvalidSamples,
             ProxyError::Invalid(Invalid::BeamSearch) => Code::BeamSearchNotSupported,
             ProxyError::Invalid(_) => Code::InvalidJson,

@@ -30,6 +30,18 @@ impl Engine {
         }
     }
 
+    /// Checks the number of alternatives per token that a request asks for: from 0 to `max`.
+    ///
+    /// # Errors
+    /// It is out of range.
+    pub fn limit_top_logprobs(self, route: Route, facts: &Facts, max: u32) -> Result<(), Invalid> {
+        match self {
+            Self::Sglang => {
+                sglang::options::limit_top_logprobs(route, facts, max).map_err(Invalid::Option)
+            }
+        }
+    }
+
     /// The body that each sample of a request with `n > 1` is sent with: the client's, from which `facts` were read,
     /// without `n`. All samples have the same.
     pub fn sample_body(self, route: Route, body: &[u8], facts: &Facts) -> Bytes {

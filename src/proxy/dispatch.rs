@@ -16,6 +16,7 @@ use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
+use crate::limits::RequestLimits;
 use crate::pd::{Bootstrap, Engine, Facts, Fields, Injected, Merge, RequestIds, Route, RoutingKey};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
@@ -50,7 +51,7 @@ impl Proxy {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };
-        let facts = match parse(self.engine, route, &body) {
+        let facts = match parse(self.engine, route, &body, &self.limits) {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -179,8 +180,16 @@ impl Proxy {
 }
 
 /// The facts of a request that a pair can serve.
-fn parse(engine: Engine, route: Route, body: &[u8]) -> std::result::Result<Facts, ProxyError> {
+fn parse(
+    engine: Engine,
+    route: Route,
+    body: &[u8],
+    limits: &RequestLimits,
+) -> std::result::Result<Facts, ProxyError> {
     let facts = engine.parse(route, body).map_err(ProxyError::Invalid)?;
+    engine
+        .limit_top_logprobs(route, &facts, limits.max_top_logprobs)
+        .map_err(ProxyError::Invalid)?;
     if facts.batch.prompts() > MAX_PROMPTS {
         return Err(ProxyError::BatchTooLarge(MAX_PROMPTS));
     }

@@ -274,10 +274,39 @@ async fn a_start_before_the_prompt_never_reaches_a_worker() {
         let body =
             format!(r#"{{"text":["a","b"],"return_logprob":true,"logprob_start_len":{start}}}"#);
         let request = post("/generate", &body);
-        pair.refuses(start, request, 400, "invalid_logprob_start_len")
-            .await;
+        pair.refuses(start, request, 400, "invalid_option").await;
     }
     // Without `return_logprob` the field has no effect.
     pair.legs("/generate", r#"{"text":"a","logprob_start_len":-2}"#)
         .await;
+}
+
+#[tokio::test]
+async fn an_option_out_of_range_is_refused_in_the_endpoints_shape_with_its_field_and_bound() {
+    let mut pair = Pair::with(|config| config.set("max_top_logprobs", 30)).await;
+    for (path, body, words) in [
+        (
+            CHAT,
+            r#"{"logprobs":true,"top_logprobs":31}"#,
+            "top_logprobs must be in [0, 30], got 31.",
+        ),
+        (
+            "/generate",
+            r#"{"text":["a","b"],"top_logprobs_num":[1,31]}"#,
+            "top_logprobs_num must be in [0, 30], got 31.",
+        ),
+        (
+            "/v1/completions",
+            r#"{"prompt":[1,-2]}"#,
+            "prompt must have token ids of at least 0, got -2.",
+        ),
+    ] {
+        pair.client.send(post(path, body)).await;
+        let refused = pair.client.answer().await;
+        assert_eq!(refused.outcome(), (400, Some("invalid_option")), "{body}");
+        assert!(refused.text().contains(words), "{}", refused.text());
+        assert!(pair.is_idle(), "{body}");
+    }
+    let body = r#"{"logprobs":true,"top_logprobs":30}"#;
+    pair.legs(CHAT, body).await;
 }

@@ -9,6 +9,7 @@ pub mod conceal;
 pub mod error_body;
 pub mod ids;
 pub mod merge;
+pub mod options;
 pub mod outcome;
 mod prefill_data;
 mod prompts;

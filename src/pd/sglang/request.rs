@@ -2,7 +2,7 @@
 //!
 //! What lives here: one pass over the body that finds the facts below and the places where [`super::bootstrap`] cuts
 //! and writes. What may not: judging a request. A value that the worker will refuse is read as the default, and the
-//! worker says what is wrong with it. The exception is a value out of range that no worker may get ([`Invalid`]).
+//! worker says what is wrong with it. The exception are values that no worker may get, which [`super::options`] checks.
 //!
 //! A repeated key counts as in Python: the last one wins.
 
@@ -10,6 +10,7 @@ use std::fmt;
 
 use super::super::Route;
 use super::super::json::{self, Cuts, Kind, Scanner};
+use super::options::{OptionError, Options, TopLogprobs};
 use super::prompts::{Prompt, completions_prompt, is_kind, is_list_of_lists, prompt};
 use super::samples::{self, Refusal, samples};
 
@@ -32,6 +33,8 @@ pub struct Facts {
     pub hidden_states: bool,
     /// The request id that the client chose; `None` when it is absent or null.
     pub rid: Option<Rid>,
+    /// The alternatives per token that the logprobs shall have.
+    pub(super) top_logprobs: TopLogprobs,
     /// The members of [`PROXY_FIELDS`] that the client sent.
     pub(super) cuts: Cuts,
     /// The closing brace, in bytes from the start of the body.
@@ -94,10 +97,8 @@ pub enum Invalid {
         /// The first bracket beyond the limit, in bytes from the start of the body.
         offset: usize,
     },
-    /// `logprob_start_len` is out of range: the smallest value is -1, for no position of the prompt.
-    ///
-    /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`logprob_start_len`).
-    LogprobStart,
+    /// An option has a value that no worker may get.
+    Option(OptionError),
     /// An ordinary server refuses the request because of its `n`, by this response.
     Samples(Refusal),
     /// Some prompt asks for a beam search (`beam_width` above 1), whatever its `n`: there `n` is the number of beams that
@@ -121,7 +122,7 @@ impl fmt::Display for Invalid {
                     "the body is nested more than {limit} levels deep at byte {offset}"
                 )
             }
-            Self::LogprobStart => write!(f, "logprob_start_len must be -1 or greater"),
+            Self::Option(error) => error.fmt(f),
             Self::Samples(refusal) => f.write_str(&refusal.message),
             Self::BeamSearch => f.write_str(
                 "beam_width above 1 asks for a beam search, which a prefill and a decode worker cannot serve together; \
@@ -162,19 +163,27 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
             return Ok(());
         }
         cuts.keep(member.comma);
+        let at = s.at();
         match route {
-            Route::Generate => values.generate(s, &member.name),
-            _ => values.openai(route, s, &member.name),
+            Route::Generate => values.generate(s, &member.name)?,
+            _ => values.openai(route, s, &member.name)?,
         }
+        values
+            .options
+            .note(route, &member.name, s.slice(at..s.at()));
+        Ok(())
     })?;
     scanner.end()?;
-    if values.return_logprob && values.start_out_of_range {
-        return Err(Invalid::LogprobStart);
-    }
     if values.beams {
         return Err(Invalid::BeamSearch);
     }
     let (batch, n) = (values.batch(), values.n.unwrap_or(1));
+    let options = &values.options;
+    // Without a prompt the worker has its own words, and with samples `samples` has.
+    let listed = (values.prompt_kind().is_some() && n <= 1).then_some(batch);
+    options
+        .check(listed, values.return_logprob)
+        .map_err(Invalid::Option)?;
     if n > 1 {
         samples::check(route, body, batch)?;
     }
@@ -184,6 +193,7 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         n,
         merge: values.merge(),
         hidden_states: values.hidden_states,
+        top_logprobs: options.top_logprobs(),
         rid: values.rid,
         cuts,
         close,
@@ -206,11 +216,10 @@ struct FieldValues {
     return_logprob: bool,
     /// Some `logprob_start_len` is a position of the prompt.
     starts_in_prompt: bool,
-    /// Some `logprob_start_len` is below its range.
-    start_out_of_range: bool,
     token_ids_logprob: bool,
     echo: bool,
     logprobs: bool,
+    options: Options,
 }
 
 impl FieldValues {
@@ -224,16 +233,20 @@ impl FieldValues {
             "text" => self.text = prompt(s, |s| is_kind(s, Kind::Text))?,
             "input_ids" => self.input_ids = prompt(s, |s| is_kind(s, Kind::Array))?.empty_is_one(),
             "input_embeds" => self.input_embeds = prompt(s, is_list_of_lists)?.empty_is_one(),
-            "sampling_params" => self.n = samples(s, &mut self.beams)?,
+            "sampling_params" => {
+                let options = &mut self.options;
+                options.forget_sampling();
+                self.n = samples(s, &mut self.beams, |element, name, value| {
+                    options.note_sampling(element, name, value);
+                })?;
+            }
             "return_hidden_states" => self.hidden_states = asks_for_hidden_states(s)?,
             "return_logprob" => self.return_logprob = any(s, is_true)?,
             "logprob_start_len" => {
                 self.starts_in_prompt = false;
-                self.start_out_of_range = false;
                 any(s, |s| {
                     let start = integer(s)?;
                     self.starts_in_prompt |= start.is_some_and(|start| start != -1);
-                    self.start_out_of_range |= start.is_some_and(|start| start < -1);
                     Ok(false)
                 })?;
             }
@@ -271,9 +284,13 @@ impl FieldValues {
     /// The first kind of prompt that is present decides, as in the worker.
     ///
     /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`_determine_batch_size`).
-    fn batch(&self) -> Batch {
+    fn prompt_kind(&self) -> Option<Prompt> {
         let kinds = [self.prompt, self.text, self.input_ids, self.input_embeds];
-        match kinds.into_iter().find(|kind| *kind != Prompt::Absent) {
+        kinds.into_iter().find(|kind| *kind != Prompt::Absent)
+    }
+
+    fn batch(&self) -> Batch {
+        match self.prompt_kind() {
             Some(Prompt::List(prompts)) => Batch::Of(prompts),
             _ => Batch::Single,
         }
@@ -370,7 +387,7 @@ fn is_truthy(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
 
 /// An integer in any spelling that Pydantic accepts. A number that does not fit becomes the largest or smallest that
 /// does.
-fn lax_integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
+pub(super) fn lax_integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     match s.kind()? {
         Kind::Bool => is_true(s).map(|yes| Some(i64::from(yes))),
         Kind::Text => s.text().map(|text| whole(&text.trim().replace('_', ""))),
@@ -380,7 +397,7 @@ fn lax_integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
 }
 
 /// The number that a text writes, if it has no fraction.
-fn whole(text: &str) -> Option<i64> {
+pub(super) fn whole(text: &str) -> Option<i64> {
     let fraction = || {
         text.parse::<f64>()
             .ok()

@@ -28,22 +28,24 @@ const NO_LISTS: [&str; 5] = [
 /// The `n` of `sampling_params`: of one object, or the largest of a list of objects. `None` where it is absent, below 1,
 /// or no integer as the worker reads one, which the worker refuses in its own words.
 ///
-/// `beams` becomes whether any of them asks for a beam search.
+/// `beams` becomes whether any of them asks for a beam search. `visit` is called with each member: the place of its object
+/// in the list, its name, and its value as written.
 pub(in crate::pd::sglang) fn samples(
     s: &mut Scanner<'_>,
     beams: &mut bool,
+    mut visit: impl FnMut(usize, &str, &str),
 ) -> Result<Option<u64>, json::Error> {
     *beams = false;
     let (mut largest, mut readable) = (None, true);
     if s.kind()? == Kind::Array {
-        s.array(|s, _| {
-            let n = samples_of_one(s, beams)?;
+        s.array(|s, element| {
+            let n = samples_of_one(s, beams, |name, value| visit(element, name, value))?;
             readable &= n != Count::Unreadable;
             largest = largest.max(n.number());
             Ok(())
         })?;
     } else {
-        largest = samples_of_one(s, beams)?.number();
+        largest = samples_of_one(s, beams, |name, value| visit(0, name, value))?.number();
     }
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
     Ok(largest.filter(|_| readable).and_then(positive))
@@ -67,16 +69,22 @@ impl Count {
     }
 }
 
-fn samples_of_one(s: &mut Scanner<'_>, beams: &mut bool) -> Result<Count, json::Error> {
+fn samples_of_one(
+    s: &mut Scanner<'_>,
+    beams: &mut bool,
+    mut visit: impl FnMut(&str, &str),
+) -> Result<Count, json::Error> {
     let (mut n, mut beam) = (Count::Absent, false);
     if s.kind()? == Kind::Object {
         s.object(|s, member| {
             let value = s.skip()?;
+            let value = s.slice(value);
+            visit(&member.name, value);
             if member.name == "n" {
-                let number = s.slice(value).parse();
+                let number = value.parse();
                 n = number.map_or(Count::Unreadable, Count::Number);
             } else if member.name == "beam_width" {
-                beam = s.slice(value).parse().is_ok_and(|width: u64| width > 1);
+                beam = value.parse().is_ok_and(|width: u64| width > 1);
             }
             Ok(())
         })?;
@@ -127,7 +135,7 @@ impl Found {
                 let mut first = None;
                 self.samples_differ = false;
                 s.array(|s, _| {
-                    let n = samples_of_one(s, &mut false)?;
+                    let n = samples_of_one(s, &mut false, |_, _| {})?;
                     self.samples_differ |= first.get_or_insert(n.number()) != &n.number();
                     Ok(())
                 })?;
