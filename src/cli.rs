@@ -9,6 +9,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+#[cfg(feature = "sim")]
+use clap::Args;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use pingora::server::configuration::Opt;
@@ -30,7 +32,8 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Start simulated workers and a load balancer in front of them.
     #[cfg(feature = "sim")]
-    Demo(DemoArgs),
+    #[command(skip)]
+    Demo(Box<Demo>),
     /// Start one or more simulated SGLang workers.
     #[cfg(feature = "sim")]
     Sim(SimArgs),
@@ -48,6 +51,16 @@ pub struct Serve {
     pub opt: Opt,
     /// The flags that are part of the configuration.
     pub sources: Sources,
+}
+
+/// The command line of the demo.
+#[cfg(feature = "sim")]
+#[derive(Debug)]
+pub struct Demo {
+    /// Its own flags.
+    pub args: DemoArgs,
+    /// The flags of the load balancer.
+    pub flags: Sources,
 }
 
 /// The use of a configuration that was read.
@@ -71,7 +84,9 @@ where
     I::Item: Into<OsString> + Clone,
 {
     let matches = command().try_get_matches_from(arguments)?;
-    match matches.subcommand_name() {
+    match matches.subcommand() {
+        #[cfg(feature = "sim")]
+        Some((DEMO, matches)) => Ok(Command::Demo(Box::new(Demo::from_matches(matches)?))),
         Some(_) => Command::from_arg_matches(&matches),
         None => Ok(Command::Serve(Box::new(Serve::from_matches(&matches)))),
     }
@@ -96,6 +111,8 @@ pub fn command() -> clap::Command {
         .args(process_args())
         .args(IMPLIED.map(|name| hidden(name).action(ArgAction::SetTrue).overrides_with(name)))
         .args(IGNORED.iter().map(|(name, takes)| ignored_arg(name, *takes)));
+    #[cfg(feature = "sim")]
+    let command = command.subcommand(demo_command());
     // Last, because the derived code sets `about` to the docs of the enum.
     Command::augment_subcommands(command).about("Prefill/decode load balancer for SGLang")
 }
@@ -115,7 +132,7 @@ impl Serve {
             (false, false) => Action::Run,
         };
         let mut problems = Vec::new();
-        let mut flags = flags(matches, &mut problems);
+        let mut flags = flags(matches, settings(), &mut problems);
         if opt.daemon {
             let given = Given {
                 value: true.into(),
@@ -139,6 +156,65 @@ impl Serve {
             },
         }
     }
+}
+
+#[cfg(feature = "sim")]
+impl Demo {
+    fn from_matches(matches: &ArgMatches) -> Result<Demo, clap::Error> {
+        let mut problems = Vec::new();
+        let flags = flags(matches, settings().filter(demo_takes), &mut problems);
+        Ok(Demo {
+            args: DemoArgs::from_arg_matches(matches)?,
+            flags: Sources {
+                flags,
+                problems,
+                ..Sources::default()
+            },
+        })
+    }
+}
+
+#[cfg(feature = "sim")]
+const DEMO: &str = "demo";
+
+/// The demo with its own flags, and below them those of the load balancer.
+#[cfg(feature = "sim")]
+fn demo_command() -> clap::Command {
+    // Afterwards, because the derived code sets `about` to the docs of the struct.
+    let own = DemoArgs::augment_args(clap::Command::new(DEMO))
+        .about("Start simulated workers and a load balancer in front of them")
+        .long_about(None)
+        .after_help("The flags of the load balancer work as without `demo`.");
+    own.args(GROUPS.iter().flat_map(|(heading, settings)| {
+        let taken = settings.iter().filter(demo_takes);
+        taken
+            .map(move |setting| demo_arg(setting).help_heading(format!("Load balancer: {heading}")))
+    }))
+}
+
+/// Without the note on the environment variable, which the demo does not read.
+#[cfg(feature = "sim")]
+fn demo_arg(setting: &Setting) -> Arg {
+    let default = setting
+        .default
+        .map(|default| format!(" [default: {default}]"));
+    let help = format!("{}{}", setting.help, default.unwrap_or_default());
+    setting_arg(setting).help(help)
+}
+
+/// Whether the demo passes this flag on: all but its addresses and workers, which are its own, and the keys, which the
+/// workers have as well.
+#[cfg(feature = "sim")]
+fn demo_takes(setting: &&Setting) -> bool {
+    let own = [
+        "host",
+        "port",
+        "prefill",
+        "decode",
+        "api_key",
+        "admin_api_key",
+    ];
+    !own.contains(&setting.key)
 }
 
 const CONF: &str = "conf";
@@ -219,10 +295,14 @@ fn hidden(name: &'static str) -> Arg {
     Arg::new(name).long(name).hide(true)
 }
 
-/// The settings that the command line sets.
-fn flags(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Draft {
+/// The settings, among these, that the command line sets.
+fn flags(
+    matches: &ArgMatches,
+    settings: impl Iterator<Item = &'static Setting>,
+    problems: &mut Vec<Problem>,
+) -> Draft {
     let mut draft = Draft::default();
-    for setting in settings() {
+    for setting in settings {
         let place = flag_place(&setting.flag());
         match setting.kind {
             kind if kind.is_list() => {

@@ -1,11 +1,15 @@
-//! `mini-lb demo`: simulated workers with a balancer in front of them, to try mini-lb without a GPU.
+//! `mini-lb demo`: simulated workers with a balancer in front of them, to try mini-lb without a GPU. Every flag of the
+//! balancer works as everywhere, its log included.
 
 use std::error::Error;
 use std::io::Write;
 
-use mini_lb::sim::cli::{DemoArgs, demo_workers};
+use mini_lb::cli::Demo;
+use mini_lb::sim::cli::demo_workers;
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::log_to_stderr;
 
 /// Far above the time of any response of a simulated worker with default options.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
@@ -13,13 +17,15 @@ const REQUEST_TIMEOUT_SECS: u64 = 60;
 /// Starts the workers and the balancer, prints their addresses and three commands to paste, and runs until Ctrl-C.
 ///
 /// # Errors
-/// When the port is in use, or stdout is closed.
-pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
+/// When a flag is wrong, a port is in use, or stdout is closed.
+pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>> {
     // Before anything is printed: a program that reads the output may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let model = args.knobs.served_model_name.clone();
-    let (prefills, decodes) = demo_workers(args.prefills, args.decodes, args.knobs.into()).await?;
-    let balancer = MiniLoadBalancer::new(MiniLbConfig::new(
+    let keys = (args.knobs.api_key.clone(), args.knobs.admin_api_key.clone());
+    let counts = (args.prefills, args.decodes);
+    let (prefills, decodes) = demo_workers(counts, args.worker_port, args.knobs.into()).await?;
+    let mut config = MiniLbConfig::new(
         "127.0.0.1".into(),
         args.port,
         prefills
@@ -28,7 +34,16 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Box<dyn Error>> {
             .collect(),
         decodes.iter().map(|worker| worker.url()).collect(),
         REQUEST_TIMEOUT_SECS,
-    ))?;
+    );
+    if let Some(key) = &keys.0 {
+        config = config.api_key(key);
+    }
+    if let Some(key) = &keys.1 {
+        config = config.admin_api_key(key).worker_admin_api_key(key);
+    }
+    let config = config.with_flags(flags);
+    log_to_stderr(&config.clone().resolve()?.log_filter, false);
+    let balancer = MiniLoadBalancer::new(config)?;
     let handle = balancer.handle();
     let serving = tokio::spawn(balancer.start());
     let Some(address) = handle.address().await else {

@@ -26,9 +26,12 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
         #[cfg(feature = "sim")]
-        Ok(Command::Demo(args)) => block_on(demo::run(args)),
+        Ok(Command::Demo(demo)) => block_on(demo::run(*demo)),
         #[cfg(feature = "sim")]
-        Ok(Command::Sim(args)) => block_on(run_sim(args)),
+        Ok(Command::Sim(args)) => {
+            log_to_stderr("warn", true);
+            block_on(run_sim(args))
+        }
         #[cfg(feature = "bench")]
         Ok(Command::Bench(args)) => match run_bench(*args) {
             Ok(()) => ExitCode::SUCCESS,
@@ -71,15 +74,16 @@ fn run(serve: Serve) -> ExitCode {
     }
 }
 
-/// Runs a command that needs only a runtime, with warnings on stderr.
+/// Runs a command that needs only a runtime.
 #[cfg(feature = "sim")]
 fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
-    log_to_stderr("warn", true);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(error),
     };
-    match runtime.block_on(command) {
+    let ended = runtime.block_on(command);
+    stderr::flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error),
     }

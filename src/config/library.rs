@@ -10,7 +10,7 @@ use serde_yaml::Value;
 use super::draft::{Draft, Given, WorkerDraft};
 use super::resolve::resolve;
 use super::settings::{find, nearest, settings, worker_key};
-use super::{Config, ConfigError, Fault, Place, Policy, Problem};
+use super::{Config, ConfigError, Fault, Place, Policy, Problem, Sources};
 
 /// The configuration of a balancer that runs in another program. Values are checked in [`crate::MiniLoadBalancer::new`].
 ///
@@ -312,6 +312,14 @@ impl MiniLbConfig {
         self.draft
             .server
             .insert("threads".to_owned(), Given { value, place });
+        self
+    }
+
+    /// The same configuration with these flags of a command line over it.
+    #[doc(hidden)]
+    pub fn with_flags(mut self, sources: Sources) -> MiniLbConfig {
+        self.draft = sources.flags.over(self.draft);
+        self.problems.extend(sources.problems);
         self
     }
 

@@ -54,9 +54,13 @@ pub struct WorkerArgs {
 /// Arguments of `mini-lb demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Port of the balancer on 127.0.0.1; the workers get theirs from the system.
+    /// Port of the balancer on 127.0.0.1; with 0 the system chooses one.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
+    /// Port of the first worker: prefill workers, decode workers and then the bootstrap servers have consecutive ports.
+    /// Without it the system chooses all of them.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub worker_port: Option<u16>,
     /// Number of prefill workers.
     #[arg(long, default_value_t = 2)]
     pub prefills: usize,
@@ -198,27 +202,45 @@ pub async fn run_sim(args: SimArgs) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the prefill and decode workers of a demo, on ports that the system chooses.
+/// Starts the prefill and decode workers of a demo, with consecutive ports from `first_port`, or on ports that the system
+/// chooses.
 ///
 /// # Errors
-/// When a port cannot be bound.
+/// When a port cannot be bound, or there are not enough ports from the first one. The port is named.
 pub async fn demo_workers(
-    prefills: usize,
-    decodes: usize,
+    (prefills, decodes): (usize, usize),
+    first_port: Option<u16>,
     options: SimOptions,
 ) -> io::Result<(Vec<Worker>, Vec<Worker>)> {
-    let mut started = (Vec::with_capacity(prefills), Vec::with_capacity(decodes));
-    for _ in 0..prefills {
-        started
-            .0
-            .push(Worker::start(Role::Prefill, options.clone()).await?);
+    let port = |index: usize| match first_port {
+        None => Ok(0),
+        Some(first) => u16::try_from(usize::from(first) + index).map_err(|_| {
+            let why = format!("there are not enough ports from --worker-port {first}");
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        }),
+    };
+    let mut started = Vec::with_capacity(prefills + decodes);
+    for index in 0..prefills + decodes {
+        let mut options = SimOptions {
+            port: port(index)?,
+            ..options.clone()
+        };
+        let role = match index < prefills {
+            true => Role::Prefill,
+            false => Role::Decode,
+        };
+        if role == Role::Prefill {
+            options.bootstrap_port = port(prefills + decodes + index)?;
+        }
+        let address = options.port;
+        let worker = Worker::start(role, options).await.map_err(|error| {
+            let why = format!("a worker cannot start on port {address}: {error}");
+            io::Error::new(error.kind(), why)
+        });
+        started.push(worker?);
     }
-    for _ in 0..decodes {
-        started
-            .1
-            .push(Worker::start(Role::Decode, options.clone()).await?);
-    }
-    Ok(started)
+    let decodes = started.split_off(prefills);
+    Ok((started, decodes))
 }
 
 /// `prefill http://127.0.0.1:30000 bootstrap 8998`.

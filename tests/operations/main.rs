@@ -7,6 +7,7 @@ mod admin;
 mod binary;
 mod cors;
 mod daemon;
+mod demo;
 mod fan_out;
 mod hyper_client;
 mod leaving;
