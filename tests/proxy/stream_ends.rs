@@ -1,6 +1,7 @@
 //! How streams end: the end marker of each endpoint, its lack, and the errors that workers report before it.
 
 use support::pair::{TwoPairs, serve};
+use support::samples::{ROUTES, asking, event};
 use support::{BODY, CHAT, Exchange, Pair, STREAM, post};
 
 /// A stream of each endpoint: its path, an event, and the event that is its marker.
@@ -227,4 +228,36 @@ async fn a_compressed_stream_needs_no_marker() {
     decode.chunk("").await;
     let answer = pair.client.answer().await;
     assert_eq!((answer.status(), answer.text()), (200, "packed"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_at_the_end_marker_of_all_samples_aborts_none() {
+    for path in ROUTES {
+        let mut pair = Pair::start().await;
+        let mut legs = pair.samples(path, &asking(path, 2, true), 2).await;
+        for (_, decode) in &mut legs {
+            decode.begin_stream().await;
+            decode.chunk(&event(path, "a")).await;
+            decode.chunk("data: [DONE]\n\n").await;
+        }
+        pair.client.head().await;
+        let mut got = String::new();
+        while !got.ends_with("data: [DONE]\n\n") {
+            got += &pair.client.chunk().await.unwrap();
+        }
+        pair.client = pair.balancer.client().await;
+        for _ in 0..3 {
+            another_request(&mut pair).await;
+        }
+        let connections = pair.decode.connections();
+        for (prefill, mut decode) in legs {
+            decode.chunk("").await;
+            decode.keep();
+            prefill.answer("200 OK", "{}").await;
+        }
+        for _ in 0..3 {
+            another_request(&mut pair).await;
+        }
+        assert_eq!(pair.decode.connections(), connections, "{path}");
+    }
 }
