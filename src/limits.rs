@@ -52,6 +52,8 @@ setting_group! {
         first_token_timeout: Duration = "first_token_timeout_secs",
         /// Between two pieces of a streamed response.
         stream_idle_timeout: Duration = "stream_idle_timeout_secs",
+        /// The silence after which a comment keeps a stream alive; `None` is never.
+        stream_keepalive: Option<Duration> = "stream_keepalive_secs",
         /// From the start of a request to the last byte of a response that is not streamed.
         request_timeout: Duration = "request_timeout_secs",
         /// From the start of a request to the last byte of a streamed response; `None` is no limit.

@@ -118,6 +118,9 @@ const CLIENTS: &[Setting] = &[
     Setting::new("client_idle_timeout_secs", Kind::Seconds,
         "How long a client connection stays open between two requests")
         .default("75"),
+    Setting::new("stream_keepalive_secs", Kind::SecondsOrZero,
+        "Silence after which a comment keeps a stream of the OpenAI and Anthropic endpoints alive; 0 is never")
+        .default("0").expects("a number of seconds up to a year; 0 is never"),
     Setting::new("max_inflight_requests", Kind::at_least(0),
         "Maximum number of concurrent requests, more get 503; 0 is a third of the open files beyond 500")
         .default("0").expects("a number of requests; 0 derives the limit from the open files"),

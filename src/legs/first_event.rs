@@ -42,6 +42,17 @@ pub(crate) struct Rejection {
     pub(crate) body: Bytes,
 }
 
+impl Rejection {
+    /// A rejection whose body goes nowhere, because the head of a stream is out.
+    pub(crate) fn bare(status: StatusCode) -> Self {
+        Self {
+            status,
+            content_type: None,
+            body: Bytes::new(),
+        }
+    }
+}
+
 impl From<WorkerError> for Rejection {
     fn from(error: WorkerError) -> Self {
         Self {

@@ -7,6 +7,7 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use http::StatusCode;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::Proxy;
@@ -60,7 +61,11 @@ impl Proxy {
         }
         let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
         Ok(ctx.state.verdict(RetryRules {
-            attempts: self.limits.max_attempts(),
+            attempts: match ctx.head_is_out() {
+                false => self.limits.max_attempts(),
+                // The head may be decode's, whose response it no longer is.
+                true => ctx.state.attempt(),
+            },
             own_rid,
         }))
     }
@@ -103,6 +108,11 @@ impl Proxy {
                 let why = "the stream has no end marker".to_owned();
                 return self.decode_failed(ctx, Failure::Lost(why)).unwrap_or(error);
             }
+            etype if *etype == session::HEAD_IS_OUT => {
+                let status = StatusCode::from_u16(ctx.record.status).unwrap_or_default();
+                let failure = Failure::Unusable(status);
+                return self.decode_failed(ctx, failure).unwrap_or(error);
+            }
             etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => {
                 Timeout::FirstToken(limits.first_token_timeout)
             }
@@ -115,7 +125,7 @@ impl Proxy {
                 let unanswered = ctx.record.times.decode_head.is_none();
                 let attempt = ctx.attempt.as_ref();
                 let reused = client_reused || attempt.is_some_and(Attempt::is_on_reused_connection);
-                if unanswered && reused && is_lost(&error) {
+                if unanswered && reused && is_lost(&error) && !ctx.head_is_out() {
                     // The worker closed an idle connection before it read the request. Pingora opens another one.
                     error.set_retry(true);
                     return error;

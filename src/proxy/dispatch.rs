@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 use pingora::Result;
+use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::{Body, Request, RequestContext};
 use super::samples::Seat;
-use super::session::{PrefillFailed, install};
+use super::session::{Keepalive, PrefillFailed, install};
 use crate::client;
+use crate::endpoint::REQUEST_ID;
 use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
@@ -96,17 +100,45 @@ impl Proxy {
         let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat, trial);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
+        let keepalive = self.keepalive(session, ctx)?;
         let shutdown = self.shutdown.clone();
-        let installed = install(
+        ctx.installed = Some(install(
             session,
             body.body,
             events,
             prefill_failed,
             deadlines,
             shutdown,
-        )?;
-        ctx.installed = Some(installed);
+            keepalive,
+        )?);
         Ok(())
+    }
+
+    /// The comments of the response, where the configuration asks for them and its clients expect events of a name or of
+    /// OpenAI's: those of `/generate` take every line for data. A sample's events are gathered before they go out.
+    fn keepalive(&self, session: &Session, ctx: &RequestContext) -> Result<Option<Keepalive>> {
+        let (Some(every), Some(request)) = (self.limits.stream_keepalive, &ctx.request) else {
+            return Ok(None);
+        };
+        if !request.facts.stream || request.route == Route::Generate || ctx.seat.is_some() {
+            return Ok(None);
+        }
+        // A merge can still fail when decode's head is there.
+        let head = match request.facts.merge {
+            Merge::None => Some(self.stream_head(session, ctx)?),
+            Merge::InputLogprobs | Merge::Echo => None,
+        };
+        Ok(Some(Keepalive::new(every, ctx.record.times.started, head)))
+    }
+
+    /// The head of a stream before a worker has sent one.
+    fn stream_head(&self, session: &Session, ctx: &RequestContext) -> Result<Box<ResponseHeader>> {
+        let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
+        let stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
+        head.insert_header(CONTENT_TYPE, stream)?;
+        head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
+        self.cors.apply(&session.req_header().headers, &mut head)?;
+        Ok(Box::new(head))
     }
 
     /// Gives the request new rooms and ids, because a worker may still know those of an earlier attempt, and writes the

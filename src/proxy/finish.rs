@@ -1,5 +1,6 @@
 //! The end of a request: the response to an error, and the record.
 
+use http::StatusCode;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource};
 
@@ -39,8 +40,12 @@ impl Proxy {
             seat.fail(fault);
             return CLOSED;
         }
-        if !ctx.has_begun() {
+        if !ctx.head_is_out() {
             return self.write_fault(session, fault, ctx).await;
+        }
+        if ctx.record.status == 0 {
+            // A head of our own is out.
+            ctx.record.status = StatusCode::OK.as_u16();
         }
         if let Some(event) = ctx.error_event(&fault, self.engine) {
             // The client may have left as well. The body stays without its end, because the connection closes: a client

@@ -198,6 +198,14 @@ impl RequestContext {
         }
     }
 
+    /// Whether the head of the response has gone to the client, so that there is no other status.
+    pub(super) fn head_is_out(&self) -> bool {
+        match &self.installed {
+            Some(installed) => installed.has_begun() || installed.head_is_out(),
+            None => self.sent.first_byte.is_some() || self.sent.head_is_out,
+        }
+    }
+
     /// Gives the client's own session back to Pingora. Does nothing when it is there already.
     pub(super) fn restore(&mut self, session: &mut Session) {
         if let Some(installed) = self.installed.take() {
@@ -270,7 +278,9 @@ impl RequestContext {
     }
 
     fn streams(&self) -> bool {
-        self.gathers_stream || self.attempt.as_ref().is_some_and(Attempt::streams)
+        self.gathers_stream
+            || self.sent.head_is_out
+            || self.attempt.as_ref().is_some_and(Attempt::streams)
     }
 
     /// Records an error that decode has reported in its stream, unless the request ended otherwise.

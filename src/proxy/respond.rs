@@ -13,9 +13,9 @@ use super::decide::{Decision, rejected};
 use super::request::RequestContext;
 use crate::client;
 use crate::endpoint::{REQUEST_ID, WARNING};
-use crate::error;
+use crate::error::{self, Fault};
 use crate::fleet::Role;
-use crate::legs::{evidence, no_document};
+use crate::legs::{Rejection, evidence, no_document};
 use crate::net::reject_head;
 use crate::pd::Leg;
 
@@ -56,7 +56,14 @@ impl Proxy {
         match self.decide(ctx)? {
             Decision::End(retry) => return Err(retry),
             Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
-            Decision::Fail(Role::Decode) => self.pass_rejection(head, ctx, leg)?,
+            Decision::Fail(Role::Decode) => {
+                self.pass_rejection(head, ctx, leg)?;
+                if ctx.head_is_out() {
+                    return Err(
+                        ctx.fail(Fault::Rejected(Role::Decode, Rejection::bare(head.status)))
+                    );
+                }
+            }
             Decision::Proceed => {
                 let max_event_bytes = self.limits.max_body_bytes;
                 if let Err(error) = ctx.attempt()?.begin_response(head, max_event_bytes) {

@@ -12,6 +12,7 @@
 //! * it knows when that first byte leaves, and whether the bytes that were sent end with a whole event;
 //! * it knows the end marker of a stream: a stream that ends without it is cut short, and once it has been written the
 //!   client may leave, see [`tail`];
+//! * it writes comments into a silent stream, where the configuration asks for them, see [`keepalive`];
 //! * it closes the client's connection after this response when the process is shutting down;
 //! * it frames a response whose framing a filter has removed: a Content-Length where it arrives whole, else chunks, but
 //!   none for a client of HTTP/1.0.
@@ -20,6 +21,7 @@
 //! Source: pingora-core 0.9.1 `protocols/http/custom/server.rs`, pingora-proxy 0.9.1 `proxy_h1.rs`.
 
 mod custom;
+mod keepalive;
 mod tail;
 
 use std::future::Future;
@@ -36,6 +38,7 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
+pub(super) use self::keepalive::Keepalive;
 use self::tail::Tail;
 use super::deadlines::{Clock, Deadlines};
 use crate::client::{CutOff, ShutdownWatcher};
@@ -50,6 +53,9 @@ pub(super) const SHUTTING_DOWN: ErrorType = ErrorType::new("ShuttingDown");
 /// Ends decode's leg: the stream has ended without its end marker.
 pub(super) const END_MISSING: ErrorType = ErrorType::new("EndMissing");
 
+/// Ends decode's leg: the head of a stream is out, and decode's response is none.
+pub(super) const HEAD_IS_OUT: ErrorType = ErrorType::new("HeadIsOut");
+
 /// Resolves when decode's leg must end, because prefill's has failed.
 pub(super) type PrefillFailed = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
@@ -61,6 +67,8 @@ pub(super) struct Installed(Arc<Shared>);
 struct Shared {
     /// Whether the first byte of the response has gone to the client.
     begun: AtomicBool,
+    /// Whether the head of the response has gone to the client before that.
+    head_is_out: AtomicBool,
     /// The session leaves its parts here when Pingora drops it: Pingora owns it as a trait object.
     left: Mutex<Option<(Box<ServerSession>, Sent)>>,
 }
@@ -72,6 +80,8 @@ pub(super) struct Sent {
     pub(super) first_byte: Option<Instant>,
     /// Follows the events of a stream.
     pub(super) events: StreamEnd,
+    /// Whether the head went out before the first byte, with a comment.
+    pub(super) head_is_out: bool,
     /// Whether the end marker of a stream has been written: the client has the whole response.
     pub(super) delivered: bool,
 }
@@ -90,6 +100,7 @@ pub(super) fn install(
     prefill_failed: PrefillFailed,
     deadlines: Deadlines,
     shutdown: ShutdownWatcher,
+    keepalive: Option<Keepalive>,
 ) -> Result<Installed> {
     let head = session.req_header_mut();
     head.remove_header(&TRANSFER_ENCODING);
@@ -114,6 +125,7 @@ pub(super) fn install(
             ..Sent::default()
         },
         clock: Clock::new(deadlines),
+        keepalive,
         tail: Tail::default(),
     }));
     Ok(Installed(shared))
@@ -124,6 +136,11 @@ impl Installed {
     /// pair.
     pub(super) fn has_begun(&self) -> bool {
         self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether the head of the response has gone to the client before its first byte: from then on there is no other status.
+    pub(super) fn head_is_out(&self) -> bool {
+        self.0.head_is_out.load(Ordering::Relaxed)
     }
 
     /// Puts the client's own session back, and gives what was sent. Pingora keeps a client's connection only when it finds
@@ -157,6 +174,8 @@ struct ReplacedSession {
     is_stream: bool,
     sent: Sent,
     clock: Clock,
+    /// `None` where no comments are written.
+    keepalive: Option<Keepalive>,
     tail: Tail,
 }
 

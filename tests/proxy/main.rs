@@ -5,6 +5,7 @@
 mod bodies;
 mod connections;
 mod errors;
+mod keepalive;
 mod limits;
 mod queue;
 mod regression;

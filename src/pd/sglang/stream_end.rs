@@ -85,6 +85,11 @@ impl StreamEnd {
         Self::default()
     }
 
+    /// Whether the bytes can be read.
+    pub fn is_read(&self) -> bool {
+        self.route.is_some()
+    }
+
     /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         let Some(route) = self.route else {

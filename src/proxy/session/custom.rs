@@ -60,7 +60,13 @@ impl CustomSession for ReplacedSession {
         self.client_mut().write_response_trailers(trailers).await
     }
 
-    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+    async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+        self.write_comments().await?;
+        if self.sent.head_is_out
+            && let Some(unfit) = self.drop_head(&mut tasks)
+        {
+            return Err(unfit);
+        }
         let (mut tasks, mut failure) = self.release(tasks);
         if self.is_stream
             && let Some(cut_short) = self.follow(&mut tasks)
@@ -72,6 +78,9 @@ impl CustomSession for ReplacedSession {
             self.note_sent(&tasks);
             ended = self.write(tasks).await?;
             self.clock.note_sent();
+            if let Some(keepalive) = &mut self.keepalive {
+                keepalive.note_sent();
+            }
         }
         failure.map_or(Ok(ended), Err)
     }
@@ -91,8 +100,29 @@ impl CustomSession for ReplacedSession {
                 }
             };
             let delivered = self.sent.delivered;
+            let keepalive = self.keepalive.as_mut();
+            let due = async {
+                match keepalive {
+                    Some(keepalive) => keepalive.due().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let queued = client.has_pending_downstream_proxy_tasks();
+            let watched = async {
+                if queued {
+                    // Boxed, because every future of this kind would carry it.
+                    let written = Box::pin(client.write_downstream_proxy_tasks()).await;
+                    written.map(|_| None)
+                } else {
+                    client.read_body_or_idle(true).await
+                }
+            };
             let read = tokio::select! {
-                read = client.read_body_or_idle(true), if !self.tail.unwatched => read,
+                read = watched, if !self.tail.unwatched => read,
+                () = due, if !queued => {
+                    self.keep_alive();
+                    continue;
+                }
                 () = prefill_failed => {
                     // A resolved future must not be polled again.
                     self.prefill_failed = None;
@@ -110,6 +140,7 @@ impl CustomSession for ReplacedSession {
                     self.tail.unwatched = true;
                     client.set_keepalive(None);
                 }
+                Ok(_) if queued => {}
                 read => return read,
             }
         }

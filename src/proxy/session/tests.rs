@@ -20,6 +20,7 @@ async fn installed() -> (Session, Installed, DuplexStream) {
         Box::pin(std::future::pending()),
         Deadlines::default(),
         ShutdownWatcher::new(stage),
+        None,
     );
     (session, installed.unwrap(), client)
 }

@@ -1,0 +1,147 @@
+//! Comments that keep a silent stream alive, where the configuration asks for them: balancers in front of this one cut a
+//! connection that carries nothing for a minute.
+//!
+//! A comment goes out only between two events. Before the first byte the head goes out with it, and the status is given
+//! up: whatever fails from then on is an error event. SGLang sends the head of a chat with its first token, so that the
+//! head is then the balancer's own, and decode's is dropped when it comes. Comments count for nothing else: not as the
+//! first byte, not as progress for a deadline.
+//!
+//! A write that waits is resumed, not repeated: Pingora drops the future that watches the client whenever a worker sends
+//! something. Source: pingora-core 0.9.1 `protocols/http/v1/server.rs` (`write_proxy_tasks`).
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Version;
+use http::header::CONTENT_LENGTH;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
+use pingora::{Error, Result};
+use tokio::time::Sleep;
+
+use super::{HEAD_IS_OUT, ReplacedSession, framed};
+use crate::legs;
+
+/// A comment is a line that begins with a colon, and clients drop it. The blank line ends it as it ends an event.
+/// Source: the HTML standard, "Server-sent events".
+const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+
+/// When the next comment is due, and the head that goes out with the first one.
+pub(in super::super) struct Keepalive {
+    /// The longest silence.
+    every: Duration,
+    /// When something last went to the client; before that, when the request began.
+    last: tokio::time::Instant,
+    timer: Pin<Box<Sleep>>,
+    /// The balancer's own head. `None` where the head must be decode's.
+    head: Option<Box<ResponseHeader>>,
+}
+
+impl Keepalive {
+    /// Comments after each silence of this length. `head` goes out before decode's has come.
+    pub(in super::super) fn new(
+        every: Duration,
+        started: Instant,
+        head: Option<Box<ResponseHeader>>,
+    ) -> Self {
+        let last = tokio::time::Instant::from_std(started);
+        Self {
+            every,
+            last,
+            timer: Box::pin(tokio::time::sleep_until(last + every)),
+            head,
+        }
+    }
+
+    /// Notes that something goes to the client.
+    pub(super) fn note_sent(&mut self) {
+        self.last = tokio::time::Instant::now();
+    }
+
+    /// Resolves when the silence has lasted.
+    pub(super) async fn due(&mut self) {
+        loop {
+            self.timer.as_mut().await;
+            let at = self.last + self.every;
+            if at <= tokio::time::Instant::now() {
+                return;
+            }
+            self.timer.as_mut().reset(at);
+        }
+    }
+}
+
+impl ReplacedSession {
+    /// Queues a comment for the client, where one may stand now.
+    pub(super) fn keep_alive(&mut self) {
+        let Some(keepalive) = &mut self.keepalive else {
+            return;
+        };
+        keepalive.note_sent();
+        let comment = HttpTask::Body(Some(COMMENT), false);
+        if !self.sent.head_is_out && self.sent.first_byte.is_none() {
+            let decodes = self.held.take_if(|head| carries_comments(head));
+            let own = || keepalive.head.take_if(|_| self.held.is_none());
+            let Some(head) = decodes.or_else(own) else {
+                return;
+            };
+            self.is_stream = true;
+            let old = self.client().req_header().version == Version::HTTP_10;
+            let head = framed(head, &comment, old);
+            if old && !head.headers.contains_key(CONTENT_LENGTH) || self.shutdown.has_begun() {
+                self.client_mut().set_keepalive(None);
+            }
+            self.sent.head_is_out = true;
+            self.shared.head_is_out.store(true, Ordering::Relaxed);
+            self.client_mut()
+                .send_downstream_proxy_task(HttpTask::Header(head, false));
+        } else if !self.is_stream
+            || self.sent.delivered
+            || !self.sent.events.is_read()
+            || !self.sent.events.is_at_event_end()
+        {
+            return;
+        }
+        self.client_mut().send_downstream_proxy_task(comment);
+    }
+
+    /// Writes what is queued for the client.
+    pub(super) async fn write_comments(&mut self) -> Result<()> {
+        if self.keepalive.is_some() && self.client().has_pending_downstream_proxy_tasks() {
+            // Boxed, because the future of every event would carry it.
+            Box::pin(self.client_mut().write_downstream_proxy_tasks()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes decode's head out of the tasks: another one is out. The failure where the response does not fit to it.
+    pub(super) fn drop_head(&self, tasks: &mut Vec<HttpTask>) -> Option<Box<Error>> {
+        let index = tasks
+            .iter()
+            .position(|task| matches!(task, HttpTask::Header(..)))?;
+        if let HttpTask::Header(head, end) = &tasks[index] {
+            if !head.status.is_informational() && !is_readable_stream(head) {
+                return Some(Error::new(HEAD_IS_OUT));
+            }
+            match end {
+                true => tasks[index] = HttpTask::Body(None, true),
+                false => drop(tasks.remove(index)),
+            }
+        }
+        None
+    }
+}
+
+/// Whether a comment can go out behind this head.
+fn carries_comments(head: &ResponseHeader) -> bool {
+    is_readable_stream(head) && !head.headers.contains_key(CONTENT_LENGTH)
+}
+
+/// Whether this is the head of a stream whose events can be read.
+fn is_readable_stream(head: &ResponseHeader) -> bool {
+    head.status.is_success()
+        && legs::is_event_stream(&head.headers)
+        && !legs::is_encoded(&head.headers)
+}
