@@ -131,9 +131,16 @@ async fn probes_and_administration_speak_tls_too() {
         .health_check_interval(Some(Duration::from_secs(3600)));
     let balancer = Balancer::start(config).await;
     for worker in [&mut workers.prefill, &mut workers.decode] {
-        let probe = worker.request().await;
-        assert!(probe.request.head.starts_with("GET /health "));
-        probe.answer("200 OK", "").await;
+        // The role at the start, and then the first probe.
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            let probe = worker.request().await;
+            let path = probe.request.head.split(' ').nth(1).unwrap_or_default();
+            asked.push(path.to_owned());
+            probe.answer("200 OK", "").await;
+        }
+        asked.sort();
+        assert_eq!(asked, ["/health", "/model_info", "/model_info"]);
     }
     let mut client = balancer.client().await;
     client.send(post("/flush_cache", "")).await;
