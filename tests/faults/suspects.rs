@@ -291,6 +291,33 @@ async fn an_equal_request_waits_for_the_trial_and_shares_its_end() {
 }
 
 #[tokio::test]
+async fn samples_that_die_with_one_worker_are_one_suspect_and_are_served_one_by_one() {
+    // An abort would also be a request at a worker.
+    let mut pairs = TwoPairs::with(|config| config.set("disable_abort_requests", true)).await;
+    let body = r#"{"text":"a","sampling_params":{"n":2}}"#;
+    pairs.client.send(post("/generate", body)).await;
+    let legs = [pairs.next_legs().await, pairs.next_legs().await];
+    let mut decodes = Vec::new();
+    for ((_, prefill), (_, decode)) in legs {
+        prefill.reset();
+        decodes.push(decode);
+    }
+    for _ in 0..2 {
+        let ((_, prefill), (_, decode)) = pairs.next_legs().await;
+        let others = pairs.prefills.iter().chain(&pairs.decodes);
+        // The second sample comes when the first has been served.
+        assert!(others.into_iter().all(|worker| !worker.has_request()));
+        prefill.answer("200 OK", "{}").await;
+        let sample =
+            r#"{"text":"b","output_ids":[1],"meta_info":{"id":"x","completion_tokens":1}}"#;
+        decode.answer("200 OK", sample).await;
+    }
+    let answer = pairs.client.answer().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert_eq!(answer.json().as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
 async fn a_suspect_that_does_not_get_its_turn_is_told_so() {
     let mut pairs = TwoPairs::with(|config| config.queue_timeout(Duration::from_millis(50))).await;
     pairs.client.send(post("/generate", BODY)).await;
