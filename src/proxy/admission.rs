@@ -47,14 +47,14 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let head = session.req_header();
-        // Answered by this process at any load, as health checks are.
-        if self.cors.is_preflight(head) {
-            return Ok(());
-        }
         let access = self.endpoints.access(head.uri.path());
         let by_clients = ctx.listener == Listener::Clients;
         if by_clients && self.needs_admin_listener(access) {
             return Err(ctx.refuse(ProxyError::AdminsOnly));
+        }
+        // Answered by this process at any load, as health checks are, for what this listener serves.
+        if self.cors.is_preflight(head) {
+            return Ok(());
         }
         if access == Access::Open && !by_clients {
             ctx.uncount();

@@ -353,7 +353,7 @@ async fn a_restarted_prefill_is_found_again() {
 
 #[tokio::test]
 async fn every_prefill_meets_every_decode_of_a_demo() {
-    let (prefills, decodes) = demo_workers(2, 2, quick()).await.unwrap();
+    let (prefills, decodes) = demo_workers((2, 2), None, quick()).await.unwrap();
     let mut room = 100;
     for prefill in &prefills {
         for decode in &decodes {
