@@ -99,6 +99,13 @@ async fn a_page_can_read_every_response_that_the_balancer_makes() {
             "{what}"
         );
     }
+    // Nothing is said where no page asks.
+    let answer = balancer.get("/health").await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn a_page_can_read_that_a_request_failed_and_what_is_gathered_from_samples() {
     let (prefill, decode) = (GoneWorker::bind(), GoneWorker::bind());
     let dead = self::balancer(&[&prefill.url], &[&decode.url]).await;
     for target in ["/generate", "/v1/chat/completions"] {
@@ -106,9 +113,20 @@ async fn a_page_can_read_every_response_that_the_balancer_makes() {
         assert!(answer.status.is_server_error(), "{}", answer.status);
         is_readable(&answer, target);
     }
-    // Nothing is said where no page asks.
-    let answer = balancer.get("/health").await;
-    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    // Gathered from the responses for two samples.
+    let sample = r#"{"text":"a","meta_info":{"id":"a","prompt_tokens":1,"completion_tokens":1}}"#;
+    let (prefill, decode) = (named(sample).await, named(sample).await);
+    let alive = self::balancer(&[&prefill.url], &[&decode.url]).await;
+    let two = r#"{"text":"a","sampling_params":{"n":2}}"#;
+    let answer = alive.send(from(PAGE, "POST", "/generate", two)).await;
+    assert_eq!(
+        (
+            answer.status.as_u16(),
+            answer.json().as_array().map(Vec::len)
+        ),
+        (200, Some(2))
+    );
+    is_readable(&answer, two);
 }
 
 #[tokio::test]

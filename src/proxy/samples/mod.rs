@@ -226,6 +226,8 @@ impl Proxy {
             for field in [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION] {
                 head.remove_header(&field);
             }
+            // The heads of samples answer requests of our own.
+            self.cors.apply(&session.req_header().headers, &mut head)?;
             ctx.record.status = head.status.as_u16();
             let old = session.req_header().version == Version::HTTP_10;
             // A stream has no length, even where it arrives whole.
