@@ -36,7 +36,7 @@ pub enum Command {
     Demo(Box<Demo>),
     /// Start one or more simulated SGLang workers.
     #[cfg(feature = "sim")]
-    Sim(SimArgs),
+    Sim(Box<SimArgs>),
     /// Measure the latency and throughput of a server under load.
     #[cfg(feature = "bench")]
     Bench(Box<BenchArgs>),

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "sim")]
         Ok(Command::Sim(args)) => {
             log_to_stderr("warn", true);
-            block_on(run_sim(args))
+            block_on(run_sim(*args))
         }
         #[cfg(feature = "bench")]
         Ok(Command::Bench(args)) => match run_bench(*args) {
