@@ -247,6 +247,7 @@ pub fn machine() -> BTreeMap<&'static str, String> {
 pub fn charts(targets: &[String], all: &[Reading]) -> Vec<(&'static str, Chart)> {
     let chart = |title: &str, x_label: &str, prefix: &str, unit: f64| Chart {
         title: title.to_owned(),
+        y_label: String::new(),
         x_label: x_label.to_owned(),
         x: Scale::Log,
         y: Scale::Linear,

@@ -83,6 +83,7 @@ mod tests {
     fn a_page_closes_its_elements_escapes_its_texts_and_loads_nothing() {
         let chart = Chart {
             title: "TTFT <ms>".to_owned(),
+            y_label: "ms".to_owned(),
             x_label: "concurrency".to_owned(),
             x: Scale::Log,
             y: Scale::Linear,

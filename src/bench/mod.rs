@@ -24,6 +24,7 @@ mod arrivals;
 pub mod cli;
 mod client;
 mod compare;
+mod context;
 mod error;
 mod html;
 mod load;

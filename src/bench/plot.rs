@@ -23,12 +23,15 @@ stroke-opacity:.25}.chart path{fill:none;stroke-width:2}.chart .title{font-weigh
 .s4{stroke:#f778ba;fill:#f778ba}.s5{stroke:#d29922;fill:#d29922}.s6{stroke:#39c5cf;fill:#39c5cf}\
 .s7{stroke:#8b949e;fill:#8b949e}}";
 
+/// The most that a logarithmic axis spans. Smaller values, and 0, are drawn at its begin.
+const LOG_SPAN: f64 = 1e4;
+
 /// How the values of an axis are placed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
     /// Linear, with 0 at the origin.
     Linear,
-    /// Logarithmic, for values above 0.
+    /// Logarithmic; its label says so.
     Log,
     /// Linear, with labels at these values.
     Marked(Vec<(f64, String)>),
@@ -43,11 +46,13 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// A line chart of 640 by 320 units.
+/// A line chart of 640 by 320 units, and more where its legend needs several rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
-    /// Title, with the unit of y.
+    /// Title.
     pub title: String,
+    /// Label of the y axis, with the unit; empty where the title has it.
+    pub y_label: String,
     /// Label of the x axis.
     pub x_label: String,
     /// Scale of the x axis.
@@ -75,30 +80,45 @@ impl Chart {
         let all = || self.series.iter().flat_map(|series| &series.points);
         let x = Axis::new(&self.x, all().map(|point| point.0), LEFT, WIDTH - RIGHT);
         let y = Axis::new(&self.y, all().map(|point| point.1), HEIGHT - BOTTOM, TOP);
+        let legend = self.legend();
+        let height = HEIGHT + legend.last().map_or(0.0, |entry| entry.1);
         let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\
              <title>{title}</title>{style}<text class=\"title\" x=\"{LEFT}\" y=\"20\">{title}</text>",
             title = escaped(&self.title),
         );
         self.draw_axes(&x, &y, &mut out);
-        let mut legend = LEFT;
-        for (index, series) in self.series.iter().enumerate() {
+        for (index, (series, (across, down))) in self.series.iter().zip(legend).enumerate() {
             let class = format!("s{}", index % 8);
             draw_line(series, &class, &x, &y, &mut out);
-            let (row, name) = (HEIGHT - 16.0, escaped(&series.name));
+            let (row, name) = (HEIGHT - 16.0 + down, escaped(&series.name));
             push(
                 &mut out,
                 format_args!(
-                    "<circle class=\"{class}\" cx=\"{legend:.0}\" cy=\"{:.0}\" r=\"5\"/><text x=\"{:.0}\" y=\"{row}\">{name}</text>",
+                    "<circle class=\"{class}\" cx=\"{across:.0}\" cy=\"{:.0}\" r=\"5\"/><text x=\"{:.0}\" y=\"{row}\">{name}</text>",
                     row - 4.0,
-                    legend + 10.0
+                    across + 10.0
                 ),
             );
-            // A letter of this font size is about 6.6 units wide.
-            legend += 30.0 + 6.6 * series.name.chars().count() as f64;
         }
         out.push_str("</svg>");
         out
+    }
+
+    /// Where the name of each line stands: from the left, and below the first row.
+    fn legend(&self) -> Vec<(f64, f64)> {
+        let (mut across, mut down) = (LEFT, 0.0);
+        let place = |series: &Series| {
+            // A letter of this font size is about 6.6 units wide.
+            let width = 30.0 + 6.6 * series.name.chars().count() as f64;
+            if across > LEFT && across + width > WIDTH {
+                (across, down) = (LEFT, down + 18.0);
+            }
+            let at = (across, down);
+            across += width;
+            at
+        };
+        self.series.iter().map(place).collect()
     }
 
     fn draw_axes(&self, x: &Axis, y: &Axis, out: &mut String) {
@@ -136,7 +156,15 @@ impl Chart {
                 WIDTH - RIGHT,
                 (LEFT + WIDTH - RIGHT) / 2.0,
                 bottom + 38.0,
-                escaped(&self.x_label)
+                x.labelled(&self.x_label)
+            ),
+        );
+        let (across, middle) = (14.0, (TOP + bottom) / 2.0);
+        push(
+            out,
+            format_args!(
+                "<text x=\"{across}\" y=\"{middle}\" text-anchor=\"middle\" transform=\"rotate(-90 {across} {middle})\">{}</text>",
+                y.labelled(&self.y_label)
             ),
         );
     }
@@ -176,8 +204,12 @@ struct Axis {
 impl Axis {
     fn new(scale: &Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-        for value in values.filter(|value| value.is_finite()) {
+        let drawn = |value: &f64| value.is_finite() && (*scale != Scale::Log || *value > 0.0);
+        for value in values.filter(drawn) {
             (low, high) = (low.min(value), high.max(value));
+        }
+        if *scale == Scale::Log {
+            low = low.max(high / LOG_SPAN);
         }
         if low > high {
             (low, high) = (0.0, 1.0);
@@ -209,6 +241,11 @@ impl Axis {
         }
     }
 
+    fn labelled(&self, label: &str) -> String {
+        let scale = if self.log { " (logarithmic)" } else { "" };
+        escaped(label) + scale
+    }
+
     fn place(&self, value: f64) -> f64 {
         let scaled = |value: f64| if self.log { value.ln() } else { value };
         let span = scaled(self.high) - scaled(self.low);
@@ -238,10 +275,15 @@ fn linear_marks(high: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Powers of ten around the values; with multiples of 2 and 5 if the values span at most two decades.
+/// Powers of ten around the values, with 2 and 5 times each of them if the values span at most four decades. Three or
+/// more.
 fn log_marks(low: f64, high: f64) -> Vec<f64> {
-    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
-    let between: &[f64] = if last - first <= 2 {
+    // One decade more on each side, for values that are close to each other.
+    let (first, last) = (
+        low.log10().floor() as i32 - 1,
+        high.log10().ceil() as i32 + 1,
+    );
+    let between: &[f64] = if last - first <= 6 {
         &[1.0, 2.0, 5.0]
     } else {
         &[1.0]
@@ -249,15 +291,20 @@ fn log_marks(low: f64, high: f64) -> Vec<f64> {
     let all: Vec<f64> = (first..=last)
         .flat_map(|power| between.iter().map(move |step| step * 10_f64.powi(power)))
         .collect();
-    let from = all
+    let mut from = all
         .iter()
         .rposition(|mark| *mark <= low * 1.0001)
         .unwrap_or(0);
-    let to = all
+    let mut to = all
         .iter()
         .position(|mark| *mark >= high * 0.9999)
         .unwrap_or(all.len() - 1);
-    all[from..=to.max(from)].to_vec()
+    to = to.max(from);
+    if to - from < 2 {
+        to = (to + 1).min(all.len() - 1);
+        from = from.min(to.saturating_sub(2));
+    }
+    all[from..=to].to_vec()
 }
 
 fn short(value: f64) -> String {
@@ -304,9 +351,64 @@ mod tests {
 
     #[test]
     fn log_marks_enclose_the_values() {
-        assert_eq!(log_marks(16.0, 6000.0), [10.0, 100.0, 1000.0, 10_000.0]);
+        let three_decades = [
+            10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0,
+        ];
+        assert_eq!(log_marks(16.0, 5000.0), three_decades);
+        assert_eq!(log_marks(2.0, 3e5), [1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6]);
         assert_eq!(log_marks(1.0, 16.0), [1.0, 2.0, 5.0, 10.0, 20.0]);
-        assert_eq!(log_marks(3.0, 3.0), [2.0, 5.0]);
+    }
+
+    #[test]
+    fn values_that_are_close_have_three_marks_all_the_same() {
+        for (low, high) in [(3.0, 3.0), (2.0, 5.0), (1.0, 1.0), (2.1, 4.0), (0.3, 0.4)] {
+            let marks = log_marks(low, high);
+            assert!(marks.len() >= 3, "{low} {high}: {marks:?}");
+            assert!(
+                marks[0] <= low && marks[marks.len() - 1] >= high,
+                "{marks:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_axis_is_logarithmic_with_a_zero_among_its_values_and_says_so() {
+        let chart = Chart {
+            title: String::new(),
+            y_label: "milliseconds".to_owned(),
+            x_label: String::new(),
+            x: Scale::Linear,
+            y: Scale::Log,
+            series: vec![Series {
+                name: String::new(),
+                points: vec![(1.0, 0.0), (2.0, 1.5), (3.0, 80.0)],
+            }],
+        };
+        let svg = chart.svg();
+        assert!(svg.contains(">milliseconds (logarithmic)<"), "{svg}");
+        for mark in [">1<", ">2<", ">5<", ">10<", ">20<", ">50<", ">100<"] {
+            assert!(svg.contains(mark), "{mark}");
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    }
+
+    #[test]
+    fn a_long_legend_has_several_rows_within_the_picture() {
+        let series = (0..6).map(|index| Series {
+            name: format!("127.0.0.1:30000, concurrency {index}"),
+            points: vec![(1.0, 1.0)],
+        });
+        let chart = Chart {
+            title: String::new(),
+            y_label: "milliseconds".to_owned(),
+            x_label: String::new(),
+            x: Scale::Linear,
+            y: Scale::Linear,
+            series: series.collect(),
+        };
+        assert_eq!(chart.legend()[5], (LEFT + 30.0 + 6.6 * 30.0, 36.0));
+        let svg = chart.svg();
+        assert!(svg.contains("viewBox=\"0 0 640 356\"") && svg.contains(">milliseconds<"));
     }
 
     #[test]
@@ -315,6 +417,7 @@ mod tests {
             for scale in [Scale::Linear, Scale::Log] {
                 let chart = Chart {
                     title: "a < b".to_owned(),
+                    y_label: String::new(),
                     x_label: "x".to_owned(),
                     x: scale.clone(),
                     y: scale,

@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
 use super::compare::Level;
+use super::context;
 use super::error::BenchError;
 use super::html::page;
 use super::plot::{Chart, Scale, Series};
@@ -40,10 +40,15 @@ pub(crate) fn write(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError
         }
     }
     if let Some(path) = &args.html {
-        write_file(
-            path,
-            &page("mini-lb bench", &facts(args), &rows, &charts(levels)),
-        )?;
+        let names = Names::of(args);
+        let server = args.server().map(|url| url.authority.clone());
+        let title = format!("mini-lb bench of {}", server.unwrap_or_default());
+        let mut facts = facts(args);
+        let context = context::facts().map(|(name, value)| (name.to_owned(), value));
+        facts.extend(context);
+        facts.push(("times".to_owned(), "milliseconds".to_owned()));
+        let page = page(&title, &facts, &rows, &charts(&names, levels));
+        write_file(path, &page)?;
     }
     Ok(())
 }
@@ -172,7 +177,6 @@ fn facts(args: &BenchArgs) -> Vec<(String, String)> {
     if let Some(direct) = &args.direct {
         facts.insert(1, ("direct", direct.to_string()));
     }
-    facts.push(("mini-lb", env!("CARGO_PKG_VERSION").to_owned()));
     facts
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -180,7 +184,6 @@ fn facts(args: &BenchArgs) -> Vec<(String, String)> {
 }
 
 fn as_json(args: &BenchArgs, levels: &[Level]) -> Value {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let levels: Vec<_> = levels
         .iter()
         .map(|level| {
@@ -191,27 +194,62 @@ fn as_json(args: &BenchArgs, levels: &[Level]) -> Value {
             })
         })
         .collect();
+    let version = ("mini-lb".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let facts = facts(args)
         .into_iter()
+        .chain([version])
         .map(|(name, value)| (name, value.into()));
     json!({
-        "unix_seconds": since.map_or(0, |since| since.as_secs()),
+        "unix_seconds": context::seconds_now(),
         "asked": Value::Object(facts.collect()),
         "levels": levels,
     })
 }
 
-fn charts(levels: &[Level]) -> Vec<Chart> {
+/// The names of the measured servers in the legends: host and port, with two servers after the words of the table.
+struct Names {
+    server: String,
+    direct: String,
+}
+
+impl Names {
+    fn of(args: &BenchArgs) -> Self {
+        let server = args.server().map(|url| url.authority.clone());
+        let server = server.unwrap_or_default();
+        match &args.direct {
+            None => Self {
+                server,
+                direct: String::new(),
+            },
+            Some(direct) => Self {
+                server: format!("server {server}"),
+                direct: format!("direct {}", direct.authority),
+            },
+        }
+    }
+
+    /// The servers of a level.
+    fn servers<'a>(&self, level: &'a Level) -> impl Iterator<Item = (&str, &'a Tally)> {
+        let direct = level.direct.iter().map(|tally| (&*self.direct, tally));
+        std::iter::once((&*self.server, &level.server)).chain(direct)
+    }
+}
+
+const MILLISECONDS: &str = "milliseconds";
+
+fn charts(names: &Names, levels: &[Level]) -> Vec<Chart> {
     let mut charts = Vec::new();
     if levels.len() > 1 {
         charts.push(against_concurrency(
+            names,
             levels,
-            "Answered requests per second",
+            ("Throughput by concurrency", "answered requests per second"),
             &[("", &|summary| summary.requests_per_second)],
         ));
         charts.push(against_concurrency(
+            names,
             levels,
-            "Time to first token, ms",
+            ("Time to first token by concurrency", MILLISECONDS),
             &[
                 (" p50", &|summary| summary.ttft_ms.p50),
                 (" p99", &|summary| summary.ttft_ms.p99),
@@ -219,26 +257,21 @@ fn charts(levels: &[Level]) -> Vec<Chart> {
         ));
     }
     let kinds: [(&str, Of); 3] = [
-        ("Time to first token, ms", |tally| &tally.ttft),
-        ("Time between events, ms", |tally| &tally.gaps),
-        ("Time of a whole request, ms", |tally| &tally.total),
+        ("Time to first token by percentile", |tally| &tally.ttft),
+        ("Time between events by percentile", |tally| &tally.gaps),
+        ("Time of a whole request by percentile", |tally| {
+            &tally.total
+        }),
     ];
     for (title, histogram) in kinds {
         if levels
             .iter()
             .any(|level| !histogram(&level.server).is_empty())
         {
-            charts.push(by_percentile(levels, title, histogram));
+            charts.push(by_percentile(names, levels, title, histogram));
         }
     }
     charts
-}
-
-/// The servers of a level, by name.
-fn servers(level: &Level) -> impl Iterator<Item = (&'static str, &Tally)> {
-    let name = if level.direct.is_some() { "server" } else { "" };
-    let direct = level.direct.iter().map(|tally| ("direct", tally));
-    std::iter::once((name, &level.server)).chain(direct)
 }
 
 /// Selects one of a tally's histograms.
@@ -246,13 +279,18 @@ type Of = fn(&Tally) -> &Histogram<u64>;
 
 type Reading<'a> = (&'a str, &'a dyn Fn(&Summary) -> f64);
 
-fn against_concurrency(levels: &[Level], title: &str, readings: &[Reading<'_>]) -> Chart {
+fn against_concurrency(
+    names: &Names,
+    levels: &[Level],
+    (title, unit): (&str, &str),
+    readings: &[Reading<'_>],
+) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for level in levels {
-        for (name, tally) in servers(level) {
+        for (name, tally) in names.servers(level) {
             let summary = Summary::of(tally);
             for (suffix, read) in readings {
-                let name = format!("{name}{suffix}").trim().to_owned();
+                let name = format!("{name}{suffix}");
                 let point = (level.load.concurrency as f64, read(&summary));
                 match series.iter_mut().find(|series| series.name == name) {
                     Some(series) => series.points.push(point),
@@ -266,7 +304,8 @@ fn against_concurrency(levels: &[Level], title: &str, readings: &[Reading<'_>]) 
     }
     Chart {
         title: title.to_owned(),
-        x_label: "concurrency".to_owned(),
+        y_label: unit.to_owned(),
+        x_label: "concurrency, requests".to_owned(),
         x: Scale::Log,
         y: Scale::Linear,
         series,
@@ -274,7 +313,7 @@ fn against_concurrency(levels: &[Level], title: &str, readings: &[Reading<'_>]) 
 }
 
 /// The x axis is even in nines: from 99 to 99.9 takes as much room as from 90 to 99.
-fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
+fn by_percentile(names: &Names, levels: &[Level], title: &str, histogram: Of) -> Chart {
     let nines = |part: f64| -(1.0 - part).log10();
     let marks = [
         (0.0, "0"),
@@ -284,10 +323,8 @@ fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
         (0.999, "99.9"),
     ];
     let series = levels.iter().flat_map(|level| {
-        servers(level).map(move |(name, tally)| Series {
-            name: format!("{} {name}", level.load.concurrency)
-                .trim()
-                .to_owned(),
+        names.servers(level).map(move |(name, tally)| Series {
+            name: format!("{name}, concurrency {}", level.load.concurrency),
             points: (0..=30)
                 .map(|step| {
                     let place = f64::from(step) / 10.0;
@@ -299,7 +336,8 @@ fn by_percentile(levels: &[Level], title: &str, histogram: Of) -> Chart {
     });
     Chart {
         title: title.to_owned(),
-        x_label: "percentile, at each concurrency".to_owned(),
+        y_label: MILLISECONDS.to_owned(),
+        x_label: "percentile of the values: 99 is the value that 1 % exceed".to_owned(),
         x: Scale::Marked(
             marks
                 .map(|(part, label)| (nines(part), label.to_owned()))

@@ -289,6 +289,29 @@ async fn the_command_shows_a_table_and_writes_numbers_and_a_page() {
         "two by concurrency, three by percentile"
     );
     assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    is_readable_without_the_code(&page, url.strip_prefix("http://").unwrap());
+}
+
+/// The page says what was measured when and where, and no two charts have the same title.
+fn is_readable_without_the_code(page: &str, server: &str) {
+    let titles: std::collections::BTreeSet<_> = page
+        .split("class=\"title\"")
+        .skip(1)
+        .map(|rest| rest.split(['<', '>']).nth(1).unwrap())
+        .collect();
+    assert_eq!(titles.len(), 5, "{titles:?}");
+    for fact in ["date", "machine", "command", "mini-lb"] {
+        assert!(page.contains(&format!("<dt>{fact}</dt>")), "{fact}");
+    }
+    for label in ["milliseconds", "answered requests per second"] {
+        assert!(page.contains(&format!(">{label}")), "{label}");
+    }
+    for line in [
+        format!("server {server} p50"),
+        format!("direct {server}, concurrency 3"),
+    ] {
+        assert!(page.contains(&format!(">{line}<")), "{line}");
+    }
 }
 
 #[tokio::test]
