@@ -107,7 +107,9 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
         &format!("{unit}s/s"),
         "TTFT p50 ms",
         "added",
-        "p99",
+        "TTFT p99",
+        "between events p99",
+        "whole request p99",
         "peak MB",
         "failed",
         "connections",
@@ -117,8 +119,6 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let of = |target: &str| Readings::of(all, &workload.name, target);
     let cell = |spread: Option<Spread>| spread.map_or("-".to_owned(), Spread::text);
-    let middle =
-        |spread: Option<Spread>| spread.map_or("-".to_owned(), |spread| number(spread.median));
     let ttft =
         |target: &str| of(target).spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p50));
     for target in targets {
@@ -141,17 +141,13 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
             middle(readings.spread(|reading| Some(reading.units_per_second))),
             middle(ttft(target)),
             added.map_or("-".to_owned(), number),
-            middle(readings.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p99))),
+            p99(&readings, |seen| seen.ttft_ms.p99),
+            p99(&readings, |seen| seen.itl_ms.p99),
+            p99(&readings, |seen| seen.e2e_ms.p99),
             middle(readings.spread(|reading| reading.peak_mb)),
             readings.sum(|reading| reading.errors),
             readings.sum(|reading| reading.worker_connections),
-            readings
-                .0
-                .iter()
-                .map(|reading| reading.open_rooms)
-                .max()
-                .unwrap_or(0)
-                .to_string(),
+            rooms_left(&readings),
             readings.sum(|reading| reading.violations),
         ]);
     }
@@ -228,6 +224,9 @@ pub fn as_json(
                 "cpu_us_per_unit": ours.spread(|reading| reading.cpu_us_per_unit),
                 "x_nginx": ours.ratio(&reference),
                 "ttft_p50_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p50)),
+                "ttft_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p99)),
+                "between_events_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.itl_ms.p99)),
+                "whole_request_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.e2e_ms.p99)),
                 "units_per_second": ours.spread(|reading| Some(reading.units_per_second)),
                 "peak_mb": ours.spread(|reading| reading.peak_mb),
             });
@@ -326,6 +325,21 @@ fn series(targets: &[String], all: &[Reading], prefix: &str, unit: f64) -> Vec<S
 }
 
 /// Latencies, if a request has ended.
+fn rooms_left(readings: &Readings<'_>) -> String {
+    let rooms = readings.0.iter().map(|reading| reading.open_rooms);
+    rooms.max().unwrap_or(0).to_string()
+}
+
+fn middle(spread: Option<Spread>) -> String {
+    spread.map_or("-".to_owned(), |spread| number(spread.median))
+}
+
+/// The median of a latency's p99; nothing where the workload has no such latency.
+fn p99(readings: &Readings<'_>, of: fn(&Summary) -> f64) -> String {
+    let p99 = |reading: &Reading| answered(reading).map(of).filter(|p99| *p99 > 0.0);
+    middle(readings.spread(p99))
+}
+
 fn answered(reading: &Reading) -> Option<&Summary> {
     Some(&reading.latencies).filter(|latencies| latencies.answered > 0)
 }
