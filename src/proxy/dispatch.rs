@@ -132,7 +132,11 @@ impl Proxy {
     }
 
     /// The head of a stream before a worker has sent one.
-    fn stream_head(&self, session: &Session, ctx: &RequestContext) -> Result<Box<ResponseHeader>> {
+    pub(super) fn stream_head(
+        &self,
+        session: &Session,
+        ctx: &RequestContext,
+    ) -> Result<Box<ResponseHeader>> {
         let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
         let stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
         head.insert_header(CONTENT_TYPE, stream)?;

@@ -245,12 +245,20 @@ impl RequestContext {
         self.sent.events = events;
     }
 
-    /// Notes that these bytes of a gathered response go to the client now.
-    pub(super) fn note_sent(&mut self, bytes: &[u8]) {
+    /// Notes that bytes of a gathered response go to the client now. They are whole events, which each sample has followed
+    /// already.
+    pub(super) fn note_sent(&mut self) {
         self.sent.first_byte.get_or_insert_with(Instant::now);
-        if self.gathers_stream {
-            self.sent.events.update(bytes);
-        }
+    }
+
+    /// Notes that the last bytes of a gathered stream report the error of a worker.
+    pub(super) fn note_failed_end(&mut self, bytes: &[u8]) {
+        self.sent.events.update(bytes);
+    }
+
+    /// Notes that a comment goes to the client now, with the head before the first byte.
+    pub(super) fn note_comment(&mut self) {
+        self.sent.head_is_out = true;
     }
 
     /// Whether the client has the whole response, so that no failure concerns it any more.
@@ -314,7 +322,9 @@ impl RequestContext {
         }
         times.first_byte = self.sent.first_byte;
         self.record.streamed = self.streams();
-        self.record.events = self.sent.events.events();
+        if !self.gathers_stream {
+            self.record.events = self.sent.events.events();
+        }
         self.record.response_bytes = response_bytes;
         if let Some(error) = self.stream_error() {
             self.note_stream_error(error);

@@ -38,7 +38,7 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
-pub(super) use self::keepalive::Keepalive;
+pub(super) use self::keepalive::{COMMENT, Keepalive};
 use self::tail::Tail;
 use super::deadlines::{Clock, Deadlines};
 use crate::client::{CutOff, ShutdownWatcher};

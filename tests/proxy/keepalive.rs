@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mini_lb::MiniLbConfig;
 use support::pair::{TwoPairs, serve};
+use support::samples::{self, asking};
 use support::{BODY, CHAT, Client, Exchange, Pair, STREAM, Worker, post};
 
 const COMMENT: &str = ": keepalive\n\n";
@@ -35,6 +36,33 @@ async fn leg(worker: &mut Worker) -> Exchange {
         }
         exchange.answer("200 OK", "").await;
     }
+}
+
+#[tokio::test]
+async fn gathered_samples_have_comments_as_one_stream_has() {
+    let mut pair = Pair::with(often).await;
+    pair.client.send(post(CHAT, &asking(CHAT, 2, true))).await;
+    let head = pair.client.head().await;
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("chunked"),
+        "{head}"
+    );
+    assert_eq!(pair.client.chunk().await.as_deref(), Some(COMMENT));
+    let mut legs = pair.next_samples(2).await;
+    for (_, decode) in &mut legs {
+        decode.begin_stream().await;
+        decode.chunk(&samples::event(CHAT, "x")).await;
+        assert!(event(&mut pair.client).await.unwrap().contains('x'));
+    }
+    assert_eq!(pair.client.chunk().await.as_deref(), Some(COMMENT));
+    let (prefill, decode) = legs.pop().unwrap();
+    decode.reset();
+    let rest = String::from_utf8(pair.client.rest().await).unwrap();
+    assert!(
+        rest.contains("decode_lost") && !rest.contains("[DONE]"),
+        "{rest}"
+    );
+    prefill.closed().await;
 }
 
 /// Waits for several comments in a stream of its own. As long as that, the streams of the test could have had some.

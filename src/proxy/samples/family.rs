@@ -18,7 +18,7 @@ use crate::client::Admitted;
 use crate::error::Fault;
 use crate::fleet::Siblings;
 use crate::legs::PrefillLeg;
-use crate::pd::{Facts, Route, RoutingKey};
+use crate::pd::{Facts, Merge, Route, RoutingKey};
 use crate::telemetry::Record;
 
 /// What each sample is made of.
@@ -77,6 +77,16 @@ impl Family {
         self.reports.len()
     }
 
+    /// Whether the stream takes comments. The clients of `/generate` take every line for data.
+    pub(super) fn takes_comments(&self) -> bool {
+        self.template.facts.stream && self.template.route != Route::Generate
+    }
+
+    /// Whether the responses of both legs of a sample are merged.
+    pub(super) fn merges(&self) -> bool {
+        self.template.facts.merge != Merge::None
+    }
+
     /// Runs one sample to its end, and takes its response.
     pub(super) async fn run(
         self: Arc<Self>,
@@ -103,6 +113,7 @@ impl Family {
             record.failed.extend(sample.failed.iter().cloned());
             record.queued = record.queued.max(sample.queued);
             record.rooms += sample.rooms;
+            record.events += sample.events;
             if index == 0 {
                 let times = record.times;
                 record.times = sample.times;

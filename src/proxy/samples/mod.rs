@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::Version;
@@ -37,7 +36,7 @@ use pingora::proxy::subrequest::Ctx as SubrequestCtx;
 
 use super::Proxy;
 use super::request::{Body, Request, RequestContext};
-use super::session::framed;
+use super::session::{COMMENT, framed};
 use crate::client;
 use crate::error::{Exhausted, ProxyError};
 use crate::pd::Route;
@@ -192,34 +191,61 @@ impl Proxy {
         ctx: &mut RequestContext,
         family: &Family,
     ) -> Result<()> {
+        let every = self.limits.stream_keepalive;
+        let every = every.filter(|_| family.takes_comments());
+        let mut last = tokio::time::Instant::from_std(ctx.record.times.started);
         loop {
+            // A merge can still fail when a head is there.
+            let every = every.filter(|_| ctx.head_is_out() || !family.merges());
+            let due = last + every.unwrap_or_default();
             let output = tokio::select! {
                 biased;
                 left = client::interrupted(session) => return Err(left),
                 output = family.gathering.output() => output,
+                () = tokio::time::sleep_until(due), if every.is_some() => {
+                    self.write_comment(session, ctx).await?;
+                    last = tokio::time::Instant::now();
+                    continue;
+                }
             };
             match output {
                 Output::Pieces { head, bytes, end } => {
-                    self.write_pieces(session, ctx, head, bytes, end).await?;
+                    if end && family.gathering.is_abandoned() {
+                        ctx.note_failed_end(&bytes);
+                    }
+                    // After a comment the head is out, and was the balancer's own.
+                    let head = head.filter(|_| !ctx.head_is_out());
+                    ctx.note_sent();
+                    let body = HttpTask::Body(Some(bytes), end);
+                    self.write_body(session, ctx, head, body).await?;
                     if end {
                         return Ok(());
                     }
+                    last = tokio::time::Instant::now();
                 }
                 Output::Failed(fault) => return Err(ctx.fail(*fault)),
             }
         }
     }
 
-    async fn write_pieces(
+    /// Keeps a silent stream alive. The head goes out with the first comment, so that no failure is a status any more.
+    async fn write_comment(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        let head = match ctx.head_is_out() {
+            true => None,
+            false => Some(self.stream_head(session, ctx)?),
+        };
+        ctx.note_comment();
+        let body = HttpTask::Body(Some(COMMENT), false);
+        self.write_body(session, ctx, head, body).await
+    }
+
+    async fn write_body(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
         head: Option<Box<ResponseHeader>>,
-        bytes: Bytes,
-        end: bool,
+        body: HttpTask,
     ) -> Result<()> {
-        ctx.note_sent(&bytes);
-        let body = HttpTask::Body(Some(bytes), end);
         let mut tasks = Vec::with_capacity(2);
         if let Some(mut head) = head {
             self.announce_shutdown(session);

@@ -26,7 +26,7 @@ use crate::legs;
 
 /// A comment is a line that begins with a colon, and clients drop it. The blank line ends it as it ends an event.
 /// Source: the HTML standard, "Server-sent events".
-const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+pub(in super::super) const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
 
 /// When the next comment is due, and the head that goes out with the first one.
 pub(in super::super) struct Keepalive {
