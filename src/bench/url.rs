@@ -8,7 +8,7 @@ use http::header::HeaderValue;
 /// URL of a server, with an optional path prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
-    /// Host and port, as in header `host`.
+    /// Host and port.
     pub authority: String,
     /// Prefix of every path: empty, or with a slash at its beginning and none at its end.
     pub prefix: String,
@@ -103,12 +103,13 @@ impl Url {
         }
     }
 
-    /// Value of header `host`.
+    /// Value of header `host`: the authority, without the port where that is the default.
     ///
     /// # Errors
     /// When the authority has characters that a header cannot have.
     pub fn host(&self) -> Result<HeaderValue, UrlError> {
-        HeaderValue::from_str(&self.authority)
+        let host = self.authority.strip_suffix(":80");
+        HeaderValue::from_str(host.unwrap_or(&self.authority))
             .map_err(|_| UrlError::Malformed(self.authority.clone()))
     }
 
@@ -140,6 +141,19 @@ mod tests {
                 (url.authority.as_str(), url.prefix.as_str()),
                 (authority, prefix)
             );
+        }
+    }
+
+    #[test]
+    fn the_default_port_is_no_part_of_the_host_field() {
+        for (text, host) in [
+            ("http://a:80", "a"),
+            ("http://a", "a"),
+            ("http://[::1]:80", "[::1]"),
+            ("http://a:8080", "a:8080"),
+        ] {
+            let url: Url = text.parse().unwrap();
+            assert_eq!(url.host().unwrap(), host, "{text}");
         }
     }
 

@@ -100,9 +100,20 @@ impl WorkerUrl {
         self.port
     }
 
-    /// `host:port`, as in the `Host` header; IPv6 in brackets.
+    /// `host:port`; IPv6 in brackets.
     pub fn authority(&self) -> String {
         Authority(&self.host, self.port).to_string()
+    }
+
+    /// The value of the `Host` header: [`Self::authority`], without the port where it is the scheme's default.
+    ///
+    /// Source: RFC 9110 section 4.2.3. A virtual host by name is often matched against the text without the port.
+    pub fn host_field(&self) -> String {
+        let default = if self.tls { 443 } else { 80 };
+        match self.port == default {
+            true => bracketed(&self.host),
+            false => self.authority(),
+        }
     }
 }
 
@@ -313,6 +324,23 @@ mod tests {
             let url = WorkerUrl::parse(text).unwrap();
             assert_eq!(url.to_string(), "https://h1:443", "{text}");
             assert!(url.is_tls(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_default_port_of_the_scheme_is_no_part_of_the_host_field() {
+        for (text, host) in [
+            ("http://h1:80", "h1"),
+            ("h1:80", "h1"),
+            ("http://h1", "h1"),
+            ("https://h1", "h1"),
+            ("https://[::1]:443", "[::1]"),
+            ("http://[::1]", "[::1]"),
+            ("http://h1:443", "h1:443"),
+            ("https://h1:80", "h1:80"),
+            ("http://h1:30000", "h1:30000"),
+        ] {
+            assert_eq!(WorkerUrl::parse(text).unwrap().host_field(), host, "{text}");
         }
     }
 

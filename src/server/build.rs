@@ -215,7 +215,7 @@ fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
         what,
     };
     let host =
-        HeaderValue::try_from(spec.url.authority()).map_err(|_| not_a_header("host name"))?;
+        HeaderValue::try_from(spec.url.host_field()).map_err(|_| not_a_header("host name"))?;
     let bearer = |key: &Secret| {
         let bearer = [b"Bearer ", key.expose()].concat();
         let mut value = HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
