@@ -1,10 +1,5 @@
-//! The listening sockets, and Pingora's services on them.
-//!
-//! Sockets are bound here before Pingora runs: a busy port then fails at once, where Pingora would retry for 30 s and
-//! go on without a listener. On an upgrade they come from the old process.
+//! Pingora's services on the sockets that `bind.rs` has bound.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{IntoRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +13,7 @@ use pingora::services::Service as PingoraService;
 use pingora::services::listening::Service;
 use tokio::sync::watch;
 
+use super::bind::{self, BoundSocket};
 use super::daemon::PidFile;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
@@ -53,22 +49,10 @@ impl ListenAddresses {
     }
 }
 
-/// The sockets of all listeners.
+/// The sockets of all listeners. None is without a socket.
 pub(super) struct Bound {
-    clients: BoundSocket,
-    admins: Option<BoundSocket>,
-}
-
-/// A listening socket with its address, as Pingora's tables name it.
-struct BoundSocket {
-    address: String,
-    socket: Socket,
-}
-
-enum Socket {
-    Own(TcpListener),
-    /// Shared with the old process.
-    Inherited(RawFd),
+    clients: Vec<BoundSocket>,
+    admins: Option<Vec<BoundSocket>>,
 }
 
 impl Bound {
@@ -80,31 +64,23 @@ impl Bound {
         listen: &ListenAddresses,
         mut old_process: Option<&mut OldProcess>,
     ) -> Result<Self, StartError> {
-        let mut bound = |listen: &Listen| {
-            let address = listen.to_string();
-            if let Some(old_process) = &mut old_process
-                && let Some(socket) = old_process.take(&address)
-            {
-                let socket = Socket::Inherited(socket);
-                return Ok(BoundSocket { address, socket });
-            }
-            bind(listen)
-        };
+        let mut bound = |listen: &Listen| bind::sockets(listen, old_process.as_deref_mut());
         Ok(Self {
             clients: bound(&listen.clients)?,
             admins: listen.admins.as_ref().map(bound).transpose()?,
         })
     }
 
-    /// `None` when the sockets are inherited.
+    /// The first address of each listener; `None` when the sockets are inherited.
     pub(super) fn addresses(&self) -> Option<Addresses> {
+        let first = |sockets: &Vec<BoundSocket>| sockets.first()?.local_address();
         Some(Addresses {
-            clients: self.clients.local_address()?,
-            admins: self.admins.as_ref().and_then(BoundSocket::local_address),
+            clients: first(&self.clients)?,
+            admins: self.admins.as_ref().and_then(first),
         })
     }
 
-    /// One service for each socket.
+    /// One service for each listener.
     pub(super) fn services(
         self,
         clients: ProxyConnections,
@@ -118,64 +94,38 @@ impl Bound {
     }
 }
 
-impl BoundSocket {
-    fn local_address(&self) -> Option<SocketAddr> {
-        match &self.socket {
-            Socket::Own(socket) => socket.local_addr().ok(),
-            Socket::Inherited(_) => None,
-        }
-    }
-}
-
-/// The address is the configured one, with the port that the system chose for port 0.
-fn bind(listen: &Listen) -> Result<BoundSocket, StartError> {
-    let failed = |why| StartError::Listen {
-        address: listen.to_string(),
-        why,
-    };
-    let socket = TcpListener::bind((listen.host.as_str(), listen.port)).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    let address = match listen.port {
-        0 => socket.local_addr().map_err(failed)?.to_string(),
-        _ => listen.to_string(),
-    };
-    let socket = Socket::Own(socket);
-    Ok(BoundSocket { address, socket })
-}
-
-/// One of Pingora's listening services, on a socket that is bound already.
+/// One of Pingora's listening services, on sockets that are bound already.
 pub(super) struct ListeningService {
     listener: Listener,
     service: Service<ProxyConnections>,
-    address: String,
+    addresses: Vec<String>,
     /// Taken at the start.
-    socket: Option<Socket>,
+    sockets: Vec<BoundSocket>,
     /// Resolves when the listener must close. Taken at the start.
     closed: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 impl ListeningService {
-    fn new(app: ProxyConnections, bound: BoundSocket, shutdown: &Shutdown) -> Self {
+    fn new(app: ProxyConnections, bound: Vec<BoundSocket>, shutdown: &Shutdown) -> Self {
         let listener = app.listener;
         let mut service = Service::new("mini-lb".to_owned(), app);
-        service.add_listener(ListenerConfig::tcp(&bound.address).l4_buffer(CLIENT_BUFFERS));
+        for socket in &bound {
+            service.add_listener(ListenerConfig::tcp(&socket.address).l4_buffer(CLIENT_BUFFERS));
+        }
         Self {
             listener,
             service,
-            address: bound.address,
-            socket: Some(bound.socket),
+            addresses: bound.iter().map(|socket| socket.address.clone()).collect(),
+            sockets: bound,
             closed: Some(Box::pin(shutdown.closed(listener))),
         }
     }
 
-    /// Gives the socket to Pingora, which finds it by its address.
+    /// Gives the sockets to Pingora, which finds them by their addresses.
     fn register(&mut self, fds: &ListenFds) {
-        let socket = match self.socket.take() {
-            Some(Socket::Own(socket)) => socket.into_raw_fd(),
-            Some(Socket::Inherited(socket)) => socket,
-            None => return,
-        };
-        fds.lock().add(self.address.clone(), socket);
+        for socket in self.sockets.drain(..) {
+            fds.lock().add(socket.address.clone(), socket.into_raw());
+        }
     }
 
     /// Accepts connections until the listener must close.
@@ -188,9 +138,11 @@ impl ListeningService {
                 stop.send_replace(true);
             });
         }
-        match self.listener {
-            Listener::Clients => log::info!("listening address={}", self.address),
-            Listener::Admins => log::info!("listening for administration address={}", self.address),
+        for address in &self.addresses {
+            match self.listener {
+                Listener::Clients => log::info!("listening address={address}"),
+                Listener::Admins => log::info!("listening for administration address={address}"),
+            }
         }
         PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
             .await;

@@ -13,6 +13,7 @@
 //! | `upgrade` | the sockets of an old process |
 //! | `daemon` | the files of a process in the background |
 
+mod bind;
 mod build;
 mod daemon;
 mod limits;
