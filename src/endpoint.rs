@@ -52,6 +52,16 @@ pub(crate) fn is_hop_by_hop(name: &HeaderName, listed: &[HeaderName]) -> bool {
     HOP_BY_HOP.contains(name) || listed.contains(name) || name.as_str().starts_with("proxy-")
 }
 
+/// The fields of a message that are forwarded with it.
+pub(crate) fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let listed = connection_headers(headers);
+    let fields = headers.iter();
+    fields
+        .filter(|(name, _)| !is_hop_by_hop(name, &listed))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
 /// A request that has been read to its end.
 #[derive(Debug, Clone)]
 pub(crate) struct WholeRequest {

@@ -49,9 +49,10 @@
 //! |---|---|---|
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
 //! | `endpoint` | whole requests and responses, access, header rules | nothing |
+//! | `addresses` | the addresses of one worker | nothing |
 //! | `limits` | the limits of a request, and how typed settings are declared | nothing |
-//! | `net` | one HTTP exchange with one worker | `endpoint` |
-//! | [`fleet`] | the workers, their load, the choice of a pair, rooms in use | `pd` |
+//! | `net` | one HTTP exchange with one worker | `addresses`, `endpoint` |
+//! | [`fleet`] | the workers, their load, the choice of a pair, rooms in use | `addresses`, `pd` |
 //! | `client` | the client's connection, head, key and body | `endpoint` |
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
@@ -63,7 +64,7 @@
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `bench`, `cli`, `endpoint`, `error`, `limits`, `sim` and `telemetry` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `endpoint`, `error`, `limits`, `sim` and `telemetry` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
@@ -99,6 +100,7 @@ pub mod pd;
 #[cfg(feature = "sim")]
 pub mod sim;
 
+mod addresses;
 mod client;
 mod discovery;
 mod endpoint;

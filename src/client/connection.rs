@@ -29,6 +29,7 @@ use pingora::server::ShutdownWatch;
 use super::connection_limit::{ConnectionLimit, Permit};
 use super::counted::{CountedStream, ReadCounter, Refusal};
 use super::inflight::Inflight;
+use super::kept::Kept;
 use crate::endpoint::content_length;
 
 /// Keep-alive without Pingora's timer for idle connections: [`HeadDeadline`] has the time.
@@ -44,11 +45,13 @@ pub(crate) enum Listener {
 }
 
 /// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) listener: Listener,
     /// Whether its connection is over the connection limit, and gets one response.
     pub(crate) overflow: bool,
+    /// Where its connection may be left for the next request.
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// The connections of one listener, as an application for Pingora.
@@ -78,20 +81,18 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
         mut session: ServerSession,
         counter: &Arc<ReadCounter>,
         deadline: HeadDeadline,
-        overflow: bool,
+        origin: Origin,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        let kept = origin.kept.clone();
         session.set_connection_user_context(Some(Box::new(Awaited {
             counter: counter.clone(),
-            origin: Origin {
-                listener: self.listener,
-                overflow,
-            },
+            origin,
         })));
         tokio::select! {
             // In this order: the first branch reads, and the second one compares what has been read by then.
             biased;
-            next = self.app.process_new_http(session, shutdown) => next,
+            next = self.app.process_new_http(session, shutdown) => next.or_else(|| kept.take()),
             () = deadline.expired(counter) => {
                 log::debug!("connection closed, no request head arrived in time");
                 None
@@ -182,7 +183,7 @@ pub(crate) fn head_received(
     awaited
         .counter
         .attribute(body_bytes.map(|body_bytes| head_bytes.saturating_add(body_bytes)));
-    Some(awaited.origin)
+    Some(awaited.origin.clone())
 }
 
 /// The length of the body that follows this head, in bytes; `None` when it is chunked or not a number.
@@ -217,6 +218,11 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let stream = CountedStream::new(stream, counter.clone(), self.refusal);
         let mut session = ServerSession::new_http1(Box::new(stream));
         // A connection over the limit must free its place after one response.
+        let origin = Origin {
+            listener: self.listener,
+            overflow,
+            kept: Arc::default(),
+        };
         let keep_alive = !*shutdown.borrow() && !overflow;
         session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
         let mut deadline = HeadDeadline {
@@ -226,7 +232,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
             begun: true,
         };
         while let Some(next) = self
-            .serve(session, &counter, deadline, overflow, shutdown)
+            .serve(session, &counter, deadline, origin.clone(), shutdown)
             .await
         {
             let (stream, settings) = next.consume();
@@ -310,6 +316,7 @@ mod tests {
             origin: Origin {
                 listener: Listener::Clients,
                 overflow: false,
+                kept: Arc::default(),
             },
         };
         assert!(!counter.is_head_finished());

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `connection_limit.rs` | whether one more connection is accepted |
 //! | `connection.rs`, `counted.rs` | TLS, and the time that a request head may take |
+//! | `kept.rs` | whether a connection survives a failed request |
 //! | `request_head.rs` | whether the head has exactly one meaning |
 //! | `auth.rs` | whether the client's key is accepted |
 //! | `request_body.rs` | whether the body fits into memory and arrives in time |
@@ -19,6 +20,7 @@ mod connection_limit;
 mod cors;
 mod counted;
 mod inflight;
+mod kept;
 mod request_body;
 mod request_head;
 mod shutdown;
@@ -28,6 +30,7 @@ pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received}
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use cors::Cors;
 pub(crate) use inflight::{Admitted, Inflight};
+pub(crate) use kept::Kept;
 #[cfg(test)]
 pub(crate) use request_body::tests::post;
 pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrupted, read_body};

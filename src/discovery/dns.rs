@@ -1,7 +1,7 @@
 //! DNS: the addresses of workers whose URL has a name, looked up at the start and then at an interval.
 //!
-//! A failed lookup changes nothing: the last address stays, because it is more often the resolver that fails than the
-//! worker that has moved.
+//! A failed lookup changes nothing: the last addresses stay, because it is more often the resolver that fails than the
+//! worker that has moved. Which of several addresses is used is `net`'s choice.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -33,8 +33,8 @@ pub(crate) struct Names {
 
 struct Name {
     worker: Arc<Worker>,
-    /// The address of the last lookup that found one.
-    known: Option<SocketAddr>,
+    /// The addresses of the last lookup that found some, sorted.
+    known: Vec<SocketAddr>,
     /// Whether the last lookup found one; `None` before the first.
     found: Option<bool>,
 }
@@ -98,7 +98,7 @@ impl Name {
     fn of(worker: &Arc<Worker>) -> Option<Self> {
         worker.origin().literal().is_none().then(|| Self {
             worker: worker.clone(),
-            known: worker.address(),
+            known: worker.addresses().all().to_vec(),
             found: None,
         })
     }
@@ -108,11 +108,11 @@ impl Name {
         F: Future<Output = io::Result<Vec<SocketAddr>>>,
     {
         loop {
-            if self.known.is_some() {
+            if !self.known.is_empty() {
                 tokio::time::sleep(LOOKUP_INTERVAL).await;
             }
             self.look_up(&mut lookup).await;
-            if self.known.is_none() {
+            if self.known.is_empty() {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
@@ -124,42 +124,43 @@ impl Name {
     {
         let origin = self.worker.origin();
         let found = lookup(origin.host.clone(), origin.port).await;
-        if let Some(address) = self.note(found) {
-            self.worker.set_address(address);
+        if let Some(addresses) = self.note(found) {
+            self.worker.set_addresses(addresses);
         }
     }
 
-    /// Notes the result of a lookup, and logs a change. The worker's new address, if it has moved.
-    fn note(&mut self, found: io::Result<Vec<SocketAddr>>) -> Option<SocketAddr> {
+    /// Notes the result of a lookup, and logs a change. The worker's addresses, if they are others than before.
+    fn note(&mut self, found: io::Result<Vec<SocketAddr>>) -> Option<Vec<SocketAddr>> {
         let (role, url) = (self.worker.role(), self.worker.url());
         let addresses = found.and_then(|addresses| match addresses.is_empty() {
             true => Err(io::ErrorKind::NotFound.into()),
             false => Ok(addresses),
         });
-        let addresses = match addresses {
+        let mut addresses = match addresses {
             Ok(addresses) => addresses,
             Err(error) => {
                 if self.found.replace(false) != Some(false) {
-                    let last = self.known;
+                    let last = &self.known;
                     log::warn!(
-                        "worker's name not found role={role} worker={url} last_address={last:?} error=\"{error}\""
+                        "worker's name not found role={role} worker={url} last_addresses={last:?} error=\"{error}\""
                     );
                 }
                 return None;
             }
         };
         let found_again = self.found.replace(true) == Some(false);
-        // A resolver gives several addresses in any order: the worker stays where it is while its address is there.
-        let unmoved = self.known.filter(|known| addresses.contains(known));
         // `localhost` is often IPv4 and IPv6, and SGLang listens on IPv4 by default.
         // Source: SGLang 0.5.23 `srt/server_args.py` (`host`).
-        let ipv4 = || addresses.iter().find(|address| address.is_ipv4());
-        let address = unmoved.or_else(|| ipv4().or(addresses.first()).copied())?;
-        let moved = self.known.replace(address) != Some(address);
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        // A resolver gives several addresses in any order, which is no change.
+        let mut sorted = addresses.clone();
+        sorted.sort();
+        let moved = sorted != self.known;
         if moved || found_again {
-            log::info!("worker's name found role={role} worker={url} address={address}");
+            log::info!("worker's name found role={role} worker={url} addresses={addresses:?}");
         }
-        moved.then_some(address)
+        self.known = sorted;
+        moved.then_some(addresses)
     }
 }
 
@@ -194,19 +195,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_address_stays_until_the_name_has_others() {
+    fn the_last_addresses_stay_until_the_name_has_others() {
         let mut name = name();
+        let v6 = || SocketAddr::from(([0; 8], 1));
+        let (one, two) = (address(1), address(2));
         for (found, moves_to) in [
             (not_found(), None),
             (Ok(vec![]), None),
-            (Ok(vec![address(1), address(2)]), Some(address(1))),
-            (Ok(vec![address(2), address(1)]), None),
+            (Ok(vec![one, two]), Some(vec![one, two])),
+            (Ok(vec![two, one]), None),
             (not_found(), None),
             (Ok(vec![]), None),
-            (Ok(vec![address(1)]), None),
-            (Ok(vec![address(3), address(2)]), Some(address(3))),
-            (Ok(vec![([0; 8], 1).into(), address(4)]), Some(address(4))),
-            (Ok(vec![([0; 8], 1).into()]), Some(([0; 8], 1).into())),
+            (Ok(vec![one]), Some(vec![one])),
+            (Ok(vec![v6(), two, one]), Some(vec![two, one, v6()])),
+            (Ok(vec![v6()]), Some(vec![v6()])),
         ] {
             assert_eq!(name.note(found), moves_to);
         }

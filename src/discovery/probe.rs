@@ -20,7 +20,7 @@ use pingora::http::RequestHeader;
 
 use super::follow::follow;
 use crate::fleet::{Evidence, Fleet, Role, Worker};
-use crate::net::{Client, Failure, Target};
+use crate::net::{Client, Failure, Target, readable};
 
 /// The longest time between two probes of a worker that gets no requests, or only for want of another.
 const SOON: Duration = Duration::from_secs(1);
@@ -124,14 +124,14 @@ impl Probe {
         path: &str,
     ) -> Result<Result<(StatusCode, Bytes), Failure>, Unanswered> {
         // A name that is not resolved says nothing about the worker.
-        let (Ok(head), Some(address)) = (
+        let (Ok(head), Some(_)) = (
             RequestHeader::build_no_case(Method::GET, path.as_bytes(), None),
             worker.address(),
         ) else {
             return Ok(Err(Failure::NoSocket("no address".to_owned())));
         };
         let to = Target {
-            address: Some(address),
+            addresses: worker.addresses(),
             server_name: worker.server_name(),
             host: worker.host(),
             authorization: worker.authorization(),
@@ -139,7 +139,10 @@ impl Probe {
         let no_body = Bytes::new();
         let response = self.client.fetch(to, &head, &no_body, RESPONSE_LIMIT);
         match tokio::time::timeout(self.timeout, response).await {
-            Ok(response) => Ok(response.map(|response| (response.status, response.body))),
+            Ok(response) => Ok(response.and_then(|response| {
+                let body = readable(&response, RESPONSE_LIMIT)?;
+                Ok((response.status, body))
+            })),
             Err(_) => Err(Unanswered),
         }
     }

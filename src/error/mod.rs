@@ -34,7 +34,7 @@ const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// A worker's own error response.
-    Rejected(Role, Rejection),
+    Rejected(Role, Box<Rejection>),
     /// An error of the proxy.
     Own(ProxyError),
 }
@@ -191,8 +191,8 @@ fn leg_code(role: Role, failure: &Failure) -> Code {
         Failure::NoSocket(_) => (Code::Overloaded, Code::Overloaded),
         Failure::Unreachable(_) => (Code::PrefillUnreachable, Code::DecodeUnreachable),
         Failure::ConnectTimeout => (Code::PrefillConnectTimeout, Code::DecodeConnectTimeout),
-        Failure::Lost(_) => (Code::PrefillLost, Code::DecodeLost),
-        Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => {
+        Failure::Lost(_) | Failure::Stale(_) => (Code::PrefillLost, Code::DecodeLost),
+        Failure::Encoded(_) | Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => {
             (Code::PrefillBadAnswer, Code::DecodeBadAnswer)
         }
     };
@@ -361,15 +361,12 @@ impl Fault {
     /// The whole response, in the shape that the clients of its route read.
     pub(crate) fn response(&self, shape: ErrorShape) -> WholeResponse {
         match self {
-            Fault::Rejected(_, rejection) => {
-                let mut response = WholeResponse::new(rejection.status, "", rejection.body.clone());
-                if let Some(content_type) = &rejection.content_type {
-                    response
-                        .headers
-                        .insert(http::header::CONTENT_TYPE, content_type.clone());
-                }
-                response
-            }
+            Fault::Rejected(_, rejection) => WholeResponse {
+                status: rejection.status,
+                headers: rejection.headers.clone(),
+                body: rejection.body.clone(),
+                error: None,
+            },
             Fault::Own(error) => {
                 let code = error.code();
                 let mut response = error_response(code, code.status(), shape, &error.to_string());

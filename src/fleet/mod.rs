@@ -176,6 +176,13 @@ impl Fleet {
         Ok(Lease::of(pair, wanted.now, None))
     }
 
+    /// The same pair once more, for a request that begins again with it. No limit is applied: the lease that it had is
+    /// about to end.
+    pub fn lease_again(self: &Arc<Self>, prefill: &Arc<Worker>, decode: &Arc<Worker>) -> Lease {
+        let queue_of = self.queue.as_ref().map(|_| self);
+        Lease::of((prefill, decode), Instant::now(), queue_of)
+    }
+
     /// Whether a request could be sent to a pair of workers that are not set aside.
     pub fn has_pair(&self, now: Instant) -> bool {
         let members = self.members.borrow();

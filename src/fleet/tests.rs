@@ -119,7 +119,7 @@ fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
         let refused = fleet.select(wanted(now, &[]), draws()).err();
         assert_eq!(refused, Some(NoWorker(Role::Prefill)));
     }
-    unresolved.set_address(([127, 0, 0, 1], 1).into());
+    unresolved.set_addresses(vec![([127, 0, 0, 1], 1).into()]);
     assert!(fleet.has_pair(now) && fleet.select(wanted(now, &[]), draws()).is_ok());
 }
 

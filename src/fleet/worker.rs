@@ -3,13 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 
 use super::Fleet;
 use super::breaker::{Breaker, BreakerLimits, Change, Evidence};
+use crate::addresses::Addresses;
 use crate::pd::{Bootstrap, Role};
 
 /// The id of a worker, which no other worker of the process has or gets.
@@ -57,8 +58,8 @@ impl Origin {
 pub struct Worker {
     id: WorkerId,
     parts: WorkerParts,
-    /// `None` until the name of the host has been looked up.
-    address: RwLock<Option<SocketAddr>>,
+    /// None until the name of the host has been looked up.
+    addresses: Arc<Addresses>,
     in_flight: AtomicUsize,
     /// Whether the breaker remembers anything, or the worker is not usable. As long as it is false no lock is taken.
     unhealthy: AtomicBool,
@@ -76,7 +77,7 @@ impl Worker {
         Self {
             id,
             parts,
-            address: RwLock::new(address),
+            addresses: Arc::new(Addresses::new(address)),
             in_flight: AtomicUsize::new(0),
             unhealthy: AtomicBool::new(address.is_none()),
             misplaced: AtomicBool::new(false),
@@ -198,9 +199,14 @@ impl Worker {
         &self.parts.host
     }
 
-    /// Where the worker is dialled; `None` until its name has been looked up.
+    /// Where the worker is dialled first; `None` until its name has been looked up.
     pub fn address(&self) -> Option<SocketAddr> {
-        *self.address.read().unwrap_or_else(PoisonError::into_inner)
+        self.addresses.first()
+    }
+
+    /// Where the worker is dialled.
+    pub(crate) fn addresses(&self) -> &Arc<Addresses> {
+        &self.addresses
     }
 
     /// The name that the worker's certificate must have; `None` for a worker without TLS.
@@ -209,10 +215,11 @@ impl Worker {
         origin.tls.then_some(origin.host.as_str())
     }
 
-    /// Sets where the worker is dialled from now on.
-    pub fn set_address(&self, address: SocketAddr) {
+    /// Sets where the worker is dialled from now on: at the address that was reached last, while it is one of these, or
+    /// else in this order.
+    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         let breaker = self.breaker();
-        *self.address.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        self.addresses.set(addresses);
         self.store_health(&breaker);
     }
 

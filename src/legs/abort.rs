@@ -88,7 +88,7 @@ async fn abort(
     let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(1))?;
     head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
     let to = Target {
-        address: worker.address(),
+        addresses: worker.addresses(),
         server_name: worker.server_name(),
         host: worker.host(),
         authorization: key,

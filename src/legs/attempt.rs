@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 
 use super::abort::Aborter;
-use super::first_event::Rejection;
+use super::first_event::{Rejection, StreamFields};
 use super::headers::{self, is_encoded};
 use super::prefill::{Outcome, PrefillLeg, ResponseTimes, evidence, is_event_stream};
-use super::response::{HELD_LIMIT, Response, ResponseError};
+use super::response::{Begin, HELD_LIMIT, Response, ResponseError};
 use crate::endpoint::content_length;
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
-use crate::net::{Chunks, Client, Failure, PooledHandle};
+use crate::net::{Chunks, Client, Coding, Decoder, Failure, LostConnection, PooledHandle, Reuse};
 use crate::pd::{
     self, Batch, Engine, Fields, Injected, Leg, Merge, MergeError, PrefillData, RequestIds, Route,
     StreamError,
@@ -29,7 +29,7 @@ use crate::pd::{
 #[derive(Debug, Clone)]
 pub(crate) enum LegError {
     /// The worker's own error response.
-    Rejected(Role, Rejection),
+    Rejected(Role, Box<Rejection>),
     /// The worker at this URL gave no response.
     Failed(Role, String, Failure),
     /// Prefill's response and decode's do not fit together.
@@ -64,9 +64,13 @@ pub(crate) struct Attempt {
     decode: Load,
     /// Decode's connection, which Pingora holds until the response has ended.
     connection: PooledHandle,
+    /// Whether decode's leg may take a connection of the pool.
+    reuse: Reuse,
     /// Whether the end of decode's leg was reported to the fleet, or its response has ended.
     decode_ended: bool,
     response: Response,
+    /// `Some` for a compressed response that is merged.
+    decoder: Option<Box<Decoder>>,
     streams: bool,
     /// Whether decode's response is an error, which may quote the request.
     rejects: bool,
@@ -82,6 +86,7 @@ impl Attempt {
         leg: PrefillLeg,
         decode: Load,
         rooms: Arc<Rooms>,
+        reuse: Reuse,
     ) -> Self {
         Self {
             plan,
@@ -89,8 +94,10 @@ impl Attempt {
             leg: Some(leg),
             decode,
             connection: PooledHandle::default(),
+            reuse,
             decode_ended: false,
             response: Response::Unchanged,
+            decoder: None,
             streams: false,
             rejects: false,
             rooms,
@@ -102,16 +109,20 @@ impl Attempt {
     /// # Errors
     /// The worker has no address, although only workers with one are leased: a defect.
     pub(crate) fn connect(&mut self, client: &Client) -> Result<HttpPeer, Box<Error>> {
-        let address = self.decode.address().ok_or_else(|| {
-            Error::explain(ErrorType::InternalError, "a lease without an address")
-        })?;
         // A merge adds the logprobs of the prompt to each event, so that joined chunks would become much longer.
         let chunks = match self.plan.merge {
             Merge::None => Chunks::Joined,
             Merge::InputLogprobs | Merge::Echo => Chunks::Separate,
         };
-        let (peer, connection) = client.pooled_peer(address, self.decode.server_name(), chunks);
+        let server_name = self.decode.server_name();
+        let addresses = self.decode.addresses();
+        let pooled = client.pooled_peer(addresses, server_name, chunks, self.reuse);
+        let (peer, connection) = pooled.ok_or_else(|| {
+            Error::explain(ErrorType::InternalError, "a lease without an address")
+        })?;
         self.connection = connection;
+        // Another connection is asked for only where a pooled one had been closed before the request.
+        self.reuse = Reuse::Never;
         Ok(peer)
     }
 
@@ -143,9 +154,9 @@ impl Attempt {
         }
     }
 
-    /// Whether decode's connection had served a request before, so that the worker may have closed it meanwhile.
-    pub(crate) fn is_on_reused_connection(&self) -> bool {
-        self.connection.is_reused()
+    /// What the loss of decode's connection says.
+    pub(crate) fn decode_lost(&self) -> LostConnection {
+        self.connection.lost()
     }
 
     /// Whether decode's response is a stream of events.
@@ -216,17 +227,16 @@ impl Attempt {
         let is_aborted = matches!(self.prefill_state(), Leg::Aborted(_));
         if self.plan.merge == Merge::None || is_aborted {
             self.response = match (self.streams, length) {
-                (true, _) if is_encoded(&head.headers) => Response::Unchanged,
-                (true, _) => Response::first_event(self.plan.engine, self.plan.route),
+                (true, _) => match Coding::of(&head.headers) {
+                    Ok(coding) => Response::first_event(self.begin(head, coding)),
+                    Err(_) => Response::Unchanged,
+                },
                 (false, Some(HELD_LIMIT..)) => Response::Unchanged,
                 (false, _) => Response::whole(),
             };
             return Ok(());
         }
-        if is_encoded(&head.headers) {
-            let leg = Role::Decode;
-            return Err(LegError::Merge(MergeError::Encoded { leg }));
-        }
+        self.decoder = self.decoder(head, max_event_bytes)?;
         let data = self.prefill_data()?;
         if length == Some(0) {
             // No chunk will come that could be merged.
@@ -234,10 +244,11 @@ impl Attempt {
             return error.map_or(Ok(()), |error| Err(LegError::Merge(error)));
         }
         self.response = if self.streams {
-            Response::merged_stream(self.plan.engine, self.plan.route, data, max_event_bytes)
+            Response::merged_stream(self.begin(head, None), data, max_event_bytes)
         } else {
             Response::merged_document(data)
         };
+        head.remove_header(&CONTENT_ENCODING);
         head.remove_header(&CONTENT_LENGTH);
         head.remove_header(&TRANSFER_ENCODING);
         Ok(())
@@ -256,9 +267,9 @@ impl Attempt {
         head.remove_header(&TRANSFER_ENCODING);
     }
 
-    fn conceal_in(&self, rejection: Rejection) -> Rejection {
-        let body = self.conceal(rejection.body);
-        Rejection { body, ..rejection }
+    fn conceal_in(&self, mut rejection: Box<Rejection>) -> Box<Rejection> {
+        rejection.body = self.conceal(rejection.body);
+        rejection
     }
 
     /// A worker's error response without the rooms, the address and the ids that this attempt has injected.
@@ -273,6 +284,33 @@ impl Attempt {
         };
         let concealed = self.plan.engine.conceal(&body, &self.plan.body, &fields);
         concealed.map_or(body, Bytes::from)
+    }
+
+    /// The decoder of a response that is merged; `None` where it is not compressed.
+    fn decoder(
+        &self,
+        head: &ResponseHeader,
+        limit: usize,
+    ) -> Result<Option<Box<Decoder>>, LegError> {
+        let decoder = Coding::of(&head.headers).and_then(|coding| {
+            let decoder = coding.map(|coding| Decoder::new(coding, limit));
+            decoder.transpose()
+        });
+        decoder
+            .map(|decoder| decoder.map(Box::new))
+            .map_err(|error| {
+                let url = self.decode.url().to_owned();
+                LegError::Failed(Role::Decode, url, error.into())
+            })
+    }
+
+    fn begin(&self, head: &ResponseHeader, coding: Option<Coding>) -> Begin {
+        Begin {
+            engine: self.plan.engine,
+            route: self.plan.route,
+            coding,
+            fields: StreamFields::of(&head.headers),
+        }
     }
 
     fn prefill_data(&self) -> Result<PrefillData, LegError> {
@@ -294,6 +332,16 @@ impl Attempt {
     /// # Errors
     /// The chunk cannot be passed on.
     pub(crate) fn pass(&mut self, chunk: Bytes, end: bool) -> Result<Bytes, ResponseError> {
+        let chunk = match &mut self.decoder {
+            None => chunk,
+            Some(decoder) => {
+                let decoded = decoder.decode(&chunk)?;
+                if end {
+                    decoder.finish()?;
+                }
+                decoded
+            }
+        };
         let passed = self.response.pass(chunk, end);
         let mut out = passed.map_err(|error| match error {
             ResponseError::Rejected(rejection) => {

@@ -2,8 +2,10 @@
 //! the client, that event can still become the status that it names.
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::header::{CONTENT_TYPE, DATE, SERVER};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
+use crate::endpoint::{REQUEST_ID, connection_headers, is_hop_by_hop};
 use crate::pd::{Engine, Route, Splitter, WorkerError};
 
 /// The longest first event that is awaited, in bytes. An error event of SGLang has a few hundred.
@@ -38,27 +40,112 @@ impl FirstEvent {
 #[derive(Debug, Clone)]
 pub(crate) struct Rejection {
     pub(crate) status: StatusCode,
-    pub(crate) content_type: Option<HeaderValue>,
+    /// The end-to-end fields.
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
 impl Rejection {
     /// A rejection whose body goes nowhere, because the head of a stream is out.
-    pub(crate) fn bare(status: StatusCode) -> Self {
-        Self {
+    pub(crate) fn bare(status: StatusCode) -> Box<Self> {
+        Box::new(Self {
             status,
-            content_type: None,
+            headers: HeaderMap::new(),
             body: Bytes::new(),
-        }
+        })
+    }
+
+    /// The error response that a worker reports inside a success with these fields.
+    pub(crate) fn inside(headers: &HeaderMap, error: WorkerError) -> Box<Self> {
+        StreamFields::of(headers).rejection(error)
     }
 }
 
-impl From<WorkerError> for Rejection {
-    fn from(error: WorkerError) -> Self {
-        Self {
-            status: StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY),
-            content_type: Some(HeaderValue::from_static("application/json")),
-            body: error.body,
+/// The end-to-end fields of a stream, for the case that its first event is an error. Those that describe the body of
+/// the stream are left out.
+#[derive(Debug, Default)]
+pub(super) struct StreamFields {
+    /// Every response of uvicorn has it. Beside the map, it costs a stream without other fields no allocation.
+    server: Option<HeaderValue>,
+    others: HeaderMap,
+}
+
+impl StreamFields {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let listed = connection_headers(headers);
+        let mut fields = Self::default();
+        for (name, value) in headers {
+            match name {
+                &SERVER => fields.server = Some(value.clone()),
+                // The response to the client gets its own.
+                &DATE => {}
+                name if *name == REQUEST_ID || name.as_str().starts_with("content-") => {}
+                name if is_hop_by_hop(name, &listed) => {}
+                name => {
+                    fields.others.append(name, value.clone());
+                }
+            }
         }
+        fields
+    }
+
+    /// The error response with these fields.
+    pub(super) fn rejection(&mut self, error: WorkerError) -> Box<Rejection> {
+        let mut headers = std::mem::take(&mut self.others);
+        if let Some(server) = self.server.take() {
+            headers.insert(SERVER, server);
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Box::new(Rejection {
+            status: StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY),
+            headers,
+            body: error.body,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_inside_a_stream_has_the_streams_fields_but_those_of_its_body() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("date", "d"),
+            ("server", "uvicorn"),
+            ("retry-after", "7"),
+            ("vary", "a"),
+            ("vary", "b"),
+            ("content-type", "text/event-stream"),
+            ("content-encoding", "gzip"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("x-request-id", "theirs"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let error = WorkerError {
+            status: 429,
+            body: Bytes::from_static(b"{}"),
+        };
+        let rejection = Rejection::inside(&headers, error);
+        let mut fields: Vec<_> = rejection
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
+            .collect();
+        fields.sort();
+        assert_eq!(
+            fields,
+            [
+                ("content-type", "application/json"),
+                ("retry-after", "7"),
+                ("server", "uvicorn"),
+                ("vary", "a"),
+                ("vary", "b"),
+            ]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The heads of the legs: which of the client's fields reach the workers, and which are replaced.
+//! The heads of the legs: which of the client's fields reach the workers, which are replaced, and which of decode's
+//! reach the client.
 //!
 //! Both legs get the same list. `Host` and `Authorization` are the worker's own and the framing is the proxy's.
 //! Hop-by-hop fields are dropped, and so are those that would override the request id or the bootstrap fields.
@@ -6,16 +7,18 @@
 
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
+    TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::endpoint::{REQUEST_ID, connection_headers, is_hop_by_hop};
 use crate::fleet::Worker;
 
 /// Fields that are dropped besides the hop-by-hop ones: they concern the client's connection to the proxy, or the
-/// encoding of a body that the proxy reads.
+/// encoding of a body that the proxy reads. Workers are asked for `identity`, because the proxy reads their responses, and
+/// without the field any coding would be allowed. Source: RFC 9110 section 12.5.3.
 const DROPPED: [HeaderName; 4] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING];
 
 /// Fields with this prefix make SGLang take the request id and the bootstrap fields from the head instead of the body.
@@ -53,9 +56,9 @@ pub(crate) fn for_legs(
     path: &str,
     request_id: &HeaderValue,
 ) -> Result<RequestHeader> {
-    // Host, Content-Length and the id are added. Without a map of the names' case the head is smaller, and HTTP does
+    // Host, Content-Length, the id and the encoding are added. Without a map of the names' case the head is smaller, and HTTP does
     // not distinguish cases.
-    let size = Some(client.headers.len() + 3);
+    let size = Some(client.headers.len() + 4);
     let mut leg = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), size)?;
     let listed = connection_headers(&client.headers);
     for (name, value) in &client.headers {
@@ -64,6 +67,7 @@ pub(crate) fn for_legs(
         }
     }
     leg.insert_header(REQUEST_ID, request_id)?;
+    leg.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
     Ok(leg)
 }
 
@@ -82,6 +86,20 @@ pub(crate) fn add_worker_fields(
     }
     leg.insert_header(CONTENT_LENGTH, body_len)?;
     Ok(())
+}
+
+/// Drops what concerns the connection to decode alone from the head of its response, except the framing of the body,
+/// which Pingora reads. Trailers are not forwarded, so that the field that announces them goes too.
+pub(crate) fn drop_hop_by_hop(head: &mut ResponseHeader) {
+    let listed = connection_headers(&head.headers);
+    let is_dropped = |name: &&HeaderName| {
+        is_hop_by_hop(name, &listed) && ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(name)
+    };
+    // Allocates only where there is such a field, which workers without a proxy in front of them do not send.
+    let dropped: Vec<_> = head.headers.keys().filter(is_dropped).cloned().collect();
+    for name in &dropped {
+        head.remove_header(name);
+    }
 }
 
 fn is_request_id(value: &[u8]) -> bool {
@@ -134,7 +152,8 @@ mod tests {
             ("X-Override-Rid", "a"),
         ]);
         let names: Vec<_> = leg.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["x-request-id"]);
+        assert_eq!(names, ["x-request-id", "accept-encoding"]);
+        assert_eq!(leg.headers[ACCEPT_ENCODING], "identity");
         assert_eq!(leg.uri.path(), "/generate");
     }
 

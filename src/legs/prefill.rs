@@ -15,9 +15,10 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode, header};
 use pingora::http::RequestHeader;
 
+use crate::endpoint::end_to_end;
 use crate::fleet::suspects::{Point, Progress};
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
-use crate::net::{Client, Failure, Reply, Target};
+use crate::net::{Client, Coding, Failure, Reply, Reuse, Target};
 use crate::pd::{Engine, Leg, Route};
 
 use super::first_event::{FIRST_EVENT_LIMIT, FirstEvent, Rejection};
@@ -39,9 +40,9 @@ pub(crate) enum Outcome {
     /// The prompt was computed. The body of the response where [`Keep::Body`] asks for it, else empty.
     Served(Bytes),
     /// An error response, which the client gets instead of decode's response.
-    Rejected(Rejection),
+    Rejected(Box<Rejection>),
     /// The same, and it tells of the end of decode's leg.
-    Aborted(Rejection),
+    Aborted(Box<Rejection>),
     /// No response.
     Failed(Failure),
 }
@@ -92,6 +93,7 @@ pub(crate) struct PrefillRequest {
     pub(crate) route: Route,
     pub(crate) head: Arc<RequestHeader>,
     pub(crate) body: Bytes,
+    pub(crate) reuse: Reuse,
     pub(crate) keep: Keep,
     pub(crate) fleet: Arc<Fleet>,
     /// Where the request is a suspect: what is told that prefill has responded.
@@ -242,7 +244,10 @@ pub(crate) fn failed(failure: &Failure) -> Leg {
         // As if the worker were full: having no free socket is the proxy's problem, and passes soon.
         Failure::NoSocket(_) => Leg::Rejected(503),
         Failure::Lost(_) => Leg::Lost,
-        Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => Leg::Failed,
+        Failure::Stale(_) => Leg::Stale,
+        Failure::Encoded(_) | Failure::NotHttp(_) | Failure::TooLong(_) | Failure::Unusable(_) => {
+            Leg::Failed
+        }
     }
 }
 
@@ -260,8 +265,10 @@ pub(crate) fn evidence(leg: Leg) -> Evidence {
     match leg {
         Leg::Served => Evidence::Good,
         Leg::Unsent => Evidence::Absent,
-        // These tell of the request, of the load or of the other worker.
-        Leg::Running | Leg::Aborted(_) | Leg::Rejected(..=499 | 503) => Evidence::Neutral,
+        // These tell of the request, of the load or of the other worker, or of a connection alone.
+        Leg::Running | Leg::Stale | Leg::Aborted(_) | Leg::Rejected(..=499 | 503) => {
+            Evidence::Neutral
+        }
         Leg::Rejected(_) | Leg::Lost | Leg::Failed => Evidence::Bad,
     }
 }
@@ -269,12 +276,16 @@ pub(crate) fn evidence(leg: Leg) -> Evidence {
 impl PrefillRequest {
     async fn run(self, head_arrived: &OnceLock<Instant>) -> Outcome {
         let to = Target {
-            address: self.worker.address(),
+            addresses: self.worker.addresses(),
             server_name: self.worker.server_name(),
             host: self.worker.host(),
             authorization: self.worker.authorization(),
         };
-        let read = match self.client.send(to, &self.head, &self.body).await {
+        // Once: a worker that sees a room again waits for a transfer that was cancelled.
+        let sent = self
+            .client
+            .send_once(to, &self.head, &self.body, self.reuse);
+        let read = match sent.await {
             Ok(reply) => {
                 let _ = head_arrived.set(Instant::now());
                 self.read(reply).await
@@ -298,18 +309,31 @@ impl PrefillRequest {
             return Err(failure);
         }
         if !status.is_success() {
-            let content_type = reply.head().headers.get(header::CONTENT_TYPE).cloned();
+            let headers = end_to_end(&reply.head().headers);
             let body = reply.collect(REJECTION_LIMIT).await?;
-            return Ok(self.rejected(Rejection {
+            return Ok(self.rejected(Box::new(Rejection {
                 status,
-                content_type,
+                headers,
                 body,
-            }));
+            })));
         }
         let streams = is_event_stream(&reply.head().headers);
+        let coding = Coding::of(&reply.head().headers)?;
         let body = match self.keep {
-            Keep::Body(limit) => reply.collect(limit).await?,
-            Keep::Nothing => drain(&mut reply).await?,
+            Keep::Body(limit) => {
+                let body = reply.collect(limit).await?;
+                match coding {
+                    None => body,
+                    Some(coding) => coding.decode(&body, limit)?,
+                }
+            }
+            Keep::Nothing => {
+                let begin = drain(&mut reply).await?;
+                match coding {
+                    None => begin,
+                    Some(coding) => coding.decode_begin(&begin, FIRST_EVENT_LIMIT)?,
+                }
+            }
         };
         let error = match streams {
             true => match FirstEvent::read(self.engine, self.route, &body) {
@@ -319,13 +343,13 @@ impl PrefillRequest {
             false => self.engine.document_error(self.route, &body),
         };
         Ok(match (error, self.keep) {
-            (Some(error), _) => self.rejected(error.into()),
+            (Some(error), _) => self.rejected(Rejection::inside(&reply.head().headers, error)),
             (None, Keep::Body(_)) => Outcome::Served(body),
             (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
         })
     }
 
-    fn rejected(&self, rejection: Rejection) -> Outcome {
+    fn rejected(&self, rejection: Box<Rejection>) -> Outcome {
         let is_failure = rejection.status.is_server_error();
         match is_failure && self.engine.tells_of_decode(&rejection.body) {
             true => Outcome::Aborted(rejection),

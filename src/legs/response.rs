@@ -6,7 +6,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::first_event::{FirstEvent, Rejection};
+use super::first_event::{FIRST_EVENT_LIMIT, FirstEvent, Rejection, StreamFields};
+use crate::net::{Coding, CodingError, Failure};
 use crate::pd::{
     self, Engine, EventTooLong, MergeError, PrefillData, Route, Splitter, StreamMerger, WorkerError,
 };
@@ -21,17 +22,26 @@ pub(super) enum Response {
     /// A document that is held until its end.
     Whole(BytesMut),
     /// A stream whose first event is not complete yet.
-    FirstEvent(Engine, Route, BytesMut),
+    FirstEvent(Begin, BytesMut),
     /// A document that is held until its end, and then merged.
     MergedDocument(PrefillData, BytesMut),
     /// A stream whose events are merged one by one. Boxed, because most requests merge nothing.
     MergedStream(Box<MergedStream>),
 }
 
+/// What the first event of a stream is judged by.
+pub(super) struct Begin {
+    pub(super) engine: Engine,
+    pub(super) route: Route,
+    /// `None` where the stream is not compressed.
+    pub(super) coding: Option<Coding>,
+    /// The client gets these with an error.
+    pub(super) fields: StreamFields,
+}
+
 /// The state of a stream that is merged.
 pub(super) struct MergedStream {
-    engine: Engine,
-    route: Route,
+    begin: Begin,
     splitter: Splitter,
     merger: StreamMerger,
     /// Whether the first event has passed. Only that one can become a status.
@@ -41,11 +51,19 @@ pub(super) struct MergedStream {
 /// Why a chunk of decode's body cannot be passed on.
 pub(crate) enum ResponseError {
     /// The first event is an error.
-    Rejected(Rejection),
+    Rejected(Box<Rejection>),
     /// The two responses do not fit together.
     Merge(MergeError),
     /// An event that is to be merged is too long.
     TooLong(EventTooLong),
+    /// The body cannot be decoded.
+    Encoded(Failure),
+}
+
+impl From<CodingError> for ResponseError {
+    fn from(error: CodingError) -> Self {
+        ResponseError::Encoded(error.into())
+    }
 }
 
 impl From<EventTooLong> for ResponseError {
@@ -60,9 +78,10 @@ impl From<MergeError> for ResponseError {
     }
 }
 
-impl From<WorkerError> for ResponseError {
-    fn from(error: WorkerError) -> Self {
-        ResponseError::Rejected(error.into())
+impl Begin {
+    /// The error of a stream that begins with this error event.
+    fn reject(&mut self, error: WorkerError) -> ResponseError {
+        ResponseError::Rejected(self.fields.rejection(error))
     }
 }
 
@@ -73,8 +92,8 @@ impl Response {
     }
 
     /// A stream that passes unless its first event is an error.
-    pub(super) fn first_event(engine: Engine, route: Route) -> Self {
-        Response::FirstEvent(engine, route, BytesMut::new())
+    pub(super) fn first_event(begin: Begin) -> Self {
+        Response::FirstEvent(begin, BytesMut::new())
     }
 
     /// A document that is merged with prefill's data.
@@ -83,15 +102,9 @@ impl Response {
     }
 
     /// A stream that is merged with prefill's data. An event may have `max_event_bytes`.
-    pub(super) fn merged_stream(
-        engine: Engine,
-        route: Route,
-        data: PrefillData,
-        max_event_bytes: usize,
-    ) -> Self {
+    pub(super) fn merged_stream(begin: Begin, data: PrefillData, max_event_bytes: usize) -> Self {
         Response::MergedStream(Box::new(MergedStream {
-            engine,
-            route,
+            begin,
             splitter: Splitter::new(max_event_bytes),
             merger: StreamMerger::new(data),
             begun: false,
@@ -106,9 +119,7 @@ impl Response {
         let (out, settled) = match self {
             Response::Unchanged => return Ok(chunk),
             Response::Whole(held) => hold(held, chunk, end),
-            Response::FirstEvent(engine, route, held) => {
-                await_first_event(*engine, *route, held, chunk, end)?
-            }
+            Response::FirstEvent(begin, held) => await_first_event(begin, held, chunk, end)?,
             Response::MergedDocument(data, held) => {
                 held.extend_from_slice(&chunk);
                 return match end {
@@ -131,9 +142,9 @@ impl MergedStream {
         let mut out = BytesMut::new();
         while let Some(event) = self.splitter.next_event()? {
             if !self.begun
-                && let Some(error) = self.engine.stream_error(self.route, &event)
+                && let Some(error) = self.begin.engine.stream_error(self.begin.route, &event)
             {
-                return Err(error.into());
+                return Err(self.begin.reject(error));
             }
             self.begun = true;
             self.merger.event(&event, &mut out)?;
@@ -161,24 +172,32 @@ fn hold(held: &mut BytesMut, chunk: Bytes, end: bool) -> (Bytes, bool) {
 
 /// The begin of a stream once its first event is complete and no error, and whether that is so.
 fn await_first_event(
-    engine: Engine,
-    route: Route,
+    begin: &mut Begin,
     held: &mut BytesMut,
     chunk: Bytes,
     end: bool,
 ) -> Result<(Bytes, bool), ResponseError> {
-    let begin = if held.is_empty() {
+    let bytes = if held.is_empty() {
         chunk
     } else {
         held.extend_from_slice(&chunk);
         held.split().freeze()
     };
-    match FirstEvent::read(engine, route, &begin) {
-        FirstEvent::Error(error) => Err(error.into()),
-        FirstEvent::Incomplete if !end => {
-            held.extend_from_slice(&begin);
+    let event = match begin.coding {
+        None => FirstEvent::read(begin.engine, begin.route, &bytes),
+        Some(coding) => match coding.decode_begin(&bytes, FIRST_EVENT_LIMIT) {
+            Ok(readable) => FirstEvent::read(begin.engine, begin.route, &readable),
+            // Not what it says: it passes as it is.
+            Err(_) => FirstEvent::Content,
+        },
+    };
+    match event {
+        FirstEvent::Error(error) => Err(begin.reject(error)),
+        // The limit matters where the bytes decode to nothing.
+        FirstEvent::Incomplete if !end && bytes.len() <= FIRST_EVENT_LIMIT => {
+            held.extend_from_slice(&bytes);
             Ok((Bytes::new(), false))
         }
-        FirstEvent::Incomplete | FirstEvent::Content => Ok((begin, true)),
+        FirstEvent::Incomplete | FirstEvent::Content => Ok((bytes, true)),
     }
 }

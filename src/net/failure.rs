@@ -8,6 +8,8 @@ use std::fmt;
 use http::StatusCode;
 use pingora::{Error, ErrorType, ImmutStr};
 
+use super::coding::CodingError;
+
 /// Why an exchange gave no complete response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -20,6 +22,11 @@ pub(crate) enum Failure {
     ConnectTimeout,
     /// The connection ended before the response did.
     Lost(String),
+    /// A connection from the pool ended before a byte of the response. The worker may have closed it while it was idle,
+    /// or have read the request.
+    Stale(String),
+    /// The body cannot be decoded.
+    Encoded(String),
     /// The worker did not send valid HTTP.
     NotHttp(String),
     /// The response is longer than this limit, in bytes.
@@ -39,9 +46,10 @@ impl fmt::Display for Failure {
                 )
             }
             Failure::ConnectTimeout => f.write_str("did not accept a connection in time"),
-            Failure::Lost(why) => {
+            Failure::Lost(why) | Failure::Stale(why) => {
                 write!(f, "closed the connection before its response ended ({why})")
             }
+            Failure::Encoded(why) => write!(f, "sent a response that cannot be read ({why})"),
             Failure::NotHttp(why) => write!(f, "sent a response that is not valid HTTP ({why})"),
             Failure::TooLong(limit) => write!(f, "sent more than {limit} bytes"),
             Failure::Unusable(status) => write!(f, "answered {status}, which cannot be passed on"),
@@ -50,6 +58,15 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<CodingError> for Failure {
+    fn from(error: CodingError) -> Self {
+        match error {
+            CodingError::TooLong(limit) => Failure::TooLong(limit),
+            error => Failure::Encoded(error.to_string()),
+        }
+    }
+}
 
 impl Failure {
     /// The failure behind an error that Pingora reports on the way to or from a worker.

@@ -1,12 +1,16 @@
 //! Where the body of a response begins and ends: bytes in, body bytes out, no I/O.
 //!
-//! The rules are those of RFC 9112 section 6.3. Ambiguous framing is an error: two parsers could find two different
-//! ends of the body, and the bytes between them would be taken for the next response.
+//! The rules are those of RFC 9112 section 6.3, and the same for both legs. [`transfer`] decides about every
+//! response, decode's included, whose body Pingora reads. Where Pingora takes more
+//! than it would have to, so does this file: a response must not be taken from one worker and refused from the other.
+//!
+//! Source: pingora-core 0.9.1 `protocols/http/v1/client.rs` (`read_response`), `v1/common.rs`
+//! (`content_length_parse_all`), `v1/body.rs` (`parse_chunked_buf`).
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use pingora::{Error, ErrorType, Result};
+use http::{HeaderMap, Method, StatusCode};
+use pingora::{Error, ErrorType};
 
 use super::response_head::{Head, bad_head};
 
@@ -40,29 +44,22 @@ impl Framing {
     ///
     /// # Errors
     /// `InvalidHTTPHeader`: the head allows more than one framing.
-    pub(super) fn of(head: &Head, method: &Method) -> Result<Self> {
-        let is_chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
-        let mut encodings = head.headers.get_all(TRANSFER_ENCODING).iter();
-        let chunked = match (encodings.next(), encodings.next()) {
-            (None, _) => false,
-            (Some(only), None) if head.is_http_11 && is_chunked(only) => true,
-            _ => return bad_head("a transfer encoding other than chunked"),
+    pub(super) fn of(head: &Head, method: &Method) -> pingora::Result<Self> {
+        let transfer = match transfer(&head.headers, head.is_http_11) {
+            Ok(transfer) => transfer,
+            Err(why) => return bad_head(why),
         };
-        let length = content_length(&head.headers)?;
-        if chunked && length.is_some() {
-            return bad_head("both Content-Length and Transfer-Encoding");
-        }
         let status = head.status;
         let has_no_body = status.is_informational()
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::NOT_MODIFIED
             || *method == Method::HEAD;
-        Ok(match length {
+        Ok(match transfer {
             _ if has_no_body => Framing::Done,
-            _ if chunked => Framing::ChunkSize,
-            Some(0) => Framing::Done,
-            Some(length) => Framing::Length(length),
-            None => Framing::UntilClosed,
+            Transfer::Chunks => Framing::ChunkSize,
+            Transfer::Length(0) => Framing::Done,
+            Transfer::Length(length) => Framing::Length(length),
+            Transfer::UntilClosed => Framing::UntilClosed,
         })
     }
 
@@ -71,7 +68,7 @@ impl Framing {
     ///
     /// # Errors
     /// [`BAD_FRAMING`].
-    pub(super) fn decode(&mut self, buf: &mut BytesMut) -> Result<Bytes> {
+    pub(super) fn decode(&mut self, buf: &mut BytesMut) -> pingora::Result<Bytes> {
         match *self {
             Framing::Done => Ok(Bytes::new()),
             Framing::UntilClosed => Ok(buf.split().freeze()),
@@ -87,7 +84,7 @@ impl Framing {
         }
     }
 
-    fn decode_chunks(&mut self, buf: &mut BytesMut) -> Result<Bytes> {
+    fn decode_chunks(&mut self, buf: &mut BytesMut) -> pingora::Result<Bytes> {
         // The data of a single chunk is a slice of `buf`; only a second chunk makes a copy necessary.
         let mut first = Bytes::new();
         let mut joined = BytesMut::new();
@@ -121,22 +118,24 @@ impl Framing {
     }
 
     /// Consumes the line between two chunks, or the trailers, if its end has arrived.
-    fn skip_line(&mut self, buf: &mut BytesMut) -> Result<()> {
+    fn skip_line(&mut self, buf: &mut BytesMut) -> pingora::Result<()> {
         match *self {
-            Framing::ChunkSize => {
-                if let Some(end) = memchr::memchr(b'\n', buf) {
-                    let Some(size) = chunk_size(&buf[..end]) else {
-                        return Error::e_explain(BAD_FRAMING, "a chunk without a valid size");
-                    };
-                    buf.advance(end + 1);
+            Framing::ChunkSize => match httparse::parse_chunk_size(buf) {
+                Ok(httparse::Status::Complete((line, size))) => {
+                    buf.advance(line);
                     *self = match size {
                         0 => Framing::Trailers,
                         size => Framing::Chunk(size),
                     };
-                } else if buf.len() > MAX_CHUNK_LINE_BYTES {
+                }
+                Ok(httparse::Status::Partial) if buf.len() > MAX_CHUNK_LINE_BYTES => {
                     return Error::e_explain(BAD_FRAMING, "a chunk-size line that is too long");
                 }
-            }
+                Ok(httparse::Status::Partial) => {}
+                Err(_) => {
+                    return Error::e_explain(BAD_FRAMING, "a chunk without a valid size");
+                }
+            },
             Framing::ChunkEnd if buf.len() >= 2 => {
                 if !buf.starts_with(b"\r\n") {
                     return Error::e_explain(BAD_FRAMING, "a chunk longer than its size");
@@ -174,33 +173,52 @@ fn split(buf: &mut BytesMut, most: u64) -> Bytes {
     buf.split_to(most.min(buf.len())).freeze()
 }
 
-/// The value of Content-Length, which may be repeated with the same number.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>> {
-    let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        for number in value.as_bytes().split(|byte| *byte == b',') {
-            let number = number.trim_ascii();
-            let digits = std::str::from_utf8(number).ok();
+/// How a response brings its body, by its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transfer {
+    /// In chunks.
+    Chunks,
+    /// This many bytes.
+    Length(u64),
+    /// Everything up to the end of the connection.
+    UntilClosed,
+}
+
+/// How a response with these fields brings its body. Chunks override a length, whatever that is, because Pingora removes
+/// it before this crate sees decode's head.
+///
+/// # Errors
+/// Why the response is refused: its body comes in another way, or in two.
+pub(super) fn transfer(headers: &HeaderMap, is_http_11: bool) -> Result<Transfer, &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(_), _) if !is_http_11 => return Err("a transfer coding in HTTP/1.0"),
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            return Ok(Transfer::Chunks);
+        }
+        _ => return Err("a transfer coding other than chunked"),
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(Transfer::UntilClosed),
+        (Some(_), Some(_)) => Err("two Content-Lengths"),
+        (Some(only), None) => {
+            let digits = only.to_str().unwrap_or_default();
             // `parse` alone would take a sign.
-            let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
-            let Some(number) = digits.and_then(|digits| digits.parse().ok()) else {
-                return bad_head("a Content-Length that is not a number");
-            };
-            if length
-                .replace(number)
-                .is_some_and(|before| before != number)
-            {
-                return bad_head("two Content-Lengths");
-            }
+            let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+            let length = digits.parse().ok().filter(|_| is_number);
+            length
+                .map(Transfer::Length)
+                .ok_or("a Content-Length that is not a number")
         }
     }
-    Ok(length)
 }
 
 /// The size in a chunk-size line, given up to but without its line feed; `None` for any other line.
 ///
-/// Not `httparse::parse_chunk_size`, which takes a line without digits for the last chunk, and a line feed for part
-/// of an extension.
+/// For chunks that are joined. `httparse::parse_chunk_size` takes more: a line without digits for the last chunk, and a
+/// line feed for part of an extension.
 pub(super) fn chunk_size(line: &[u8]) -> Option<u64> {
     let line = line.strip_suffix(b"\r")?;
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit());

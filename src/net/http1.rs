@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::framing::Framing;
 use super::peer::Target;
-use super::response_head::{self, Head};
+use super::response_head::{self, Head, MAX_HEAD_BYTES, has_final_head};
 
 /// The size of a read when the rest of the response may be short, in bytes.
 const MIN_READ: usize = 8 << 10;
@@ -35,6 +35,10 @@ pub(super) struct Http1Connection {
     framing: Framing,
     /// Whether the worker accepts another request on this connection.
     keep_alive: bool,
+    /// Whether a byte of the request was sent.
+    written: bool,
+    /// Whether a byte of a response was received.
+    received: bool,
 }
 
 impl Http1Connection {
@@ -45,7 +49,19 @@ impl Http1Connection {
             buf: BytesMut::new(),
             framing: Framing::Done,
             keep_alive: true,
+            written: false,
+            received: false,
         }
+    }
+
+    /// Whether a byte of the request was sent.
+    pub(super) fn has_written(&self) -> bool {
+        self.written
+    }
+
+    /// Whether a byte of a response was received.
+    pub(super) fn has_received(&self) -> bool {
+        self.received
     }
 
     /// Sends a whole request. Returns early, with `Ok`, when the response begins before the request has been
@@ -151,20 +167,23 @@ impl Http1Connection {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         request.advance(sent);
+        self.written = true;
         Poll::Ready(Ok(()))
     }
 
     /// Whether a response has begun while the request is still being written.
     fn poll_early_response(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        match self.poll_read_small(cx) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(read) => {
-                read?;
+        while self.buf.len() <= MAX_HEAD_BYTES {
+            let Poll::Ready(read) = self.poll_read_small(cx) else {
+                return Ok(false);
+            };
+            if read? == 0 || has_final_head(&self.buf) {
                 // The worker would take the unsent rest of the request for the next one.
                 self.keep_alive = false;
-                Ok(true)
+                return Ok(true);
             }
         }
+        Ok(false)
     }
 
     /// Reads at most [`MIN_READ`] bytes.
@@ -174,6 +193,7 @@ impl Http1Connection {
         let mut stack = ReadBuf::uninit(&mut stack);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut stack))?;
         self.buf.extend_from_slice(stack.filled());
+        self.received |= !stack.filled().is_empty();
         Poll::Ready(Ok(stack.filled().len()))
     }
 

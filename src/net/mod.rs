@@ -7,13 +7,17 @@
 //! |---|---|
 //! | `mod.rs` | [`Client`], which sends a request, and [`Reply`], which reads the response |
 //! | `peer.rs`, `tls.rs` | how a worker is connected to, and which certificates are trusted |
+//! | `dial.rs` | which of its addresses is connected to |
 //! | `pool.rs` | the idle connections |
 //! | `pooled.rs`, `chunks.rs` | a pooled connection for the exchanges that Pingora makes (decode), and its chunks |
 //! | `http1.rs` | a connection for all other exchanges |
 //! | `response_head.rs`, `framing.rs` | which responses are accepted, and where their bodies end |
+//! | `coding.rs` | bodies that are compressed |
 //! | `failure.rs` | why an exchange failed |
 
 mod chunks;
+mod coding;
+mod dial;
 mod failure;
 mod framing;
 mod http1;
@@ -23,38 +27,40 @@ mod pooled;
 mod response_head;
 mod tls;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use pingora::http::RequestHeader;
-use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
 
-use crate::endpoint::{WholeResponse, connection_headers, is_hop_by_hop};
+use crate::addresses::Addresses;
+use crate::endpoint::{WholeResponse, end_to_end};
+use dial::dial;
 use http1::Http1Connection;
 use peer::reuse_key;
 use pool::Pool;
 use pooled::PooledConnect;
 
 pub(crate) use chunks::Chunks;
+pub(crate) use coding::{Coding, CodingError, Decoder};
 pub(crate) use failure::Failure;
-pub(crate) use peer::{Dialling, Target};
-pub(crate) use pooled::PooledHandle;
+pub(crate) use peer::{Dialling, Reuse, Target};
+pub(crate) use pooled::{LostConnection, PooledHandle};
 pub(crate) use response_head::{Head, reject as reject_head};
 pub(crate) use tls::{Trust, pool_roots};
 
-/// How often a request may be sent, counting repetitions because the worker had closed the pooled connection.
+/// How often a request without legs may be sent, counting repetitions because the worker had closed the pooled
+/// connection.
 ///
 /// Each repetition takes one more connection out of the pool. The pool checks a connection before it hands it out,
 /// so more than one or two repetitions are unusual already.
-pub(crate) const STALE_ATTEMPTS: usize = 8;
+const STALE_ATTEMPTS: usize = 8;
 
 /// Sends requests to any number of workers over one pool of connections.
 pub(crate) struct Client {
     pool: Arc<Pool>,
-    dialling: Dialling,
+    dialling: Arc<Dialling>,
 }
 
 impl Client {
@@ -62,36 +68,37 @@ impl Client {
     pub(crate) fn new(conf: &ServerConf, dialling: Dialling) -> Self {
         Self {
             pool: Arc::new(Pool::new(conf)),
-            dialling,
+            dialling: Arc::new(dialling),
         }
     }
 
-    /// The peer for an exchange that Pingora makes, and the handle of its connection.
-    ///
-    /// A plain connection comes from this client's pool. A TLS connection comes from Pingora's own pool: Pingora
-    /// takes a transport from its caller only below TLS.
+    /// The peer for an exchange that Pingora makes over a connection of this client's pool, and the handle of that
+    /// connection. `None` where there is no address.
     pub(crate) fn pooled_peer(
         &self,
-        address: SocketAddr,
+        addresses: &Arc<Addresses>,
         server_name: Option<&str>,
         chunks: Chunks,
-    ) -> (HttpPeer, PooledHandle) {
-        let mut peer = self.dialling.peer(address, server_name);
+        reuse: Reuse,
+    ) -> Option<(HttpPeer, PooledHandle)> {
+        // Without TLS, which the connection has already where the worker uses it.
+        let mut peer = self.dialling.peer(addresses.first()?, None);
         let handle = PooledHandle::default();
-        if server_name.is_none() {
-            let connect = PooledConnect {
-                pool: self.pool.clone(),
-                handle: handle.clone(),
-                chunks,
-                key: reuse_key(address, server_name),
-                connect_timeout: self.dialling.connect_timeout,
-            };
-            connect.attach(&mut peer);
-        }
-        (peer, handle)
+        let connect = PooledConnect {
+            pool: self.pool.clone(),
+            handle: handle.clone(),
+            chunks,
+            reuse,
+            addresses: addresses.clone(),
+            dialling: self.dialling.clone(),
+            server_name: server_name.map(Box::from),
+        };
+        connect.attach(&mut peer);
+        Some((peer, handle))
     }
 
-    /// Sends a request and waits for the head of the response. `Host` and `Content-Length` are added here.
+    /// Sends a request and waits for the head of the response. `Host` and `Content-Length` are added here. The request is
+    /// sent again where a worker had closed a pooled connection, so that it may reach the worker more than once.
     ///
     /// # Errors
     /// [`Failure`]: no connection, or no response head that can be used. A target without an address is unreachable.
@@ -101,19 +108,47 @@ impl Client {
         head: &RequestHeader,
         body: &Bytes,
     ) -> Result<Reply, Failure> {
+        for _ in 1..STALE_ATTEMPTS {
+            match self.send_once(to, head, body, Reuse::Pooled).await {
+                Err(Failure::Stale(_)) => {}
+                sent => return sent,
+            }
+        }
+        self.send_once(to, head, body, Reuse::Never).await
+    }
+
+    /// As [`Self::send`], for a request that must not reach the worker twice.
+    ///
+    /// # Errors
+    /// [`Failure`], also [`Failure::Stale`].
+    pub(crate) async fn send_once(
+        &self,
+        to: Target<'_>,
+        head: &RequestHeader,
+        body: &Bytes,
+        reuse: Reuse,
+    ) -> Result<Reply, Failure> {
         let unresolved = || Failure::Unreachable("its name has no address".into());
-        let address = to.address.ok_or_else(unresolved)?;
-        let key = reuse_key(address, to.server_name);
-        let mut attempt = 1;
+        let address = to.addresses.first().ok_or_else(unresolved)?;
+        let mut key = reuse_key(address, to.server_name);
+        let mut pooled = match reuse {
+            Reuse::Pooled => self.pool.take(key),
+            Reuse::Never => None,
+        };
         loop {
-            let pooled = self.pool.take(key);
             let reused = pooled.is_some();
-            let stream = match pooled {
-                Some(stream) => Ok(stream),
-                // Boxed because a peer is large and rarely needed: inline, every exchange would carry its size.
-                None => Box::pin(self.dial(address, to.server_name)).await,
+            let stream = match pooled.take() {
+                Some(stream) => stream,
+                None => {
+                    let dialled = dial(&self.pool, &self.dialling, to.addresses, to.server_name);
+                    // Boxed because it is large and rarely needed: inline, every exchange would carry its size.
+                    let dialled = Box::pin(dialled).await;
+                    let (address, stream) =
+                        dialled.map_err(|error| Failure::from_pingora(&error))?;
+                    key = reuse_key(address, to.server_name);
+                    stream
+                }
             };
-            let stream = stream.map_err(|error| Failure::from_pingora(&error))?;
             let mut connection = Http1Connection::new(stream);
             match exchange_heads(&mut connection, to, head, body).await {
                 Ok(head) => {
@@ -124,23 +159,17 @@ impl Client {
                         connection: Some(connection),
                     };
                     let head = reply.head();
-                    return reject_head(head.status, &head.headers).map_or(Ok(reply), Err);
+                    let rejected = reject_head(head.status, &head.headers, head.is_http_11);
+                    return rejected.map_or(Ok(reply), Err);
                 }
-                // The worker closed the connection while it was in the pool: it has not begun with the request, so
-                // that sending it again is safe.
-                Err(Failure::Lost(_)) if reused && attempt < STALE_ATTEMPTS => attempt += 1,
+                // The worker had closed the connection: the next one is new.
+                Err(Failure::Lost(_)) if reused && !connection.has_written() => {}
+                Err(Failure::Lost(why)) if reused && !connection.has_received() => {
+                    return Err(Failure::Stale(why));
+                }
                 Err(failure) => return Err(failure),
             }
         }
-    }
-
-    async fn dial(
-        &self,
-        address: SocketAddr,
-        server_name: Option<&str>,
-    ) -> pingora::Result<Stream> {
-        let peer = self.dialling.peer(address, server_name);
-        self.pool.dial(&peer).await
     }
 
     /// Sends a request and reads the whole response, at most `limit` bytes of body.
@@ -157,13 +186,7 @@ impl Client {
         let mut reply = self.send(to, head, body).await?;
         let head = reply.head();
         let status = head.status;
-        let listed = connection_headers(&head.headers);
-        let headers = head
-            .headers
-            .iter()
-            .filter(|(name, _)| !is_hop_by_hop(name, &listed))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
+        let headers = end_to_end(&head.headers);
         let body = reply.collect(limit).await?;
         Ok(WholeResponse {
             status,
@@ -172,6 +195,17 @@ impl Client {
             error: None,
         })
     }
+}
+
+/// The body of a response as it was before it was compressed; at most `limit` bytes where it is.
+///
+/// # Errors
+/// [`Failure::Encoded`], [`Failure::TooLong`].
+pub(crate) fn readable(response: &WholeResponse, limit: usize) -> Result<Bytes, Failure> {
+    Ok(match Coding::of(&response.headers)? {
+        None => response.body.clone(),
+        Some(coding) => coding.decode(&response.body, limit)?,
+    })
 }
 
 /// A response whose head has arrived and whose body can be read.
@@ -249,3 +283,6 @@ async fn exchange_heads(
         (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(Failure::from_pingora(&error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

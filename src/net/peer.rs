@@ -8,6 +8,7 @@ use http::HeaderValue;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::tls::Trust;
+use crate::addresses::Addresses;
 
 /// How long a connection stays in a pool without a request.
 ///
@@ -51,6 +52,15 @@ impl Dialling {
     }
 }
 
+/// Whether an exchange may take a connection that has served another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// From the pool when there is one.
+    Pooled,
+    /// A new one.
+    Never,
+}
+
 /// The pool's key of a connection: connections of one client with the same key are interchangeable.
 pub(super) fn reuse_key(address: SocketAddr, server_name: Option<&str>) -> u64 {
     // All else that distinguishes Pingora's peers (timeouts, trust) is the same for all workers of a client.
@@ -62,8 +72,8 @@ pub(super) fn reuse_key(address: SocketAddr, server_name: Option<&str>) -> u64 {
 /// The receiver of a request: its connection, and the header values that only this worker gets.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
-    /// `None` while the worker's name has not been resolved.
-    pub(crate) address: Option<SocketAddr>,
+    /// Where it is dialled.
+    pub(crate) addresses: &'a Addresses,
     /// The name that the worker's certificate must have; `None` for a worker without TLS.
     pub(crate) server_name: Option<&'a str>,
     /// The value of `Host`.

@@ -2,24 +2,26 @@
 //!
 //! Pingora accepts a transport from its caller. [`PooledConnect`] gives it a connection of the [`Pool`] for one
 //! exchange; the connection returns to the pool when Pingora has checked it at the end and found it reusable. To
-//! Pingora each exchange has a new connection, so its own pool stays empty. TLS connections do not come here:
-//! Pingora's transport is the part below TLS.
+//! Pingora each exchange has a new connection, so its own pool stays empty. Where the worker uses TLS, the transport
+//! has it already, and Pingora sees plain HTTP.
 //!
-//! Two things happen to the bytes on the way:
+//! Three things happen to the bytes on the way:
 //! * The request head is held back until the body is written, so that both leave in one write. Pingora flushes in
 //!   between, which would cost a system call, a segment and a second wake-up of the worker.
 //! * The chunks of a response that arrive with one read are joined: see [`super::chunks`].
+//! * When the worker responds before it has read the request, the rest of the request is not sent. Pingora reads no
+//!   response while it writes, and a worker that has refused a request may never read the rest of it.
 //!
 //! Source: pingora-core 0.9.1 `protocols/l4/virt.rs`, `connectors/l4.rs`, `connectors/mod.rs`
 //! (`test_reusable_stream`), `protocols/http/v1/client.rs` (`write_request_header`).
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -33,8 +35,14 @@ use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::{Chunks, Joiner};
-use super::peer::peer;
+use super::dial::dial;
+use super::peer::{Dialling, Reuse, reuse_key};
 use super::pool::{Pool, is_quiet};
+use super::response_head::{MAX_HEAD_BYTES, has_final_head};
+use crate::addresses::Addresses;
+
+/// The size of a read while a request is being written, in bytes.
+const EARLY_READ: usize = 8 << 10;
 
 /// Flags shared by the owner of an exchange and its connection, while Pingora holds the connection.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +53,21 @@ pub(crate) struct PooledHandle(Arc<HandleState>);
 #[derive(Debug, Default)]
 struct HandleState {
     reused: AtomicBool,
+    written: AtomicBool,
+    received: AtomicBool,
     response_ended: AtomicBool,
+}
+
+/// What a lost connection says about its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LostConnection {
+    /// It came from the pool and took no byte of the request: the worker had closed it before.
+    Untouched,
+    /// It came from the pool and brought no byte of a response. The worker may have closed it before it read the
+    /// request, or have read it.
+    Stale,
+    /// It was new, or brought a part of a response: the worker was lost with the request.
+    InUse,
 }
 
 impl PooledHandle {
@@ -54,9 +76,16 @@ impl PooledHandle {
         self.0.response_ended.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the connection came from the pool, so that the worker may have closed it in the meantime.
-    pub(crate) fn is_reused(&self) -> bool {
-        self.0.reused.load(Ordering::Relaxed)
+    /// What the loss of this connection says.
+    pub(crate) fn lost(&self) -> LostConnection {
+        let state = &self.0;
+        if !state.reused.load(Ordering::Relaxed) || state.received.load(Ordering::Relaxed) {
+            LostConnection::InUse
+        } else if state.written.load(Ordering::Relaxed) {
+            LostConnection::Stale
+        } else {
+            LostConnection::Untouched
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -64,19 +93,21 @@ impl PooledHandle {
     }
 }
 
-/// Connects Pingora to a worker, with a pooled connection when there is one.
+/// Connects Pingora to a worker.
 pub(super) struct PooledConnect {
     pub(super) pool: Arc<Pool>,
     pub(super) handle: PooledHandle,
     pub(super) chunks: Chunks,
-    /// The pool's key for this worker.
-    pub(super) key: u64,
+    pub(super) reuse: Reuse,
+    pub(super) addresses: Arc<Addresses>,
     /// For a new connection.
-    pub(super) connect_timeout: Duration,
+    pub(super) dialling: Arc<Dialling>,
+    /// The name that the worker's certificate must have; `None` for a worker without TLS.
+    pub(super) server_name: Option<Box<str>>,
 }
 
 impl PooledConnect {
-    /// Makes Pingora take its connection to this peer, which speaks plain HTTP, from the pool.
+    /// Makes Pingora take its connection to this peer from the pool.
     pub(super) fn attach(self, peer: &mut HttpPeer) {
         let options = &mut peer.options;
         // The pool's `dial` has the timeout. Pingora would set a timer for pooled connections as well.
@@ -100,7 +131,12 @@ impl L4Connect for PooledConnect {
         let PeerAddress::Inet(worker) = worker else {
             return Error::e_explain(ErrorType::ConnectError, "a worker has an IP address");
         };
-        let pooled = self.pool.take(self.key);
+        let server_name = self.server_name.as_deref();
+        let mut key = reuse_key(*worker, server_name);
+        let pooled = match self.reuse {
+            Reuse::Pooled => self.pool.take(key),
+            Reuse::Never => None,
+        };
         self.handle
             .0
             .reused
@@ -108,16 +144,21 @@ impl L4Connect for PooledConnect {
         let stream = match pooled {
             Some(stream) => stream,
             None => {
-                let peer = peer(*worker, self.connect_timeout, None);
-                self.pool.dial(&peer).await?
+                // Boxed because it is large and rarely needed.
+                let dialled = dial(&self.pool, &self.dialling, &self.addresses, server_name);
+                let (address, stream) = Box::pin(dialled).await?;
+                key = reuse_key(address, server_name);
+                stream
             }
         };
         let pooled = PooledStream {
             stream: Some(stream),
-            key: self.key,
+            key,
             pool: self.pool.clone(),
             handle: self.handle.clone(),
             head: RequestHead::NotWritten,
+            early: BytesMut::new(),
+            refused: false,
             joiner: Joiner::new(self.chunks),
             reusable: false,
         };
@@ -133,6 +174,11 @@ struct PooledStream {
     pool: Arc<Pool>,
     handle: PooledHandle,
     head: RequestHead,
+    /// What the worker has sent while the request was being written, and Pingora has not read.
+    early: BytesMut,
+    /// Whether the worker has responded, or closed the connection, before it has read the whole request. The rest of
+    /// the request is discarded.
+    refused: bool,
     joiner: Joiner,
     /// Whether the connection was found quiet after the end of the response.
     reusable: bool,
@@ -181,6 +227,7 @@ impl PooledStream {
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.handle.0.written.store(true, Ordering::Relaxed);
             if head.is_empty() {
                 self.head = RequestHead::Sent;
                 // A write may end exactly with the head. To return 0 for it would be an error to the caller; the next
@@ -190,6 +237,56 @@ impl PooledStream {
                 }
             }
         }
+    }
+
+    /// Writes, and gives up the rest of the request when the worker responds first.
+    fn poll_write_or_refused(
+        &mut self,
+        cx: &mut Context<'_>,
+        next: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.refused {
+            return Poll::Ready(Ok(next.len()));
+        }
+        match self.poll_send(cx, next) {
+            Poll::Pending if self.poll_early_response(cx)? => {
+                self.refused = true;
+                Poll::Ready(Ok(next.len()))
+            }
+            polled => polled,
+        }
+    }
+
+    /// Whether a response has begun, or the connection has ended, while the request is still being written.
+    fn poll_early_response(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        while self.early.len() <= MAX_HEAD_BYTES {
+            // On the stack: most requests are written at once, and never come here.
+            let mut stack = [const { MaybeUninit::uninit() }; EARLY_READ];
+            let mut stack = ReadBuf::uninit(&mut stack);
+            match self.stream()?.poll_read(cx, &mut stack) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(read) => read?,
+            }
+            self.early.extend_from_slice(stack.filled());
+            if stack.filled().is_empty() || has_final_head(&self.early) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads what has been read early, then from the connection.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.early.is_empty() {
+            return self.stream()?.poll_read(cx, buf);
+        }
+        let length = self.early.len().min(buf.remaining());
+        buf.put_slice(&self.early.split_to(length));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -202,11 +299,15 @@ impl AsyncRead for PooledStream {
         if self.handle.has_ended() {
             // After the response Pingora reads once more, to see whether the connection can go to its pool. The empty
             // read below says "closed", so that Pingora drops this transport and `drop` puts the connection into ours.
-            self.reusable = self.stream.as_mut().is_some_and(is_quiet);
+            // A worker that has not read the whole request would take the next one for the rest of it.
+            self.reusable = !self.refused && self.stream.as_mut().is_some_and(is_quiet);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.stream()?.poll_read(cx, buf))?;
+        ready!(self.poll_receive(cx, buf))?;
+        if buf.filled().len() > before {
+            self.handle.0.received.store(true, Ordering::Relaxed);
+        }
         let joined = self.joiner.join(&mut buf.filled_mut()[before..]);
         buf.set_filled(before + joined);
         Poll::Ready(Ok(()))
@@ -223,7 +324,7 @@ impl AsyncWrite for PooledStream {
             self.head = RequestHead::Held(BytesMut::from(buf));
             return Poll::Ready(Ok(buf.len()));
         }
-        self.poll_send(cx, buf)
+        self.poll_write_or_refused(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,9 +335,12 @@ impl AsyncWrite for PooledStream {
             }
             RequestHead::Flushed(head) => {
                 self.head = RequestHead::Flushed(head);
-                ready!(self.poll_send(cx, &[]))?;
+                ready!(self.poll_write_or_refused(cx, &[]))?;
             }
             other => self.head = other,
+        }
+        if self.refused {
+            return Poll::Ready(Ok(()));
         }
         self.stream()?.poll_flush(cx)
     }

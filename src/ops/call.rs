@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, ORIGIN};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::RequestHeader;
 use serde_json::{Value, json};
 
 use crate::endpoint::{REQUEST_ID, WholeRequest, WholeResponse};
 use crate::fleet::Worker;
-use crate::net::{Client, Failure, Target};
+use crate::net::{Client, Failure, Target, readable};
 
 /// The longest response of a worker, in bytes. The largest known ones are the tokens of a prompt (8 MB for a million
 /// ids) and `/server_info` (60 KB for each data parallel rank).
@@ -115,7 +115,7 @@ impl Call {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
-        let size = Some(FORWARDED.len() + 1);
+        let size = Some(FORWARDED.len() + 2);
         // Workers take no HEAD on these paths. The body of the response is left out on the way to the client.
         let method = match request.method {
             Method::HEAD => Method::GET,
@@ -129,6 +129,8 @@ impl Call {
         }
         // Not among the forwarded headers: a client's id has been checked, and replaced if it was not usable.
         head.insert_header(REQUEST_ID, request_id)?;
+        // The response is read. Without the field, any coding would be allowed: RFC 9110 section 12.5.3.
+        head.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         Ok(Self {
             head,
             body: request.body,
@@ -181,7 +183,7 @@ impl Call {
 
     async fn exchange(&self, client: &Client, worker: &Worker) -> Result<WholeResponse, Failure> {
         let to = Target {
-            address: worker.address(),
+            addresses: worker.addresses(),
             server_name: worker.server_name(),
             host: worker.host(),
             authorization: match self.key {
@@ -215,8 +217,11 @@ impl CallResult {
     /// A text for the report: why there is no such JSON.
     pub(super) fn json(&self) -> Result<Value, String> {
         match &self.outcome {
-            Ok(response) if response.status.is_success() => serde_json::from_slice(&response.body)
-                .map_err(|error| format!("sent a response that is not JSON ({error})")),
+            Ok(response) if response.status.is_success() => {
+                let body = readable(response, RESPONSE_LIMIT).map_err(|error| error.to_string())?;
+                serde_json::from_slice(&body)
+                    .map_err(|error| format!("sent a response that is not JSON ({error})"))
+            }
             Ok(response) => Err(excerpt(response)),
             Err(error) => Err(error.to_string()),
         }
@@ -252,7 +257,8 @@ impl CallResult {
 
 /// The beginning of the body, or the status when there is none.
 fn excerpt(response: &WholeResponse) -> String {
-    let text = String::from_utf8_lossy(&response.body);
+    let body = readable(response, RESPONSE_LIMIT).unwrap_or_default();
+    let text = String::from_utf8_lossy(&body);
     match text.trim() {
         "" => format!("answered {}", response.status),
         text => text.chars().take(EXCERPT).collect(),
@@ -318,9 +324,12 @@ mod tests {
                 "content-type",
                 "traceparent",
                 "tracestate",
-                "x-request-id"
+                "x-request-id",
+                "accept-encoding"
             ]
         );
+        // The proxy's own: the response is read.
+        assert_eq!(call.head.headers["accept-encoding"], "identity");
         assert_eq!(call.head.headers.get_all("tracestate").iter().count(), 2);
         assert_eq!(call.head.headers[REQUEST_ID], "id-1");
     }

@@ -23,6 +23,8 @@ pub enum Leg {
     Unsent,
     /// No response; the worker may have begun.
     Lost,
+    /// No response on a connection that had been idle: the worker has probably closed it, and may have begun.
+    Stale,
     /// No response in time, or one that cannot be used.
     Failed,
 }
@@ -43,6 +45,8 @@ pub enum Verdict {
     Wait,
     /// Decode's response goes to the client.
     Respond,
+    /// The same pair may serve the request over new connections, with new rooms. No worker is to blame.
+    Again(Role),
     /// Another pair may serve the request; the worker of this role is to blame. Without another pair the request
     /// fails with this role.
     Retry(Role),
@@ -61,6 +65,10 @@ pub struct RequestState {
     begun: bool,
     /// Whether a worker may have seen the request in this or an earlier attempt.
     seen: bool,
+    /// The leg whose idle connection made this attempt begin again.
+    stale: Option<Role>,
+    /// Whether an attempt has begun again. It happens once: from then on no connection has been idle.
+    again: bool,
 }
 
 impl Leg {
@@ -78,7 +86,7 @@ impl Leg {
     fn is_retryable(self) -> bool {
         matches!(
             self,
-            Leg::Unsent | Leg::Lost | Leg::Rejected(429 | 502 | 503)
+            Leg::Unsent | Leg::Lost | Leg::Stale | Leg::Rejected(429 | 502 | 503)
         )
     }
 
@@ -97,6 +105,8 @@ impl Default for RequestState {
             committed: false,
             begun: false,
             seen: false,
+            stale: None,
+            again: false,
         }
     }
 }
@@ -104,12 +114,21 @@ impl Default for RequestState {
 impl RequestState {
     /// Reports the progress of prefill's leg.
     pub fn prefill(&mut self, leg: Leg) {
-        self.prefill = leg;
+        self.prefill = self.after_stale(Role::Prefill, leg);
     }
 
     /// Reports the progress of decode's leg.
     pub fn decode(&mut self, leg: Leg) {
-        self.decode = leg;
+        self.decode = self.after_stale(Role::Decode, leg);
+    }
+
+    /// A worker that first closes a connection with the request on it, and then refuses a new one, was lost with the
+    /// request.
+    fn after_stale(&self, role: Role, leg: Leg) -> Leg {
+        match leg {
+            Leg::Unsent if self.stale == Some(role) => Leg::Lost,
+            leg => leg,
+        }
     }
 
     /// Reports that the first byte of decode's response has come. Its head alone does not say that decode generates.
@@ -155,6 +174,7 @@ impl RequestState {
             return Verdict::Wait;
         }
         match self.blamed() {
+            Some((role, Leg::Stale)) if self.may_begin_again(rules) => Verdict::Again(role),
             Some((role, leg)) if leg.is_retryable() && self.may_retry(rules) => {
                 Verdict::Retry(role)
             }
@@ -166,11 +186,27 @@ impl RequestState {
 
     /// Starts the next attempt.
     pub fn retry(&mut self) {
-        self.seen |= self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
+        self.seen |= self.is_seen();
         self.prefill = Leg::Running;
         self.decode = Leg::Running;
         self.begun = false;
+        self.stale = None;
         self.attempt += 1;
+    }
+
+    /// Starts this attempt again, because the idle connection of this leg was closed. The legs must get new connections.
+    pub fn begin_again(&mut self, stale: Role) {
+        self.seen |= self.is_seen();
+        self.prefill = Leg::Running;
+        self.decode = Leg::Running;
+        self.begun = false;
+        self.stale = Some(stale);
+        self.again = true;
+    }
+
+    /// Whether the legs must get new connections.
+    pub fn needs_new_connections(&self) -> bool {
+        self.again
     }
 
     /// Whether prefill tells of the end of decode's leg before that is known. The worker that dies is often heard of
@@ -203,9 +239,16 @@ impl RequestState {
     }
 
     fn may_retry(&self, rules: RetryRules) -> bool {
-        let seen =
-            self.seen || self.prefill.may_have_been_seen() || self.decode.may_have_been_seen();
-        self.attempt < rules.attempts && !(rules.own_rid && seen)
+        self.attempt < rules.attempts && !(rules.own_rid && self.is_seen())
+    }
+
+    fn may_begin_again(&self, rules: RetryRules) -> bool {
+        !self.again && !rules.own_rid
+    }
+
+    /// Whether a worker may have seen the request.
+    fn is_seen(&self) -> bool {
+        self.seen || self.prefill.may_have_been_seen() || self.decode.may_have_been_seen()
     }
 }
 
@@ -227,9 +270,9 @@ mod tests {
 
     #[test]
     fn the_table_before_the_first_byte() {
-        use Leg::{Aborted, Failed, Lost, Rejected, Running, Served, Unsent};
+        use Leg::{Aborted, Failed, Lost, Rejected, Running, Served, Stale, Unsent};
         use Role::{Decode, Prefill};
-        use Verdict::{Fail, Respond, Retry, Wait};
+        use Verdict::{Again, Fail, Respond, Retry, Wait};
         for (prefill, decode, verdict) in [
             (Running, Running, Wait),
             (Served, Running, Wait),
@@ -267,6 +310,13 @@ mod tests {
             (Rejected(503), Running, Retry(Prefill)),
             (Running, Rejected(429), Retry(Decode)),
             (Rejected(502), Rejected(500), Retry(Prefill)),
+            // The same pair may do, over new connections.
+            (Stale, Running, Again(Prefill)),
+            (Stale, Served, Again(Prefill)),
+            (Stale, Stale, Again(Prefill)),
+            (Served, Stale, Again(Decode)),
+            (Stale, Rejected(400), Fail(Decode)),
+            (Rejected(503), Stale, Retry(Prefill)),
         ] {
             let state = state(prefill, decode);
             assert_eq!(state.verdict(FREE), verdict, "{prefill:?} {decode:?}");
@@ -283,6 +333,40 @@ mod tests {
         state.prefill(Leg::Aborted(500));
         state.decode(Leg::Served);
         assert_eq!(state.verdict(FREE), Verdict::Wait, "of the next attempt");
+    }
+
+    #[test]
+    fn an_attempt_begins_again_once_and_not_with_an_id_of_the_clients() {
+        let mut state = state(Leg::Running, Leg::Stale);
+        let own_rid = RetryRules {
+            own_rid: true,
+            ..FREE
+        };
+        assert_eq!(state.verdict(own_rid), Verdict::Fail(Role::Decode));
+        let one_attempt = RetryRules {
+            attempts: 1,
+            ..FREE
+        };
+        assert_eq!(state.verdict(one_attempt), Verdict::Again(Role::Decode));
+        state.begin_again(Role::Decode);
+        assert_eq!((state.attempt(), state.needs_new_connections()), (1, true));
+        assert_eq!(state.verdict(FREE), Verdict::Wait);
+        state.decode(Leg::Stale);
+        assert_eq!(state.verdict(one_attempt), Verdict::Fail(Role::Decode));
+        assert_eq!(state.verdict(FREE), Verdict::Retry(Role::Decode));
+    }
+
+    #[test]
+    fn a_worker_that_closes_a_connection_and_refuses_the_next_was_lost_with_the_request() {
+        let mut state = state(Leg::Running, Leg::Stale);
+        state.begin_again(Role::Decode);
+        state.prefill(Leg::Unsent);
+        assert_eq!(state.prefill, Leg::Unsent);
+        state.decode(Leg::Unsent);
+        assert_eq!(state.decode, Leg::Lost);
+        state.retry();
+        state.decode(Leg::Unsent);
+        assert_eq!(state.decode, Leg::Unsent, "this is another worker");
     }
 
     #[test]

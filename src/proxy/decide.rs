@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use http::StatusCode;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, Result};
 
 use super::Proxy;
 use super::request::RequestContext;
@@ -16,7 +16,7 @@ use super::{deadlines, session};
 use crate::error::{Fault, ProxyError, Timeout};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
-use crate::net::Failure;
+use crate::net::{Failure, LostConnection};
 use crate::pd::{Leg, RetryRules, Verdict};
 use crate::telemetry::Cause;
 
@@ -40,6 +40,13 @@ impl Proxy {
         Ok(match verdict {
             Verdict::Wait | Verdict::Respond => Decision::Proceed,
             Verdict::Fail(role) => Decision::Fail(role),
+            Verdict::Again(role) if ctx.head_is_out() => Decision::Fail(role),
+            // Free: no worker has failed, and it happens to a request once.
+            Verdict::Again(role) => {
+                let attempt = ctx.attempt()?;
+                let lease = self.fleet.lease_again(attempt.prefill(), attempt.decode());
+                Decision::End(ctx.begin_again(role, lease))
+            }
             Verdict::Retry(role) => {
                 let blamed = ctx.attempt()?.worker(role).clone();
                 // Suspects are tried one after the other, so that they multiply no load.
@@ -91,7 +98,6 @@ impl Proxy {
         &self,
         ctx: &mut RequestContext,
         mut error: Box<Error>,
-        client_reused: bool,
     ) -> Box<Error> {
         if ctx.is_decided(&error) {
             return error;
@@ -121,23 +127,30 @@ impl Proxy {
             }
             etype if *etype == deadlines::REQUEST_TIMEOUT => Timeout::Request,
             _ if *error.esource() == ErrorSource::Downstream => return error,
-            _ => {
-                let unanswered = ctx.record.times.decode_head.is_none();
-                let attempt = ctx.attempt.as_ref();
-                let reused = client_reused || attempt.is_some_and(Attempt::is_on_reused_connection);
-                if unanswered && reused && is_lost(&error) && !ctx.head_is_out() {
-                    // The worker closed an idle connection before it read the request. Pingora opens another one.
-                    error.set_retry(true);
-                    return error;
-                }
-                return self.decode_broke(ctx, error);
-            }
+            _ => return self.decode_lost(ctx, error),
         };
         ctx.state.decode(Leg::Failed);
         if let Ok(attempt) = ctx.attempt() {
             attempt.report_pair_failure();
         }
         ctx.refuse(ProxyError::Timeout(overdue))
+    }
+
+    /// Decode's connection failed after it had been established.
+    fn decode_lost(&self, ctx: &mut RequestContext, mut error: Box<Error>) -> Box<Error> {
+        let lost = ctx.attempt.as_ref().map(Attempt::decode_lost);
+        match (Failure::from_pingora(&error), lost) {
+            (Failure::Lost(_), Some(LostConnection::Untouched)) if !ctx.head_is_out() => {
+                // No byte of the request has left, so that the rooms are still unused. Pingora opens another connection.
+                error.set_retry(true);
+                error
+            }
+            (Failure::Lost(why), Some(LostConnection::Stale)) => {
+                let failure = Failure::Stale(why);
+                self.decode_failed(ctx, failure).unwrap_or(error)
+            }
+            _ => self.decode_broke(ctx, error),
+        }
     }
 
     /// Prefill's leg failed before decode's first byte.
@@ -172,7 +185,9 @@ impl Proxy {
     pub(super) fn not_passed(&self, ctx: &mut RequestContext, error: ResponseError) -> Box<Error> {
         let leg = match &error {
             ResponseError::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
-            ResponseError::Merge(_) | ResponseError::TooLong(_) => Leg::Failed,
+            ResponseError::Merge(_) | ResponseError::TooLong(_) | ResponseError::Encoded(_) => {
+                Leg::Failed
+            }
         };
         ctx.state.decode(leg);
         ctx.decode_cause = rejected(leg);
@@ -191,6 +206,9 @@ impl Proxy {
             (_, ResponseError::Merge(error)) => ctx.refuse(ProxyError::Merge(error)),
             (_, ResponseError::TooLong(error)) => {
                 let failure = Failure::TooLong(error.limit);
+                ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
+            }
+            (_, ResponseError::Encoded(failure)) => {
                 ctx.refuse(ProxyError::Leg(Role::Decode, url, failure))
             }
         }
@@ -245,13 +263,4 @@ pub(super) fn rejected(leg: Leg) -> Option<Cause> {
         Leg::Rejected(status) => Some(Cause::Rejected(status)),
         _ => None,
     }
-}
-
-/// Whether the other side closed the connection.
-fn is_lost(error: &Error) -> bool {
-    *error.esource() == ErrorSource::Upstream
-        && matches!(
-            error.etype(),
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
-        )
 }

@@ -21,6 +21,7 @@ use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::limits::RequestLimits;
+use crate::net::Reuse;
 use crate::pd::{Bootstrap, Engine, Facts, Fields, Injected, Merge, RequestIds, Route, RoutingKey};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
@@ -31,6 +32,15 @@ struct Prepared {
     body: Injected,
     rooms: Arc<Rooms>,
     ids: RequestIds,
+}
+
+/// What an attempt has besides its request and its pair.
+struct Terms<'a> {
+    /// `Some` for one of several samples.
+    seat: Option<&'a Seat>,
+    /// `Some` for a suspect.
+    trial: Option<Progress>,
+    reuse: Reuse,
 }
 
 impl Proxy {
@@ -86,7 +96,7 @@ impl Proxy {
             let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
             return Err(ctx.refuse(error));
         };
-        if ctx.state.attempt() == 1 {
+        if ctx.state.attempt() == 1 && !ctx.state.needs_new_connections() {
             self.budget().note_request(Instant::now());
         }
         let (request, prepared) = self.prepare(request, bootstrap);
@@ -95,9 +105,15 @@ impl Proxy {
         let body = prepared.body.clone();
         let events = self.engine.stream_end(request.route);
         let rooms = prepared.rooms.as_slice().len();
+        // A suspect that is lost must not be taken for one whose idle connection was closed.
+        let reuse = match ctx.state.needs_new_connections() || ctx.suspicion.is_some() {
+            true => Reuse::Never,
+            false => Reuse::Pooled,
+        };
         let seat = ctx.seat.as_ref();
         let trial = ctx.suspicion.as_ref().and_then(|found| found.progress());
-        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, seat, trial);
+        let terms = Terms { seat, trial, reuse };
+        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, terms);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
         let keepalive = self.keepalive(session, ctx)?;
@@ -174,8 +190,7 @@ impl Proxy {
         request: &Request,
         prepared: Prepared,
         lease: Lease,
-        seat: Option<&Seat>,
-        trial: Option<Progress>,
+        terms: Terms<'_>,
     ) -> (Attempt, PrefillFailed) {
         let facts = &request.facts;
         let prefill = lease.prefill.clone();
@@ -187,14 +202,15 @@ impl Proxy {
             route: request.route,
             head: request.head.clone(),
             body: prepared.body.body.clone(),
+            reuse: terms.reuse,
             keep: match facts.merge {
                 Merge::None => Keep::Nothing,
                 Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
             },
             fleet: self.fleet.clone(),
-            trial,
+            trial: terms.trial,
         });
-        let prefill_failed: PrefillFailed = match seat {
+        let prefill_failed: PrefillFailed = match terms.seat {
             None => Box::pin(leg.failure()),
             Some(seat) => seat.watch(&leg),
         };
@@ -210,7 +226,8 @@ impl Proxy {
             fleet: self.fleet.clone(),
             aborter: self.aborter.clone(),
         };
-        let attempt = Attempt::new(plan, prefill, leg, lease.decode, prepared.rooms);
+        let (rooms, reuse) = (prepared.rooms, terms.reuse);
+        let attempt = Attempt::new(plan, prefill, leg, lease.decode, rooms, reuse);
         (attempt, prefill_failed)
     }
 }

@@ -63,18 +63,22 @@ impl Proxy {
     ) -> FailToProxy {
         self.announce_shutdown(session);
         ctx.record.status = fault.status().as_u16();
-        // Pingora closes the connection of a request that was sent to a worker. Samples have sessions of their own.
-        let unsent = ctx.record.pair.is_none() || ctx.record.samples > 0;
-        let reusable = unsent && session.is_body_done() && !fault.ends_connection();
+        let reusable = session.is_body_done() && !fault.ends_connection();
         if !reusable {
             session.set_keepalive(None);
         }
         let response = fault.response(self.engine.error_shape(ctx.record.route));
-        if let Err(error) = self.write(session, response, ctx).await {
-            log::debug!(
+        match self.write(session, response, ctx).await {
+            // Pingora itself keeps the connection only of a request that was not sent to a worker. Samples are sent over
+            // sessions of their own.
+            Ok(()) => {
+                let sent = ctx.record.pair.is_some() && ctx.record.samples == 0;
+                ctx.keeps = reusable && sent;
+            }
+            Err(error) => log::debug!(
                 "response not written request_id={:?} error={error}",
                 ctx.record.request_id
-            );
+            ),
         }
         FailToProxy {
             error_code: ctx.record.status,
@@ -82,8 +86,9 @@ impl Proxy {
         }
     }
 
-    /// Ends the request: the client's session goes back to Pingora, prefill's leg may finish, the record is complete.
-    pub(super) fn finish(
+    /// Ends the request: the client's session goes back to Pingora, or its connection to the listener, prefill's leg may
+    /// finish, the record is complete.
+    pub(super) async fn finish(
         &self,
         session: &mut Session,
         error: Option<&Error>,
@@ -101,6 +106,11 @@ impl Proxy {
             if let Some(suspicion) = ctx.suspicion.take() {
                 suspicion.served();
             }
+        }
+        if ctx.keeps
+            && let Some(kept) = ctx.kept.take()
+        {
+            kept.keep(session).await;
         }
     }
 }

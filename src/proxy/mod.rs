@@ -98,6 +98,7 @@ impl ProxyHttp for Proxy {
         if let Some(origin) = client::head_received(session, context) {
             ctx.listener = origin.listener;
             ctx.overflow = origin.overflow;
+            ctx.kept = Some(origin.kept);
         }
     }
 
@@ -150,7 +151,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         ctx: &mut Box<RequestContext>,
     ) -> Result<Box<HttpPeer>> {
-        // There is an attempt already when Pingora only replaces a stale connection to decode.
+        // There is an attempt already when Pingora only replaces a connection to decode that took no byte.
         if ctx.attempt.is_none() {
             ctx.restore(session);
             self.select(session, ctx).await?;
@@ -206,9 +207,9 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         error: Box<Error>,
         ctx: &mut Box<RequestContext>,
-        client_reused: bool,
+        _client_reused: bool,
     ) -> Box<Error> {
-        self.decode_ended_early(ctx, error, client_reused)
+        self.decode_ended_early(ctx, error)
     }
 
     async fn fail_to_proxy(
@@ -226,7 +227,7 @@ impl ProxyHttp for Proxy {
         error: Option<&Error>,
         ctx: &mut Box<RequestContext>,
     ) {
-        self.finish(session, error, ctx);
+        self.finish(session, error, ctx).await;
     }
 
     /// The record has the error: it is logged once.

@@ -15,7 +15,7 @@ use pingora::{Error, ErrorType, Result};
 use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use super::suspects::Suspicion;
-use crate::client::{Admitted, Listener, Share};
+use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::Attempt;
@@ -41,6 +41,8 @@ pub(crate) struct RequestContext {
     pub(super) state: RequestState,
     /// Why decode's leg of the present attempt failed, once it has.
     pub(super) decode_cause: Option<Cause>,
+    /// When this attempt was sent before it began again: a worker that dies with it has had it since then.
+    first_sent: Option<Instant>,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
     /// Set once a worker was lost with the request, now or earlier.
@@ -58,6 +60,10 @@ pub(crate) struct RequestContext {
     pub(super) listener: Listener,
     /// Whether that connection is above `max_connections`, and is served one response.
     pub(super) overflow: bool,
+    /// Where that connection may be left for the next request; `None` when it is not one of the listener's.
+    pub(super) kept: Option<Arc<Kept>>,
+    /// Whether it is left there, because the client got a whole response to a request that has failed.
+    pub(super) keeps: bool,
     /// Counts the request as live until it is dropped.
     admitted: Option<Admitted>,
 }
@@ -92,6 +98,7 @@ impl RequestContext {
             installed: None,
             state: RequestState::default(),
             decode_cause: None,
+            first_sent: None,
             avoid: Vec::new(),
             suspicion: None,
             share: None,
@@ -101,6 +108,8 @@ impl RequestContext {
             sent: Sent::default(),
             listener: Listener::Clients,
             overflow: false,
+            kept: None,
+            keeps: false,
             admitted: None,
         }
     }
@@ -164,6 +173,21 @@ impl RequestContext {
             self.record.failed.push(FailedAttempt { worker, cause });
         }
         self.state.retry();
+        self.next_attempt()
+    }
+
+    /// Ends both legs of this attempt, because the worker of this role had closed the connection of its leg. Pingora's
+    /// loop begins it again with this lease.
+    pub(super) fn begin_again(&mut self, stale: Role, lease: Lease) -> Box<Error> {
+        self.decode_cause = None;
+        // A suspect waits for its turn.
+        self.lease = self.suspicion.is_none().then_some(lease);
+        self.first_sent = self.record.times.sent;
+        self.state.begin_again(stale);
+        self.next_attempt()
+    }
+
+    fn next_attempt(&mut self) -> Box<Error> {
         self.attempt = None;
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.trial = None;
@@ -235,7 +259,7 @@ impl RequestContext {
             prefill: attempt.prefill().clone(),
             decode: attempt.decode().clone(),
         });
-        self.record.times.sent = Some(Instant::now());
+        self.record.times.sent = self.first_sent.take().or_else(|| Some(Instant::now()));
         self.attempt = Some(attempt);
     }
 

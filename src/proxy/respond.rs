@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -15,7 +15,7 @@ use crate::client;
 use crate::endpoint::{REQUEST_ID, WARNING};
 use crate::error::{self, Fault};
 use crate::fleet::Role;
-use crate::legs::{Rejection, evidence, no_document};
+use crate::legs::{self, Rejection, evidence, no_document};
 use crate::net::reject_head;
 use crate::pd::Leg;
 
@@ -35,7 +35,8 @@ impl Proxy {
         head: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        let unusable = reject_head(head.status, &head.headers);
+        let is_http_11 = head.version == Version::HTTP_11;
+        let unusable = reject_head(head.status, &head.headers, is_http_11);
         if let Some(failure) = unusable.or_else(|| no_document(head.status)) {
             let no_legs = || Error::explain(ErrorType::InternalError, "a response without legs");
             return Err(self.decode_failed(ctx, failure).unwrap_or_else(no_legs));
@@ -44,6 +45,7 @@ impl Proxy {
             return Ok(());
         }
         ctx.record.times.decode_head = Some(Instant::now());
+        legs::drop_hop_by_hop(head);
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         let leg = if head.status.is_success() {
             ctx.attempt()?.join(client::interrupted(session)).await?;

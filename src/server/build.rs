@@ -25,7 +25,7 @@ use crate::fleet::{
     SuspectLimits, Suspects, WorkerParts,
 };
 use crate::legs::Aborter;
-use crate::net::{Client, Dialling, STALE_ATTEMPTS};
+use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Proxy, refused_head};
@@ -59,8 +59,8 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         trust: tls::trust(&config, &mut conf)?,
     };
     let fleet = fleet(&config)?;
-    // Pingora counts as a retry both ours and the replacement of a stale pooled connection.
-    conf.max_retries = STALE_ATTEMPTS + config.requests.max_retries as usize;
+    // Pingora counts connections: one for each attempt and for the one that begins again, and as many that took no byte.
+    conf.max_retries = 2 * (config.requests.max_retries as usize + 2);
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
     let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));

@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with the other modules that it may name.
-const MAY_NAME: [(&str, &[&str]); 17] = [
+const MAY_NAME: [(&str, &[&str]); 18] = [
     ("pd", &[]),
     ("endpoint", &[]),
+    ("addresses", &[]),
     ("limits", &[]),
-    ("net", &["endpoint"]),
-    ("fleet", &["pd"]),
+    ("net", &["addresses", "endpoint"]),
+    ("fleet", &["addresses", "pd"]),
     ("client", &["endpoint"]),
     ("legs", &["endpoint", "fleet", "net", "pd"]),
     (

@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
-use support::pair::serve;
-use support::{BODY, Balancer, CHAT, Pair, STREAM, Worker, post};
+use mini_lb::pd::Role;
+use support::pair::{ROLES, leg_of, serve};
+use support::{BODY, Balancer, CHAT, Exchange, Pair, STREAM, Worker, config, post};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn a_stream_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_the_close() {
@@ -83,24 +86,119 @@ async fn a_request_that_meets_a_connection_that_the_worker_has_closed_does_not_f
     }
 }
 
+/// What a worker must not get twice.
+fn rendezvous(exchange: &Exchange) -> [String; 2] {
+    let body = exchange.request.json();
+    ["bootstrap_room", "rid"].map(|key| body[key].to_string())
+}
+
+/// The next legs, and not the aborts of those before.
+async fn legs_after_aborts(pair: &mut Pair) -> (Exchange, Exchange) {
+    let prefill = leg_after_aborts(&mut pair.prefill).await;
+    (prefill, leg_after_aborts(&mut pair.decode).await)
+}
+
+async fn leg_after_aborts(worker: &mut Worker) -> Exchange {
+    loop {
+        let exchange = worker.request().await;
+        if !exchange.request.head.contains("/abort_request") {
+            return exchange;
+        }
+        exchange.answer("200 OK", "").await;
+    }
+}
+
 #[tokio::test]
-async fn a_worker_that_closes_a_used_connection_on_the_next_request_gets_it_again() {
+async fn a_worker_that_closes_a_used_connection_gets_the_request_again_with_another_room() {
+    for role in ROLES {
+        let mut pair = Pair::start().await;
+        let legs = pair.legs("/generate", BODY).await;
+        serve(legs).await;
+        pair.client.answer().await;
+        let (prefill, decode) = pair.legs("/generate", BODY).await;
+        assert_eq!(
+            (pair.prefill.connections(), pair.decode.connections()),
+            (1, 1)
+        );
+        let first = rendezvous(&decode);
+        assert_eq!(rendezvous(&prefill), first);
+        let (closes, other) = leg_of(role, (prefill, decode));
+        drop(closes);
+        other.closed().await;
+        let (prefill, decode) = legs_after_aborts(&mut pair).await;
+        let second = rendezvous(&decode);
+        assert_eq!(rendezvous(&prefill), second, "{role}");
+        assert!(first[0] != second[0] && first[1] != second[1], "{role}");
+        serve((prefill, decode)).await;
+        assert_eq!(pair.client.answer().await.status(), 200, "{role}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_also_closes_a_new_connection_is_lost_with_the_request() {
+    for role in ROLES {
+        let mut pair = Pair::start().await;
+        let legs = pair.legs("/generate", BODY).await;
+        serve(legs).await;
+        pair.client.answer().await;
+        let legs = pair.legs("/generate", BODY).await;
+        drop(leg_of(role, legs).0);
+        let legs = legs_after_aborts(&mut pair).await;
+        drop(leg_of(role, legs).0);
+        pair.bad_gateway("closed twice", &format!("{role}_lost"))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_an_id_of_the_clients_does_not_reach_a_worker_twice() {
+    const OWN: &str = r#"{"text":"a","rid":"mine"}"#;
+    for role in ROLES {
+        let mut pair = Pair::start().await;
+        let legs = pair.legs("/generate", BODY).await;
+        serve(legs).await;
+        pair.client.answer().await;
+        let legs = pair.legs("/generate", OWN).await;
+        drop(leg_of(role, legs).0);
+        pair.bad_gateway("closed", &format!("{role}_lost")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_closes_all_used_connections_gets_each_request_once_more() {
+    const CLIENTS: usize = 8;
     let mut pair = Pair::start().await;
-    let (prefill, decode) = pair.legs("/generate", BODY).await;
-    serve((prefill, decode)).await;
-    pair.client.answer().await;
-    let (prefill, decode) = pair.legs("/generate", BODY).await;
-    let first = decode.request.body.clone();
-    assert_eq!(
-        (pair.prefill.connections(), pair.decode.connections()),
-        (1, 1)
-    );
-    drop((prefill, decode));
-    let (prefill, decode) = pair.next_legs().await;
-    assert_eq!(decode.request.body, first);
-    assert_eq!(prefill.request.body, first);
-    serve((prefill, decode)).await;
-    assert_eq!(pair.client.answer().await.status(), 200);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(pair.balancer.client().await);
+    }
+    let mut rooms = HashSet::new();
+    for round in ["opens", "uses", "again"] {
+        if round != "again" {
+            for client in &mut clients {
+                client.send(post("/generate", BODY)).await;
+            }
+        }
+        let mut legs = Vec::new();
+        for _ in 0..CLIENTS {
+            let (prefill, decode) = legs_after_aborts(&mut pair).await;
+            assert!(
+                rooms.insert((0, rendezvous(&prefill)[0].clone())),
+                "{round}"
+            );
+            assert!(rooms.insert((1, rendezvous(&decode)[0].clone())), "{round}");
+            legs.push((prefill, decode));
+        }
+        // In the second round all connections have been used, and are closed.
+        if round != "uses" {
+            for legs in legs {
+                serve(legs).await;
+            }
+            for client in &mut clients {
+                assert_eq!(client.answer().await.status(), 200, "{round}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -170,4 +268,45 @@ async fn several_balancers_live_in_one_process_and_stop_on_their_own() {
     prefill.request().await.answer("200 OK", "{}").await;
     decode.request().await.answer("200 OK", "{}").await;
     assert_eq!(client.answer().await.status(), 200);
+}
+
+/// A worker that answers after the head of its first request, and reads nothing of the body.
+async fn refusing_unread(listener: TcpListener, answer: &str) -> TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_worker_that_refuses_a_body_which_it_does_not_read_is_heard_at_once() {
+    // More than all buffers between the balancer and the worker hold.
+    let body = format!(r#"{{"text":"{}"}}"#, "x".repeat(16 << 20));
+    let refusal = "HTTP/1.1 413 Too Large\r\ncontent-length: 12\r\n\r\n{\"long\":\"b\"}";
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    for role in ROLES {
+        for answer in [refusal.to_owned(), format!("{hints}{refusal}")] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let refusing = format!("http://{}", listener.local_addr().unwrap());
+            let other = Worker::listen().await;
+            let (prefill, decode) = match role {
+                Role::Prefill => (refusing, other.url()),
+                Role::Decode => (other.url(), refusing),
+            };
+            let balancer = Balancer::start(config(&[prefill], &[decode])).await;
+            let mut client = balancer.client().await;
+            let request = post("/generate", &body);
+            let (_open, ()) =
+                tokio::join!(refusing_unread(listener, &answer), client.send(request));
+            let answer = client.answer().await;
+            assert_eq!(
+                (answer.status(), answer.text()),
+                (413, "{\"long\":\"b\"}"),
+                "{role}"
+            );
+        }
+    }
 }

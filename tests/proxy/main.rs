@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod bodies;
+mod coded;
 mod connections;
 mod errors;
+mod fields;
+mod framing;
 mod keepalive;
 mod limits;
 mod queue;

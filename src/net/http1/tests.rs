@@ -87,7 +87,6 @@ async fn every_framing_gives_its_body_and_a_reusable_connection() {
     check(Method::POST, chunked, "hello0123456789", true).await;
     for response in [
         "200 OK\r\ncontent-length: 5\r\n\r\nhello",
-        "200 OK\r\ncontent-length: 5, 5\r\n\r\nhello",
         "200\r\nContent-Length:5\r\n\r\nhello",
         "200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ] {
@@ -175,10 +174,9 @@ async fn informational_heads_are_skipped() {
 #[tokio::test]
 async fn a_head_that_can_be_read_in_two_ways_is_refused() {
     for head in [
-        "200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked",
-        "200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5",
-        "204 No Content\r\ntransfer-encoding: chunked\r\ncontent-length: 5",
         "200 OK\r\ncontent-length: 5\r\ncontent-length: 6",
+        "200 OK\r\ncontent-length: 5\r\ncontent-length: 5",
+        "200 OK\r\ncontent-length: 5, 5",
         "200 OK\r\ncontent-length: 5, 6",
         "200 OK\r\ncontent-length: +5",
         "200 OK\r\ncontent-length: -5",
@@ -196,9 +194,7 @@ async fn a_head_that_can_be_read_in_two_ways_is_refused() {
         "200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked",
         "200 OK\r\ntransfer-encoding: xchunked",
         "200 OK\r\ntransfer-encoding:",
-        "200 OK\r\na: b\r\n c: folded\r\ncontent-length: 5",
         "200 OK\r\n content-length: 5",
-        "200 OK\r\ncontent-length : 5",
         "200 OK\r\nno colon",
         "200 OK\r\na: b\0\r\ncontent-length: 5",
         "200 OK\r\na: b\rcontent-length: 5",
@@ -223,11 +219,24 @@ async fn a_head_that_can_be_read_in_two_ways_is_refused() {
 }
 
 #[tokio::test]
+async fn what_pingora_takes_from_decode_is_taken_here() {
+    for response in [
+        // Chunks override a length, even one that is no number.
+        "200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: x\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "200 OK\r\na: b\r\n c: folded\r\ncontent-length: 5\r\n\r\nhello",
+        "200 OK\r\ncontent-length : 5\r\n\r\nhello",
+        // A chunk-size line without digits is the last one.
+        "200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a\nb\r\nhello\r\n;a=b\r\n\r\n",
+        "200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n\r\n\r\n",
+    ] {
+        check(Method::POST, response, "hello", true).await;
+    }
+}
+
+#[tokio::test]
 async fn malformed_chunks_are_refused() {
     for chunks in [
-        "\r\n\r\n",
-        ";a=b\r\n\r\n",
-        " \r\n\r\n",
         " 5\r\nhello\r\n0\r\n\r\n",
         "+5\r\nhello\r\n0\r\n\r\n",
         "-5\r\nhello\r\n0\r\n\r\n",
@@ -235,7 +244,6 @@ async fn malformed_chunks_are_refused() {
         "5 5\r\nhello\r\n0\r\n\r\n",
         "g\r\nhello\r\n0\r\n\r\n",
         "5\nhello\r\n0\r\n\r\n",
-        "5;a\nb\r\nhello\r\n0\r\n\r\n",
         "5;a\rb\r\nhello\r\n0\r\n\r\n",
         "5\r\r\nhello\r\n0\r\n\r\n",
         "5\r\nhello\n0\r\n\r\n",

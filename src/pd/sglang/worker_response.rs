@@ -27,11 +27,6 @@ pub enum MergeError {
         /// The mistake.
         error: json::Error,
     },
-    /// The response is compressed.
-    Encoded {
-        /// The leg.
-        leg: Role,
-    },
     /// The response reports an error.
     Failed {
         /// The leg.
@@ -70,7 +65,6 @@ impl fmt::Display for MergeError {
             Self::Malformed { leg, error } => {
                 write!(f, "{leg}'s response is malformed: {error}")
             }
-            Self::Encoded { leg } => write!(f, "{leg}'s response is compressed"),
             Self::Failed { leg } => write!(f, "{leg}'s response is an error"),
             Self::Missing { leg, key } => write!(f, "{leg}'s response has no {key}"),
             Self::Count {

@@ -11,11 +11,12 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
-use http::header::CONTENT_TYPE;
+use http::HeaderMap;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::subrequest::server::SubrequestHandle;
 
+use crate::endpoint::end_to_end;
 use crate::error::{Fault, ProxyError};
 use crate::fleet::Role;
 use crate::legs::Rejection;
@@ -390,11 +391,11 @@ impl State {
         {
             return Err(Fault::Rejected(
                 Role::Decode,
-                Rejection {
+                Box::new(Rejection {
                     status: head.status,
-                    content_type: head.headers.get(CONTENT_TYPE).cloned(),
+                    headers: end_to_end(&head.headers),
                     body: sample.body.take(),
-                },
+                }),
             ));
         }
         self.running -= 1;
@@ -428,10 +429,14 @@ impl State {
 
     /// A worker's own error passes; everything else is one of the gathering.
     fn fault_of(&self, error: GatherError) -> Fault {
+        let sample = error.sample;
         if let GatherFault::Failed(event) = &error.fault
             && let Some(error) = self.recipe.engine.stream_error(self.recipe.route, event)
         {
-            return Fault::Rejected(Role::Decode, error.into());
+            let head = self.samples[sample].head.as_ref();
+            let headers = head.map(|head| &head.headers);
+            let rejection = Rejection::inside(headers.unwrap_or(&HeaderMap::new()), error);
+            return Fault::Rejected(Role::Decode, rejection);
         }
         Fault::Own(ProxyError::Gather(error))
     }

@@ -1,18 +1,25 @@
 //! Requests on the wire, and responses that begin before the request has been read.
 
+use std::sync::LazyLock;
+
 use http::HeaderValue;
 use tokio::io::AsyncWriteExt;
 
 use super::*;
+use crate::addresses::Addresses;
 
 static WORKER: HeaderValue = HeaderValue::from_static("worker:1");
 
-static TO: Target<'_> = Target {
-    address: None,
-    server_name: None,
-    host: &WORKER,
-    authorization: None,
-};
+static NOWHERE: LazyLock<Addresses> = LazyLock::new(|| Addresses::new(None));
+
+fn to(authorization: Option<&HeaderValue>) -> Target<'_> {
+    Target {
+        addresses: &NOWHERE,
+        server_name: None,
+        host: &WORKER,
+        authorization,
+    }
+}
 
 fn request(method: Method) -> RequestHeader {
     let mut head = RequestHeader::build_no_case(method, b"/generate?a=b", None).unwrap();
@@ -23,7 +30,7 @@ fn request(method: Method) -> RequestHeader {
 #[tokio::test]
 async fn a_request_is_its_head_and_its_body() {
     let (mut wire, mut theirs) = wire(1024);
-    wire.send(TO, &request(Method::POST), b"hello")
+    wire.send(to(None), &request(Method::POST), b"hello")
         .await
         .unwrap();
     drop(wire);
@@ -46,7 +53,7 @@ async fn a_response_before_the_request_is_read_ends_the_sending() {
             (then == Then::Stays).then_some(theirs)
         };
         let head = request(Method::POST);
-        let (sent, worker) = tokio::join!(wire.send(TO, &head, &body), respond);
+        let (sent, worker) = tokio::join!(wire.send(to(None), &head, &body), respond);
         // The write to a closed connection has failed; the response can be read all the same.
         assert_eq!(sent.is_ok(), then == Then::Stays);
         let got = read_response(wire, &Method::POST).await.unwrap();
@@ -63,11 +70,7 @@ async fn a_response_before_the_request_is_read_ends_the_sending() {
 }
 
 fn head_text(method: Method, key: Option<&HeaderValue>) -> String {
-    let to = Target {
-        authorization: key,
-        ..TO
-    };
-    String::from_utf8(encode_head(to, &request(method), 0)).unwrap()
+    String::from_utf8(encode_head(to(key), &request(method), 0)).unwrap()
 }
 
 #[test]
