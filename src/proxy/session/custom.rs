@@ -4,6 +4,8 @@
 //! client's session. What is written to the client, and when, is decided in [`super`].
 //! Source: pingora-core 0.9.1 `protocols/http/custom/server.rs`.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,7 +63,10 @@ impl CustomSession for ReplacedSession {
     }
 
     async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
-        self.write_comments().await?;
+        if self.has_comments() {
+            // Boxed, as every rare write here: the future of each event would carry it.
+            Box::pin(self.client_mut().write_downstream_proxy_tasks()).await?;
+        }
         if self.sent.head_is_out
             && let Some(unfit) = self.drop_head(&mut tasks)
         {
@@ -76,7 +81,11 @@ impl CustomSession for ReplacedSession {
         let mut ended = false;
         if !tasks.is_empty() {
             self.note_sent(&tasks);
-            ended = self.write(tasks).await?;
+            ended = if self.sent.events.is_complete() {
+                Box::pin(self.write_end(tasks)).await?
+            } else {
+                self.client_mut().response_duplex_vec(tasks).await?
+            };
             self.clock.note_sent();
             if let Some(keepalive) = &mut self.keepalive {
                 keepalive.note_sent();
@@ -100,13 +109,11 @@ impl CustomSession for ReplacedSession {
                 }
             };
             let delivered = self.sent.delivered;
-            let keepalive = self.keepalive.as_mut();
-            let due = async {
-                match keepalive {
-                    Some(keepalive) => keepalive.due().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let mut keepalive = self.keepalive.as_mut();
+            let due = poll_fn(|cx| match &mut keepalive {
+                Some(keepalive) => keepalive.poll_due(cx),
+                None => Poll::Pending,
+            });
             let queued = client.has_pending_downstream_proxy_tasks();
             let watched = async {
                 if queued {

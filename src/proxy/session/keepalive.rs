@@ -9,16 +9,18 @@
 //! A write that waits is resumed, not repeated: Pingora drops the future that watches the client whenever a worker sends
 //! something. Source: pingora-core 0.9.1 `protocols/http/v1/server.rs` (`write_proxy_tasks`).
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Version;
 use http::header::CONTENT_LENGTH;
+use pingora::Error;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
-use pingora::{Error, Result};
 use tokio::time::Sleep;
 
 use super::{HEAD_IS_OUT, ReplacedSession, framed};
@@ -60,13 +62,13 @@ impl Keepalive {
         self.last = tokio::time::Instant::now();
     }
 
-    /// Resolves when the silence has lasted.
-    pub(super) async fn due(&mut self) {
+    /// Ready when the silence has lasted.
+    pub(super) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            self.timer.as_mut().await;
+            ready!(self.timer.as_mut().poll(cx));
             let at = self.last + self.every;
             if at <= tokio::time::Instant::now() {
-                return;
+                return Poll::Ready(());
             }
             self.timer.as_mut().reset(at);
         }
@@ -107,13 +109,9 @@ impl ReplacedSession {
         self.client_mut().send_downstream_proxy_task(comment);
     }
 
-    /// Writes what is queued for the client.
-    pub(super) async fn write_comments(&mut self) -> Result<()> {
-        if self.keepalive.is_some() && self.client().has_pending_downstream_proxy_tasks() {
-            // Boxed, because the future of every event would carry it.
-            Box::pin(self.client_mut().write_downstream_proxy_tasks()).await?;
-        }
-        Ok(())
+    /// Whether a comment is queued whose write has not ended.
+    pub(super) fn has_comments(&self) -> bool {
+        self.keepalive.is_some() && self.client().has_pending_downstream_proxy_tasks()
     }
 
     /// Takes decode's head out of the tasks: another one is out. The failure where the response does not fit to it.

@@ -29,18 +29,9 @@ pub(super) struct Tail {
 }
 
 impl ReplacedSession {
-    /// Writes these tasks, whose bytes are followed already. Whether the response has ended.
-    pub(super) async fn write(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        if self.sent.events.is_complete() {
-            // Boxed, because the future of every event would carry it.
-            Box::pin(self.write_end(tasks)).await
-        } else {
-            self.client_mut().response_duplex_vec(tasks).await
-        }
-    }
-
-    /// Writes tasks that have the marker, or that come after it.
-    async fn write_end(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+    /// Writes tasks that have the marker, or that come after it; their bytes are followed already. Whether the response has
+    /// ended.
+    pub(super) async fn write_end(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
         for task in &mut tasks {
             // A worker that fails now has sent its whole response.
             if matches!(task, HttpTask::Failed(_)) {
