@@ -14,6 +14,7 @@ mod queue;
 mod regression;
 mod requests;
 mod responses;
+mod sample_limits;
 mod samples;
 mod stream_ends;
 mod streams;
