@@ -203,6 +203,29 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_the_line_is_in_the_documents() {
+        let (_, documented) = include_str!("../../docs/errors.md")
+            .split_once("## The log line of a request")
+            .unwrap_or_default();
+        // The fields as the code writes them: `name={...}`, and the times by the names of their parts.
+        let (_, code) = include_str!("access_log.rs")
+            .split_once("impl Display for Line")
+            .unwrap_or_default();
+        let (code, _) = code.split_once("\n}\n").unwrap_or_default();
+        let parts = ["prefill_ms", "decode_ms", "ttft_ms", "failed"].map(str::to_owned);
+        let written = code.split("={").map(|before| {
+            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            let start = before.trim_end_matches(is_name).len();
+            before[start..].to_owned()
+        });
+        let fields: Vec<_> = written.filter(|name| name.len() > 2).chain(parts).collect();
+        assert!(fields.len() > 15, "{fields:?}");
+        for field in fields.iter().filter(|field| *field != "_ms") {
+            assert!(documented.contains(&format!("`{field}`")), "{field}");
+        }
+    }
+
+    #[test]
     fn the_line_names_the_pair_the_attempts_the_wait_and_the_error() {
         let mut record = record();
         record.pair = Some(Pair {
