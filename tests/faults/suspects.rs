@@ -349,3 +349,20 @@ async fn without_a_window_no_request_is_a_suspect() {
         assert_eq!(client.answer().await.outcome(), (502, Some("prefill_lost")));
     }
 }
+
+#[tokio::test]
+async fn a_request_that_is_fatal_over_connections_of_the_pool_costs_two_workers_as_well() {
+    let fleet = Fleet::start(Role::Prefill).await;
+    let address = fleet.balancer.address;
+    // Connections to all workers are kept.
+    let mut warm = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        warm.spawn(answer(address, request(number, 20, "")));
+    }
+    while let Some(done) = soon("the first requests", warm.join_next()).await {
+        assert_eq!(done.unwrap().status(), 200);
+    }
+    let codes = insist(address, 3).await;
+    assert!(fleet.lost() <= 2, "{} lost, {codes:?}", fleet.lost());
+    assert_eq!(answer(address, request(9, 3, "")).await.status(), 200);
+}
