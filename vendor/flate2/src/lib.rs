@@ -1,8 +1,8 @@
 //! A stand-in for the crate [flate2](https://docs.rs/flate2) that needs no cmake.
 //!
 //! Pingora depends on flate2 with the feature `zlib-ng`, whose C code is built with cmake, and flate2 has no
-//! combination of features that keeps `zlib-ng` and leaves that build out. mini-lb neither compresses nor decompresses
-//! anything, so that the dependency is replaced as a whole: `[patch.crates-io]` in mini-lb's manifest puts this crate
+//! combination of features that keeps `zlib-ng` and leaves that build out. mini-lb compresses
+//! nothing, and reads gzip through Pingora alone, so that the dependency is replaced as a whole: `[patch.crates-io]` in mini-lb's manifest puts this crate
 //! in flate2's place.
 //!
 //! It has what Pingora 0.9.1 names, and nothing else: [`Compression::new`], and [`write::GzEncoder`] and
