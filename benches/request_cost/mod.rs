@@ -201,7 +201,8 @@ impl Comparison<'_> {
     fn effort(&self) -> (usize, Effort) {
         match self.arguments.short {
             true => {
-                let time = Duration::from_millis(500);
+                // The requests end the run, on a slow machine as well.
+                let time = Duration::from_secs(10);
                 (1, Effort { time, requests: 64 })
             }
             false => {
