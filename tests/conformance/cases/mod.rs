@@ -44,7 +44,7 @@ impl Case {
     /// A POST of a JSON value.
     fn post(name: impl Into<String>, path: &str, body: &Value) -> Case {
         let leeway = Leeway {
-            batch: is_batch(body),
+            batch: is_batch(body) || has_samples(body),
             rid: body.get("rid").is_some_and(|rid| !rid.is_null()),
         };
         let starts_at = body["logprob_start_len"].as_u64();
@@ -110,6 +110,12 @@ fn is_batch(body: &Value) -> bool {
     ["text", "input_ids", "prompt"]
         .iter()
         .any(|key| body[key].as_array().is_some_and(several))
+}
+
+/// Whether the request asks for several samples, which share the prefix cache as the items of a batch do.
+fn has_samples(body: &Value) -> bool {
+    let several = |n: &Value| n.as_u64().is_some_and(|n| n > 1);
+    several(&body["n"]) || several(&body["sampling_params"]["n"])
 }
 
 /// The material of the cases for one model.

@@ -18,6 +18,10 @@ pub(super) fn of(cases: &[Case], each: bool) -> Vec<Case> {
 
 fn sampled(case: &Case, n: u64) -> Option<Case> {
     let mut body: Value = serde_json::from_slice(&case.request.body).ok()?;
+    if body.get("text").is_some() && body.get("input_ids").is_some() {
+        // With several samples an ordinary server of SGLang 0.5.23 fails, so that there is nothing to compare with.
+        return None;
+    }
     match case.request.path.as_str() {
         "/generate" => set_in_sampling_params(&mut body, n)?,
         "/v1/chat/completions" | "/v1/completions" => set(&mut body, n)?,
