@@ -3,7 +3,7 @@
 //! A worker often quotes the request that it refuses: as JSON, as Python writes a dict, or as the bytes of the body, and
 //! the quote stands in a JSON string, where quotes are escaped once more. The members that [`super::bootstrap`] has
 //! injected are cut out of it, so that the client reads what an ordinary server would have quoted. Where the quote has
-//! another form, the values are replaced by [`HIDDEN`].
+//! another form, the values are replaced by `***`.
 //!
 //! What may not live here: which responses are errors.
 //!
