@@ -69,11 +69,15 @@ async fn gathered_samples_have_comments_as_one_stream_has() {
 async fn several_comments(pair: &mut Pair) {
     let mut client = pair.balancer.client().await;
     client.send(post(CHAT, STREAM)).await;
-    let _legs = next_legs(pair).await;
+    let (prefill, decode) = next_legs(pair).await;
     client.head().await;
     for _ in 0..3 {
         assert_eq!(client.chunk().await.as_deref(), Some(COMMENT));
     }
+    // The client leaves first: a stream that is lost with its workers would make the next one a suspect.
+    drop(client);
+    prefill.closed().await;
+    decode.closed().await;
 }
 
 #[tokio::test]
