@@ -1,4 +1,4 @@
-//! The pool: idle connections to workers, kept by the thread that opened them.
+//! The pool: idle connections to workers. Threads that take work from each other share them, others keep their own.
 //!
 //! Pingora's own pool watches each idle connection with a task, which costs a spawn, a timer and two wake-ups per
 //! request, and with `work_stealing: false` the task runs on another thread than the request. Here a connection is
@@ -28,7 +28,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Shards for threads besides those of the listener's runtime. More threads than shards share one.
 const OTHER_THREADS: usize = 8;
 
-/// Idle connections, one shard per thread. Connections with the same key ([`super::peer::reuse_key`]) are interchangeable.
+/// Idle connections, in one shard where the threads share one runtime, else in one per thread: a connection belongs to the
+/// runtime that opened it, and a request that has changed threads would find nothing in the shard of the new one. Connections with the same key ([`super::peer::reuse_key`]) are interchangeable.
 pub(super) struct Pool {
     transport: TransportConnector,
     shards: Box<[Mutex<Shard>]>,
@@ -51,13 +52,16 @@ struct Idle {
 }
 
 impl Pool {
-    /// An empty pool; `upstream_keepalive_pool_size` of `conf` is the capacity per thread.
+    /// An empty pool; `upstream_keepalive_pool_size` of `conf` is the capacity of a shard.
     pub(super) fn new(conf: &ServerConf) -> Self {
         let options = ConnectorOptions::from_server_conf(conf);
-        let shards = 0..conf.threads + OTHER_THREADS;
+        let shards = match conf.work_stealing {
+            true => 1,
+            false => conf.threads + OTHER_THREADS,
+        };
         Self {
             transport: TransportConnector::new(Some(options)),
-            shards: shards.map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
             capacity: conf.upstream_keepalive_pool_size,
         }
     }
@@ -71,7 +75,7 @@ impl Pool {
         Box::pin(self.transport.new_stream(peer)).await
     }
 
-    /// Takes a connection of this thread out of the pool.
+    /// Takes a connection of this thread's shard out of the pool.
     pub(super) fn take(&self, key: u64) -> Option<Stream> {
         let mut shard = self.shard(self.index());
         let shard = &mut *shard;
@@ -239,6 +243,18 @@ mod tests {
         pool.put(2, two);
         assert!(pool.take(1).is_some());
         assert!(pool.take(2).is_none());
+    }
+
+    #[test]
+    fn threads_share_connections_where_they_share_work() {
+        for work_stealing in [true, false] {
+            let pool = Pool::new(&ServerConf {
+                work_stealing,
+                threads: 2,
+                ..ServerConf::default()
+            });
+            assert_eq!(pool.shards.len() == 1, work_stealing);
+        }
     }
 
     #[tokio::test]
