@@ -218,7 +218,7 @@ impl Gathering {
     fn takes(&self) -> bool {
         let state = self.lock();
         let full = matches!(&state.bodies, Bodies::Streams(_, out) if out.len() >= OUT_LIMIT);
-        !full && !state.closed && state.running > 0
+        !full && !state.closed && !state.abandoned
     }
 
     fn accept(&self, index: usize, task: HttpTask) {
@@ -441,3 +441,6 @@ impl State {
         Fault::Own(ProxyError::Gather(error))
     }
 }
+
+#[cfg(test)]
+mod tests;
