@@ -242,8 +242,8 @@ const POOL_SIZE: usize = 4096;
 /// Pingora's keys and their defaults, as Pingora serializes them, so that new keys appear by themselves.
 ///
 /// Three defaults differ from Pingora's: one thread per CPU instead of one, [`POOL_SIZE`], and a process in the background
-/// whose start ends when it takes signals. Work stealing stays on as in
-/// Pingora: without it a stream waits while its own thread is busy, though another one is idle.
+/// whose start ends when it takes signals. Work stealing is on as in Pingora: without it a stream waits while its own
+/// thread is busy, though another one is idle.
 /// Source: pingora-core 0.9.1, `server/configuration/mod.rs`.
 pub(crate) fn server_defaults() -> BTreeMap<String, Value> {
     let mut defaults = BTreeMap::new();
