@@ -2,7 +2,7 @@
 //!
 //! Pingora's own pool watches each idle connection with a task, which costs a spawn, a timer and two wake-ups per
 //! request, and with `work_stealing: false` the task runs on another thread than the request. Here a connection is
-//! checked when it is taken, and once a second one task per thread closes the expired ones.
+//! checked when it is taken, and once a second one task per shard closes the expired ones.
 //!
 //! Source: pingora-core 0.9.1 `connectors/mod.rs` (`release_stream`); pingora-runtime 0.9.1 (`current_handle`).
 
@@ -90,7 +90,7 @@ impl Pool {
         None
     }
 
-    /// Puts a connection whose exchange is complete into the pool of this thread, or closes it when that is full.
+    /// Puts a connection whose exchange is complete into this thread's shard, or closes it when that is full.
     pub(super) fn put(self: &Arc<Self>, key: u64, stream: Stream) {
         let index = self.index();
         let mut shard = self.shard(index);

@@ -52,8 +52,8 @@ const ENDING: Duration = Duration::from_millis(50);
 const TAIL: Duration = Duration::from_secs(5);
 
 /// The length of a prompt, in bytes of the body, from which on the other samples wait until the first one has been
-/// prefilled: they then find the prompt in the prefix cache. Below it, computing the prompt again takes less time than
-/// the wait.
+/// prefilled: they then find the prompt in the prefix cache. Samples of a shorter prompt begin at once, because it is
+/// cheap to compute again.
 const SHARED_PROMPT_BYTES: usize = 2 << 10;
 
 impl Proxy {

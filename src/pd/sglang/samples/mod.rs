@@ -61,7 +61,8 @@ impl Gather {
         document::gather(self, documents)
     }
 
-    /// The gathering of the samples' streams, at their start, with some memory for each sample: the caller limits their number. An event of a sample may have `max_event_bytes`.
+    /// The gathering of the samples' streams, at their start. An event of a sample may have `max_event_bytes`. Each sample
+    /// takes some memory: the caller limits their number.
     pub fn stream(&self, max_event_bytes: usize) -> GatherStream {
         GatherStream::new(*self, max_event_bytes)
     }
