@@ -59,12 +59,12 @@
 //! | `telemetry` | the record of a request, and the sinks that report it | `fleet`, `pd` |
 //! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `limits`, `net`, `pd`, `telemetry` |
 //! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
-//! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd` |
+//! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd`, `telemetry` |
 //! | [`config`] | the user's settings, and the values that the program needs | `limits`, `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `endpoint`, `error`, `limits`, `sim` and `telemetry` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `endpoint`, `error`, `limits` and `sim` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!

@@ -95,7 +95,7 @@ impl Proxy {
         ctx: &mut RequestContext,
     ) {
         ctx.restore(session);
-        ctx.finish(session.body_bytes_sent());
+        ctx.finish(session.body_bytes_sent(), &self.telemetry);
         let served = (error.is_none() || ctx.is_delivered()) && ctx.record.status < 300;
         let stream_error = ctx.stream_error();
         if served && let Some(attempt) = ctx.attempt.as_mut() {

@@ -52,6 +52,7 @@ use crate::legs::Aborter;
 use crate::limits::RequestLimits;
 use crate::net::Client;
 use crate::pd::Engine;
+use crate::telemetry::Telemetry;
 pub(crate) use admission::refused_head;
 use request::RequestContext;
 use samples::Sample;
@@ -77,6 +78,7 @@ pub(crate) struct Proxy {
     pub(crate) shutdown: ShutdownWatcher,
     /// Whether the record of a request has the address of its client.
     pub(crate) logs_client_addresses: bool,
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: RequestLimits,
 }
 

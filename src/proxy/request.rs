@@ -20,7 +20,7 @@ use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::Attempt;
 use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
-use crate::telemetry::{Cause, FailedAttempt, Pair, Record};
+use crate::telemetry::{Cause, FailedAttempt, Pair, Record, Telemetry};
 
 /// Ends the phases: a fault is in the context.
 const FAULT: ErrorType = ErrorType::new("Fault");
@@ -196,6 +196,7 @@ impl RequestContext {
         self.record.ended = "ok".into();
         self.record.error = None;
         self.record.times.decode_head = None;
+        self.record.times.decode_first = None;
         let mut error = Error::new_in(RETRY);
         error.set_retry(true);
         error
@@ -335,8 +336,8 @@ impl RequestContext {
         self.record.ended = STREAM_ERROR.into();
     }
 
-    /// Completes the record and hands it to the sinks.
-    pub(super) fn finish(&mut self, response_bytes: usize) {
+    /// Completes the record and hands it to the sinks, or a sample's to its request.
+    pub(super) fn finish(&mut self, response_bytes: usize, telemetry: &Telemetry) {
         let times = &mut self.record.times;
         times.ended = Some(Instant::now());
         if let Some(attempt) = &self.attempt {
@@ -354,8 +355,8 @@ impl RequestContext {
             self.note_stream_error(error);
         }
         match &self.seat {
-            None => crate::telemetry::finished(&self.record),
-            Some(seat) => seat.report(&self.record),
+            None => telemetry.finished(&self.record),
+            Some(seat) => seat.report(&self.record, telemetry),
         }
     }
 }

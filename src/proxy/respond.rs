@@ -112,6 +112,9 @@ impl Proxy {
     /// # Errors
     /// The attempt is over: with a fault that is in the context, or with a retry.
     pub(super) fn pass(&self, ctx: &mut RequestContext, chunk: Bytes, end: bool) -> Result<Bytes> {
+        if !chunk.is_empty() && ctx.record.times.decode_first.is_none() {
+            ctx.record.times.decode_first = Some(Instant::now());
+        }
         let passed = ctx.attempt()?.pass(chunk, end);
         let passed = passed.map_err(|error| self.not_passed(ctx, error))?;
         let is_first = !ctx.has_begun() && (!passed.is_empty() || end);

@@ -127,6 +127,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
             keys.admin.iter().map(|key| (key.expose(), "admin_api_key")),
         ),
         logs_client_addresses: !config.disable_log_client_address,
+        telemetry: Arc::default(),
         limits: config.requests.clone(),
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use log::Level;
 
-use super::{FailedAttempt, Record};
+use super::{FailedAttempt, Parts, Record};
 use crate::pd::Route;
 
 /// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
@@ -38,7 +38,7 @@ pub(super) fn write_sample(sample: usize, record: &Record) {
 }
 
 /// When each step happened, in milliseconds from the head of the request, and the sizes. Steps that were not reached are
-/// left out.
+/// left out. The parts of the time to the first byte follow where the response is a stream.
 struct Steps<'a>(&'a Record);
 
 impl Display for Steps<'_> {
@@ -54,13 +54,14 @@ impl Display for Steps<'_> {
             record.events,
         )?;
         let times = &record.times;
-        let steps: [(&str, Option<Instant>); 8] = [
+        let steps: [(&str, Option<Instant>); 9] = [
             ("read", times.read),
             ("selected", times.selected),
             ("sent", times.sent),
             ("prefill_head", times.prefill_head),
             ("prefill_end", times.prefill_end),
             ("decode_head", times.decode_head),
+            ("decode_first", times.decode_first),
             ("first_byte", times.first_byte),
             ("ended", times.ended),
         ];
@@ -69,6 +70,9 @@ impl Display for Steps<'_> {
                 let since = at.saturating_duration_since(times.started);
                 write!(f, " {step}_ms={:.1}", millis(since))?;
             }
+        }
+        for (part, time) in record.parts().iter().flat_map(Parts::iter) {
+            write!(f, " ttft_{}_ms={:.1}", part.name(), millis(time))?;
         }
         Ok(())
     }

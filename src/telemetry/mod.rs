@@ -1,20 +1,26 @@
 //! What is known of a finished request, and the sinks that report it.
 //!
-//! The proxy fills one [`Record`] while a request runs and hands it over once, in [`finished`]. Every sink reads that
+//! The proxy fills one [`Record`] while a request runs and hands it over once, in [`Telemetry::finished`]. Every sink reads that
 //! value and nothing else, so that the log line, and whatever is added beside it, cannot disagree.
 
 mod access_log;
 mod record;
 
-pub(crate) use record::{Cause, FailedAttempt, Pair, Record, Suspect};
+pub(crate) use record::{Cause, FailedAttempt, Pair, Parts, Record, Suspect};
 
-/// Hands the record of a finished request to every sink.
-pub(crate) fn finished(record: &Record) {
-    access_log::write(record);
-}
+/// The sinks of one balancer.
+#[derive(Default)]
+pub(crate) struct Telemetry {}
 
-/// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is finished
-/// when all its samples are.
-pub(crate) fn sample_finished(sample: usize, record: &Record) {
-    access_log::write_sample(sample, record);
+impl Telemetry {
+    /// Hands the record of a finished request to every sink.
+    pub(crate) fn finished(&self, record: &Record) {
+        access_log::write(record);
+    }
+
+    /// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is
+    /// finished when all its samples are.
+    pub(crate) fn sample_finished(&self, sample: usize, record: &Record) {
+        access_log::write_sample(sample, record);
+    }
 }

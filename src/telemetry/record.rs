@@ -125,10 +125,68 @@ pub(crate) struct Times {
     pub(crate) prefill_end: Option<Instant>,
     /// The head of decode's response arrived.
     pub(crate) decode_head: Option<Instant>,
+    /// The first byte of its body arrived.
+    pub(crate) decode_first: Option<Instant>,
     /// The first byte of the response's body went to the client.
     pub(crate) first_byte: Option<Instant>,
     /// The request was over: its last byte was sent, or it failed.
     pub(crate) ended: Option<Instant>,
+}
+
+/// The time to the first byte of a stream, step by step. The parts add up to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Parts([Duration; Part::ALL.len()]);
+
+/// One step of the time to the first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// From the head of the request to the end of its body.
+    Read,
+    /// Until a pair was selected.
+    Queue,
+    /// Attempts that failed, with the pauses between them.
+    Retry,
+    /// Until both legs were sent.
+    Send,
+    /// Until prefill had responded.
+    Prefill,
+    /// Until the first byte of decode's body: the transfer of the KV cache and decode's first step.
+    Decode,
+    /// Until the first byte went to the client.
+    Relay,
+}
+
+impl Part {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Part; 7] = [
+        Part::Read,
+        Part::Queue,
+        Part::Retry,
+        Part::Send,
+        Part::Prefill,
+        Part::Decode,
+        Part::Relay,
+    ];
+
+    /// The name of the part in every sink.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Part::Read => "read",
+            Part::Queue => "queue",
+            Part::Retry => "retry",
+            Part::Send => "send",
+            Part::Prefill => "prefill",
+            Part::Decode => "decode",
+            Part::Relay => "relay",
+        }
+    }
+}
+
+impl Parts {
+    /// Each part with its time.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Part, Duration)> + '_ {
+        Part::ALL.into_iter().zip(self.0)
+    }
 }
 
 impl Record {
@@ -160,6 +218,40 @@ impl Record {
         }
     }
 
+    /// Where the time to the first byte of a stream went; `None` where the response is no stream, or has not begun.
+    pub(crate) fn parts(&self) -> Option<Parts> {
+        let times = &self.times;
+        let end = times.first_byte.filter(|_| self.streamed)?;
+        let selected = times.selected.or(times.read);
+        // Prefill may end after decode has begun: the time from there on is not its own.
+        let prefill_end = times.prefill_end.or(times.decode_first);
+        let steps = [
+            (Part::Read, times.read),
+            (Part::Queue, selected),
+            (Part::Send, times.sent),
+            (
+                Part::Prefill,
+                prefill_end.min(times.decode_first.or(Some(end))),
+            ),
+            (Part::Decode, times.decode_first),
+            (Part::Relay, Some(end)),
+        ];
+        let mut parts = Parts::default();
+        let mut before = times.started;
+        for (part, at) in steps {
+            let at = at.map_or(before, |at| at.min(end)).max(before);
+            parts.0[part as usize] = at - before;
+            before = at;
+        }
+        let waited = parts.0[Part::Queue as usize];
+        let queued = waited.min(self.queued);
+        if self.attempts > 1 {
+            parts.0[Part::Queue as usize] = queued;
+            parts.0[Part::Retry as usize] = waited - queued;
+        }
+        Some(parts)
+    }
+
     /// The path of the request, without the query.
     pub(crate) fn path(&self) -> &str {
         self.target.as_ref().map_or("", PathAndQuery::path)
@@ -186,6 +278,7 @@ impl Times {
             prefill_head: None,
             prefill_end: None,
             decode_head: None,
+            decode_first: None,
             first_byte: None,
             ended: None,
         }
@@ -213,5 +306,73 @@ impl Times {
     pub(crate) fn e2e(&self) -> Duration {
         self.ended
             .map_or(Duration::ZERO, |ended| ended - self.started)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream whose steps happened at these milliseconds from its head, in the order of [`Times`].
+    fn stream(steps: [Option<u64>; 6]) -> Record {
+        let mut record = Record::new(Instant::now());
+        let at = |ms: Option<u64>| ms.map(|ms| record.times.started + Duration::from_millis(ms));
+        let [read, selected, sent, prefill_end, decode_first, first_byte] = steps.map(at);
+        record.times = Times {
+            read,
+            selected,
+            sent,
+            prefill_end,
+            decode_first,
+            first_byte,
+            ..record.times
+        };
+        record.streamed = true;
+        record
+    }
+
+    fn parts_of(record: &Record) -> Vec<(&'static str, u64)> {
+        let parts = record.parts().expect("a stream that has begun");
+        let millis = |time: Duration| time.as_millis() as u64;
+        let sum: Duration = parts.iter().map(|(_, time)| time).sum();
+        assert_eq!(Some(sum), record.times.first_byte());
+        let named = parts.iter().map(|(part, time)| (part.name(), millis(time)));
+        named.filter(|(_, time)| *time > 0).collect()
+    }
+
+    #[test]
+    fn the_parts_add_up_to_the_time_to_the_first_byte() {
+        let steps = [1, 3, 6, 10, 15, 21].map(Some);
+        let parts = [("read", 1), ("queue", 2), ("send", 3), ("prefill", 4)];
+        let all = [&parts[..], &[("decode", 5), ("relay", 6)]].concat();
+        assert_eq!(parts_of(&stream(steps)), all);
+    }
+
+    #[test]
+    fn prefill_has_no_part_of_the_time_after_decodes_first_byte() {
+        let late = stream([Some(1), Some(1), Some(1), Some(30), Some(10), Some(11)]);
+        let open = stream([Some(1), Some(1), Some(1), None, Some(10), Some(11)]);
+        for record in [late, open] {
+            let parts = [("read", 1), ("prefill", 9), ("relay", 1)];
+            assert_eq!(parts_of(&record), parts);
+        }
+    }
+
+    #[test]
+    fn failed_attempts_are_a_part_of_their_own() {
+        let mut record = stream([1, 51, 52, 60, 70, 71].map(Some));
+        record.attempts = 2;
+        record.queued = Duration::from_millis(8);
+        let parts = parts_of(&record);
+        assert_eq!(parts[1..4], [("queue", 8), ("retry", 42), ("send", 1)]);
+    }
+
+    #[test]
+    fn a_document_and_a_stream_without_its_first_byte_have_no_parts() {
+        let mut document = stream([1, 2, 3, 4, 5, 6].map(Some));
+        document.streamed = false;
+        assert_eq!(document.parts(), None);
+        let steps = [Some(1), Some(2), Some(3), None, None, None];
+        assert_eq!(stream(steps).parts(), None);
     }
 }

@@ -34,7 +34,10 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
     ),
     ("telemetry", &["fleet", "pd"]),
     ("discovery", &["fleet", "net"]),
-    ("ops", &["endpoint", "error", "fleet", "net", "pd"]),
+    (
+        "ops",
+        &["endpoint", "error", "fleet", "net", "pd", "telemetry"],
+    ),
     ("config", &["limits", "pd"]),
     ("sim", &["pd"]),
     ("bench", &["pd"]),
@@ -51,6 +54,7 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
             "ops",
             "pd",
             "proxy",
+            "telemetry",
         ],
     ),
 ];

@@ -39,6 +39,7 @@ async fn a_served_request_has_all_steps_in_order_and_its_sizes() {
         "selected",
         "sent",
         "decode_head",
+        "decode_first",
         "first_byte",
         "ended",
     ]
@@ -51,6 +52,12 @@ async fn a_served_request_has_all_steps_in_order_and_its_sizes() {
         .map(at)
         .collect();
     assert!(prefill.is_sorted(), "{line}");
+    let parts = [
+        "read", "queue", "retry", "send", "prefill", "decode", "relay",
+    ];
+    let sum: f64 = parts.iter().map(|part| at(&&*format!("ttft_{part}"))).sum();
+    // Each of the eight times is rounded to a tenth of a millisecond.
+    assert!((sum - at(&"first_byte")).abs() < 0.05 * 8.01, "{line}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::error::Fault;
 use crate::fleet::Siblings;
 use crate::legs::PrefillLeg;
 use crate::pd::{Facts, Merge, Route, RoutingKey};
-use crate::telemetry::Record;
+use crate::telemetry::{Record, Telemetry};
 
 /// What each sample is made of.
 pub(super) struct Template {
@@ -105,21 +105,24 @@ impl Family {
     /// Adds what the samples have reported to the record of the client's request.
     pub(super) fn note(&self, record: &mut Record) {
         record.samples = self.samples();
-        for (index, sample) in self.reports.iter().enumerate() {
-            let Some(sample) = sample.get() else {
-                continue;
-            };
+        let ended = || self.reports.iter().filter_map(OnceLock::get);
+        // The first byte of the response was the first one of a sample.
+        let first = ended().min_by_key(|sample| {
+            let at = sample.times.decode_first;
+            (at.is_none(), at)
+        });
+        if let Some(first) = first {
+            let times = record.times;
+            record.times = first.times;
+            record.times.started = times.started;
+            record.times.read = times.read;
+        }
+        for sample in ended() {
             record.attempts = record.attempts.max(sample.attempts);
             record.failed.extend(sample.failed.iter().cloned());
             record.queued = record.queued.max(sample.queued);
             record.rooms += sample.rooms;
             record.events += sample.events;
-            if index == 0 {
-                let times = record.times;
-                record.times = sample.times;
-                record.times.started = times.started;
-                record.times.read = times.read;
-            }
             if sample.error.is_some() {
                 record.pair = sample.pair.clone();
             }
@@ -168,8 +171,8 @@ impl Seat {
     }
 
     /// The sample has ended.
-    pub(in crate::proxy) fn report(&self, record: &Record) {
-        crate::telemetry::sample_finished(self.index, record);
+    pub(in crate::proxy) fn report(&self, record: &Record, telemetry: &Telemetry) {
+        telemetry.sample_finished(self.index, record);
         let _ = self.family.reports[self.index].set(record.clone());
     }
 
