@@ -69,6 +69,16 @@ impl From<CodingError> for Failure {
 }
 
 impl Failure {
+    /// The failure of a worker that had closed another connection with the request on it before. The loss is the cause of
+    /// a refusal that follows.
+    pub(crate) fn after_loss(self) -> Self {
+        match self {
+            Failure::Unreachable(why) => Failure::Lost(format!("then it refused another: {why}")),
+            Failure::ConnectTimeout => Failure::Lost("then it accepted no other in time".into()),
+            other => other,
+        }
+    }
+
     /// The failure behind an error that Pingora reports on the way to or from a worker.
     pub(crate) fn from_pingora(error: &Error) -> Self {
         let why = reason(error);
@@ -174,6 +184,24 @@ mod tests {
             Failure::from_pingora(&error),
             Failure::NoSocket(_)
         ));
+    }
+
+    #[test]
+    fn a_worker_that_refuses_a_connection_after_a_loss_was_lost() {
+        let unreachable = Failure::Unreachable("no route".into());
+        for (failure, expected) in [
+            (
+                unreachable,
+                "closed the connection before its response ended (then it refused another: no route)",
+            ),
+            (
+                Failure::ConnectTimeout,
+                "closed the connection before its response ended (then it accepted no other in time)",
+            ),
+            (Failure::TooLong(5), "sent more than 5 bytes"),
+        ] {
+            assert_eq!(failure.after_loss().to_string(), expected);
+        }
     }
 
     #[test]

@@ -169,6 +169,10 @@ impl Proxy {
     ) -> Option<Box<Error>> {
         let leg = legs::failed(&failure);
         ctx.state.decode(leg);
+        let failure = match ctx.state.is_lost(Role::Decode) {
+            true => failure.after_loss(),
+            false => failure,
+        };
         let attempt = ctx.attempt.as_mut()?;
         attempt.report_decode(evidence(leg));
         let url = attempt.decode().url().to_owned();
@@ -216,9 +220,8 @@ impl Proxy {
 
     /// The client gets the failure of prefill's leg.
     pub(super) fn fail_with_prefill(&self, ctx: &mut RequestContext) -> Box<Error> {
-        let attempt = ctx.attempt.as_ref();
-        let error = attempt.and_then(Attempt::prefill_error);
-        if let Some(attempt) = attempt {
+        let error = ctx.prefill_error();
+        if let Some(attempt) = &ctx.attempt {
             let leg = attempt.prefill_state();
             Self::note_pair(attempt, leg);
             if let Some(error) = self.wrong_key(attempt.prefill(), leg) {

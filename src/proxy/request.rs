@@ -18,7 +18,7 @@ use super::suspects::Suspicion;
 use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
-use crate::legs::Attempt;
+use crate::legs::{Attempt, LegError};
 use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
 use crate::telemetry::{Cause, FailedAttempt, Pair, Record, Telemetry};
 
@@ -207,9 +207,19 @@ impl RequestContext {
         self.fault.is_some() || *error.etype() == RETRY
     }
 
-    fn prefill_cause(&self) -> Option<Cause> {
+    /// The failure of prefill's leg in this attempt.
+    pub(super) fn prefill_error(&self) -> Option<LegError> {
         let error = self.attempt.as_ref()?.prefill_error()?;
-        Some(match Fault::from(error) {
+        Some(match error {
+            LegError::Failed(role, url, failure) if self.state.is_lost(role) => {
+                LegError::Failed(role, url, failure.after_loss())
+            }
+            error => error,
+        })
+    }
+
+    fn prefill_cause(&self) -> Option<Cause> {
+        Some(match Fault::from(self.prefill_error()?) {
             Fault::Rejected(_, rejection) => Cause::Rejected(rejection.status.as_u16()),
             Fault::Own(error) => Cause::Code(error.code().name()),
         })

@@ -2,8 +2,10 @@
 //! not even when they arrive first.
 
 use mini_lb::MiniLbConfig;
+use mini_lb::pd::Role;
 use mini_lb::sim::chaos::Script;
 use mini_lb::sim::{SimOptions, Worker};
+use support::pair::{ROLES, leg_of, serve};
 use support::sim::quick;
 use support::{BODY, Balancer, Exchange, Pair, STREAM, post};
 
@@ -62,6 +64,30 @@ async fn prefills_words_about_an_abort_decide_where_decode_says_nothing() {
     let answer = pair.client.answer().await;
     assert_eq!((answer.status(), answer.text()), (500, ABORTED));
     decode.closed().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_with_a_request_on_an_idle_connection_was_lost_though_it_refuses_the_next()
+ {
+    for role in ROLES {
+        let mut pair = Pair::start().await;
+        let legs = pair.legs("/generate", BODY).await;
+        serve(legs).await;
+        assert_eq!(pair.client.answer().await.status(), 200);
+        let legs = pair.legs("/generate", BODY).await;
+        match role {
+            Role::Prefill => pair.prefill.stop_listening().await,
+            Role::Decode => pair.decode.stop_listening().await,
+        }
+        let (dying, _other) = leg_of(role, legs);
+        dying.reset();
+        let answer = pair.bad_gateway("", &format!("{role}_lost")).await;
+        assert!(
+            answer.text().contains("then it refused"),
+            "{}",
+            answer.text()
+        );
+    }
 }
 
 /// With several threads, either leg may be heard of first.

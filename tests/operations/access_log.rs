@@ -53,6 +53,29 @@ impl Workers {
         (prefill.1, decode.1)
     }
 
+    /// The leg of the other role that has the room of this one.
+    async fn other_leg(&mut self, role: Role, one: &Exchange) -> Exchange {
+        let room = |leg: &Exchange| leg.request.json()["bootstrap_room"].clone();
+        let others = match role {
+            Role::Prefill => &mut self.decodes,
+            Role::Decode => &mut self.prefills,
+        };
+        loop {
+            // Those with other rooms are of an attempt that is over.
+            let other = leg(others).await.1;
+            if room(&other) == room(one) {
+                return other;
+            }
+        }
+    }
+
+    fn of(&mut self, role: Role) -> &mut [Worker; 2] {
+        match role {
+            Role::Prefill => &mut self.prefills,
+            Role::Decode => &mut self.decodes,
+        }
+    }
+
     fn url(&self, role: Role, index: usize) -> String {
         match role {
             Role::Prefill => self.prefills[index].url(),
@@ -131,6 +154,36 @@ async fn the_line_names_worker_and_code_of_each_attempt_that_failed() {
             assert_eq!(field(&line, "failed"), Some(failed.as_str()), "{line}");
             assert_eq!(field(&line, "attempts"), Some("2"), "{line}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_began_again_failed_by_the_loss_of_its_first_connection() {
+    for role in ROLES {
+        let mut workers = Workers::start().await;
+        let mut idle = HashSet::new();
+        while idle.len() < 2 {
+            workers.client.send(post("/generate", BODY)).await;
+            let (index, one) = leg(workers.of(role)).await;
+            let other = workers.other_leg(role, &one).await;
+            idle.insert(index);
+            serve(leg_of(role, (one, other))).await;
+            assert_eq!(workers.client.answer().await.status(), 200);
+            workers.process.line("request finished").await;
+        }
+        workers.client.send(post("/generate", BODY)).await;
+        let (index, dying) = leg(workers.of(role)).await;
+        let other = workers.other_leg(role, &dying).await;
+        workers.of(role)[index].stop_listening().await;
+        dying.reset();
+        other.closed().await;
+        let one = workers.of(role)[1 - index].request().await;
+        let other = workers.other_leg(role, &one).await;
+        serve(leg_of(role, (one, other))).await;
+        assert_eq!(workers.client.answer().await.status(), 200);
+        let line = workers.process.line("request finished").await;
+        let failed = format!("{role}_lost@{}", workers.url(role, index));
+        assert_eq!(field(&line, "failed"), Some(failed.as_str()), "{line}");
     }
 }
 
