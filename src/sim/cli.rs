@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::chaos::Script;
-use super::{DisconnectNotice, Role, SimOptions, Worker};
+use super::{DisconnectNotice, Reported, Role, SimOptions, Worker};
 
 /// Arguments of `mini-lb sim`.
 #[derive(Debug, Clone, Args)]
@@ -129,6 +129,27 @@ pub struct Knobs {
     /// Number of journal entries kept; with 0 only counters are kept.
     #[arg(long, default_value_t = SimOptions::default().journal_entries)]
     pub journal_entries: usize,
+    /// Version of SGLang that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().version)]
+    pub sglang_version: String,
+    /// Model path that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().model_path)]
+    pub model_path: String,
+    /// Page size that the worker says it has, in tokens.
+    #[arg(long, default_value_t = Reported::default().page_size)]
+    pub page_size: u32,
+    /// Type of the KV cache that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().kv_cache_dtype)]
+    pub kv_cache_dtype: String,
+    /// Transfer backend that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().transfer_backend)]
+    pub disaggregation_transfer_backend: String,
+    /// Tensor parallel size that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().tp_size)]
+    pub tp_size: u32,
+    /// Pipeline parallel size that the worker says it has.
+    #[arg(long, default_value_t = Reported::default().pp_size)]
+    pub pp_size: u32,
     /// Script of faults; conf/sim/chaos.yaml is an example with every key.
     #[arg(long, value_name = "FILE", value_parser = |path: &str| Script::load(path))]
     pub chaos: Option<Script>,
@@ -166,6 +187,15 @@ impl From<Knobs> for SimOptions {
             context_length: knobs.context_length,
             disconnect: knobs.disconnect,
             journal_entries: knobs.journal_entries,
+            reported: Reported {
+                version: knobs.sglang_version,
+                model_path: knobs.model_path,
+                page_size: knobs.page_size,
+                kv_cache_dtype: knobs.kv_cache_dtype,
+                transfer_backend: knobs.disaggregation_transfer_backend,
+                tp_size: knobs.tp_size,
+                pp_size: knobs.pp_size,
+            },
             chaos: knobs.chaos.unwrap_or_default(),
             ..SimOptions::default()
         }

@@ -94,8 +94,8 @@ pub(crate) fn loads(engine: &Engine) -> SimResponse {
     let meeting = engine.journal.open_rooms().min(in_flight);
     let on = |role| if engine.role == role { meeting } else { 0 };
     let capacity = token_capacity(&engine.options);
-    let now = unix_seconds();
-    let body = json!({"timestamp":rfc3339(now),"version":"0.5.23","accelerator":null,"num_accelerators":1,
+    let (now, version) = (unix_seconds(), &engine.options.reported.version);
+    let body = json!({"timestamp":rfc3339(now),"version":version,"accelerator":null,"num_accelerators":1,
     "loads":[{"timestamp":now,"dp_rank":0,"num_running_reqs":in_flight - meeting,"num_waiting_reqs":0,
         "num_waiting_uncached_tokens":0,"num_used_tokens":0,"num_total_tokens":0,"num_active_tokens":0,
         "num_prealloc_ready_tokens":0,"max_total_num_tokens":capacity,

@@ -145,8 +145,43 @@ pub struct SimOptions {
     pub disconnect: DisconnectNotice,
     /// Number of journal entries kept; the oldest are dropped. With 0 only counters are kept, and no body is hashed.
     pub journal_entries: usize,
+    /// What `/server_info` and `/model_info` say beyond the options above.
+    pub reported: Reported,
     /// Scripted faults; none by default.
     pub chaos: chaos::Script,
+}
+
+/// What a worker says about its engine, for tools that compare workers. It changes nothing that the worker does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// Version of SGLang.
+    pub version: String,
+    /// `--model-path`.
+    pub model_path: String,
+    /// `--page-size`, in tokens.
+    pub page_size: u32,
+    /// `--kv-cache-dtype`.
+    pub kv_cache_dtype: String,
+    /// `--disaggregation-transfer-backend`.
+    pub transfer_backend: String,
+    /// `--tp-size`.
+    pub tp_size: u32,
+    /// `--pp-size`.
+    pub pp_size: u32,
+}
+
+impl Default for Reported {
+    fn default() -> Self {
+        Reported {
+            version: "0.5.23".to_owned(),
+            model_path: "sim".to_owned(),
+            page_size: 1,
+            kv_cache_dtype: "auto".to_owned(),
+            transfer_backend: "mooncake".to_owned(),
+            tp_size: 1,
+            pp_size: 1,
+        }
+    }
 }
 
 impl Default for SimOptions {
@@ -173,6 +208,7 @@ impl Default for SimOptions {
             context_length: 2048,
             disconnect: DisconnectNotice::AtOnce,
             journal_entries: 65_536,
+            reported: Reported::default(),
             chaos: chaos::Script::default(),
         }
     }

@@ -37,7 +37,7 @@ pub(crate) fn server_info(
         "disable_chunked_prefix_cache":true,
             "pp_max_micro_batch_size":options.max_running,
             "disaggregation_decode_retraction_backup":"cpu_tensor",
-            "world_size":1,
+            "world_size":options.reported.tp_size * options.reported.pp_size,
         "startup_time":startup,
         "effective_max_running_requests_per_dp":options.max_running,
         "last_gen_throughput":0.0,
@@ -62,7 +62,7 @@ pub(crate) fn server_info(
             "hicache_object_layout":{"pools":[]},"reason":"Hierarchical cache is disabled"},
         "kv_events":null,
         "internal_states":[internal],
-        "version":"0.5.23",
+        "version":options.reported.version,
         "frontend":"python"}),
     );
     Value::Object(info)
@@ -71,7 +71,7 @@ pub(crate) fn server_info(
 /// `/model_info`.
 pub(crate) fn model_info(role: Role, options: &SimOptions) -> Value {
     json!({
-        "model_path":"sim","served_model_name":options.model,"tokenizer_path":"sim","is_generation":true,
+        "model_path":options.reported.model_path,"served_model_name":options.model,"tokenizer_path":"sim","is_generation":true,
         "preferred_sampling_params":null,"weight_version":"default","load_format":"auto",
         "reasoning_parser":null,"tool_call_parser":null,"disaggregation_mode":role.mode(),
         "has_image_understanding":false,"has_audio_understanding":false,"model_type":"llama",
@@ -99,9 +99,16 @@ fn arguments(
     // Cannot fail: the file is compiled in, and a test parses it.
     let mut arguments: Map<String, Value> = serde_json::from_str(SERVER_ARGS).unwrap_or_default();
     let secret = |key: &Option<String>| key.as_ref().map_or(Value::Null, |_| "<redacted>".into());
+    let reported = &options.reported;
     extend(
         &mut arguments,
         json!({
+        "model_path":reported.model_path,
+        "page_size":reported.page_size,
+        "kv_cache_dtype":reported.kv_cache_dtype,
+        "disaggregation_transfer_backend":reported.transfer_backend,
+        "tp_size":reported.tp_size,
+        "pp_size":reported.pp_size,
         "served_model_name":options.model,
         "host":options.host.to_string(),
         "port":port,
@@ -159,5 +166,34 @@ mod tests {
                 && state["attn_dp_size"] == 1
         );
         assert_eq!(info["disaggregation_bootstrap_port"], 2);
+    }
+
+    #[test]
+    fn what_a_worker_is_to_report_stands_in_its_information() {
+        let options = SimOptions {
+            reported: super::super::Reported {
+                version: "0.5.22".into(),
+                model_path: "/m".into(),
+                page_size: 16,
+                kv_cache_dtype: "fp8_e4m3".into(),
+                transfer_backend: "nixl".into(),
+                tp_size: 4,
+                pp_size: 2,
+            },
+            ..SimOptions::default()
+        };
+        let info = server_info(Role::Prefill, &options, 1, 2);
+        for (key, value) in [
+            ("version", json!("0.5.22")),
+            ("model_path", json!("/m")),
+            ("page_size", json!(16)),
+            ("kv_cache_dtype", json!("fp8_e4m3")),
+            ("disaggregation_transfer_backend", json!("nixl")),
+            ("tp_size", json!(4)),
+            ("pp_size", json!(2)),
+        ] {
+            assert_eq!(info[key], value, "{key}");
+        }
+        assert_eq!(model_info(Role::Prefill, &options)["model_path"], "/m");
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::api::Api;
 use super::chaos::{ChaosIo, ConnectionFaults};
-use super::engine::{Engine, Phase};
+use super::engine::{DEFAULT_BOOTSTRAP_PORT, Engine, Phase};
 use super::journal::{ClosedBy, Journal};
 use super::management::Ports;
 use super::registry::Registry;
@@ -47,7 +47,10 @@ impl Worker {
         let engine = Engine::new(role, options, alive);
         let mut ports = Ports {
             api: address.port(),
-            bootstrap: wanted_bootstrap_port,
+            bootstrap: match wanted_bootstrap_port {
+                0 => DEFAULT_BOOTSTRAP_PORT,
+                port => port,
+            },
         };
         let mut bootstrap_port = None;
         if role == Role::Prefill {

@@ -14,7 +14,7 @@ use crate::sim::rendezvous::{
 };
 
 /// Port of the registry for a request whose `bootstrap_port` is null, unless configured. Source: SGLang 0.5.23, `server_args.py`.
-const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
+pub(crate) const DEFAULT_BOOTSTRAP_PORT: u16 = 8998;
 /// Number of top logprobs that fit into the metadata record.
 /// Source: SGLang 0.5.23, `disaggregation/utils.py`.
 const RECORD_TOP_LOGPROBS: usize = 128;

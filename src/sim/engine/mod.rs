@@ -22,6 +22,7 @@ use super::rendezvous::{Peers, Rooms};
 use super::request::{Batch, Item};
 use super::{Role, SimOptions};
 
+pub(crate) use admission::DEFAULT_BOOTSTRAP_PORT;
 pub(crate) use run::{Finish, Row, Run, Step, Times};
 
 /// The state of the worker as a whole.
