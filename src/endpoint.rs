@@ -121,6 +121,10 @@ pub(crate) enum Access {
     Probers,
     /// The admin key, since the path changes the state of workers.
     Admins,
+    /// The admin key as well, which a browser may present as the password of HTTP Basic: a page that shows how the
+    /// balancer does and changes nothing. Served at any load, since it is most needed then, and only to pages of its
+    /// own origin.
+    Observers,
 }
 
 /// The endpoints without legs.

@@ -4,8 +4,11 @@
 //!
 //! Source: SGLang 0.5.23 `srt/utils/auth.py` (`decide_request_auth`), which has the same rules.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, Method};
 use pingora::http::RequestHeader;
@@ -37,8 +40,8 @@ struct NamedKey {
 pub(crate) struct KeyRefused;
 
 impl Keys {
-    /// With client keys, every request but those with [`Access::Open`] needs a key. With admin keys, admin requests
-    /// need one of these; without them, they need a client key like any other request.
+    /// With client keys, every request but those with [`Access::Open`] needs a key. With admin keys, requests of admins
+    /// and observers need one of these; without them, they need a client key like any other request.
     ///
     /// Each key comes with its name in the log.
     pub(crate) fn new<'a>(
@@ -72,7 +75,12 @@ impl Keys {
         if accepted.is_empty() {
             return Ok(None);
         }
-        let found = presented(&head.headers).and_then(|key| find(accepted, &hash(key)));
+        let key = match access {
+            Access::Observers => password(&head.headers),
+            _ => None,
+        };
+        let key = key.or_else(|| presented(&head.headers).map(Cow::Borrowed));
+        let found = key.and_then(|key| find(accepted, &hash(&key)));
         found.map(Some).ok_or(KeyRefused)
     }
 
@@ -94,19 +102,35 @@ impl Keys {
     /// The keys that open a path with this access; empty when it needs none.
     fn accepted(&self, access: Access) -> &[NamedKey] {
         match access {
-            Access::Admins if !self.admins.is_empty() => &self.admins,
-            Access::Admins | Access::Clients | Access::Probers | Access::Open => &self.clients,
+            Access::Admins | Access::Observers if !self.admins.is_empty() => &self.admins,
+            _ => &self.clients,
         }
     }
 }
 
 /// The key in a head: a bearer token, or else the value of `x-api-key`.
 fn presented(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
-    });
+    let bearer = credentials(headers, b"Bearer ");
     bearer.or_else(|| Some(headers.get(X_API_KEY)?.as_bytes()))
+}
+
+/// The password of HTTP Basic; the user name may be any. A browser sends it with every request to this host, also with
+/// one that a page of another site made, so that only what changes nothing takes it.
+///
+/// Source: RFC 7617.
+fn password(headers: &HeaderMap) -> Option<Cow<'_, [u8]>> {
+    let mut pair = BASE64_STANDARD
+        .decode(credentials(headers, b"Basic ")?.trim_ascii())
+        .ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(Cow::Owned(pair.split_off(colon + 1)))
+}
+
+/// What stands behind this scheme, given with its space, in `Authorization`.
+fn credentials<'a>(headers: &'a HeaderMap, scheme: &[u8]) -> Option<&'a [u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (found, rest) = value.split_at_checked(scheme.len())?;
+    found.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
 fn hash(key: &[u8]) -> Hash {
@@ -179,6 +203,7 @@ mod tests {
             let allowed = |access| heads.map(|head| allows(&keys, access, head));
             assert_eq!(allowed(Access::Clients), clients);
             assert_eq!(allowed(Access::Admins), admins);
+            assert_eq!(allowed(Access::Observers), admins);
             assert_eq!(allowed(Access::Open), [true; 4]);
             assert!(allows(&keys, Access::Clients, &head("OPTIONS", &[])));
         }
@@ -200,6 +225,31 @@ mod tests {
         ] {
             let head = head("POST", &[(name, value)]);
             assert_eq!(allows(&keys, Access::Clients, &head), allowed, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_password_of_basic_is_a_key_for_observers_alone() {
+        let keys = keys(&["c"], &["s:k"]);
+        for (value, allowed) in [
+            ("Basic YW55OnM6aw==", true), // any:s:k
+            ("basic OnM6aw==", true),     // :s:k
+            ("Basic  OnM6aw== ", true),   // with spaces
+            ("Basic YW55OmM=", false),    // any:c
+            ("Basic czprOg==", false),    // s:k:
+            ("Basic czpr", false),        // s:k
+            ("Basic YW55", false),        // any
+            ("Basic YW55OnM6aw", false),  // without its padding
+            ("Basic !!!", false),
+            ("Basic ", false),
+            ("Basic", false),
+            ("Bearer s:k", true),
+            ("Bearer YW55OnM6aw==", false),
+        ] {
+            let head = head("GET", &[("authorization", value)]);
+            assert_eq!(allows(&keys, Access::Observers, &head), allowed, "{value}");
+            let bearer = value == "Bearer s:k";
+            assert_eq!(allows(&keys, Access::Admins, &head), bearer, "{value}");
         }
     }
 

@@ -173,7 +173,7 @@ impl Code {
             Self::NoDecode => row("no_decode", 503, Workers, Later, "no decode worker is available"),
             Self::NoWorker => row("no_worker", 503, Workers, Later, "no worker, or no pair, is available"),
             Self::ShuttingDown => row("shutting_down", 503, Proxy, Later, "the process is shutting down, and its grace period is over"),
-            Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, or the process has no descriptor left for a connection to a worker"),
+            Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, 32 pages for observers are being sent, or the process has no descriptor left for a connection to a worker"),
             Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),
             Self::QueueTimeout => row("queue_timeout", 503, Proxy, Later, "no worker had capacity within `queue_timeout_secs`"),
             Self::SuspectRequest => row("suspect_request", 503, Client, Later, "two workers were lost with this request within `suspect_window_secs`, so it is not sent to another one until that time is over; or one was, and it did not get its turn within `queue_timeout_secs`"),

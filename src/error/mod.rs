@@ -27,6 +27,9 @@ pub(crate) const STREAM_ERROR: &str = "decode_error";
 /// Tells the SDKs of OpenAI and Anthropic whether to repeat a request.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
+/// Makes a browser ask its user for a name and a password. Source: RFC 7617.
+const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"mini-lb\"");
+
 /// A worker comes back within seconds, and a full one has capacity as soon as its next request ends.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
@@ -45,6 +48,8 @@ pub(crate) enum ProxyError {
     /// The head is ambiguous or too large.
     BadHead(BadHead),
     Unauthorized,
+    /// No key for a page that a browser shows, which asks its user for one.
+    LoginNeeded,
     /// The path is served on the admin listener only.
     AdminsOnly,
     /// A page of this origin may not send requests.
@@ -87,6 +92,8 @@ pub(crate) enum ProxyError {
 pub(crate) enum Exhausted {
     Connections,
     Requests,
+    /// Pages for observers.
+    Pages,
     /// Memory for request bodies.
     Memory,
 }
@@ -141,7 +148,7 @@ impl ProxyError {
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => Code::RequestHeadTooLarge,
             ProxyError::BadHead(_) => Code::BadRequestHead,
-            ProxyError::Unauthorized => Code::Unauthorized,
+            ProxyError::Unauthorized | ProxyError::LoginNeeded => Code::Unauthorized,
             ProxyError::AdminsOnly => Code::AdminListenerOnly,
             ProxyError::OriginNotAllowed => Code::OriginNotAllowed,
             ProxyError::Overloaded(_) => Code::Overloaded,
@@ -207,6 +214,7 @@ impl fmt::Display for Exhausted {
         f.write_str(match self {
             Exhausted::Connections => "too many connections at once (max_connections)",
             Exhausted::Requests => "too many requests at once (max_inflight_requests)",
+            Exhausted::Pages => "too many pages of metrics or of the dashboard at once",
             Exhausted::Memory => "too many request bodies at once (max_buffered_body_bytes)",
         })
     }
@@ -272,6 +280,9 @@ impl fmt::Display for ProxyError {
             ProxyError::BadHead(why) => why.fmt(f),
             // The same words for a missing and a wrong key, so that trying keys reveals nothing.
             ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
+            ProxyError::LoginNeeded => f.write_str(
+                "a valid API key is needed, as a bearer token or as the password of HTTP Basic",
+            ),
             ProxyError::AdminsOnly => {
                 f.write_str("this path is served on the admin listener only (admin_listen)")
             }
@@ -373,6 +384,9 @@ impl Fault {
                 // The words and the shape of an ordinary server, whose error it is.
                 if let ProxyError::Invalid(Invalid::Samples(refusal)) = error {
                     response.body = refusal.body.clone();
+                }
+                if let ProxyError::LoginNeeded = error {
+                    response.headers.insert(WWW_AUTHENTICATE, BASIC);
                 }
                 // Not a moment later, as with other errors of this kind.
                 if let ProxyError::Suspect(Suspected::Lost(refusal)) = error {

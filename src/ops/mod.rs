@@ -11,6 +11,7 @@
 //! | `fanout.rs` | a call to all workers |
 //! | `single.rs` | a call to the first worker that responds |
 //! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
+//! | `pages.rs` | the pages for observers: metrics |
 //! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
@@ -20,6 +21,7 @@ mod call;
 mod error;
 mod fanout;
 mod loads;
+mod pages;
 mod paths;
 mod redact;
 mod server_info;
@@ -37,6 +39,7 @@ use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::{Fleet, Role};
 use crate::net::Client;
+use crate::telemetry::Telemetry;
 use call::{Call, CallResult, Key};
 use table::{Kind, Row};
 
@@ -48,6 +51,8 @@ const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of s
 pub(crate) struct Ops {
     fleet: Arc<Fleet>,
     client: Arc<Client>,
+    /// What the pages for observers show.
+    telemetry: Arc<Telemetry>,
     /// The longest body that goes to workers, in bytes.
     max_body_bytes: usize,
     /// Whether clients' keys are for this proxy, so that no worker gets them.
@@ -61,6 +66,7 @@ impl Ops {
     pub(crate) fn new(
         fleet: Arc<Fleet>,
         client: Arc<Client>,
+        telemetry: Arc<Telemetry>,
         max_body_bytes: usize,
         has_client_keys: bool,
         shutting_down: watch::Receiver<bool>,
@@ -68,6 +74,7 @@ impl Ops {
         Self {
             fleet,
             client,
+            telemetry,
             max_body_bytes,
             has_client_keys,
             shutting_down,
@@ -108,6 +115,7 @@ impl Endpoints for Ops {
         match row.kind {
             Kind::Alive => empty_ok(),
             Kind::Ready => self.readiness(&path),
+            Kind::Page(page) => self.page(page, &request),
             _ => self.call_workers(request, row, request_id).await,
         }
     }

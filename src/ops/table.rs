@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::pages::Page;
 use crate::endpoint::Access;
 
 /// One path.
@@ -28,6 +29,8 @@ pub(super) enum Kind {
     Alive,
     /// By this process: 200 while a pair is available.
     Ready,
+    /// By this process, for observers.
+    Page(Page),
     /// By every worker, which generates a token.
     HealthGenerate,
     /// By every worker, in the shape that benchmarks read.
@@ -98,6 +101,7 @@ impl Row {
             Kind::Alive | Kind::Ready => Access::Open,
             Kind::HealthGenerate => Access::Probers,
             Kind::Every { .. } => Access::Admins,
+            Kind::Page(_) => Access::Observers,
             _ => Access::Clients,
         }
     }
@@ -179,6 +183,10 @@ const fn every(path: &'static str, methods: &'static [Method], timeout: Duration
     row(path, methods, Kind::Every { path, timeout })
 }
 
+const fn page(path: &'static str, page: Page) -> Row {
+    row(path, GET_HEAD, Kind::Page(page))
+}
+
 const fn flush(alias: &'static str) -> Row {
     let (path, timeout) = ("/flush_cache", Timeout::Query);
     row(alias, GET_POST, Kind::Every { path, timeout })
@@ -200,6 +208,7 @@ static TABLE: &[Row] = &[
     row("/ping", GET_HEAD, Kind::Alive),
     row("/ready", GET_HEAD, Kind::Ready),
     row("/readiness", GET_HEAD, Kind::Ready),
+    page("/metrics", Page::Metrics),
     row("/health_generate", GET_HEAD, Kind::HealthGenerate),
     row("/server_info", GET_HEAD, Kind::ServerInfo),
     row("/get_server_info", GET_HEAD, Kind::ServerInfo),

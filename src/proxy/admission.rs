@@ -13,6 +13,10 @@ use crate::error::{Code, Exhausted, ProxyError, error_response};
 use crate::legs;
 use crate::pd::{ErrorShape, Route};
 
+/// Pages for observers that are rendered and sent at once. Each is a response in memory until its client has read it;
+/// scrapers and dashboards ask every few seconds and read within milliseconds.
+const MAX_PAGES: usize = 32;
+
 impl Proxy {
     /// Sets the options of the client's session and fills in the record.
     pub(super) fn note_request(&self, session: &mut Session, ctx: &mut RequestContext) {
@@ -42,12 +46,13 @@ impl Proxy {
     /// # Errors
     /// The request is refused; the context has the error.
     pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        let access = self.endpoints.access(session.req_header().uri.path());
+        self.count(access, ctx);
         let raw = session.downstream_session.as_http1();
         if let Some(Err(why)) = raw.map(|session| client::check(&session.get_headers_raw_bytes())) {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let head = session.req_header();
-        let access = self.endpoints.access(head.uri.path());
         let by_clients = ctx.listener == Listener::Clients;
         if by_clients && self.needs_admin_listener(access) {
             return Err(ctx.refuse(ProxyError::AdminsOnly));
@@ -56,14 +61,15 @@ impl Proxy {
         if self.cors.is_preflight(head) {
             return Ok(());
         }
-        if access == Access::Open && !by_clients {
-            ctx.uncount();
-        }
-        ctx.record.is_probe = matches!(access, Access::Open | Access::Probers);
+        let probes = [Access::Open, Access::Probers, Access::Observers];
+        ctx.record.is_probe = probes.contains(&access);
         // The listener for administration is as good as a key for what only makes workers generate.
         if by_clients || access != Access::Probers {
             match self.keys.check(access, head) {
                 Ok(key) => ctx.record.key = key.cloned(),
+                Err(KeyRefused) if access == Access::Observers => {
+                    return Err(ctx.refuse(ProxyError::LoginNeeded));
+                }
                 Err(KeyRefused) => return Err(ctx.refuse(ProxyError::Unauthorized)),
             }
         }
@@ -74,11 +80,25 @@ impl Proxy {
         }
     }
 
+    /// Counts the request as live, unless it is a health check at the admin listener, which must not delay the shutdown
+    /// that it watches. Pages for observers are counted apart, for the same reason and so that they take no client's
+    /// place.
+    fn count(&self, access: Access, ctx: &mut RequestContext) {
+        match access {
+            Access::Open if ctx.listener == Listener::Admins => {}
+            Access::Observers => {
+                ctx.is_page = true;
+                ctx.count(self.pages.enter());
+            }
+            _ => ctx.count(self.inflight.enter()),
+        }
+    }
+
     /// Whether a path with this access is refused at the clients' listener.
     fn needs_admin_listener(&self, access: Access) -> bool {
         self.has_admin_listener
             && match access {
-                Access::Admins => true,
+                Access::Admins | Access::Observers => true,
                 Access::Probers => !self.keys.has_client_keys(),
                 Access::Open | Access::Clients => false,
             }
@@ -86,8 +106,13 @@ impl Proxy {
 
     /// The limit that leaves no capacity for this request, if there is one.
     fn exhausted(&self, access: Access, ctx: &RequestContext) -> Option<ProxyError> {
-        if access == Access::Open {
-            return None;
+        match access {
+            Access::Open => return None,
+            Access::Observers if self.pages.live() > MAX_PAGES => {
+                return Some(ProxyError::Overloaded(Exhausted::Pages));
+            }
+            Access::Observers => return None,
+            _ => {}
         }
         if ctx.overflow {
             return Some(ProxyError::Overloaded(Exhausted::Connections));

@@ -70,7 +70,9 @@ impl Proxy {
         }
         head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
-        self.cors.apply(&session.req_header().headers, &mut head)?;
+        if !ctx.is_page {
+            self.cors.apply(&session.req_header().headers, &mut head)?;
+        }
         session.write_response_header(Box::new(head), false).await?;
         // Pingora sends no body in response to HEAD.
         session.write_response_body(Some(response.body), true).await

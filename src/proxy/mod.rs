@@ -70,6 +70,8 @@ pub(crate) struct Proxy {
     /// Requests that a worker was lost with.
     pub(crate) suspects: Arc<Suspects>,
     pub(crate) inflight: Arc<Inflight>,
+    /// Pages for observers that are being sent.
+    pub(crate) pages: Arc<Inflight>,
     pub(crate) body_memory: Arc<BodyMemory>,
     pub(crate) keys: Keys,
     pub(crate) cors: Cors,
@@ -117,7 +119,6 @@ impl ProxyHttp for Proxy {
             ctx.begin_sample(sample);
             return Ok(());
         }
-        ctx.count(self.inflight.enter());
         self.note_request(session, ctx);
         self.admit(session, ctx)
     }

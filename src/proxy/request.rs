@@ -64,6 +64,8 @@ pub(crate) struct RequestContext {
     pub(super) kept: Option<Arc<Kept>>,
     /// Whether it is left there, because the client got a whole response to a request that has failed.
     pub(super) keeps: bool,
+    /// Whether the response is a page for observers, which other origins may not read.
+    pub(super) is_page: bool,
     /// Counts the request as live until it is dropped.
     admitted: Option<Admitted>,
 }
@@ -110,6 +112,7 @@ impl RequestContext {
             overflow: false,
             kept: None,
             keeps: false,
+            is_page: false,
             admitted: None,
         }
     }
@@ -141,12 +144,6 @@ impl RequestContext {
     /// Counts the request as live.
     pub(super) fn count(&mut self, admitted: Admitted) {
         self.admitted = Some(admitted);
-    }
-
-    /// Stops counting the request as live: a health check on the admin listener must not delay the shutdown that it
-    /// watches.
-    pub(super) fn uncount(&mut self) {
-        self.admitted = None;
     }
 
     /// Puts the fault aside for the response, and ends the phases.

@@ -29,6 +29,7 @@ use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Proxy, refused_head};
+use crate::telemetry::Telemetry;
 
 /// A balancer that is ready to listen.
 pub(super) struct Built {
@@ -95,6 +96,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
 
 fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shutdown) -> Proxy {
     let keys = &config.client_keys;
+    let telemetry = Arc::new(Telemetry::default());
     let abort_requests = !config.resilience.disable_abort_requests;
     Proxy {
         engine: Engine::default(),
@@ -105,6 +107,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         endpoints: Arc::new(Ops::new(
             fleet.clone(),
             client.clone(),
+            telemetry.clone(),
             config.requests.max_body_bytes,
             !keys.api.is_empty(),
             shutdown.unready(),
@@ -112,6 +115,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         fleet,
         client,
         inflight: shutdown.requests.clone(),
+        pages: Arc::default(),
         cors: match &config.clients.cors_allowed_origins {
             AllowedOrigins::Any => Cors::Any,
             AllowedOrigins::None => Cors::Off,
@@ -127,7 +131,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
             keys.admin.iter().map(|key| (key.expose(), "admin_api_key")),
         ),
         logs_client_addresses: !config.disable_log_client_address,
-        telemetry: Arc::default(),
+        telemetry,
         limits: config.requests.clone(),
     }
 }

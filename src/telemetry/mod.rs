@@ -4,13 +4,17 @@
 //! value and nothing else, so that the log line, and whatever is added beside it, cannot disagree.
 
 mod access_log;
+mod metrics;
 mod record;
 
+pub(crate) use metrics::{Metrics, OPENMETRICS, TEXT};
 pub(crate) use record::{Cause, FailedAttempt, Pair, Parts, Record, Suspect};
 
 /// The sinks of one balancer.
 #[derive(Default)]
-pub(crate) struct Telemetry {}
+pub(crate) struct Telemetry {
+    pub(crate) metrics: Metrics,
+}
 
 impl Telemetry {
     /// Hands the record of a finished request to every sink.

@@ -7,6 +7,7 @@ mod framing;
 mod gunicorn_corpus;
 mod keys;
 mod limits;
+mod observers;
 mod smuggling;
 mod tls;
 mod witnessed;
