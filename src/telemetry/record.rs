@@ -63,12 +63,14 @@ pub(crate) struct Record {
 }
 
 /// What the loss of a worker means for a request that was, or may have been, the reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// The graver comes last: a request for samples has that of the sample that fared worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Suspect {
+    /// It was tried again, apart from other suspects.
+    Tried,
     /// A worker was lost with it.
     Lost,
-    /// It was tried again, at workers without another suspect.
-    Tried,
     /// It was not sent to another worker.
     Refused,
 }

@@ -125,6 +125,39 @@ async fn a_request_for_samples_is_one_line_and_each_sample_one_at_debug_level() 
 }
 
 #[tokio::test]
+async fn the_line_of_a_request_for_samples_says_that_they_were_suspects() {
+    for suspect in ["tried", "refused"] {
+        let mut workers = Workers::with("--disable-abort-requests").await;
+        let request = post(GENERATE, &asking(GENERATE, 2, false));
+        workers.client.send(&request).await;
+        let legs = [workers.next_legs().await, workers.next_legs().await];
+        let decodes = legs.map(|(prefill, decode)| {
+            prefill.reset();
+            decode
+        });
+        // One after the other.
+        for _ in 0..2 {
+            let (prefill, decode) = workers.next_legs().await;
+            if suspect == "refused" {
+                prefill.reset();
+                break;
+            }
+            prefill.answer("200 OK", "{}").await;
+            decode.answer("200 OK", &document(GENERATE, "x")).await;
+        }
+        let line = workers.process.line("request finished").await;
+        // The second one is no suspect any more when the first has been served.
+        let expected = match suspect {
+            "tried" => ["tried", "lost"],
+            _ => ["refused"; 2],
+        };
+        let found = field(&line, "suspect").unwrap_or_default();
+        assert!(expected.contains(&found), "{line}");
+        drop(decodes);
+    }
+}
+
+#[tokio::test]
 async fn the_line_names_worker_and_code_of_each_attempt_that_failed() {
     for role in ROLES {
         for (cause, answer) in [("lost", None), ("rejected_503", Some("503 Unavailable"))] {

@@ -123,6 +123,7 @@ impl Family {
             record.queued = record.queued.max(sample.queued);
             record.rooms += sample.rooms;
             record.events += sample.events;
+            record.suspect = record.suspect.max(sample.suspect);
             if sample.error.is_some() {
                 record.pair = sample.pair.clone();
             }
