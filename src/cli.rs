@@ -11,13 +11,12 @@ use std::path::PathBuf;
 
 #[cfg(feature = "sim")]
 use clap::Args;
-use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use pingora::server::configuration::Opt;
 
 #[cfg(feature = "bench")]
 use crate::bench::cli::BenchArgs;
-use crate::config::foreign::{FOREIGN_POLICIES, IGNORED, IMPLIED, Takes};
+use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::kind::Kind;
 use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
@@ -284,10 +283,6 @@ fn ignored_arg(name: &'static str, takes: Takes) -> Arg {
         Takes::One => valued(arg),
         Takes::Some => valued(arg).num_args(1..),
         Takes::Any => valued(arg).num_args(0..),
-        Takes::Policy => {
-            let names = FOREIGN_POLICIES.into_iter().chain(["random"]);
-            valued(arg).value_parser(PossibleValuesParser::new(names))
-        }
     }
 }
 
@@ -337,12 +332,8 @@ fn warnings(matches: &ArgMatches) -> Vec<String> {
         Takes::Nothing => matches.get_count(name) > 0,
         _ => matches.contains_id(name),
     });
-    let line = |(name, takes): &(&str, Takes)| match takes {
-        Takes::Policy => {
-            format!("--{name} is accepted for sglang_router and ignored, random is used")
-        }
-        _ => format!("--{name} is accepted for sglang_router and ignored"),
-    };
+    let line =
+        |(name, _): &(&str, Takes)| format!("--{name} is accepted for sglang_router and ignored");
     given.map(line).collect()
 }
 

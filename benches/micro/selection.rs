@@ -34,6 +34,7 @@ fn fleet(workers: u16) -> Arc<Fleet> {
             bootstrap: None,
             authorization: None,
             admin_authorization: None,
+            weight: 1,
         })
     });
     let members = Members::new(members);
@@ -47,6 +48,7 @@ fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
         route: Route::ChatCompletions,
         body_bytes: 1 << 10,
         prompts: 1,
+        session: None,
     };
     let wanted = Selection {
         request: &request,

@@ -43,7 +43,6 @@ fn every_foreign_flag_warns_once_however_often_it_is_given() {
             Takes::One => &["-1"],
             Takes::Some => &["a=b", "c=d"],
             Takes::Any => &["a", "b", "c"],
-            Takes::Policy => &["round_robin"],
         };
         let mut line = vec!["mini-lb"];
         for _ in 0..2 {
@@ -97,7 +96,8 @@ impl Files {
             }
             ("admin_listen", _) => "127.0.0.1:1".to_owned(),
             ("host", _) => "::1".to_owned(),
-            ("policy", _) => "random".to_owned(),
+            ("policy" | "prefill_policy" | "decode_policy", _) => "session".to_owned(),
+            ("session_header", _) => "x-conversation".to_owned(),
             ("log_level", _) => "warn".to_owned(),
             (_, Kind::Origins) => "https://app.example".to_owned(),
             (_, Kind::Paths) => self.roots.path().display().to_string(),
@@ -176,7 +176,7 @@ fn every_scalar_option_reaches_the_resolved_configuration() {
         format!("{config:?}")
     };
     let default = resolved(&[]);
-    for setting in settings().filter(|setting| setting.key != "policy") {
+    for setting in settings() {
         if let Some(value) = files.value(setting) {
             let changed = resolved(&flag(setting, &value));
             assert_ne!(changed, default, "{} has no field", setting.key);

@@ -1,8 +1,11 @@
-//! The flags and policies of sglang_router that have no effect here, so that its command lines work unchanged.
+//! The flags of sglang_router that have no effect here, and the policies of other routers, so that their command lines
+//! work unchanged.
 //!
 //! The command line is built from these tables. A flag that gets an effect moves to `settings.rs`.
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py.
+
+use super::Policy;
 
 /// The values that a flag takes, in the terms of Python's argparse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,8 +18,6 @@ pub(crate) enum Takes {
     Some,
     /// `nargs="*"`.
     Any,
-    /// The name of a policy.
-    Policy,
 }
 
 /// Accepted without a warning: this program always does what they ask for.
@@ -25,8 +26,6 @@ pub(crate) const IMPLIED: [&str; 2] = ["pd-disaggregation", "mini-lb"];
 /// Accepted with a warning.
 pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("worker-urls", Takes::Any),
-    ("prefill-policy", Takes::Policy),
-    ("decode-policy", Takes::Policy),
     ("cache-threshold", Takes::One),
     ("balance-abs-threshold", Takes::One),
     ("balance-rel-threshold", Takes::One),
@@ -93,17 +92,42 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("jwt-role-mapping", Takes::Any),
 ];
 
-/// The policies of sglang_router and smg that are not implemented here; all of them mean random.
+/// The policies of other routers, each with the one that is nearest to it here.
 ///
-/// Source: router_args.py as above; smg 1.13, docs/configuration/routing.md.
-pub(crate) const FOREIGN_POLICIES: [&str; 9] = [
-    "round_robin",
-    "cache_aware",
-    "power_of_two",
-    "manual",
-    "bucket",
-    "least_load",
-    "consistent_hashing",
-    "prefix_hash",
-    "passthrough",
+/// Source: router_args.py as above; smg 1.13, docs/configuration/routing.md; vllm-router 0.1.17, `--help`.
+const FOREIGN_POLICIES: [(&str, Policy); 8] = [
+    ("bucket", Policy::LeastTokens),
+    ("cache_aware", Policy::LeastTokens),
+    ("consistent_hash", Policy::Session),
+    ("consistent_hashing", Policy::Session),
+    ("least_load", Policy::LeastRequests),
+    ("manual", Policy::Session),
+    ("passthrough", Policy::Random),
+    ("prefix_hash", Policy::LeastTokens),
 ];
+
+/// The policy that is nearest to this one of another router.
+pub(super) fn nearest_policy(name: &str) -> Option<Policy> {
+    let found = FOREIGN_POLICIES
+        .into_iter()
+        .find(|(foreign, _)| *foreign == name);
+    found.map(|(_, policy)| policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_have_every_policy_of_other_routers_and_every_own_one() {
+        let document = include_str!("../../docs/policies.md");
+        for (foreign, own) in FOREIGN_POLICIES {
+            let row = format!("| `{foreign}` | `{}` |", own.name());
+            assert!(document.contains(&row), "{row}");
+        }
+        for own in Policy::ALL {
+            let row = format!("| `{}` | ", own.name());
+            assert!(document.contains(&row), "{row}");
+        }
+    }
+}

@@ -85,12 +85,9 @@ impl MiniLbConfig {
         self
     }
 
-    /// How a pair of workers is chosen.
+    /// How the workers of both roles are chosen.
     pub fn policy(self, policy: Policy) -> MiniLbConfig {
-        let name = match policy {
-            Policy::Random => "random",
-        };
-        self.set("policy", name)
+        self.set("policy", policy.name())
     }
 
     /// Deadline for a complete non-streaming response, where whole seconds are too coarse.

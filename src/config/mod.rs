@@ -34,6 +34,7 @@ mod library;
 mod locate;
 mod log_filter;
 mod origins;
+mod policy;
 mod print;
 mod resolve;
 pub(crate) mod settings;
@@ -51,6 +52,9 @@ pub use error::{ConfigError, Fault, Place, Problem};
 pub use library::MiniLbConfig;
 #[doc(hidden)]
 pub use origins::AllowedOrigins;
+pub use policy::Policy;
+#[doc(hidden)]
+pub use policy::PolicyConfig;
 #[doc(hidden)]
 pub use print::Effective;
 #[doc(hidden)]
@@ -87,7 +91,7 @@ pub struct Config {
     /// The decode workers, at least one, each URL once in the whole configuration.
     pub decode: Vec<WorkerSpec>,
     /// How a pair is chosen.
-    pub policy: Policy,
+    pub policies: PolicyConfig,
     /// Connections and memory of clients.
     pub clients: ClientLimits,
     /// The keys that clients need.
@@ -341,12 +345,4 @@ pub struct ClientKey {
     pub key: Secret,
     /// Its name in the log: `api_key`, its line in the file, as in `line-3`, or the name behind it in that line.
     pub name: String,
-}
-
-/// How the pair that serves a request is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// One prefill and one decode worker, each uniformly at random.
-    #[default]
-    Random,
 }

@@ -12,15 +12,14 @@ use serde_yaml::Value;
 
 use super::background::Background;
 use super::draft::{Draft, Given, server_conf};
-use super::foreign::FOREIGN_POLICIES;
 use super::keys::{checked_key, read_key, read_keys};
 use super::log_filter::{NoFilter, translated};
-use super::settings::{find, nearest, settings};
+use super::settings::{find, settings};
 use super::tls::{self, Half, Identity, Tls};
 use super::worker::{parse_host, parse_listen};
 use super::{
-    ClientKey, ClientKeys, Config, ConfigError, Fault, Listen, Place, Policy, Problem,
-    RequestLimits, Secret, ShutdownConfig,
+    ClientKey, ClientKeys, Config, ConfigError, Fault, Listen, Place, Problem, RequestLimits,
+    Secret, ShutdownConfig,
 };
 use crate::limits::{FromText, Group, Settings};
 
@@ -88,7 +87,7 @@ impl<'a> Resolver<'a> {
         let requests = self.requests();
         let workers = Group::read(self);
         let resilience = Group::read(self);
-        let policy = self.policy();
+        let policies = self.policies();
         let log_filter = self.log_filter();
         let disable_log_client_address = self.get("disable_log_client_address");
         let (prefill, decode) = self.fleet();
@@ -102,7 +101,7 @@ impl<'a> Resolver<'a> {
             tls,
             prefill,
             decode,
-            policy: policy?,
+            policies: policies?,
             clients: clients?,
             client_keys,
             requests: requests?,
@@ -135,7 +134,11 @@ impl<'a> Resolver<'a> {
     }
 
     /// A value of a form that its row cannot check. `None` when there is none or it has been reported.
-    fn scalar<T>(&mut self, key: &'static str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub(super) fn scalar<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
         let given = self.given(key)?;
         let value = read(&given.value);
         if value.is_none() {
@@ -194,24 +197,6 @@ impl<'a> Resolver<'a> {
             grace: pingoras.unwrap_or(ours.grace),
             ..ours
         })
-    }
-
-    fn policy(&mut self) -> Option<Policy> {
-        let given = self.given("policy")?;
-        let name = given.value.as_str();
-        if name == "random" {
-            return Some(Policy::Random);
-        }
-        if FOREIGN_POLICIES.contains(&name) {
-            self.warnings.push(format!(
-                "{}: the policy {name} is not implemented, random is used",
-                given.place
-            ));
-            return Some(Policy::Random);
-        }
-        let suggestion = nearest(name, FOREIGN_POLICIES.into_iter().chain(["random"]));
-        self.report_value(given, find("policy")?.expects, suggestion);
-        None
     }
 
     fn log_filter(&mut self) -> Option<String> {

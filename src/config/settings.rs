@@ -156,9 +156,17 @@ const WORKERS: &[Setting] = &[
          none (decode then uses its own port). Repeat it for each worker"),
     Setting::new("decode", Kind::Workers(Role::Decode), "A decode worker. Repeat it for each worker"),
     Setting::new("policy", Kind::Text,
-        "How a pair of workers is chosen. The other policies of sglang_router are accepted with a warning and mean \
-         random")
+        "How a worker is chosen: random, round_robin, power_of_two, least_requests, least_tokens or session. The \
+         policies of sglang_router and smg mean the one that is nearest to them")
         .default("random").value(&["NAME"]).expects("a policy"),
+    Setting::new("prefill_policy", Kind::Text, "The same for the prefill worker alone")
+        .value(&["NAME"]).expects("a policy"),
+    Setting::new("decode_policy", Kind::Text, "The same for the decode worker alone")
+        .value(&["NAME"]).expects("a policy"),
+    Setting::new("session_header", Kind::Text,
+        "Header that names the session of a request, for the policy session; x-smg-routing-key, x-session-id and \
+         x-correlation-id do so as well, and the body's session_id and user")
+        .value(&["NAME"]).expects("the name of a header"),
     Setting::new("connect_timeout_secs", Kind::Seconds, "Deadline for opening a connection to a worker")
         .default("2"),
     Setting::new("worker_api_key_file", Kind::Path,
@@ -272,6 +280,7 @@ pub(crate) mod worker_key {
     pub(crate) const API_KEY_FILE: &str = "api_key_file";
     pub(crate) const ADMIN_API_KEY: &str = "admin_api_key";
     pub(crate) const ADMIN_API_KEY_FILE: &str = "admin_api_key_file";
+    pub(crate) const WEIGHT: &str = "weight";
 
     /// Those whose values must not be shown.
     pub(crate) const SECRETS: [&str; 2] = [API_KEY, ADMIN_API_KEY];
@@ -286,6 +295,7 @@ pub(crate) mod worker_key {
                 API_KEY_FILE,
                 ADMIN_API_KEY,
                 ADMIN_API_KEY_FILE,
+                WEIGHT,
             ],
             Role::Decode => &[
                 URL,
@@ -293,6 +303,7 @@ pub(crate) mod worker_key {
                 API_KEY_FILE,
                 ADMIN_API_KEY,
                 ADMIN_API_KEY_FILE,
+                WEIGHT,
             ],
         }
     }

@@ -21,6 +21,8 @@ pub struct WorkerSpec {
     pub api_key: Option<Secret>,
     /// The key that it requires for administration instead (`--admin-api-key` of SGLang).
     pub admin_api_key: Option<Secret>,
+    /// Its share of the requests, beside those of the others of its role; at least 1.
+    pub weight: u32,
 }
 
 /// The address of a prefill worker's bootstrap server, as decode workers reach it.
@@ -382,6 +384,7 @@ mod tests {
             bootstrap: None,
             api_key: Some(Secret::new("sk-1")),
             admin_api_key: Some(Secret::new("sk-1")),
+            weight: 1,
         };
         assert!(!format!("{spec:?} {}", Secret::new("sk-1")).contains("sk-1"));
         assert_eq!(Secret::new("sk-1").expose(), b"sk-1");

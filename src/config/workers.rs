@@ -92,6 +92,16 @@ impl Resolver<'_> {
                 text => nonzero_port(text).map(Some),
             },
         );
+        let weight = self.key_of(
+            draft,
+            worker_key::WEIGHT,
+            "a weight from 1 to 1000",
+            |text| {
+                text.parse()
+                    .ok()
+                    .filter(|weight| (1..=1000).contains(weight))
+            },
+        );
         let url = url?;
         let bootstrap = (role == Role::Prefill).then(|| BootstrapSpec {
             host: bracketed(host.as_deref().unwrap_or(url.host())),
@@ -103,6 +113,7 @@ impl Resolver<'_> {
                 bootstrap,
                 api_key: own_key.or_else(|| shared.api.clone()),
                 admin_api_key: own_admin_key.or_else(|| shared.admin.clone()),
+                weight: weight.unwrap_or(1),
             },
             place: draft.place.clone(),
         })

@@ -12,6 +12,7 @@ pub struct Members {
     prefill: Vec<Arc<Worker>>,
     decode: Vec<Arc<Worker>>,
     ids: HashSet<WorkerId>,
+    has_weights: bool,
 }
 
 impl Members {
@@ -20,6 +21,7 @@ impl Members {
         let mut members = Self::default();
         for worker in workers {
             if members.ids.insert(worker.id()) {
+                members.has_weights |= worker.weight() != 1;
                 match worker.role() {
                     Role::Prefill => members.prefill.push(worker),
                     Role::Decode => members.decode.push(worker),
@@ -35,6 +37,11 @@ impl Members {
             Role::Prefill => &self.prefill,
             Role::Decode => &self.decode,
         }
+    }
+
+    /// Whether the share of some worker is not that of the others.
+    pub(super) fn has_weights(&self) -> bool {
+        self.has_weights
     }
 
     /// All workers: prefill first.

@@ -37,6 +37,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 pub use crate::pd::Role;
+use crate::pd::RoutingKey;
 use breaker::Change;
 pub use breaker::{BreakerLimits, Evidence};
 pub use budget::RetryBudget;
@@ -49,6 +50,7 @@ pub use select::Selection;
 use select::{Filter, Pair};
 pub use siblings::Siblings;
 pub use suspects::{SuspectLimits, Suspects};
+pub(crate) use worker::digest;
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 
 /// The workers, and what decides which of them serve a request.
@@ -79,13 +81,19 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Counts the load of this pair. The end of each load serves the queue of `queue_of`.
-    fn of((prefill, decode): Pair<'_>, now: Instant, queue_of: Option<&Arc<Fleet>>) -> Self {
+    /// Counts the load of this request on the pair. The end of each load serves the queue of `queue_of`.
+    fn of(
+        (prefill, decode): Pair<'_>,
+        request: &RoutingKey,
+        now: Instant,
+        queue_of: Option<&Arc<Fleet>>,
+    ) -> Self {
         prefill.picked(now);
         decode.picked(now);
+        let load = |worker: &Arc<Worker>| worker.load_of(request.body_bytes, queue_of.cloned());
         Self {
-            prefill: prefill.load_of(queue_of.cloned()),
-            decode: decode.load_of(queue_of.cloned()),
+            prefill: load(prefill),
+            decode: load(decode),
         }
     }
 }
@@ -173,14 +181,19 @@ impl Fleet {
         // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
         let pair = pair.ok_or(NoWorker(Role::Decode))?;
-        Ok(Lease::of(pair, wanted.now, None))
+        Ok(Lease::of(pair, wanted.request, wanted.now, None))
     }
 
     /// The same pair once more, for a request that begins again with it. No limit is applied: the lease that it had is
     /// about to end.
-    pub fn lease_again(self: &Arc<Self>, prefill: &Arc<Worker>, decode: &Arc<Worker>) -> Lease {
+    pub fn lease_again(
+        self: &Arc<Self>,
+        prefill: &Arc<Worker>,
+        decode: &Arc<Worker>,
+        request: &RoutingKey,
+    ) -> Lease {
         let queue_of = self.queue.as_ref().map(|_| self);
-        Lease::of((prefill, decode), Instant::now(), queue_of)
+        Lease::of((prefill, decode), request, Instant::now(), queue_of)
     }
 
     /// Whether a request could be sent to a pair of workers that are not set aside.

@@ -160,7 +160,7 @@ impl Fleet {
             let filter = filter.among(siblings);
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
-                return Ok(Turn::Now(Lease::of(pair, now, Some(self))));
+                return Ok(Turn::Now(Lease::of(pair, request, now, Some(self))));
             }
         }
         // Requests that belong together are let in or refused together: the first of them decides.
@@ -216,12 +216,12 @@ impl Fleet {
     }
 
     /// Takes one request off a worker, and serves the waiting requests.
-    pub(super) fn release(self: &Arc<Self>, worker: &Worker) {
+    pub(super) fn release(self: &Arc<Self>, worker: &Worker, body_bytes: usize) {
         let Some(queue) = &self.queue else {
-            return worker.release();
+            return worker.release(body_bytes);
         };
         let mut line = queue.line();
-        worker.release();
+        worker.release(body_bytes);
         self.serve(queue, &mut line);
     }
 
@@ -237,7 +237,7 @@ impl Fleet {
             let filter = filter.among(waiter.siblings.as_ref());
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
-                    let lease = Lease::of(pair, now, Some(self));
+                    let lease = Lease::of(pair, &waiter.request, now, Some(self));
                     let sent = line
                         .waiters
                         .remove(place)

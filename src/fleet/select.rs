@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::pairs::{Aside, Pairs};
-use super::policy::{Candidate, Policies, Random};
+use super::policy::{Policies, Random};
 use super::{Members, NoWorker, Siblings, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
@@ -126,7 +126,7 @@ impl<'a> Filter<'a> {
 
     /// A pair without a look at all workers. `None` says nothing about the fleet.
     fn drawn_pair(&self, draw: &mut impl FnMut() -> u64) -> Option<Pair<'a>> {
-        if !self.policies.are_random() {
+        if !self.policies.are_random() || self.members.has_weights() {
             return None;
         }
         let prefill = self.drawn(Role::Prefill, draw, |_| true)?;
@@ -248,13 +248,7 @@ impl<'a> Filter<'a> {
         } else {
             &sharing
         };
-        let candidates: Vec<_> = workers
-            .iter()
-            .map(|worker| Candidate {
-                id: worker.id(),
-                in_flight: worker.in_flight(),
-            })
-            .collect();
+        let candidates: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
         let policy = self.policies.of(role);
         let chosen = policy.choose(request, &candidates, draw())?;
         workers.get(chosen).copied()

@@ -49,6 +49,7 @@ pub(super) const REQUEST: RoutingKey = RoutingKey {
     route: Route::Generate,
     body_bytes: 0,
     prompts: 1,
+    session: None,
 };
 
 pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {

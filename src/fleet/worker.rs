@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use sha2::{Digest, Sha256};
 
 use super::Fleet;
 use super::breaker::{Breaker, BreakerLimits, Change, Evidence};
+use super::policy::Candidate;
 use crate::addresses::Addresses;
 use crate::pd::{Bootstrap, Role};
 
@@ -33,6 +35,8 @@ pub struct WorkerParts {
     pub authorization: Option<HeaderValue>,
     /// The same on the worker's admin endpoints; `None` means `authorization`.
     pub admin_authorization: Option<HeaderValue>,
+    /// The worker's share of the requests, beside those of the others of its role; at least 1.
+    pub weight: u32,
 }
 
 /// The pieces of a worker's URL.
@@ -61,6 +65,10 @@ pub struct Worker {
     /// None until the name of the host has been looked up.
     addresses: Arc<Addresses>,
     in_flight: AtomicUsize,
+    /// The lengths of the bodies of these requests together, in bytes.
+    body_bytes: AtomicUsize,
+    /// A digest of the URL.
+    digest: u64,
     /// Whether the breaker remembers anything, or the worker is not usable. As long as it is false no lock is taken.
     unhealthy: AtomicBool,
     /// Whether the worker says that it has another role.
@@ -74,11 +82,14 @@ impl Worker {
     /// A worker without load. Its address is known if its host is written as one.
     pub(super) fn new(id: WorkerId, parts: WorkerParts) -> Self {
         let address = parts.origin.literal();
+        let digest = digest(parts.url.as_bytes());
         Self {
             id,
             parts,
             addresses: Arc::new(Addresses::new(address)),
             in_flight: AtomicUsize::new(0),
+            body_bytes: AtomicUsize::new(0),
+            digest,
             unhealthy: AtomicBool::new(address.is_none()),
             misplaced: AtomicBool::new(false),
             breaker: Mutex::default(),
@@ -244,24 +255,44 @@ impl Worker {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// [`Self::load_of`] without a queue.
-    #[cfg(test)]
-    pub(super) fn load(self: &Arc<Self>) -> Load {
-        self.load_of(None)
+    /// The share of the requests, beside those of the others of the role.
+    pub fn weight(&self) -> u32 {
+        self.parts.weight
     }
 
-    /// Counts one more request on this worker. The end of the load serves the queue of this fleet, if it has one.
-    pub(super) fn load_of(self: &Arc<Self>, serves: Option<Arc<Fleet>>) -> Load {
+    /// The worker as a policy sees it now.
+    pub(super) fn candidate(&self) -> Candidate {
+        Candidate {
+            id: self.id,
+            in_flight: self.in_flight(),
+            body_bytes: self.body_bytes.load(Ordering::Relaxed),
+            weight: self.parts.weight,
+            digest: self.digest,
+        }
+    }
+
+    /// [`Self::load_of`] an empty request without a queue.
+    #[cfg(test)]
+    pub(super) fn load(self: &Arc<Self>) -> Load {
+        self.load_of(0, None)
+    }
+
+    /// Counts one more request on this worker, with a body of this length. The end of the load serves the queue of this
+    /// fleet, if it has one.
+    pub(super) fn load_of(self: &Arc<Self>, body_bytes: usize, serves: Option<Arc<Fleet>>) -> Load {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
         Load {
             worker: self.clone(),
+            body_bytes,
             serves,
         }
     }
 
     /// Counts one request less.
-    pub(super) fn release(&self) {
+    pub(super) fn release(&self, body_bytes: usize) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.body_bytes.fetch_sub(body_bytes, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -296,13 +327,24 @@ impl WorkerParts {
             bootstrap: None,
             authorization: None,
             admin_authorization: None,
+            weight: 1,
         }
     }
+}
+
+/// The first 64 bits of the SHA-256 of a text: the same in every process and version, however the texts are chosen.
+pub(crate) fn digest(text: &[u8]) -> u64 {
+    let digest = Sha256::digest(text);
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 /// One request's share of a worker's load. It ends when this is dropped, which is when the leg ends.
 pub struct Load {
     worker: Arc<Worker>,
+    body_bytes: usize,
     /// The fleet whose waiting requests are served when the load ends; `None` without a queue.
     pub(super) serves: Option<Arc<Fleet>>,
 }
@@ -318,8 +360,8 @@ impl Deref for Load {
 impl Drop for Load {
     fn drop(&mut self) {
         match self.serves.take() {
-            None => self.worker.release(),
-            Some(fleet) => fleet.release(&self.worker),
+            None => self.worker.release(self.body_bytes),
+            Some(fleet) => fleet.release(&self.worker, self.body_bytes),
         }
     }
 }

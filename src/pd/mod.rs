@@ -13,7 +13,7 @@ pub mod sse;
 pub mod verdict;
 
 pub use engine::Engine;
-pub use routing::RoutingKey;
+pub use routing::{RoutingKey, named_session};
 pub use sglang::{
     Batch, Bootstrap, ErrorShape, Facts, Fields, Gather, GatherError, GatherFault, GatherStream,
     Injected, Invalid, Merge, MergeError, PrefillData, Refusal, RequestId, RequestIds, Rid, Room,

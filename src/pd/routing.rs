@@ -3,6 +3,7 @@
 //! A key is made for each request and waits with it in the queue, so that it owns its values. Finding a fact costs time
 //! for each request, also under a policy that reads none: only facts that parsing finds anyway belong here.
 
+use super::json::{self, Kind, Scanner};
 use super::{Facts, Route};
 
 /// The facts of a request that a policy chooses by.
@@ -14,6 +15,8 @@ pub struct RoutingKey {
     pub body_bytes: usize,
     /// The number of prompts, at least 1.
     pub prompts: usize,
+    /// A digest of the session that the request belongs to; `None` where it names none, or no policy asks for it.
+    pub session: Option<u64>,
 }
 
 impl RoutingKey {
@@ -23,14 +26,54 @@ impl RoutingKey {
             route,
             body_bytes,
             prompts: facts.batch.prompts().max(1),
+            session: None,
         }
     }
+}
+
+/// The name of the session in a body that has been parsed: its `session_id`, or else its `user`, where that is a text that
+/// is not empty.
+pub fn named_session(body: &[u8]) -> Option<String> {
+    let mut found = [None, None];
+    let read = |found: &mut [Option<String>; 2]| -> Result<(), json::Error> {
+        let mut scanner = Scanner::new(body)?;
+        scanner.object(|s, member| {
+            let field = match &*member.name {
+                "session_id" => &mut found[0],
+                "user" => &mut found[1],
+                _ => return s.skip().map(drop),
+            };
+            *field = match s.kind()? {
+                Kind::Text => Some(s.text()?.into_owned()).filter(|name| !name.is_empty()),
+                _ => s.skip().map(|_| None)?,
+            };
+            Ok(())
+        })?;
+        Ok(())
+    };
+    read(&mut found).ok()?;
+    found.into_iter().flatten().next()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::parse;
     use super::*;
+
+    #[test]
+    fn the_session_of_a_body_is_its_session_id_or_its_user() {
+        for (body, name) in [
+            (r#"{"user":"a","prompt":"x"}"#, Some("a")),
+            (r#"{"user":"a","session_id":"b\u0063"}"#, Some("bc")),
+            (r#"{"user":"a","session_id":""}"#, Some("a")),
+            (r#"{"user":"a","session_id":7,"user":"b"}"#, Some("b")),
+            (r#"{"metadata":{"user":"a"}}"#, None),
+            (r#"{"user":null}"#, None),
+            ("[]", None),
+        ] {
+            assert_eq!(named_session(body.as_bytes()).as_deref(), name, "{body}");
+        }
+    }
 
     #[test]
     fn a_key_has_the_length_and_the_prompts_of_its_body() {

@@ -43,8 +43,11 @@ impl Proxy {
             Verdict::Again(role) if ctx.head_is_out() => Decision::Fail(role),
             // Free: no worker has failed, and it happens to a request once.
             Verdict::Again(role) => {
-                let attempt = ctx.attempt()?;
-                let lease = self.fleet.lease_again(attempt.prefill(), attempt.decode());
+                let (Some(request), Some(attempt)) = (&ctx.request, &ctx.attempt) else {
+                    return Err(ctx.refuse(ProxyError::Internal("nothing to send again".into())));
+                };
+                let (prefill, decode) = (attempt.prefill(), attempt.decode());
+                let lease = self.fleet.lease_again(prefill, decode, &request.key);
                 Decision::End(ctx.begin_again(role, lease))
             }
             Verdict::Retry(role) => {

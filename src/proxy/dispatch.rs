@@ -72,7 +72,12 @@ impl Proxy {
         let head = legs::for_legs(session.req_header(), route.path(), &ctx.record.request_id)?;
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
-        let key = RoutingKey::new(route, &facts, body.len());
+        let headers = &session.req_header().headers;
+        let affinity = self.affinity.as_ref();
+        let key = RoutingKey {
+            session: affinity.and_then(|affinity| affinity.session(headers, &body)),
+            ..RoutingKey::new(route, &facts, body.len())
+        };
         ctx.request = Some(Request {
             route,
             facts,

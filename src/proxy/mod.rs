@@ -21,6 +21,7 @@
 //! carries between hooks is `request.rs`'s.
 
 mod admission;
+mod affinity;
 mod deadlines;
 mod decide;
 mod dispatch;
@@ -54,6 +55,7 @@ use crate::net::Client;
 use crate::pd::Engine;
 use crate::telemetry::Telemetry;
 pub(crate) use admission::refused_head;
+pub(crate) use affinity::Affinity;
 use request::RequestContext;
 use samples::Sample;
 
@@ -80,6 +82,8 @@ pub(crate) struct Proxy {
     pub(crate) shutdown: ShutdownWatcher,
     /// Whether the record of a request has the address of its client.
     pub(crate) logs_client_addresses: bool,
+    /// Finds the session of a request; `None` where no policy asks for it.
+    pub(crate) affinity: Option<Affinity>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: RequestLimits,
 }

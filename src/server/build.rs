@@ -18,17 +18,19 @@ use super::{StartError, tls};
 use crate::client::{
     BodyMemory, ConnectionLimit, Connections, Cors, Keys, Listener, ShutdownWatcher,
 };
-use crate::config::{AllowedOrigins, ClientLimits, Config, Policy, Resilience, Secret, WorkerSpec};
+use crate::config::{
+    AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, Resilience, Secret, WorkerSpec,
+};
 use crate::discovery::{Names, Probe};
 use crate::fleet::{
     BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
-    SuspectLimits, Suspects, WorkerParts,
+    RolePolicy, SuspectLimits, Suspects, WorkerParts,
 };
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
-use crate::proxy::{Proxy, refused_head};
+use crate::proxy::{Affinity, Proxy, refused_head};
 use crate::telemetry::Telemetry;
 
 /// A balancer that is ready to listen.
@@ -131,9 +133,18 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
             keys.admin.iter().map(|key| (key.expose(), "admin_api_key")),
         ),
         logs_client_addresses: !config.disable_log_client_address,
+        affinity: affinity(&config.policies),
         telemetry,
         limits: config.requests.clone(),
     }
+}
+
+/// What finds the session of a request, where a policy asks for it.
+fn affinity(policies: &PolicyConfig) -> Option<Affinity> {
+    let asked = [policies.prefill, policies.decode].contains(&Policy::Session);
+    asked.then(|| Affinity {
+        header: policies.session_header.clone(),
+    })
 }
 
 /// The application of a listener without a connection limit.
@@ -166,8 +177,9 @@ fn connection_limit(config: &Config) -> ConnectionLimit {
 
 /// The fleet, with the workers of the configuration.
 fn fleet(config: &Config) -> Result<Arc<Fleet>, StartError> {
-    let policies = match config.policy {
-        Policy::Random => Policies::random(),
+    let policies = Policies {
+        prefill: role_policy(config.policies.prefill),
+        decode: role_policy(config.policies.decode),
     };
     let fleet = Fleet::new(policies, breaker_limits(&config.resilience));
     let limits = &config.workers;
@@ -186,6 +198,17 @@ fn fleet(config: &Config) -> Result<Arc<Fleet>, StartError> {
     }
     fleet.replace(Members::new(workers));
     Ok(fleet)
+}
+
+fn role_policy(policy: Policy) -> RolePolicy {
+    match policy {
+        Policy::Random => RolePolicy::Random,
+        Policy::RoundRobin => RolePolicy::round_robin(),
+        Policy::PowerOfTwo => RolePolicy::power_of_two(),
+        Policy::LeastRequests => RolePolicy::least_requests(),
+        Policy::LeastTokens => RolePolicy::least_bytes(),
+        Policy::Session => RolePolicy::session(),
+    }
 }
 
 fn suspect_limits(resilience: &Resilience) -> Option<SuspectLimits> {
@@ -243,5 +266,6 @@ fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
         bootstrap,
         authorization: spec.api_key.as_ref().map(bearer).transpose()?,
         admin_authorization: spec.admin_api_key.as_ref().map(bearer).transpose()?,
+        weight: spec.weight,
     })
 }

@@ -85,7 +85,7 @@ fn defaults_are_those_of_the_router_that_is_replaced() {
     assert_eq!(found.workers.connect_timeout, Duration::from_secs(2));
     assert_eq!(found.requests.max_body_bytes, 512 << 20);
     assert_eq!(
-        (found.policy, found.log_filter.as_str()),
+        (found.policies.prefill, found.log_filter.as_str()),
         (Policy::Random, "info")
     );
     assert_eq!(
@@ -147,16 +147,17 @@ fn command_lines_of_the_router_work_unchanged() {
     assert_eq!(
         warned,
         [
-            "--prefill-policy",
-            "--decode-policy",
             "--service-discovery",
             "--selector",
             "--prometheus-port",
             "--prometheus-duration-buckets",
             "--request-id-headers",
             "--policy",
+            "--prefill-policy",
         ]
     );
+    let policies = (found.policies.prefill, found.policies.decode);
+    assert_eq!(policies, (Policy::LeastTokens, Policy::PowerOfTwo));
 }
 
 #[test]
@@ -243,7 +244,6 @@ fn a_typo_in_a_flag_ends_with_a_suggestion_and_code_2() {
         ("--prefil http://a:1", "'--prefill'"),
         ("--reqest-timeout-secs 1", "'--request-timeout-secs'"),
         ("--retry-max-retry 1", "'--retry-max-retries'"),
-        ("--prefill-policy rondom", "'random'"),
     ];
     for (line, suggestion) in cases {
         let words = std::iter::once("mini-lb").chain(line.split(' '));
@@ -251,14 +251,11 @@ fn a_typo_in_a_flag_ends_with_a_suggestion_and_code_2() {
         assert_eq!(error.exit_code(), 2, "{line}");
         assert!(error.to_string().contains(suggestion), "{line}: {error}");
     }
-    let found = problems(
-        "--policy rondom --prefill http://a:1 --decode http://b:1",
-        &[],
-    );
-    assert_eq!(
-        found,
-        "--policy: `rondom` is not a policy, did you mean `random`?"
-    );
+    for flag in ["--policy", "--prefill-policy", "--decode-policy"] {
+        let line = format!("{flag} rondom --prefill http://a:1 --decode http://b:1");
+        let said = format!("{flag}: `rondom` is not a policy, did you mean `random`?");
+        assert_eq!(problems(&line, &[]), said);
+    }
 }
 
 #[test]

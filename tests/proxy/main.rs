@@ -10,6 +10,7 @@ mod fields;
 mod framing;
 mod keepalive;
 mod limits;
+mod policies;
 mod queue;
 mod regression;
 mod requests;

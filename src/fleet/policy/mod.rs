@@ -5,13 +5,22 @@
 //! request, when it is certain that the request gets a pair, so it may count what it chose. A request that waited in
 //! the queue is shown to it with the candidates of the moment of its turn, not those of its arrival.
 
+mod least;
+mod power_of_two;
 mod random;
+mod round_robin;
+mod session;
+mod weights;
 
 use std::sync::{Mutex, PoisonError};
 
 use super::WorkerId;
 use crate::pd::{Role, RoutingKey};
+use least::Least;
+use power_of_two::PowerOfTwo;
 pub(super) use random::Random;
+use round_robin::RoundRobin;
+use session::Session;
 
 /// A rule that chooses among candidates.
 pub trait Policy: Send {
@@ -34,12 +43,19 @@ pub struct Candidate {
     pub id: WorkerId,
     /// Requests whose leg on the worker has not ended.
     pub in_flight: usize,
+    /// The lengths of their bodies together, in bytes.
+    pub body_bytes: usize,
+    /// Its share of the requests, beside those of the others; at least 1.
+    pub weight: u32,
+    /// A digest of its URL, the same in every balancer.
+    pub digest: u64,
 }
 
 /// The policy of one role.
 pub enum RolePolicy {
-    /// Every candidate with the same probability. Without state there is no lock, and in a healthy fleet no list of
-    /// candidates: a worker is drawn and taken, at a cost that does not grow with the fleet.
+    /// Every candidate with a probability in proportion to its weight. Without state there is no lock, and in a healthy
+    /// fleet of equal weights no list of candidates: a worker is drawn and taken, at a cost that does not grow with the
+    /// fleet.
     Random,
     /// A policy that may keep state, asked about one request at a time.
     Stateful(Mutex<Box<dyn Policy>>),
@@ -79,6 +95,31 @@ impl Policies {
 }
 
 impl RolePolicy {
+    /// Candidates in turn.
+    pub fn round_robin() -> Self {
+        Self::stateful(RoundRobin::default())
+    }
+
+    /// The less loaded of two random candidates.
+    pub fn power_of_two() -> Self {
+        Self::stateful(PowerOfTwo)
+    }
+
+    /// The candidate with the fewest requests.
+    pub fn least_requests() -> Self {
+        Self::stateful(Least::Requests)
+    }
+
+    /// The candidate whose requests have the shortest bodies together.
+    pub fn least_bytes() -> Self {
+        Self::stateful(Least::Bytes)
+    }
+
+    /// The same candidate for all requests of a session.
+    pub fn session() -> Self {
+        Self::stateful(Session)
+    }
+
     /// A policy that may keep state.
     pub fn stateful(policy: impl Policy + 'static) -> Self {
         Self::Stateful(Mutex::new(Box::new(policy)))

@@ -123,7 +123,25 @@ fn request(body_bytes: usize) -> RoutingKey {
         route: Route::ChatCompletions,
         body_bytes,
         prompts: 1,
+        session: None,
     }
+}
+
+/// A request about which nothing is known.
+pub(super) fn key() -> RoutingKey {
+    request(0)
+}
+
+/// Candidates without load.
+pub(super) fn candidates(number: u64) -> Vec<Candidate> {
+    let candidate = |id| Candidate {
+        id: WorkerId(id),
+        in_flight: 0,
+        body_bytes: 0,
+        weight: 1,
+        digest: id,
+    };
+    (0..number).map(candidate).collect()
 }
 
 fn select(fleet: &Fleet, request: &RoutingKey, avoid: &[WorkerId], now: Instant) -> Lease {
@@ -149,13 +167,19 @@ fn a_policy_sees_the_request_and_the_workers_that_may_take_it_with_their_load() 
     let _busy = [workers[3].load(), workers[3].load()];
     let long = request(70_000);
     let failed = [workers[1].id()];
+    let busy = workers[3].load_of(500, None);
+    let seen = [2, 3].map(|index| workers[index].candidate());
+    assert_eq!(
+        seen.map(|seen| (seen.in_flight, seen.body_bytes)),
+        [(0, 0), (3, 500)]
+    );
     let lease = select(fleet, &long, &failed, watched.now);
     assert_eq!(lease.prefill.id(), workers[2].id());
-    let candidate = |index: usize, in_flight| Candidate {
-        id: workers[index].id(),
-        in_flight,
-    };
-    let seen = vec![candidate(2, 0), candidate(3, 2)];
+    let loaded = workers[2].candidate();
+    assert_eq!((loaded.in_flight, loaded.body_bytes), (1, 70_000));
+    drop((lease, busy));
+    assert_eq!(workers[2].candidate(), seen[0]);
+    let seen = seen.to_vec();
     assert_eq!(last(&watched.prefill), (long, seen));
 }
 
@@ -254,9 +278,17 @@ fn a_request_that_waited_is_shown_with_the_candidates_of_its_turn() {
     assert_eq!(watched.count(), (3, 3));
     let lease = ticket.turn().now_or_never().unwrap();
     assert_eq!((lease.prefill.id(), lease.decode.id()), freed);
-    let only = |id| vec![Candidate { id, in_flight: 0 }];
-    assert_eq!(last(&watched.prefill), (request(4242), only(freed.0)));
-    assert_eq!(last(&watched.decode), (request(4242), only(freed.1)));
+    let members = watched.fleet.members();
+    let free = |id| {
+        let freed = members.workers().find(|worker| worker.id() == id);
+        vec![Candidate {
+            in_flight: 0,
+            body_bytes: 0,
+            ..freed.unwrap().candidate()
+        }]
+    };
+    assert_eq!(last(&watched.prefill), (request(4242), free(freed.0)));
+    assert_eq!(last(&watched.decode), (request(4242), free(freed.1)));
 }
 
 #[test]

@@ -1,0 +1,98 @@
+//! Which workers get the requests under each policy, through the whole proxy.
+
+use support::{Exchange, TwoPairs, post};
+
+use mini_lb::config::Policy;
+
+/// The indexes of the prefill and of the decode worker of the next attempt, whose legs stay open.
+async fn chosen(pairs: &mut TwoPairs) -> ((usize, usize), (Exchange, Exchange)) {
+    let ((prefill, one), (decode, other)) = pairs.next_legs().await;
+    ((prefill, decode), (one, other))
+}
+
+/// Sends a request with these further header lines and body, and serves it. The pair that got it.
+async fn served(pairs: &mut TwoPairs, fields: &str, body: &str) -> (usize, usize) {
+    let request = post("/generate", body).replacen("\r\n\r\n", &format!("\r\n{fields}\r\n"), 1);
+    pairs.client.send(request).await;
+    let (pair, legs) = chosen(pairs).await;
+    support::pair::serve(legs).await;
+    assert_eq!(pairs.client.answer().await.status(), 200);
+    pair
+}
+
+#[tokio::test]
+async fn round_robin_takes_workers_in_turn() {
+    let mut pairs = TwoPairs::with(|config| config.policy(Policy::RoundRobin)).await;
+    let mut turns = Vec::new();
+    for _ in 0..4 {
+        turns.push(served(&mut pairs, "", "{}").await);
+    }
+    assert_eq!(turns, [(0, 0), (1, 1), (0, 0), (1, 1)]);
+}
+
+#[tokio::test]
+async fn each_role_may_have_a_policy_of_its_own() {
+    let mut pairs = TwoPairs::with(|config| {
+        let config = config.set("prefill_policy", "round_robin");
+        config.set("decode_policy", "least_requests")
+    })
+    .await;
+    let mut turns = Vec::new();
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut client = pairs.balancer.client().await;
+        client.send(post("/generate", "{}")).await;
+        let ((prefill, decode), legs) = chosen(&mut pairs).await;
+        turns.push((prefill, decode));
+        open.push((client, legs));
+    }
+    let prefill: Vec<_> = turns.iter().map(|(prefill, _)| *prefill).collect();
+    assert_eq!(prefill, [0, 1, 0, 1]);
+    let on_first = turns.iter().filter(|(_, decode)| *decode == 0).count();
+    assert_eq!(on_first, 2, "{turns:?}");
+}
+
+#[tokio::test]
+async fn least_tokens_sends_short_prompts_past_a_long_one() {
+    let mut pairs = TwoPairs::with(|config| config.policy(Policy::LeastTokens)).await;
+    let long = format!(r#"{{"text":"{}"}}"#, "a".repeat(100_000));
+    let mut client = pairs.balancer.client().await;
+    client.send(post("/generate", &long)).await;
+    let ((busy, _), _legs) = chosen(&mut pairs).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut client = pairs.balancer.client().await;
+        client.send(post("/generate", r#"{"text":"b"}"#)).await;
+        let ((prefill, _), legs) = chosen(&mut pairs).await;
+        assert_ne!(prefill, busy);
+        open.push((client, legs));
+    }
+}
+
+#[tokio::test]
+async fn the_requests_of_a_session_stay_on_their_workers() {
+    let mut pairs = TwoPairs::with(|config| {
+        let config = config.policy(Policy::Session);
+        config.set("session_header", "x-conversation")
+    })
+    .await;
+    let by_header = |name: &str, session| (format!("{name}: s{session}\r\n"), "{}".to_owned());
+    let by_body = |session| (String::new(), format!(r#"{{"user":"s{session}"}}"#));
+    let mut workers = std::collections::BTreeSet::new();
+    for session in 0..8 {
+        let mut of_session = Vec::new();
+        for (fields, body) in [
+            by_header("x-conversation", session),
+            by_header("X-SMG-Routing-Key", session),
+            by_body(session),
+        ] {
+            of_session.push(served(&mut pairs, &fields, &body).await);
+        }
+        assert!(
+            of_session.iter().all(|pair| *pair == of_session[0]),
+            "{of_session:?}"
+        );
+        workers.extend([of_session[0].0, 2 + of_session[0].1]);
+    }
+    assert_eq!(workers.len(), 4, "sessions are spread over the workers");
+}
