@@ -27,9 +27,10 @@ use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 
 use super::connection_limit::{ConnectionLimit, Permit};
-use super::counted::{CountedStream, ReadCounter, Refusal};
+use super::counted::{CountedStream, ReadCounter};
 use super::inflight::Inflight;
 use super::kept::Kept;
+use super::refusal::Refusal;
 use crate::endpoint::content_length;
 
 /// Keep-alive without Pingora's timer for idle connections: [`HeadDeadline`] has the time.
@@ -68,7 +69,7 @@ pub(crate) struct Connections<A> {
     /// `None` for no limit.
     pub(crate) limit: Option<Arc<ConnectionLimit>>,
     /// Makes the response to a head that Pingora refuses.
-    pub(crate) refusal: Refusal,
+    pub(crate) refusal: Arc<Refusal>,
     /// The open connections. Pingora would close idle ones as soon as it stops listening; here they stay open for one
     /// more request until the shutdown is complete.
     pub(crate) open: Arc<Inflight>,
@@ -215,7 +216,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let _open = self.open.enter();
         let stream = self.accept_tls(stream).await?;
         let counter = Arc::<ReadCounter>::default();
-        let stream = CountedStream::new(stream, counter.clone(), self.refusal);
+        let stream = CountedStream::new(stream, counter.clone(), self.refusal.clone());
         let mut session = ServerSession::new_http1(Box::new(stream));
         // A connection over the limit must free its place after one response.
         let origin = Origin {

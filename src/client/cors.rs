@@ -97,6 +97,33 @@ impl Cors {
         Ok(())
     }
 
+    /// Whether only some origins are allowed.
+    pub(super) fn is_listed(&self) -> bool {
+        matches!(self, Cors::Listed(_))
+    }
+
+    /// Completes the fields of a response to a head that was not parsed. `origin` is needed only where
+    /// [`Self::is_listed`]: else every page is answered `*`, and can read the response unless it sends cookies.
+    pub(super) fn apply_unparsed(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+        let allowed = match self {
+            Cors::Off => return,
+            Cors::Any => HeaderValue::from_static("*"),
+            Cors::Listed(_) => {
+                let Some(origin) = origin else {
+                    return;
+                };
+                headers.append(VARY, HeaderValue::from_name(ORIGIN));
+                if !self.allows(origin) {
+                    return;
+                }
+                headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+                origin.clone()
+            }
+        };
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
+
     fn allows(&self, origin: &HeaderValue) -> bool {
         match self {
             Cors::Off => false,

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
-use http::StatusCode;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::protocols::{
@@ -25,7 +24,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::endpoint::WholeResponse;
+use super::refusal::Refusal;
 
 /// The bytes read on one connection, and the part of them that is known to belong to a request.
 // Relaxed everywhere: only the task of the connection reads and writes these. They are atomics because Pingora holds
@@ -95,35 +94,36 @@ impl ReadCounter {
 pub(crate) struct CountedStream {
     stream: Stream,
     counter: Arc<ReadCounter>,
-    refusal: Refusal,
+    refusal: Arc<Refusal>,
+    /// What has been read since the last response, if [`Refusal::reads_head`].
+    head: Vec<u8>,
     /// The part of the refusal that is not written yet; `None` before it begins.
     refusing: Option<Bytes>,
 }
 
-/// Makes the response to a head that Pingora refuses with this status.
-pub(crate) type Refusal = fn(StatusCode) -> WholeResponse;
-
 impl CountedStream {
-    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>, refusal: Refusal) -> Self {
+    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>, refusal: Arc<Refusal>) -> Self {
         Self {
             stream,
             counter,
             refusal,
+            head: Vec::new(),
             refusing: None,
         }
     }
 
-    /// Whether a write is Pingora's own refusal: every other response comes after its head has been received.
+    /// Whether a write is Pingora's own refusal: every other response comes after its head has been received. Until then
+    /// what is read is the head.
     fn refuses(&self) -> bool {
         !self.counter.is_head_finished()
     }
 
     /// Writes the refusal in place of `pingoras`, the bytes of Pingora's response.
     fn poll_refuse(&mut self, cx: &mut Context<'_>, pingoras: &[u8]) -> Poll<io::Result<usize>> {
-        let refusal = self.refusal;
+        let (refusal, head) = (&self.refusal, &self.head);
         let refusing = self
             .refusing
-            .get_or_insert_with(|| on_the_wire(&refusal(status(pingoras))));
+            .get_or_insert_with(|| refusal.bytes(pingoras, head));
         while !refusing.is_empty() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, refusing))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -134,30 +134,6 @@ impl CountedStream {
     }
 }
 
-/// The status in the first line of a response.
-fn status(response: &[u8]) -> StatusCode {
-    let status = response.strip_prefix(b"HTTP/1.1 ");
-    status
-        .and_then(|status| StatusCode::from_bytes(status.get(..3)?).ok())
-        .unwrap_or(StatusCode::BAD_REQUEST)
-}
-
-/// The bytes of a response after which the connection closes.
-fn on_the_wire(response: &WholeResponse) -> Bytes {
-    let mut bytes = format!("HTTP/1.1 {}\r\n", response.status).into_bytes();
-    for (name, value) in &response.headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    let length = response.body.len();
-    bytes.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
-    bytes.extend_from_slice(b"connection: close\r\n\r\n");
-    bytes.extend_from_slice(&response.body);
-    bytes.into()
-}
-
 impl AsyncRead for CountedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -166,8 +142,11 @@ impl AsyncRead for CountedStream {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.counter
-            .record_read((buf.filled().len() - before) as u64);
+        let read = &buf.filled()[before..];
+        self.counter.record_read(read.len() as u64);
+        if self.refusal.reads_head() && self.refuses() {
+            self.head.extend_from_slice(read);
+        }
         polled
     }
 }
@@ -183,6 +162,7 @@ impl AsyncWrite for CountedStream {
         if self.refuses() {
             return self.poll_refuse(cx, buf);
         }
+        self.head.clear();
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -195,6 +175,7 @@ impl AsyncWrite for CountedStream {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_refuse(cx, first.map_or(&[], |buf| buf));
         }
+        self.head.clear();
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -285,6 +266,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::client::Cors;
+    use crate::endpoint::WholeResponse;
 
     #[test]
     fn bytes_read_with_the_request_before_are_the_beginning_of_the_next() {
@@ -324,7 +307,7 @@ mod tests {
     async fn reads_are_counted_and_bytes_pass_unchanged() {
         let (ours, mut client) = duplex(64);
         let counter = Arc::<ReadCounter>::default();
-        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal);
+        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal());
         client.write_all(b"hello").await.unwrap();
         let mut read = [0; 5];
         stream.read_exact(&mut read[..2]).await.unwrap();
@@ -339,15 +322,24 @@ mod tests {
         assert_eq!((written.as_str(), counter.bytes_read()), ("bye", 5));
     }
 
-    fn refusal(status: StatusCode) -> WholeResponse {
-        WholeResponse::new(status, "text/plain", "refused here")
+    fn refusal() -> Arc<Refusal> {
+        Arc::new(Refusal {
+            response: |status| WholeResponse::new(status, "text/plain", "refused here"),
+            cors: Cors::Listed(vec!["https://a.example".to_owned()]),
+        })
     }
 
     #[tokio::test]
     async fn a_response_before_the_head_was_received_is_replaced_and_later_ones_pass() {
-        let (ours, mut theirs) = duplex(7);
+        let (ours, mut theirs) = duplex(99);
+        let head = b"CONNECT a:1 HTTP/1.1\r\norigin: https://a.example\r\n\r\n";
+        theirs.write_all(head).await.unwrap();
         let counter = Arc::<ReadCounter>::default();
-        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal);
+        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal());
+        let mut read = [0; 30]; // ends within the name of the field
+        stream.read_exact(&mut read).await.unwrap();
+        let rest = head.len() - read.len();
+        stream.read_exact(&mut vec![0; rest]).await.unwrap();
         let writing = async {
             stream.write_all(b"HTTP/1.1 405 Method").await.unwrap();
             stream.write_all(b" Not Allowed\r\n\r\n").await.unwrap();
@@ -360,8 +352,10 @@ mod tests {
         count.unwrap();
         assert_eq!(
             read,
-            "HTTP/1.1 405 Method Not Allowed\r\ncontent-type: text/plain\r\ncontent-length: 12\r\n\
-             connection: close\r\n\r\nrefused here|HTTP/1.1 200 OK"
+            "HTTP/1.1 405 Method Not Allowed\r\ncontent-type: text/plain\r\nvary: origin\r\n\
+             access-control-allow-credentials: true\r\naccess-control-allow-origin: https://a.example\r\n\
+             access-control-expose-headers: x-request-id, x-mini-lb-error, x-mini-lb-warning, x-should-retry, \
+             retry-after\r\ncontent-length: 12\r\nconnection: close\r\n\r\nrefused here|HTTP/1.1 200 OK"
         );
     }
 }

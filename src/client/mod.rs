@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `connection_limit.rs` | whether one more connection is accepted |
 //! | `connection.rs`, `counted.rs` | TLS, and the time that a request head may take |
+//! | `refusal.rs` | the response to a head that Pingora refuses |
 //! | `kept.rs` | whether a connection survives a failed request |
 //! | `request_head.rs` | whether the head has exactly one meaning |
 //! | `auth.rs` | whether the client's key is accepted |
@@ -21,6 +22,7 @@ mod cors;
 mod counted;
 mod inflight;
 mod kept;
+mod refusal;
 mod request_body;
 mod request_head;
 mod shutdown;
@@ -31,6 +33,7 @@ pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use cors::Cors;
 pub(crate) use inflight::{Admitted, Inflight};
 pub(crate) use kept::Kept;
+pub(crate) use refusal::Refusal;
 #[cfg(test)]
 pub(crate) use request_body::tests::post;
 pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrupted, read_body};

@@ -16,7 +16,7 @@ use super::listen::ProxyConnections;
 use super::shutdown::Shutdown;
 use super::{StartError, tls};
 use crate::client::{
-    BodyMemory, ConnectionLimit, Connections, Cors, Keys, Listener, ShutdownWatcher,
+    BodyMemory, ConnectionLimit, Connections, Cors, Keys, Listener, Refusal, ShutdownWatcher,
 };
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, Resilience, Secret, WorkerSpec,
@@ -71,7 +71,20 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     *max_inflight = max_inflight.or_else(affordable_requests);
     let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
     let app = Arc::new(http_proxy(&conf, app));
-    let listener = |listener| connections(app.clone(), listener, acceptor.clone(), &config.clients);
+    let refusal = Arc::new(Refusal {
+        response: refused_head,
+        cors: cors(&config.clients),
+    });
+    let listener = |listener| {
+        let refusal = refusal.clone();
+        connections(
+            app.clone(),
+            listener,
+            acceptor.clone(),
+            refusal,
+            &config.clients,
+        )
+    };
     Ok(Built {
         clients: Connections {
             limit: Some(Arc::new(connection_limit(&config))),
@@ -118,11 +131,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         client,
         inflight: shutdown.requests.clone(),
         pages: Arc::default(),
-        cors: match &config.clients.cors_allowed_origins {
-            AllowedOrigins::Any => Cors::Any,
-            AllowedOrigins::None => Cors::Off,
-            AllowedOrigins::Listed(origins) => Cors::Listed(origins.clone()),
-        },
+        cors: cors(&config.clients),
         has_admin_listener: config.admin_listen.is_some(),
         shutdown: ShutdownWatcher::new(shutdown.stage()),
         body_memory: BodyMemory::new(config.clients.max_buffered_body_bytes),
@@ -147,11 +156,20 @@ fn affinity(policies: &PolicyConfig) -> Option<Affinity> {
     })
 }
 
+fn cors(clients: &ClientLimits) -> Cors {
+    match &clients.cors_allowed_origins {
+        AllowedOrigins::Any => Cors::Any,
+        AllowedOrigins::None => Cors::Off,
+        AllowedOrigins::Listed(origins) => Cors::Listed(origins.clone()),
+    }
+}
+
 /// The application of a listener without a connection limit.
 fn connections(
     app: Arc<HttpProxy<Proxy>>,
     listener: Listener,
     tls: Option<Arc<Acceptor>>,
+    refusal: Arc<Refusal>,
     limits: &ClientLimits,
 ) -> ProxyConnections {
     Connections {
@@ -161,7 +179,7 @@ fn connections(
         head_timeout: limits.head_timeout,
         idle_timeout: limits.client_idle_timeout,
         limit: None,
-        refusal: refused_head,
+        refusal,
         open: Arc::default(),
     }
 }

@@ -104,6 +104,50 @@ async fn a_page_can_read_every_response_that_the_balancer_makes() {
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
 }
 
+/// Heads that meet no hook of the proxy: CONNECT, one that is no HTTP, and one with more fields than Pingora takes.
+fn heads_that_pingora_refuses(origin: &str) -> [(String, u16); 3] {
+    let many = "x: 1\r\n".repeat(300);
+    [
+        (
+            format!("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\norigin: {origin}\r\n\r\n"),
+            405,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\nOrigin:{origin}\r\nno field\r\n\r\n"),
+            400,
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\n{many}origin: {origin}\r\n\r\n"),
+            400,
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_page_can_read_that_its_head_was_refused_before_it_was_parsed() {
+    let other = "https://other.example";
+    for (origins, origin, allowed) in [
+        ("*", PAGE, Some("*")),
+        (
+            "http://localhost:3000,https://app.example",
+            PAGE,
+            Some(PAGE),
+        ),
+        ("https://app.example", other, None),
+        ("none", PAGE, None),
+    ] {
+        let (balancer, _workers) = pair(|config| config.set("cors_allowed_origins", origins)).await;
+        for (head, status) in heads_that_pingora_refuses(origin) {
+            let mut client = support::Client::connect(balancer.address).await;
+            client.send(&head).await;
+            let answer = client.answer().await;
+            assert_eq!(answer.status(), status, "{head}");
+            let found = answer.header("access-control-allow-origin");
+            assert_eq!(found, allowed, "{origins} {head}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_page_can_read_that_a_request_failed_and_what_is_gathered_from_samples() {
     let (prefill, decode) = (GoneWorker::bind(), GoneWorker::bind());
