@@ -12,7 +12,7 @@ use super::client::{Client, Heard, Outcome};
 use super::recorded::Recorded;
 use super::scenarios::{Moment, Scenario};
 use super::workers::{Leg, ScriptedWorkers, State};
-use crate::programs::balancer::{Workers, free_port, serving};
+use crate::programs::balancer::{ReservedPort, Workers, serving};
 
 /// A client that waits longer than this hangs.
 pub const CAP: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub async fn rounds(
     mini_lb: &str,
     count: usize,
 ) -> Result<Vec<Round>, String> {
-    let workers = ScriptedWorkers::open(scenario.prefill.len(), scenario.decode.len()).await;
+    let workers = ScriptedWorkers::open(scenario.prefill.len(), scenario.decode.len()).await?;
     let files = tempfile::tempdir().map_err(|error| error.to_string())?;
     let result = rounds_with(&workers, scenario, target, mini_lb, count, files.path()).await;
     workers.close().await;
@@ -86,14 +86,14 @@ async fn rounds_with(
         decode: &workers.decode,
         single: &[],
     };
-    let port = free_port()?;
-    let mut command = flags.command(&target.command, mini_lb, port);
+    let port = ReservedPort::new()?;
+    let mut command = flags.command(&target.command, mini_lb, port.number());
     command.current_dir(files);
     let log = files.join("log");
-    let _program = serving(&target.name, &mut command, port, &log).await?;
+    let _program = serving(&target.name, &mut command, &port, &log).await?;
     let run = Run {
         workers,
-        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        address: port.address,
         recorded: Arc::new(Recorded::read(scenario.recorded)?),
     };
     run.warm_up(&scenario.without_fault())

@@ -1,7 +1,6 @@
 //! The workers: raw sockets that behave as the round prescribes, and record when each leg arrived and ended.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::recorded::{Recorded, Reply, about_the_worker};
-use crate::programs::balancer;
+use crate::programs::balancer::{self, ReservedPort};
 use support::{Exchange, Worker};
 
 /// Time between two tokens of a stream.
@@ -111,7 +110,7 @@ pub struct ScriptedWorkers {
 
 impl ScriptedWorkers {
     /// Starts this many workers of each role.
-    pub async fn open(prefill: usize, decode: usize) -> ScriptedWorkers {
+    pub async fn open(prefill: usize, decode: usize) -> Result<ScriptedWorkers, String> {
         let mut workers = ScriptedWorkers {
             prefill: Vec::new(),
             decode: Vec::new(),
@@ -119,8 +118,8 @@ impl ScriptedWorkers {
         };
         let prefill = (0..prefill).map(WorkerId::Prefill);
         for worker_id in prefill.chain((0..decode).map(WorkerId::Decode)) {
-            let worker = Worker::listen().await;
-            let address = worker.address;
+            let port = ReservedPort::new()?;
+            let (address, worker) = (port.address, Worker::listen_on(port.address).await);
             let (of_role, bootstrap_port) = match worker_id {
                 WorkerId::Prefill(_) => (&mut workers.prefill, Some(BOOTSTRAP_PORT)),
                 WorkerId::Decode(_) => (&mut workers.decode, None),
@@ -129,9 +128,9 @@ impl ScriptedWorkers {
                 address,
                 bootstrap_port,
             });
-            tokio::spawn(run_worker(worker_id, worker, workers.state.clone()));
+            tokio::spawn(run_worker(worker_id, worker, port, workers.state.clone()));
         }
-        workers
+        Ok(workers)
     }
 
     /// Begins a round in which the workers behave like this.
@@ -202,7 +201,12 @@ impl State {
 }
 
 /// Runs a worker through the times when it listens and when it refuses connections.
-async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sender<State>) {
+async fn run_worker(
+    worker_id: WorkerId,
+    mut worker: Worker,
+    port: ReservedPort,
+    state: watch::Sender<State>,
+) {
     loop {
         let is_down = async {
             // It cannot fail: the sender is here.
@@ -218,7 +222,6 @@ async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sende
                 },
             }
         }
-        let address: SocketAddr = worker.address;
         worker.stop_listening().await;
         drop(worker);
         state.send_modify(|state| {
@@ -228,7 +231,7 @@ async fn run_worker(worker_id: WorkerId, mut worker: Worker, state: watch::Sende
         let _ = seen
             .wait_for(|state| !state.down.contains(&worker_id))
             .await;
-        worker = Worker::listen_on(address).await;
+        worker = Worker::listen_on(port.address).await;
         state.send_modify(|state| {
             state.refusing.remove(&worker_id);
         });

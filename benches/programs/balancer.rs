@@ -1,16 +1,17 @@
 //! A balancer as a program: its command line with the workers, its start, and its readiness.
 
 use std::fmt::Write;
-use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use http_body_util::Full;
 use mini_lb::bench::fetch;
+use tokio::net::TcpSocket;
 
 use super::process::Program;
 
@@ -107,13 +108,12 @@ pub fn without_settings(command: &mut Command) {
 pub async fn serving(
     name: &str,
     command: &mut Command,
-    port: u16,
+    port: &ReservedPort,
     log: &Path,
 ) -> Result<Program, String> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let begun = Instant::now();
     let mut program = Program::start(command, log)?;
-    while !is_ready(address).await {
+    while !is_ready(port.address).await {
         if program.has_ended() || begun.elapsed() > START {
             let said = fs::read_to_string(log).unwrap_or_default();
             return Err(format!("{name} did not start: {}", said.trim()));
@@ -123,11 +123,35 @@ pub async fn serving(
     Ok(program)
 }
 
-/// A port that is free now.
-pub fn free_port() -> Result<u16, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    Ok(address.port())
+/// A port for a listener that names it. As long as this is held, the system gives the port to no socket that leaves the
+/// choice to it: a worker of another scenario would answer in place of the balancer.
+///
+/// Source: Linux `net/ipv4/inet_connection_sock.c` (`inet_csk_bind_conflict`): a socket that does not listen, and has
+/// `SO_REUSEADDR`, conflicts with no listener that has it too, but with the search for a free port.
+#[derive(Debug)]
+pub struct ReservedPort {
+    pub address: SocketAddr,
+    _socket: TcpSocket,
+}
+
+impl ReservedPort {
+    /// A port that is free now.
+    pub fn new() -> Result<ReservedPort, String> {
+        let reserved = || {
+            let socket = TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+            Ok(ReservedPort {
+                address: socket.local_addr()?,
+                _socket: socket,
+            })
+        };
+        reserved().map_err(|error: io::Error| error.to_string())
+    }
+
+    pub fn number(&self) -> u16 {
+        self.address.port()
+    }
 }
 
 async fn is_ready(address: SocketAddr) -> bool {
@@ -138,4 +162,27 @@ async fn is_ready(address: SocketAddr) -> bool {
         .insert(http::header::HOST, HeaderValue::from_static("target"));
     let asked = tokio::time::timeout(Duration::from_secs(1), fetch(address, request)).await;
     matches!(asked, Ok(Ok(answer)) if answer.status() == 200)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(address: SocketAddr, reuse: bool) -> io::Result<TcpSocket> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(reuse)?;
+        socket.bind(address).map(|()| socket)
+    }
+
+    #[tokio::test]
+    async fn a_reserved_port_is_for_listeners_that_name_it() {
+        let port = ReservedPort::new().unwrap();
+        let connected = tokio::net::TcpStream::connect(port.address).await;
+        assert!(connected.is_err(), "nothing listens there yet");
+        // As the search for a free port sees it.
+        assert!(bind(port.address, false).is_err());
+        let listener = tokio::net::TcpListener::bind(port.address).await.unwrap();
+        drop(listener);
+        assert!(tokio::net::TcpListener::bind(port.address).await.is_ok());
+    }
 }

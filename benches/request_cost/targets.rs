@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
 use super::instructions::under_callgrind;
-use crate::programs::balancer::{MINI_LB, Worker, free_port, serving};
+use crate::programs::balancer::{MINI_LB, ReservedPort, Worker, serving};
 use crate::programs::process::Program;
 
 /// Connections that nginx keeps open to a worker.
@@ -120,16 +120,16 @@ impl Target {
                 files,
             });
         }
-        let port = free_port()?;
-        let mut command = self.command(mini_lb, fleet, port, files.path())?;
+        let port = ReservedPort::new()?;
+        let mut command = self.command(mini_lb, fleet, port.number(), files.path())?;
         if self.under_callgrind {
             command = under_callgrind(&command, files.path());
         }
         let log = files.path().join("log");
         let begun = Instant::now();
-        let program = serving(&self.name, &mut command, port, &log).await?;
+        let program = serving(&self.name, &mut command, &port, &log).await?;
         Ok(Running {
-            addresses: vec![local(port)],
+            addresses: vec![port.address],
             program: Some(program),
             legs,
             started_in: begun.elapsed(),
