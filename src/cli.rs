@@ -9,7 +9,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-#[cfg(feature = "sim")]
 use clap::Args;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use pingora::server::configuration::Opt;
@@ -20,6 +19,7 @@ use crate::config::foreign::{IGNORED, IMPLIED, Takes};
 use crate::config::kind::Kind;
 use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
+use crate::doctor::cli::DoctorArgs;
 #[cfg(feature = "sim")]
 use crate::sim::cli::{DemoArgs, SimArgs};
 
@@ -29,6 +29,9 @@ pub enum Command {
     /// Run the load balancer; the command line without a subcommand.
     #[command(skip)]
     Serve(Box<Serve>),
+    /// Examine the workers before the first request.
+    #[command(skip)]
+    Doctor(Box<Doctor>),
     /// Start simulated workers and a load balancer in front of them.
     #[cfg(feature = "sim")]
     #[command(skip)]
@@ -49,6 +52,15 @@ pub struct Serve {
     /// Pingora's flags, for Pingora.
     pub opt: Opt,
     /// The flags that are part of the configuration.
+    pub sources: Sources,
+}
+
+/// The command line of the doctor.
+#[derive(Debug)]
+pub struct Doctor {
+    /// Its own flags.
+    pub args: DoctorArgs,
+    /// The flags of the load balancer that would run with this command line.
     pub sources: Sources,
 }
 
@@ -84,6 +96,7 @@ where
 {
     let matches = command().try_get_matches_from(arguments)?;
     match matches.subcommand() {
+        Some((DOCTOR, matches)) => Ok(Command::Doctor(Box::new(Doctor::from_matches(matches)?))),
         #[cfg(feature = "sim")]
         Some((DEMO, matches)) => Ok(Command::Demo(Box::new(Demo::from_matches(matches)?))),
         Some(_) => Command::from_arg_matches(&matches),
@@ -104,16 +117,68 @@ pub fn command() -> clap::Command {
              accepted with a warning and have no effect.",
         )
         .args_conflicts_with_subcommands(true)
-        .args(GROUPS.iter().flat_map(|(heading, settings)| {
-            settings.iter().map(|setting| setting_arg(setting).help_heading(*heading))
-        }))
+        .args(setting_args())
         .args(process_args())
-        .args(IMPLIED.map(|name| hidden(name).action(ArgAction::SetTrue).overrides_with(name)))
-        .args(IGNORED.iter().map(|(name, takes)| ignored_arg(name, *takes)));
+        .args(foreign_args())
+        .subcommand(doctor_command());
     #[cfg(feature = "sim")]
     let command = command.subcommand(demo_command());
     // Last, because the derived code sets `about` to the docs of the enum.
     Command::augment_subcommands(command).about("Prefill/decode load balancer for SGLang")
+}
+
+/// The settings, under their headings.
+fn setting_args() -> impl Iterator<Item = Arg> {
+    GROUPS.iter().flat_map(|(heading, settings)| {
+        let args = settings.iter().map(setting_arg);
+        args.map(|arg| arg.help_heading(*heading))
+    })
+}
+
+/// The flags of sglang_router that have no effect.
+fn foreign_args() -> impl Iterator<Item = Arg> {
+    let implied = IMPLIED.map(|name| {
+        let arg = hidden(name).action(ArgAction::SetTrue);
+        arg.overrides_with(name)
+    });
+    let ignored = IGNORED
+        .iter()
+        .map(|(name, takes)| ignored_arg(name, *takes));
+    implied.into_iter().chain(ignored)
+}
+
+const DOCTOR: &str = "doctor";
+
+/// The doctor with its own flags, and below them those of the load balancer: a command line of the balancer with `doctor`
+/// behind the program's name works. Flags that concern the process are taken and have no effect.
+fn doctor_command() -> clap::Command {
+    let process = process_args().into_iter().map(|arg| {
+        let is_conf = arg.get_id() == CONF;
+        arg.hide(!is_conf)
+    });
+    // Afterwards, because the derived code sets `about` to the docs of the struct.
+    DoctorArgs::augment_args(clap::Command::new(DOCTOR))
+        .about("Examine the workers before the first request")
+        .long_about(None)
+        .override_usage(
+            "mini-lb doctor --prefill <URL> [BOOTSTRAP] --decode <URL> [OPTIONS]\n       mini-lb doctor --conf <FILE> [OPTIONS]",
+        )
+        .after_help(
+            "Takes the flags, the file and the environment of the load balancer. Exit code: 0 when requests can be served,\n\
+             1 when there is a problem, 2 when the command line or the configuration is wrong.",
+        )
+        .args(process)
+        .args(setting_args())
+        .args(foreign_args())
+}
+
+impl Doctor {
+    fn from_matches(matches: &ArgMatches) -> Result<Doctor, clap::Error> {
+        Ok(Doctor {
+            args: DoctorArgs::from_arg_matches(matches)?,
+            sources: Serve::from_matches(matches).sources,
+        })
+    }
 }
 
 impl Serve {

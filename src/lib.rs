@@ -63,8 +63,9 @@
 //! | [`config`] | the user's settings, and the values that the program needs | `limits`, `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
-//! | [`cli`] | the command line | `bench`, `config`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `endpoint`, `error`, `limits` and `sim` |
+//! | [`doctor`] | `mini-lb doctor`: examines the workers before the first request | `addresses`, `config`, `endpoint`, `fleet`, `net`, `pd`, `server` |
+//! | [`cli`] | the command line | `bench`, `config`, `doctor`, `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `limits` and `sim` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
@@ -74,7 +75,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` | [`cli`], and the binary with its log on stderr and its allocator |
+//! | `cli` | [`cli`] with [`doctor`], and the binary with its log on stderr and its allocator |
 //! | `sim` | [`sim`]; with `cli`, `mini-lb sim` and `mini-lb demo` |
 //! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
 
@@ -93,6 +94,9 @@ pub mod cli;
     )
 )]
 pub mod config;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod doctor;
 #[doc(hidden)]
 pub mod fleet;
 #[doc(hidden)]

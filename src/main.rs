@@ -14,7 +14,8 @@ use env_logger::Target;
 use log::LevelFilter;
 #[cfg(feature = "bench")]
 use mini_lb::bench::cli::run_bench;
-use mini_lb::cli::{self, Action, Command, Serve};
+use mini_lb::cli::{self, Action, Command, Doctor, Serve};
+use mini_lb::doctor::examine;
 #[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
 
@@ -25,6 +26,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
+        Ok(Command::Doctor(doctor)) => diagnose(*doctor),
         #[cfg(feature = "sim")]
         Ok(Command::Demo(demo)) => block_on(demo::run(*demo)),
         #[cfg(feature = "sim")]
@@ -71,6 +73,35 @@ fn run(serve: Serve) -> ExitCode {
                 Err(error) => fail(error),
             }
         }
+    }
+}
+
+/// A command line or a configuration that cannot be used, as `clap` has it.
+const USAGE: u8 = 2;
+
+/// Examines the workers. Nothing is logged: the report says it.
+fn diagnose(doctor: Doctor) -> ExitCode {
+    let environment = |name: &str| std::env::var_os(name);
+    let config = match doctor.sources.load(&environment) {
+        Ok((config, _)) => config,
+        Err(problems) => {
+            fail(problems);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(error),
+    };
+    let examined = runtime.block_on(examine(&config, &doctor.args));
+    // A name that is still looked up must not hold up the end.
+    runtime.shutdown_background();
+    match examined {
+        Err(error) => fail(error),
+        Ok(examination) => match (say(examination.output()), examination.is_good()) {
+            (said, true) => said,
+            (_, false) => ExitCode::FAILURE,
+        },
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 
+#[cfg(feature = "cli")]
+use super::Config;
 use super::draft::{Given, WorkerDraft};
 use super::keys::{checked_key, read_key};
 use super::resolve::Resolver;
@@ -190,6 +192,14 @@ fn without_user(url: &str) -> String {
         .split_once("://")
         .map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
     format!("{scheme}{}@{rest}", Secret::MASK)
+}
+
+#[cfg(feature = "cli")]
+impl Config {
+    /// Those of [`Config::warnings`] that are about the addresses of bootstrap servers.
+    pub(crate) fn bootstrap_warnings(&self) -> Vec<String> {
+        unreachable_bootstraps(&self.prefill, &self.decode)
+    }
 }
 
 /// One warning for each prefill worker with a bootstrap host on loopback, when a decode worker runs on another host:

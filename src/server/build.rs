@@ -255,7 +255,7 @@ fn breaker_limits(resilience: &Resilience) -> BreakerLimits {
     }
 }
 
-fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
+pub(super) fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
     let not_a_header = |what| StartError::NotAHeader {
         url: spec.url.to_string(),
         what,

@@ -4,7 +4,7 @@
 const RESERVED_FILES: usize = 500;
 
 /// One descriptor for the client and one for each leg; `None` when there is no limit of open files.
-pub(super) fn affordable_requests() -> Option<usize> {
+pub(crate) fn affordable_requests() -> Option<usize> {
     Some((usable_files()? / 3).max(100))
 }
 
@@ -17,10 +17,23 @@ pub(super) fn affordable_connections(requests: usize) -> usize {
     })
 }
 
+/// The descriptors that so many requests and connections of clients need: two for the legs of each request.
+#[cfg(feature = "cli")]
+pub(crate) fn files_for(requests: usize, connections: usize) -> usize {
+    let legs = requests.saturating_mul(2);
+    let all = legs.saturating_add(connections.max(requests));
+    all.saturating_add(RESERVED_FILES)
+}
+
 /// The descriptors for requests; `None` when there is no limit.
 fn usable_files() -> Option<usize> {
+    Some(open_file_limit()?.saturating_sub(RESERVED_FILES))
+}
+
+/// The soft limit of open files of this process; `None` when there is none.
+pub(crate) fn open_file_limit() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    Some(open_files(&limits)?.saturating_sub(RESERVED_FILES))
+    open_files(&limits)
 }
 
 /// The soft limit in the text of `/proc/self/limits`; `None` when there is none.

@@ -9,6 +9,7 @@
 //! | `listen` | the sockets, and Pingora's services on them |
 //! | `limits` | how many requests and connections the open files allow |
 //! | `tls` | certificates for the listeners and for connections to workers |
+//! | `reach` | the workers and the way to them, for the command that examines them |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
 //! | `daemon` | the files of a process in the background |
@@ -18,6 +19,8 @@ mod build;
 mod daemon;
 mod limits;
 mod listen;
+#[cfg(feature = "cli")]
+mod reach;
 mod shutdown;
 mod tls;
 mod upgrade;
@@ -39,6 +42,11 @@ use build::build;
 use daemon::PidFile;
 use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
 use shutdown::{HandlersInstalled, Signals};
+
+#[cfg(feature = "cli")]
+pub(crate) use limits::{affordable_requests, files_for, open_file_limit};
+#[cfg(feature = "cli")]
+pub(crate) use reach::reach;
 
 /// Why the balancer did not start.
 #[derive(Debug)]

@@ -106,6 +106,11 @@ fn marked_default(default: &str) -> String {
 }
 
 fn hold_options(name: &str, path: &[&str]) {
+    hold_some_options(name, path, |_| true);
+}
+
+/// Those that are `wanted`.
+fn hold_some_options(name: &str, path: &[&str], wanted: impl Fn(&Arg) -> bool) {
     let mut command = cli::command();
     for part in path {
         command = command.find_subcommand(part).unwrap().clone();
@@ -113,16 +118,18 @@ fn hold_options(name: &str, path: &[&str]) {
     let shown = |argument: &&Arg| argument.get_long().is_some() && !argument.is_hide_set();
     let expected: Vec<_> = command
         .get_arguments()
-        .filter(shown)
+        .filter(|argument| shown(argument) && wanted(argument))
         .map(option_row)
         .collect();
     hold(name, &["option", "default", "meaning"], &expected);
 }
 
 #[test]
-fn the_options_of_simulator_and_load_generator_have_their_rows() {
+fn the_options_of_simulator_load_generator_and_doctor_have_their_rows() {
     hold_options("options of sim", &["sim", "prefill"]);
     hold_options("options of bench", &["bench"]);
+    let own = |argument: &Arg| argument.get_help_heading() == Some("Doctor");
+    hold_some_options("options of doctor", &["doctor"], own);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with the other modules that it may name.
-const MAY_NAME: [(&str, &[&str]); 18] = [
+const MAY_NAME: [(&str, &[&str]); 19] = [
     ("pd", &[]),
     ("endpoint", &[]),
     ("addresses", &[]),
@@ -41,7 +41,19 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
     ("config", &["limits", "pd"]),
     ("sim", &["pd"]),
     ("bench", &["pd"]),
-    ("cli", &["bench", "config", "sim"]),
+    (
+        "doctor",
+        &[
+            "addresses",
+            "config",
+            "endpoint",
+            "fleet",
+            "net",
+            "pd",
+            "server",
+        ],
+    ),
+    ("cli", &["bench", "config", "doctor", "sim"]),
     (
         "server",
         &[

@@ -8,6 +8,7 @@ mod binary;
 mod cors;
 mod daemon;
 mod demo;
+mod doctor;
 mod fan_out;
 mod hyper_client;
 mod leaving;
