@@ -9,7 +9,7 @@ use mini_lb::sim::cli::demo_workers;
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::log_to_stderr;
+use crate::{Form, log_to_stderr};
 
 /// Far above the time of any response of a simulated worker with default options.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
@@ -42,7 +42,8 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
         config = config.admin_api_key(key).worker_admin_api_key(key);
     }
     let config = config.with_flags(flags);
-    log_to_stderr(&config.clone().resolve()?.log_filter, false);
+    let resolved = config.clone().resolve()?;
+    log_to_stderr(&resolved.log_filter, Form::of(resolved.log_json), false);
     let balancer = MiniLoadBalancer::new(config)?;
     let handle = balancer.handle();
     let serving = tokio::spawn(balancer.start());

@@ -32,7 +32,8 @@
 //!   [`MiniLoadBalancer::start`] returns when the live requests have ended, at the latest after
 //!   `shutdown_grace_period_secs`.
 //! * **The log.** Lines go to the [`log`] facade, with the targets `mini_lb::...` and Pingora's `pingora_...`. Without a
-//!   logger nothing is printed, and the setting `log_level` has no effect: it is the binary's. Pingora's lines below `info`
+//!   logger nothing is printed, and the settings `log_level` and `log_json` have no effect: they are the binary's. The line of
+//!   a request has its fields as key-values too, with the phrase as `message`. Pingora's lines below `info`
 //!   may repeat bytes of clients.
 //! * **The runtime.** Tokio's, with timers and I/O; all threads of it are used. One process can have several balancers.
 //! * **The allocator.** The binary uses jemalloc, because with glibc's the memory of a wave of streams stays.

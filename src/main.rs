@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sim")]
 mod demo;
+mod log_json;
 mod stderr;
 
 use std::fmt::Display;
@@ -11,7 +12,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use env_logger::Target;
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 #[cfg(feature = "bench")]
 use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Doctor, Serve};
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         Ok(Command::Demo(demo)) => block_on(demo::run(*demo)),
         #[cfg(feature = "sim")]
         Ok(Command::Sim(args)) => {
-            log_to_stderr("warn", true);
+            log_to_stderr("warn", Form::Text, true);
             block_on(run_sim(*args))
         }
         #[cfg(feature = "bench")]
@@ -65,12 +66,13 @@ fn run(serve: Serve) -> ExitCode {
                 return fail(problems);
             }
             let forks = serve.opt.daemon || config.server.daemon;
-            log_to_stderr(&config.log_filter, forks);
+            let form = Form::of(config.log_json);
+            log_to_stderr(&config.log_filter, form, forks);
             let ended = mini_lb::run(config, serve.opt);
             stderr::flush();
             match ended {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(error),
+                Err(error) => fail_as(form, error),
             }
         }
     }
@@ -122,7 +124,7 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
 
 /// Pingora's log lines are for its developers, and some repeat bytes of clients, keys included: hidden unless the
 /// filter names Pingora. Also hides the TLS close errors of clients that have already disconnected.
-fn log_to_stderr(filter: &str, directly: bool) {
+fn log_to_stderr(filter: &str, form: Form, directly: bool) {
     let mut logger = env_logger::Builder::new();
     let level = filter.trim().to_ascii_lowercase();
     if !level.contains("pingora") {
@@ -139,15 +141,48 @@ fn log_to_stderr(filter: &str, directly: bool) {
     };
     if !directly
         && stderr::may_block()
-        && let Ok(lines) = stderr::Lines::start()
+        && let Ok(lines) = stderr::Lines::start(form)
     {
         logger.target(Target::Pipe(Box::new(lines)));
+    }
+    if form == Form::Json {
+        logger.format(log_json::write);
+        // A panic is a line like any other.
+        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     }
     logger.parse_filters(filter).init();
 }
 
+/// The form of the lines on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    Json,
+}
+
+impl Form {
+    fn of(json: bool) -> Self {
+        match json {
+            true => Self::Json,
+            false => Self::Text,
+        }
+    }
+
+    /// A line that is not the log's.
+    fn line(self, level: Level, message: impl Display) -> String {
+        match self {
+            Self::Text => message.to_string(),
+            Self::Json => log_json::line(level, message),
+        }
+    }
+}
+
 fn fail(error: impl Display) -> ExitCode {
-    complain(format_args!("mini-lb: {error}"));
+    fail_as(Form::Text, error)
+}
+
+fn fail_as(form: Form, error: impl Display) -> ExitCode {
+    complain(form.line(Level::Error, format_args!("mini-lb: {error}")));
     ExitCode::FAILURE
 }
 

@@ -11,6 +11,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use log::Level;
+
+use crate::Form;
+
 /// The most lines that wait for the thread: a few MiB.
 const QUEUE: usize = 8192;
 
@@ -47,13 +51,13 @@ impl Lines {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start(form: Form) -> io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let lost = dropped.clone();
         std::thread::Builder::new()
             .name("log".into())
-            .spawn(move || write(&lines, &lost, &mut io::stderr()))?;
+            .spawn(move || write(&lines, &lost, form, &mut io::stderr()))?;
         let _ = WRITER.set(queue.clone()); // never set before: there is one logger
         Ok(Self { queue, dropped })
     }
@@ -83,7 +87,7 @@ pub(crate) fn flush() {
 }
 
 /// Writes lines as they come, those that wait together in one write. Errors of a closed stderr are ignored.
-fn write(lines: &Receiver<Message>, dropped: &AtomicU64, stderr: &mut impl Write) {
+fn write(lines: &Receiver<Message>, dropped: &AtomicU64, form: Form, stderr: &mut impl Write) {
     let mut batch = Vec::new();
     let mut waiting = Vec::new();
     while let Ok(first) = lines.recv() {
@@ -101,10 +105,8 @@ fn write(lines: &Receiver<Message>, dropped: &AtomicU64, stderr: &mut impl Write
         batch.clear();
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let _ = writeln!(
-                stderr,
-                "log lines dropped because stderr was not read lines={lost}"
-            );
+            let message = format!("log lines dropped because stderr was not read lines={lost}");
+            let _ = writeln!(stderr, "{}", form.line(Level::Warn, message));
         }
         for done in waiting.drain(..) {
             let _ = done.send(());
@@ -130,7 +132,7 @@ mod tests {
         }
         drop(log);
         let mut written = Vec::new();
-        write(&lines, &dropped, &mut written);
+        write(&lines, &dropped, Form::Text, &mut written);
         let written = String::from_utf8(written).unwrap();
         assert!(
             written.starts_with("a\nb\nc\nlog lines dropped"),
@@ -156,7 +158,7 @@ mod tests {
         queue.send(Message::Line(b"a\n".to_vec())).unwrap();
         queue.send(Message::Flush(done)).unwrap();
         drop(queue);
-        write(&lines, &AtomicU64::new(0), &mut Closed);
+        write(&lines, &AtomicU64::new(0), Form::Json, &mut Closed);
         written.recv().unwrap();
     }
 }

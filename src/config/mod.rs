@@ -108,6 +108,8 @@ pub struct Config {
     pub upgrade_wait: Duration,
     /// The filter of the log, in the syntax of `env_logger`: `info`, `info,mini_lb=debug`.
     pub log_filter: String,
+    /// Whether each line of the log is a JSON object.
+    pub log_json: bool,
     /// Whether the log line of a request leaves out the address of its client.
     pub disable_log_client_address: bool,
     /// Pingora's part; `threads` is the number of CPUs unless the user set it.

@@ -89,6 +89,7 @@ impl<'a> Resolver<'a> {
         let resilience = Group::read(self);
         let policies = self.policies();
         let log_filter = self.log_filter();
+        let log_json = self.get("log_json");
         let disable_log_client_address = self.get("disable_log_client_address");
         let (prefill, decode) = self.fleet();
         let server = self.server();
@@ -109,6 +110,7 @@ impl<'a> Resolver<'a> {
             resilience: resilience?,
             shutdown: shutdown?,
             log_filter: log_filter?,
+            log_json: log_json?,
             disable_log_client_address: disable_log_client_address?,
             upgrade_wait: upgrade_wait?,
             server: server?,

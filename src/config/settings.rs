@@ -264,6 +264,8 @@ const PROCESS: &[Setting] = &[
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
          `warn,mini_lb=debug`"),
+    Setting::new("log_json", Kind::Switch, "Write each line of the log as one JSON object")
+        .default("false"),
     Setting::new("disable_log_client_address", Kind::Switch,
         "Leave the address of the client out of the log line of a request")
         .default("false"),

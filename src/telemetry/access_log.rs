@@ -4,22 +4,33 @@
 //! Only what the proxy itself knows: no prompt, no header's value, no query.
 
 use std::fmt::{self, Display};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http::HeaderValue;
 use log::Level;
 
-use super::{FailedAttempt, Parts, Record};
+use super::fields::{Fields, Show, Value, log};
+use super::{FailedAttempt, Part, Record};
 use crate::pd::Route;
 
 /// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
 const ACCESS: &str = "mini_lb::access";
 const TIMING: &str = "mini_lb::timing";
 
+/// The parts of the time to the first byte, as fields.
+const TTFT_PARTS: [&str; Part::ALL.len()] = [
+    "ttft_read_ms",
+    "ttft_queue_ms",
+    "ttft_retry_ms",
+    "ttft_send_ms",
+    "ttft_prefill_ms",
+    "ttft_decode_ms",
+    "ttft_relay_ms",
+];
+
 /// Writes the lines, unless their targets are filtered out.
 pub(super) fn write(record: &Record) {
-    log::log!(target: ACCESS, level(record), "request finished {}", Line(record));
-    log::debug!(target: TIMING, "request steps {}", Steps(record));
+    log(ACCESS, level(record), &Line::new(record, None));
+    log(TIMING, Level::Debug, &Steps::new(record, None));
 }
 
 /// Load balancers and schedulers ask every few seconds whether the process is healthy, and only another response than
@@ -33,142 +44,177 @@ fn level(record: &Record) -> Level {
 
 /// Writes the lines of one sample of a request, at debug level.
 pub(super) fn write_sample(sample: usize, record: &Record) {
-    log::debug!(target: ACCESS, "sample finished sample={sample} {}", Line(record));
-    log::debug!(target: TIMING, "sample steps sample={sample} {}", Steps(record));
+    log(ACCESS, Level::Debug, &Line::new(record, Some(sample)));
+    log(TIMING, Level::Debug, &Steps::new(record, Some(sample)));
 }
 
 /// When each step happened, in milliseconds from the head of the request, and the sizes. Steps that were not reached are
 /// left out. The parts of the time to the first byte follow where the response is a stream.
-struct Steps<'a>(&'a Record);
+struct Steps<'a> {
+    record: &'a Record,
+    sample: Option<usize>,
+}
 
-impl Display for Steps<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.0;
-        let route = record.route.map_or("other", Route::name);
-        write!(
-            f,
-            "request_id={} route={route} rooms={} request_bytes={} events={}",
-            Id(&record.request_id),
-            record.rooms,
-            record.request_bytes,
-            record.events,
+impl<'a> Steps<'a> {
+    fn new(record: &'a Record, sample: Option<usize>) -> Self {
+        Self { record, sample }
+    }
+}
+
+impl Fields for Steps<'_> {
+    fn phrase(&self) -> &'static str {
+        match self.sample {
+            None => "request steps",
+            Some(_) => "sample steps",
+        }
+    }
+
+    fn each<'a>(&'a self, show: &mut Show<'_, 'a>) -> fmt::Result {
+        let record = self.record;
+        show_sample(self.sample, show)?;
+        show("request_id", Value::Id(&record.request_id))?;
+        show(
+            "route",
+            Value::Text(record.route.map_or("other", Route::name)),
         )?;
+        show("rooms", Value::Number(record.rooms as u64))?;
+        show("request_bytes", Value::Number(record.request_bytes as u64))?;
+        show("events", Value::Number(record.events))?;
         let times = &record.times;
         let steps: [(&str, Option<Instant>); 9] = [
-            ("read", times.read),
-            ("selected", times.selected),
-            ("sent", times.sent),
-            ("prefill_head", times.prefill_head),
-            ("prefill_end", times.prefill_end),
-            ("decode_head", times.decode_head),
-            ("decode_first", times.decode_first),
-            ("first_byte", times.first_byte),
-            ("ended", times.ended),
+            ("read_ms", times.read),
+            ("selected_ms", times.selected),
+            ("sent_ms", times.sent),
+            ("prefill_head_ms", times.prefill_head),
+            ("prefill_end_ms", times.prefill_end),
+            ("decode_head_ms", times.decode_head),
+            ("decode_first_ms", times.decode_first),
+            ("first_byte_ms", times.first_byte),
+            ("ended_ms", times.ended),
         ];
         for (step, at) in steps {
             if let Some(at) = at {
                 let since = at.saturating_duration_since(times.started);
-                write!(f, " {step}_ms={:.1}", millis(since))?;
+                show(step, Value::Time(since))?;
             }
         }
-        for (part, time) in record.parts().iter().flat_map(Parts::iter) {
-            write!(f, " ttft_{}_ms={:.1}", part.name(), millis(time))?;
+        if let Some(parts) = record.parts() {
+            for (name, (_, time)) in TTFT_PARTS.into_iter().zip(parts.iter()) {
+                show(name, Value::Time(time))?;
+            }
         }
         Ok(())
     }
 }
 
-/// The fields of the line. Those that say nothing about a request are left out.
-struct Line<'a>(&'a Record);
+/// The fields of a request. Those that say nothing about it are left out.
+struct Line<'a> {
+    record: &'a Record,
+    sample: Option<usize>,
+    failed: Failed<'a>,
+}
 
-impl Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let record = self.0;
-        write!(f, "request_id={}", Id(&record.request_id))?;
-        if let Some(client) = record.client {
-            write!(f, " client={client}")?;
+impl<'a> Line<'a> {
+    fn new(record: &'a Record, sample: Option<usize>) -> Self {
+        let failed = Failed(&record.failed);
+        Self {
+            record,
+            sample,
+            failed,
+        }
+    }
+}
+
+impl Fields for Line<'_> {
+    fn phrase(&self) -> &'static str {
+        match self.sample {
+            None => "request finished",
+            Some(_) => "sample finished",
+        }
+    }
+
+    fn each<'a>(&'a self, show: &mut Show<'_, 'a>) -> fmt::Result {
+        let record = self.record;
+        show_sample(self.sample, show)?;
+        show("request_id", Value::Id(&record.request_id))?;
+        if let Some(client) = &record.client {
+            show("client", Value::Display(client))?;
         }
         if let Some(key) = &record.key {
-            write!(f, " key={key}")?;
+            show("key", Value::Text(key))?;
         }
-        write!(
-            f,
-            " method={} path={} status={} ended={}",
-            record.method,
-            record.path(),
-            record.status,
-            record.ended,
-        )?;
+        show("method", Value::Text(record.method.as_str()))?;
+        show("path", Value::Text(record.path()))?;
+        show("status", Value::Number(record.status.into()))?;
+        show("ended", Value::Text(&record.ended))?;
         if record.samples > 0 {
-            write!(f, " samples={}", record.samples)?;
+            show("samples", Value::Number(record.samples as u64))?;
         }
         if let Some(pair) = &record.pair {
-            write!(
-                f,
-                " prefill={} decode={}",
-                pair.prefill.url(),
-                pair.decode.url()
-            )?;
+            show("prefill", Value::Text(pair.prefill.url()))?;
+            show("decode", Value::Text(pair.decode.url()))?;
         }
         if record.attempts > 1 {
-            write!(f, " attempts={}", record.attempts)?;
+            show("attempts", Value::Number(record.attempts.into()))?;
         }
-        for (index, FailedAttempt { worker, cause }) in record.failed.iter().enumerate() {
-            let separator = if index == 0 { " failed=" } else { "," };
-            write!(f, "{separator}{cause}@{}", worker.url())?;
+        if !record.failed.is_empty() {
+            show("failed", Value::Display(&self.failed))?;
         }
         if !record.queued.is_zero() {
-            write!(f, " queued_ms={:.1}", millis(record.queued))?;
+            show("queued_ms", Value::Time(record.queued))?;
         }
         let times = &record.times;
         let parts = [
-            ("prefill", times.prefill()),
-            ("decode", times.decode()),
-            ("ttft", times.first_byte().filter(|_| record.streamed)),
+            ("prefill_ms", times.prefill()),
+            ("decode_ms", times.decode()),
+            ("ttft_ms", times.first_byte().filter(|_| record.streamed)),
         ];
         for (part, time) in parts {
             if let Some(time) = time {
-                write!(f, " {part}_ms={:.1}", millis(time))?;
+                show(part, Value::Time(time))?;
             }
         }
         if let Some(suspect) = record.suspect {
-            write!(f, " suspect={}", suspect.name())?;
+            show("suspect", Value::Text(suspect.name()))?;
         }
         if let Some(error) = &record.error {
-            write!(f, " error={error:?}")?;
+            show("error", Value::Sentence(error))?;
         }
-        write!(
-            f,
-            " e2e_ms={:.1} sent_bytes={}",
-            millis(record.times.e2e()),
-            record.response_bytes
-        )
+        show("e2e_ms", Value::Time(times.e2e()))?;
+        show("sent_bytes", Value::Number(record.response_bytes as u64))
     }
 }
 
-/// A request id as the value of a field. In quotes and escaped where a reader of fields would take it for something else.
-struct Id<'a>(&'a HeaderValue);
+fn show_sample(sample: Option<usize>, show: &mut Show<'_, '_>) -> fmt::Result {
+    match sample {
+        Some(sample) => show("sample", Value::Number(sample as u64)),
+        None => Ok(()),
+    }
+}
 
-impl Display for Id<'_> {
+/// The attempts that failed: `prefill_lost@http://10.0.0.1:30000,rejected_503@http://10.0.0.2:30000`.
+struct Failed<'a>(&'a [FailedAttempt]);
+
+impl Display for Failed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.to_str() {
-            Ok(id) if id.contains(['"', '\\', '=']) => write!(f, "{id:?}"),
-            Ok(id) => f.write_str(id),
-            Err(_) => f.write_str("-"),
+        for (index, FailedAttempt { worker, cause }) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "," };
+            write!(f, "{separator}{cause}@{}", worker.url())?;
         }
+        Ok(())
     }
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::Arc;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
-    use super::super::{Cause, Pair};
+    use http::HeaderValue;
+
+    use super::super::fields::Text;
+    use super::super::{Cause, Pair, Suspect};
     use super::*;
     use crate::fleet::{Role, Worker};
 
@@ -182,11 +228,15 @@ mod tests {
         record
     }
 
+    fn line(record: &Record) -> String {
+        Text(&Line::new(record, None)).to_string()
+    }
+
     #[test]
     fn a_request_that_met_nothing_unusual_has_a_short_line_without_its_query() {
         assert_eq!(
-            Line(&record()).to_string(),
-            "request_id=- method=GET path=/generate status=200 ended=ok e2e_ms=12.0 sent_bytes=7"
+            line(&record()),
+            "request finished request_id=- method=GET path=/generate status=200 ended=ok e2e_ms=12.0 sent_bytes=7"
         );
     }
 
@@ -199,10 +249,12 @@ mod tests {
         ] {
             let mut record = record();
             record.request_id = HeaderValue::from_static(id);
-            let line = Line(&record).to_string();
-            assert!(line.starts_with(&format!("{field} method=")), "{line}");
-            let steps = Steps(&record).to_string();
-            assert!(steps.starts_with(&format!("{field} route=")), "{steps}");
+            let line = line(&record);
+            let begin = format!("request finished {field} method=");
+            assert!(line.starts_with(&begin), "{line}");
+            let steps = Text(&Steps::new(&record, None)).to_string();
+            let begin = format!("request steps {field} route=");
+            assert!(steps.starts_with(&begin), "{steps}");
         }
     }
 
@@ -211,26 +263,30 @@ mod tests {
         let (_, documented) = include_str!("../../docs/errors.md")
             .split_once("## The log line of a request")
             .unwrap_or_default();
-        // The fields as the code writes them: `name={...}`, and the times by the names of their parts.
-        let (_, code) = include_str!("access_log.rs")
-            .split_once("impl Display for Line")
-            .unwrap_or_default();
-        let (code, _) = code.split_once("\n}\n").unwrap_or_default();
-        let parts = ["prefill_ms", "decode_ms", "ttft_ms", "failed"].map(str::to_owned);
-        let written = code.split("={").map(|before| {
-            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-            let start = before.trim_end_matches(is_name).len();
-            before[start..].to_owned()
+        let mut record = unusual();
+        record.samples = 2;
+        record.suspect = Some(Suspect::Tried);
+        let mut fields = HashSet::new();
+        let line = Line::new(&record, Some(1));
+        let listed = line.each(&mut |name, _| {
+            fields.insert(name);
+            Ok(())
         });
-        let fields: Vec<_> = written.filter(|name| name.len() > 2).chain(parts).collect();
-        assert!(fields.len() > 15, "{fields:?}");
-        for field in fields.iter().filter(|field| *field != "_ms") {
+        assert!(listed.is_ok() && fields.len() == 21, "{fields:?}");
+        for field in fields {
             assert!(documented.contains(&format!("`{field}`")), "{field}");
         }
     }
 
     #[test]
-    fn the_line_names_the_pair_the_attempts_the_wait_and_the_error() {
+    fn the_parts_have_the_names_of_all_sinks() {
+        for (field, part) in TTFT_PARTS.into_iter().zip(Part::ALL) {
+            assert_eq!(field, format!("ttft_{}_ms", part.name()));
+        }
+    }
+
+    /// With all fields but those of samples and suspects.
+    fn unusual() -> Record {
         let mut record = record();
         record.pair = Some(Pair {
             prefill: Arc::new(Worker::for_tests(Role::Prefill, 1)),
@@ -252,7 +308,13 @@ mod tests {
         record.streamed = true;
         record.ended = "decode_lost".into();
         record.error = Some("a \"quoted\" word".to_owned());
-        let line = Line(&record).to_string();
+        record
+    }
+
+    #[test]
+    fn the_line_names_the_pair_the_attempts_the_wait_and_the_error() {
+        let record = unusual();
+        let line = line(&record);
         let pair = record
             .pair
             .as_ref()
@@ -261,7 +323,7 @@ mod tests {
         assert_eq!(
             line,
             format!(
-                "request_id=- client=10.0.0.7:51234 key=line-3 method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
+                "request finished request_id=- client=10.0.0.7:51234 key=line-3 method=GET path=/generate status=200 ended=decode_lost prefill={prefill} decode={decode} \
                  attempts=3 failed=prefill_unreachable@http://127.0.0.1:3,rejected_503@http://127.0.0.1:4 queued_ms=3.0 prefill_ms=2.0 decode_ms=3.0 ttft_ms=9.0 error=\"a \\\"quoted\\\" word\" e2e_ms=12.0 sent_bytes=7"
             )
         );

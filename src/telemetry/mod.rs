@@ -4,11 +4,12 @@
 //! value and nothing else, so that the log line, and whatever is added beside it, cannot disagree.
 
 mod access_log;
+mod fields;
 mod metrics;
 mod record;
 
 pub(crate) use metrics::{Metrics, OPENMETRICS, TEXT};
-pub(crate) use record::{Cause, FailedAttempt, Pair, Parts, Record, Suspect};
+pub(crate) use record::{Cause, FailedAttempt, Pair, Part, Record, Suspect};
 
 /// The sinks of one balancer.
 #[derive(Default)]

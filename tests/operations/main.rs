@@ -13,6 +13,7 @@ mod fan_out;
 mod hyper_client;
 mod leaving;
 mod log;
+mod log_json;
 mod one_worker;
 mod own_endpoints;
 mod process_pair;
