@@ -19,6 +19,9 @@ pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("x-mini-lb-err
 /// Says in a sentence what a response that succeeded lacks.
 pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-mini-lb-warning");
 
+/// With the value 1 asks that the response say where its time went.
+pub(crate) const TIMING: HeaderName = HeaderName::from_static("x-mini-lb-timing");
+
 /// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,

@@ -60,6 +60,8 @@ setting_group! {
         stream_timeout: Option<Duration> = "stream_timeout_secs",
         /// The most alternatives per token that a request may ask for.
         max_top_logprobs: u32 = "max_top_logprobs",
+        /// Which responses say where their time went.
+        server_timing: ServerTiming = "server_timing",
         /// How often a request is sent to another pair, where that is safe.
         max_retries: u32 = "retry_max_retries",
     }
@@ -69,6 +71,32 @@ impl RequestLimits {
     /// Attempts of one request, at least 1.
     pub(crate) fn max_attempts(&self) -> u32 {
         self.max_retries.saturating_add(1)
+    }
+}
+
+/// Which responses say where their time went, and name their pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerTiming {
+    /// None.
+    Off,
+    /// Those whose request asks for it and could read the pages for observers.
+    Observers,
+    /// Those whose request asks for it.
+    OnRequest,
+    /// All.
+    Always,
+}
+
+impl ServerTiming {
+    /// The words of the setting.
+    pub(crate) const WORDS: &[&str] = &["off", "observers", "on_request", "always"];
+}
+
+impl FromText for ServerTiming {
+    fn from_text(text: &str) -> Option<Self> {
+        let all = [Self::Off, Self::Observers, Self::OnRequest, Self::Always];
+        let mut words = Self::WORDS.iter().zip(all);
+        words.find_map(|(word, timing)| (*word == text).then_some(timing))
     }
 }
 

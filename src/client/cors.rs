@@ -19,7 +19,8 @@ use crate::endpoint::WholeResponse;
 
 /// The fields that a page may read besides those that every page may: an SDK in a browser obeys them.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "x-request-id, x-mini-lb-error, x-mini-lb-warning, x-should-retry, retry-after",
+    "x-request-id, x-mini-lb-error, x-mini-lb-warning, x-should-retry, retry-after, server-timing, x-mini-lb-prefill, \
+     x-mini-lb-decode",
 );
 
 /// The fields of the request that a preflight's response depends on.
@@ -58,7 +59,7 @@ impl Cors {
 
     /// The response to a preflight; `None` where its origin is not allowed.
     pub(crate) fn preflight(&self, request: &HeaderMap) -> Option<WholeResponse> {
-        let origin = request.get(ORIGIN).filter(|origin| self.allows(origin))?;
+        let origin = self.allowed_origin(request)?;
         let mut response = WholeResponse::new(StatusCode::OK, "text/plain; charset=utf-8", "OK");
         let headers = &mut response.headers;
         headers.insert(VARY, PREFLIGHT_VARY);
@@ -122,6 +123,11 @@ impl Cors {
         };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+    }
+
+    /// The origin of the page that sent this request, where it may read the response.
+    pub(crate) fn allowed_origin<'a>(&self, request: &'a HeaderMap) -> Option<&'a HeaderValue> {
+        request.get(ORIGIN).filter(|origin| self.allows(origin))
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {

@@ -355,7 +355,7 @@ mod tests {
             "HTTP/1.1 405 Method Not Allowed\r\ncontent-type: text/plain\r\nvary: origin\r\n\
              access-control-allow-credentials: true\r\naccess-control-allow-origin: https://a.example\r\n\
              access-control-expose-headers: x-request-id, x-mini-lb-error, x-mini-lb-warning, x-should-retry, \
-             retry-after\r\ncontent-length: 12\r\nconnection: close\r\n\r\nrefused here|HTTP/1.1 200 OK"
+             retry-after, server-timing, x-mini-lb-prefill, x-mini-lb-decode\r\ncontent-length: 12\r\nconnection: close\r\n\r\nrefused here|HTTP/1.1 200 OK"
         );
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Paths,
     /// Origins of web pages, in the same forms as paths, or `*`, or `none`.
     Origins,
+    /// One of these words.
+    Word(&'static [&'static str]),
     /// The path of a URL.
     UrlPath,
     /// A whole number within these bounds, both included.
@@ -58,6 +60,7 @@ impl Kind {
         match self {
             // What these may be is checked where they are used.
             Kind::Text | Kind::Secret | Kind::Path | Kind::Paths | Kind::Workers(_) => true,
+            Kind::Word(words) => words.contains(&text),
             Kind::UrlPath => {
                 text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
             }
@@ -75,6 +78,7 @@ impl Kind {
     pub(crate) const fn expects(self) -> &'static str {
         match self {
             Kind::Text => "text",
+            Kind::Word(_) => "one of the words",
             Kind::Secret => "a key",
             Kind::Path => "the path of a file",
             Kind::Paths => "a list of paths",
@@ -93,6 +97,7 @@ impl Kind {
     pub(crate) const fn value_names(self) -> &'static [&'static str] {
         match self {
             Kind::Text => &["TEXT"],
+            Kind::Word(_) => &["WORD"],
             Kind::Secret => &["KEY"],
             Kind::Path | Kind::Paths | Kind::UrlPath => &["PATH"],
             Kind::Origins => &["ORIGIN"],

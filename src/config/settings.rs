@@ -9,6 +9,7 @@
 
 use super::Role;
 use super::kind::Kind;
+use crate::limits::ServerTiming;
 
 /// One setting.
 pub(crate) struct Setting {
@@ -145,6 +146,10 @@ const CLIENTS: &[Setting] = &[
         "Origins whose web pages may read responses: `*` is every origin, `none` leaves CORS to others. A list in \
          the file, or several behind the flag")
         .default("*"),
+    Setting::new("server_timing", Kind::Word(ServerTiming::WORDS),
+        "Which responses have Server-Timing and name their pair: off, observers (where the request has x-mini-lb-timing: 1 and \
+         could read /metrics), on_request (where it has that header), always")
+        .default("observers").expects("one of off, observers, on_request, always"),
     Setting::new("admin_api_key", Kind::Secret,
         "API key for /flush_cache, /abort_request, profiles and storage, where client keys are then refused"),
 ];

@@ -73,7 +73,14 @@ impl Proxy {
                 Err(KeyRefused) => return Err(ctx.refuse(ProxyError::Unauthorized)),
             }
         }
+        if ctx.record.route.is_some() {
+            ctx.timing = self.timing(head, by_clients);
+        }
         self.keys.strip(access, session.req_header_mut());
+        if ctx.timing.is_some() {
+            // No worker gets the key that lets a request know its pair.
+            self.keys.strip(Access::Observers, session.req_header_mut());
+        }
         match self.exhausted(access, ctx) {
             Some(error) => Err(ctx.refuse(error)),
             None => Ok(()),
@@ -95,7 +102,7 @@ impl Proxy {
     }
 
     /// Whether a path with this access is refused at the clients' listener.
-    fn needs_admin_listener(&self, access: Access) -> bool {
+    pub(super) fn needs_admin_listener(&self, access: Access) -> bool {
         self.has_admin_listener
             && match access {
                 Access::Admins | Access::Observers => true,

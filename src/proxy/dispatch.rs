@@ -137,7 +137,7 @@ impl Proxy {
 
     /// The comments of the response, where the configuration asks for them and its clients expect events of a name or of
     /// OpenAI's: those of `/generate` take every line for data. A sample's events are gathered before they go out.
-    fn keepalive(&self, session: &Session, ctx: &RequestContext) -> Result<Option<Keepalive>> {
+    fn keepalive(&self, session: &Session, ctx: &mut RequestContext) -> Result<Option<Keepalive>> {
         let (Some(every), Some(request)) = (self.limits.stream_keepalive, &ctx.request) else {
             return Ok(None);
         };
@@ -156,13 +156,14 @@ impl Proxy {
     pub(super) fn stream_head(
         &self,
         session: &Session,
-        ctx: &RequestContext,
+        ctx: &mut RequestContext,
     ) -> Result<Box<ResponseHeader>> {
         let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
         let stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
         head.insert_header(CONTENT_TYPE, stream)?;
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         self.cors.apply(&session.req_header().headers, &mut head)?;
+        ctx.add_timing(&mut head)?;
         Ok(Box::new(head))
     }
 

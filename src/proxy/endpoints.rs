@@ -62,7 +62,7 @@ impl Proxy {
         &self,
         session: &mut Session,
         response: WholeResponse,
-        ctx: &RequestContext,
+        ctx: &mut RequestContext,
     ) -> Result<()> {
         let mut head = ResponseHeader::build(response.status, Some(response.headers.len() + 2))?;
         for (name, value) in &response.headers {
@@ -73,6 +73,7 @@ impl Proxy {
         if !ctx.is_page {
             self.cors.apply(&session.req_header().headers, &mut head)?;
         }
+        ctx.add_timing(&mut head)?;
         session.write_response_header(Box::new(head), false).await?;
         // Pingora sends no body in response to HEAD.
         session.write_response_body(Some(response.body), true).await

@@ -7,7 +7,7 @@
 //! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs`, `suspects.rs` |
 //! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg; install the session whose body is the prepared one | `dispatch.rs`, `session.rs` |
 //! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
-//! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs` |
+//! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs`, `timing.rs` |
 //! | `response_body_filter` | pass a chunk of decode's body on, merged or as it is | `respond.rs` |
 //! | (no hook) `ReplacedSession::response_duplex_vec` | hold the head, note the first byte, write to the client | `session.rs` |
 //! | `fail_to_connect`, `error_while_proxy` | decide what follows from a failure: another pair, or an error | `decide.rs` |
@@ -32,6 +32,7 @@ mod respond;
 mod samples;
 mod session;
 mod suspects;
+mod timing;
 mod wait;
 
 use std::any::Any;

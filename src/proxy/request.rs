@@ -15,6 +15,7 @@ use pingora::{Error, ErrorType, Result};
 use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use super::suspects::Suspicion;
+use super::timing::Timing;
 use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
@@ -60,6 +61,8 @@ pub(crate) struct RequestContext {
     pub(super) listener: Listener,
     /// Whether that connection is above `max_connections`, and is served one response.
     pub(super) overflow: bool,
+    /// Where the response says where its time went.
+    pub(super) timing: Option<Timing>,
     /// Where that connection may be left for the next request; `None` when it is not one of the listener's.
     pub(super) kept: Option<Arc<Kept>>,
     /// Whether it is left there, because the client got a whole response to a request that has failed.
@@ -110,6 +113,7 @@ impl RequestContext {
             sent: Sent::default(),
             listener: Listener::Clients,
             overflow: false,
+            timing: None,
             kept: None,
             keeps: false,
             is_page: false,
@@ -119,6 +123,7 @@ impl RequestContext {
 
     /// Makes this the request of a sample, which has been let in, read and parsed.
     pub(super) fn begin_sample(&mut self, sample: Sample) {
+        self.timing = sample.timing();
         let (request, record, seat, admitted) = sample.begin();
         self.request = Some(request);
         self.record = record;
@@ -343,15 +348,29 @@ impl RequestContext {
         self.record.ended = STREAM_ERROR.into();
     }
 
-    /// Completes the record and hands it to the sinks, or a sample's to its request.
-    pub(super) fn finish(&mut self, response_bytes: usize, telemetry: &Telemetry) {
-        let times = &mut self.record.times;
-        times.ended = Some(Instant::now());
+    /// Records when prefill's response came, as far as it is there.
+    pub(super) fn note_prefill(&mut self) {
         if let Some(attempt) = &self.attempt {
             let prefill = attempt.prefill_times();
-            times.prefill_head = prefill.head;
-            times.prefill_end = prefill.end;
+            self.record.times.prefill_head = prefill.head;
+            self.record.times.prefill_end = prefill.end;
         }
+    }
+
+    /// Has the head that goes to the client next say where the time went so far.
+    pub(super) fn note_timing(&mut self) {
+        if let Some(fields) = self.timing_fields()
+            && let Some(installed) = &self.installed
+        {
+            installed.note_timing(fields);
+        }
+    }
+
+    /// Completes the record and hands it to the sinks, or a sample's to its request.
+    pub(super) fn finish(&mut self, response_bytes: usize, telemetry: &Telemetry) {
+        self.note_prefill();
+        let times = &mut self.record.times;
+        times.ended = Some(Instant::now());
         times.first_byte = self.sent.first_byte;
         self.record.streamed = self.streams();
         if !self.gathers_stream {

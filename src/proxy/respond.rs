@@ -86,6 +86,7 @@ impl Proxy {
             ctx.record.ended = error::rejected(Role::Decode, head.status).into();
             ctx.record.error = Some(error::rejection_message(Role::Decode, head.status));
         }
+        ctx.note_timing();
         Ok(())
     }
 
@@ -126,6 +127,9 @@ impl Proxy {
                 Decision::Fail(Role::Prefill) => return Err(self.fail_with_prefill(ctx)),
                 Decision::Fail(Role::Decode) | Decision::Proceed => {}
             }
+        }
+        if is_first {
+            ctx.note_timing();
         }
         if let (true, Some(suspicion)) = (is_first, &ctx.suspicion) {
             suspicion.note_first_byte(&passed);

@@ -27,7 +27,7 @@ mod tail;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -41,6 +41,7 @@ use pingora::{Error, ErrorType, Result};
 pub(super) use self::keepalive::{COMMENT, Keepalive};
 use self::tail::Tail;
 use super::deadlines::{Clock, Deadlines};
+use super::timing::{self, TimingFields};
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
 use crate::pd::StreamEnd;
@@ -69,6 +70,8 @@ struct Shared {
     begun: AtomicBool,
     /// Whether the head of the response has gone to the client before that.
     head_is_out: AtomicBool,
+    /// What the head says of the time, where it says so.
+    timing: Mutex<Option<TimingFields>>,
     /// The session leaves its parts here when Pingora drops it: Pingora owns it as a trait object.
     left: Mutex<Option<(Box<ServerSession>, Sent)>>,
 }
@@ -143,18 +146,27 @@ impl Installed {
         self.0.head_is_out.load(Ordering::Relaxed)
     }
 
+    /// Has the head say this of the time, if it has not gone out.
+    pub(super) fn note_timing(&self, fields: TimingFields) {
+        *lock(&self.0.timing) = Some(fields);
+    }
+
     /// Puts the client's own session back, and gives what was sent. Pingora keeps a client's connection only when it finds
     /// the original session.
     pub(super) fn restore(self, session: &mut Session) -> Sent {
         // Dropping the installed session makes it leave its parts.
         *session.downstream_session = ServerSession::new_custom(Box::new(()));
-        let left = self.0.left.lock();
-        let Some((client, sent)) = left.unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some((client, sent)) = lock(&self.0.left).take() else {
             return Sent::default();
         };
         session.downstream_session = client;
         sent
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while a lock is held.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct ReplacedSession {
@@ -229,6 +241,14 @@ impl ReplacedSession {
         Some(Error::new(END_MISSING))
     }
 
+    /// Has the head, which goes out now, say where the time went.
+    fn add_timing(&self, head: &mut ResponseHeader) {
+        if let Some(fields) = lock(&self.shared.timing).take() {
+            let added = timing::add(head, &fields);
+            debug_assert!(added.is_ok(), "names and values are valid");
+        }
+    }
+
     /// Notes what the head says of the response.
     fn note_head(&mut self, head: &ResponseHeader) {
         if head.status.is_informational() {
@@ -250,8 +270,11 @@ impl ReplacedSession {
         let mut out = Vec::with_capacity(tasks.len() + 1);
         for task in tasks {
             match task {
-                HttpTask::Header(head, end) => {
+                HttpTask::Header(mut head, end) => {
                     self.note_head(&head);
+                    if end {
+                        self.add_timing(&mut head);
+                    }
                     match end {
                         false => self.held = Some(head),
                         true => out.push(HttpTask::Header(head, true)),
@@ -262,7 +285,8 @@ impl ReplacedSession {
                 task => {
                     if let Some(head) = self.held.take() {
                         let old = self.client().req_header().version == Version::HTTP_10;
-                        let head = framed(head, &task, old);
+                        let mut head = framed(head, &task, old);
+                        self.add_timing(&mut head);
                         if old && !head.headers.contains_key(CONTENT_LENGTH) {
                             self.client_mut().set_keepalive(None);
                         }
@@ -321,11 +345,7 @@ impl Drop for ReplacedSession {
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
             let left = (client, std::mem::take(&mut self.sent));
-            *self
-                .shared
-                .left
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(left);
+            *lock(&self.shared.left) = Some(left);
         }
     }
 }

@@ -222,8 +222,20 @@ impl Record {
 
     /// Where the time to the first byte of a stream went; `None` where the response is no stream, or has not begun.
     pub(crate) fn parts(&self) -> Option<Parts> {
+        let end = self.times.first_byte.filter(|_| self.streamed)?;
+        Some(self.split(Some(end)).0)
+    }
+
+    /// The parts that are over already, of any response: until its first byte goes to the client, all but the last one.
+    pub(crate) fn parts_over(&self) -> impl Iterator<Item = (Part, Duration)> {
+        let (parts, over) = self.split(None);
+        let parts = Part::ALL.into_iter().zip(parts.0);
+        parts.filter(move |(part, _)| over[*part as usize])
+    }
+
+    /// The parts of the time until `end`, and which of them are over. Without an end, those that are not over have no time.
+    fn split(&self, end: Option<Instant>) -> (Parts, [bool; Part::ALL.len()]) {
         let times = &self.times;
-        let end = times.first_byte.filter(|_| self.streamed)?;
         let selected = times.selected.or(times.read);
         // Prefill may end after decode has begun: the time from there on is not its own.
         let prefill_end = times.prefill_end.or(times.decode_first);
@@ -233,25 +245,30 @@ impl Record {
             (Part::Send, times.sent),
             (
                 Part::Prefill,
-                prefill_end.min(times.decode_first.or(Some(end))),
+                prefill_end.map(|at| at.min(times.decode_first.or(end).unwrap_or(at))),
             ),
             (Part::Decode, times.decode_first),
-            (Part::Relay, Some(end)),
+            (Part::Relay, end),
         ];
         let mut parts = Parts::default();
+        let mut over = [false; Part::ALL.len()];
         let mut before = times.started;
         for (part, at) in steps {
-            let at = at.map_or(before, |at| at.min(end)).max(before);
+            over[part as usize] = at.is_some();
+            let at = at.map_or(before, |at| at.min(end.unwrap_or(at)));
+            let at = at.max(before);
             parts.0[part as usize] = at - before;
             before = at;
         }
+        over[Part::Queue as usize] = times.selected.is_some();
         let waited = parts.0[Part::Queue as usize];
         let queued = waited.min(self.queued);
         if self.attempts > 1 {
             parts.0[Part::Queue as usize] = queued;
             parts.0[Part::Retry as usize] = waited - queued;
+            over[Part::Retry as usize] = times.selected.is_some();
         }
-        Some(parts)
+        (parts, over)
     }
 
     /// The path of the request, without the query.

@@ -17,6 +17,7 @@ mod log_json;
 mod one_worker;
 mod own_endpoints;
 mod process_pair;
+mod server_timing;
 mod steps;
 mod stream_ends;
 mod worker_health;

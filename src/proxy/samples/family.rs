@@ -13,6 +13,7 @@ use pingora::proxy::{PreparedSubrequest, Session};
 
 use super::super::request::{Body, Request};
 use super::super::session::PrefillFailed;
+use super::super::timing::Timing;
 use super::gathering::Gathering;
 use crate::client::Admitted;
 use crate::error::Fault;
@@ -27,6 +28,8 @@ pub(super) struct Template {
     pub(super) facts: Facts,
     pub(super) key: RoutingKey,
     pub(super) head: Arc<RequestHeader>,
+    /// Where each sample, and with it the response, says where its time went.
+    pub(super) timing: Option<Timing>,
     /// The client's body without `n`.
     pub(super) body: Bytes,
     /// The space for the fields of the legs, in bytes.
@@ -137,6 +140,11 @@ impl Sample {
         let user = session.subrequest_ctx.as_mut()?.user_ctx_mut()?;
         let sample = std::mem::replace(user, Box::new(())).downcast::<Sample>();
         sample.ok().map(|sample| *sample)
+    }
+
+    /// Where the response of the sample says where its time went.
+    pub(in crate::proxy) fn timing(&self) -> Option<Timing> {
+        self.family.template.timing.clone()
     }
 
     /// The request and the record that the sample begins with, and what it holds until its end.

@@ -399,7 +399,7 @@ impl State {
             ));
         }
         self.running -= 1;
-        if index == 0 && !self.begun && self.head.is_none() {
+        if !self.begun && self.head.is_none() {
             self.head = sample.head.take();
         }
         let ended = match &mut self.bodies {

@@ -158,6 +158,7 @@ impl Proxy {
             facts,
             key,
             head,
+            timing: ctx.timing.clone(),
             body,
             reserve: self.engine.tail_reserve(prompts),
         };

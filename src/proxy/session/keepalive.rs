@@ -91,7 +91,8 @@ impl ReplacedSession {
             };
             self.is_stream = true;
             let old = self.client().req_header().version == Version::HTTP_10;
-            let head = framed(head, &comment, old);
+            let mut head = framed(head, &comment, old);
+            self.add_timing(&mut head);
             if old && !head.headers.contains_key(CONTENT_LENGTH) || self.shutdown.has_begun() {
                 self.client_mut().set_keepalive(None);
             }
