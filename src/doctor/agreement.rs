@@ -18,7 +18,7 @@ pub(super) struct Compared<'a> {
 struct Property {
     name: &'static str,
     of: fn(&Facts) -> Option<String>,
-    /// What a difference is.
+    /// The status of a difference: a warning or a problem.
     difference: Status,
     advice: &'static str,
 }
@@ -103,7 +103,7 @@ pub(super) fn compare(workers: &[Compared<'_>]) -> Vec<Vec<Check>> {
 impl Property {
     fn check(&self, value: Option<&str>, common: &str, holder: &str) -> Check {
         match value {
-            None => Check::skip(self.name, "the worker does not say it"),
+            None => Check::skip(self.name, "not reported by the worker"),
             Some(value) if value == common => Check::ok(self.name, value),
             Some(value) => {
                 let message = format!("{value}, but {holder} has {common}");
@@ -188,7 +188,7 @@ impl Sizes {
     }
 }
 
-/// What to change about sizes between which no KV cache can be transferred.
+/// The change that two workers need whose sizes allow no transfer of a KV cache; `None` where they allow it.
 fn misfit_of_sizes(prefill: Sizes, decode: Sizes) -> Option<&'static str> {
     let (more, less) = (
         prefill.attention_tp.max(decode.attention_tp),

@@ -1,4 +1,4 @@
-//! The questions to one worker: is it there, does it take the keys, and what does it say about itself.
+//! The questions to one worker: whether it is there, whether it takes the keys, and which settings it has.
 //!
 //! Each step has its own deadline, and each way to fail its own words. Nothing is compared here.
 
@@ -47,7 +47,7 @@ pub(super) struct Subject {
     pub(super) spec: WorkerSpec,
 }
 
-/// What was learned from one worker.
+/// The result of the questions to one worker.
 pub(super) struct Visit {
     pub(super) subject: Subject,
     pub(super) checks: Vec<Check>,
@@ -129,10 +129,12 @@ impl Asker {
         let [model, list] = [model, list].map(|answer| answer.ok()?.json());
         let told = server.as_ref().ok().and_then(Answer::json);
         visit.facts = Facts::read(told.as_ref(), model.as_ref(), list.as_ref());
-        if visit.facts.is_empty() {
+        // `/v1/models` alone is not enough: other servers have it as well.
+        if told.is_none() && model.is_none() {
+            visit.facts = Facts::default();
             let check = Check::fail(
                 "server_info",
-                "answers, but says nothing about itself at /server_info and /model_info",
+                "the server answers, but has neither /server_info nor /model_info",
                 "check host and port: is it an SGLang worker?",
             );
             return visit.checks.push(check);
@@ -209,7 +211,7 @@ impl Asker {
         Check::fail("reachable", message, advice)
     }
 
-    /// What is missing where a worker does not say what it was started with.
+    /// The check of a worker that does not report its settings, though it answers.
     fn silent(&self, server: &Result<Answer, Trouble>) -> Check {
         let why = match server {
             Ok(answer) => format!("answers {}", answer.status.as_u16()),
@@ -218,7 +220,7 @@ impl Asker {
             }
             Err(Trouble::Failed(failure)) => failure.to_string(),
         };
-        let message = format!("/server_info {why}, so most of its settings are not compared");
+        let message = format!("/server_info {why}, so most settings are not compared");
         Check::warn(
             "server_info",
             message,
@@ -421,7 +423,7 @@ fn key(subject: &Subject, answer: &Answer) -> Check {
 fn role(listed: Role, told: Option<&str>) -> (Check, bool) {
     let name = listed.name();
     match told {
-        None => (Check::skip("role", "the worker does not say it"), true),
+        None => (Check::skip("role", "not reported by the worker"), true),
         Some(told) if told == name => (Check::ok("role", name), true),
         Some(told @ ("prefill" | "decode")) => {
             let message = format!("it is a {told} worker, and is listed with --{name}");

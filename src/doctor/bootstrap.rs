@@ -1,7 +1,7 @@
 //! Where decode finds prefill: the port and the address of the bootstrap server, as decode will dial them.
 //!
-//! The registry itself is asked from this machine, which may have another way to it than decode has: what cannot be
-//! reached from here is a warning only.
+//! The registry itself is asked from this machine, which may have another way to it than decode has: a failure to reach
+//! it from here is only a warning.
 //! Source: SGLang 0.5.23 `disaggregation/common/conn.py` (`CommonKVBootstrapServer`).
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -55,7 +55,7 @@ pub(super) async fn examine(
 /// The configured port against the port that the worker says; where none is configured, against decode's own.
 fn port(bootstrap: &BootstrapSpec, visit: &Visit, decodes: &[&Visit]) -> Check {
     let Some(told) = visit.facts.bootstrap_port else {
-        return Check::skip(PORT, "the worker does not say it");
+        return Check::skip(PORT, "not reported by the worker");
     };
     let url = visit.subject.worker.url();
     let advice = format!("give the port behind the URL: --prefill {url} {told}");
@@ -175,7 +175,15 @@ async fn registry(asker: &Asker, host: &str, port: u16, elsewhere: Option<&str>)
     }
     let rank = asker.get_plain(&addresses, &name, FIRST_RANK).await;
     let rank = rank.ok().as_ref().and_then(Answer::json);
-    let rank = rank.as_ref().and_then(|rank| rank["rank_ip"].as_str());
+    registered(
+        &at,
+        rank.as_ref().and_then(|rank| rank["rank_ip"].as_str()),
+        elsewhere,
+    )
+}
+
+/// The check of the address that a rank of prefill has registered at `at`.
+fn registered(at: &str, rank: Option<&str>, elsewhere: Option<&str>) -> Check {
     match (rank.filter(|rank| is_loopback(rank)), elsewhere) {
         (Some(rank), Some(decode)) => Check::fail(
             SERVER,
@@ -208,4 +216,36 @@ fn is_loopback(host: &str) -> bool {
 /// An IPv6 address without its brackets.
 fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_on_loopback_is_a_problem_when_decode_is_elsewhere() {
+        for (rank, elsewhere, status) in [
+            (Some("127.0.0.1"), Some("http://10.0.0.2:1"), Status::Fail),
+            (Some("127.0.0.1"), None, Status::Ok),
+            (Some("10.0.0.1"), Some("http://10.0.0.2:1"), Status::Ok),
+            (None, Some("http://10.0.0.2:1"), Status::Ok),
+        ] {
+            let check = registered("10.0.0.1:8998", rank, elsewhere);
+            assert_eq!(check.status, status, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_an_address_or_the_name_of_it() {
+        for (host, expected) in [
+            ("127.0.0.1", true),
+            ("127.8.8.8", true),
+            (bare("[::1]"), true),
+            ("localhost", true),
+            ("10.0.0.1", false),
+            ("prefill", false),
+        ] {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+    }
 }

@@ -1,11 +1,11 @@
-//! What a worker says about itself, read from its JSON. A field that is missing, as in other versions, is `None`.
+//! The settings that a worker reports, read from its JSON. A field that is missing, as in other versions, is `None`.
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`server_info`, `model_info`), `server_args.py`,
 //! `entrypoints/openai/serving_models.py` (`max_model_len`).
 
 use serde_json::Value;
 
-/// What a worker says about itself.
+/// The settings that a worker reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// `prefill`, `decode`, or `null` for an ordinary server.
@@ -80,7 +80,7 @@ impl Facts {
         }
     }
 
-    /// Whether it told anything that other workers can be compared with.
+    /// Whether the worker reports nothing at all.
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -26,7 +26,7 @@ const TOKENS: u32 = 8;
 /// The longest response that is read, in bytes.
 const RESPONSE_LIMIT: usize = 1 << 20;
 
-/// What the balancer has beyond the deadline of the request, to say that it has passed.
+/// The time after the deadline of the request in which the balancer can report that it has passed.
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// Generates through this pair. `takes_ids` is whether the workers take no text.

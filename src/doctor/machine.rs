@@ -10,7 +10,7 @@ use crate::server::{affordable_requests, files_for, open_file_limit};
 /// Source: SGLang 0.5.23 `environ.py` (`SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT`, `SGLANG_DISAGGREGATION_WAITING_TIMEOUT`).
 const RENDEZVOUS: Duration = Duration::from_secs(300);
 
-/// What the configuration itself shows. `told` are its warnings that no check of a worker repeats.
+/// The warnings of the configuration, without those that a check of a worker repeats, and the needs of `--daemon`.
 pub(super) fn configuration(config: &Config, told: &[&String]) -> Vec<Check> {
     const NAME: &str = "configuration";
     let mut checks: Vec<_> = told

@@ -1,11 +1,10 @@
-//! `mini-lb doctor`: examines the workers of a configuration before the first request, and says what is wrong and what to
-//! do about it.
+//! `mini-lb doctor`: examines the workers of a configuration before the first request, and reports each problem with a remedy.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `cli` | the flags |
 //! | `ask` | the questions to one worker, with a deadline each |
-//! | `facts` | what a worker says about itself |
+//! | `facts` | the settings that a worker reports |
 //! | `agreement` | whether the facts of all workers fit together |
 //! | `bootstrap` | the port and the address that decode dials |
 //! | `machine` | the configuration, deadlines, open files |
@@ -67,7 +66,7 @@ impl Examination {
 /// Examines everything.
 ///
 /// # Errors
-/// What keeps the server from starting as well: no usable root certificates, or a key that is no header.
+/// The server would not start either: no usable root certificates, or a key that cannot be sent in a header.
 pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, StartError> {
     let connect_timeout = config.workers.connect_timeout.min(args.timeout);
     let (workers, client) = reach(config, connect_timeout)?;

@@ -1,4 +1,4 @@
-//! Which pairs are tried, and what their generations say about earlier checks.
+//! The choice of the pairs that are tried, and the effect of their generations on earlier checks.
 
 use futures_util::StreamExt;
 use futures_util::stream;

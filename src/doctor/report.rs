@@ -1,4 +1,4 @@
-//! The result of an examination as values: checks, grouped by what they are about, and what follows from them.
+//! The result of an examination as values: checks in groups, and the verdict that follows from them.
 
 use crate::fleet::Role;
 
@@ -30,13 +30,13 @@ impl Status {
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Check {
-    /// What was looked at: one of the names in `docs/doctor.md`.
+    /// One of the names in `docs/doctor.md`.
     pub(super) name: &'static str,
     /// How it has ended.
     pub(super) status: Status,
-    /// What was found, on one line.
+    /// The finding, on one line.
     pub(super) message: String,
-    /// What to do about it, on one line; `None` where nothing is to be done.
+    /// The remedy, on one line; `None` where none is needed.
     pub(super) advice: Option<String>,
 }
 
@@ -120,7 +120,7 @@ pub(super) struct Report {
     pub(super) configuration: Vec<Check>,
     /// Prefill workers first, each list in the order of the configuration.
     pub(super) workers: Vec<WorkerReport>,
-    /// What concerns the pairs as a whole.
+    /// Checks of all pairs together.
     pub(super) fleet: Vec<Check>,
     /// The pairs that were looked at.
     pub(super) pairs: Vec<PairReport>,

@@ -2,12 +2,11 @@
 
 use mini_lb::sim::{Event, Reported, SimOptions, Worker};
 use serde_json::Value;
-use support::tls::{Authority, Terminator};
 use support::{Ended, Process, mini_lb};
 use tokio::net::TcpListener;
 
 /// Few enough requests at once for the smallest usual limit of open files.
-fn options() -> SimOptions {
+pub(crate) fn options() -> SimOptions {
     SimOptions {
         max_running: 16,
         ..SimOptions::default()
@@ -22,7 +21,7 @@ fn reporting(reported: Reported) -> SimOptions {
 }
 
 /// A prefill worker and a decode worker.
-async fn workers(prefill: SimOptions, decode: SimOptions) -> (Worker, Worker) {
+pub(crate) async fn workers(prefill: SimOptions, decode: SimOptions) -> (Worker, Worker) {
     (
         Worker::start_prefill(prefill).await.unwrap(),
         Worker::start_decode(decode).await.unwrap(),
@@ -30,18 +29,18 @@ async fn workers(prefill: SimOptions, decode: SimOptions) -> (Worker, Worker) {
 }
 
 /// The flags for one prefill worker with its port.
-fn listed(prefill: &Worker) -> [String; 3] {
+pub(crate) fn listed(prefill: &Worker) -> [String; 3] {
     let port = prefill.bootstrap_port().unwrap().to_string();
     ["--prefill".to_owned(), prefill.url(), port]
 }
 
 /// Runs the command with one worker of each role.
-async fn examined(prefill: &Worker, decode: &Worker, more: &[&str]) -> Ended {
+pub(crate) async fn examined(prefill: &Worker, decode: &Worker, more: &[&str]) -> Ended {
     let decode = ["--decode".to_owned(), decode.url()];
     run(&[&listed(prefill)[..], &decode].concat(), more).await
 }
 
-async fn run(workers: &[String], more: &[&str]) -> Ended {
+pub(crate) async fn run(workers: &[String], more: &[&str]) -> Ended {
     let mut line = vec!["doctor"];
     line.extend(workers.iter().map(String::as_str));
     line.extend(more);
@@ -50,7 +49,7 @@ async fn run(workers: &[String], more: &[&str]) -> Ended {
 }
 
 /// The lines with this sign, without it.
-fn signed<'a>(ended: &'a Ended, sign: &str) -> Vec<&'a str> {
+pub(crate) fn signed<'a>(ended: &'a Ended, sign: &str) -> Vec<&'a str> {
     let prefix = format!("  {sign:<4}  ");
     let lines = ended.lines.iter();
     lines
@@ -59,7 +58,7 @@ fn signed<'a>(ended: &'a Ended, sign: &str) -> Vec<&'a str> {
 }
 
 /// Asserts that there is exactly one line with this sign, and that it says this.
-fn only(ended: &Ended, sign: &str, parts: &[&str]) {
+pub(crate) fn only(ended: &Ended, sign: &str, parts: &[&str]) {
     let lines = signed(ended, sign);
     assert_eq!(lines.len(), 1, "{ended:#?}");
     for part in parts {
@@ -155,7 +154,7 @@ async fn a_worker_that_differs_is_named_with_both_values() {
 }
 
 /// Whether a generation has reached the worker.
-fn generated(worker: &Worker) -> bool {
+pub(crate) fn generated(worker: &Worker) -> bool {
     let entries = worker.journal().entries();
     let is_room = |event: &Event| matches!(event, Event::RoomPresented { .. });
     entries.iter().any(|entry| is_room(&entry.event))
@@ -285,104 +284,6 @@ async fn two_prefill_workers_with_one_bootstrap_address_are_told() {
     let told = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
     assert_eq!(told("it is also that of"), 2, "{lines:#?}");
     assert_eq!(told("bootstrap port"), 1, "{lines:#?}");
-}
-
-#[tokio::test]
-async fn each_way_not_to_be_reached_has_its_own_words() {
-    let (prefill, decode) = workers(options(), options()).await;
-    let decode = decode.url();
-    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = refused.local_addr().unwrap();
-    drop(refused);
-    // Accepts in the backlog, and never answers.
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent = (silent.local_addr().unwrap(), silent);
-    let registry = prefill.bootstrap_port().unwrap();
-    let tls = prefill.url().replace("http:", "https:");
-    for (url, part) in [
-        (format!("http://{closed}"), "refuses connections"),
-        (
-            format!("http://{}", silent.0),
-            "accepts connections and does not answer within",
-        ),
-        ("http://prefill.invalid:1".to_owned(), "is not found"),
-        (tls, "the TLS handshake with"),
-        (
-            format!("http://127.0.0.1:{registry}"),
-            "is it an SGLang worker?",
-        ),
-    ] {
-        let line = ["--prefill", &url, "8998", "--decode", &decode].map(str::to_owned);
-        let ended = run(&line, &["--timeout", "5"]).await;
-        let lines = signed(&ended, "FAIL");
-        assert_eq!(lines.len(), 1, "{url}: {ended:#?}");
-        assert!(lines[0].contains(part), "{part}: {lines:#?}");
-        assert_eq!(ended.code, Some(1));
-    }
-}
-
-#[tokio::test]
-async fn a_worker_behind_tls_is_reached_with_its_authority_only() {
-    let (prefill, decode) = workers(options(), options()).await;
-    let authority = Authority::generate();
-    let config = Authority::server(&authority.sign(&["127.0.0.1"]), None);
-    let terminator = Terminator::before(decode.address(), "127.0.0.1", config).await;
-    let decode = ["--decode".to_owned(), terminator.url.clone()];
-    let line = [&listed(&prefill)[..], &decode].concat();
-    let trusted = run(&line, &["--ca-cert-paths", &authority.path()]).await;
-    assert_eq!(trusted.code, Some(0), "{trusted:#?}");
-    let stranger = Authority::generate();
-    let untrusted = run(&line, &["--ca-cert-paths", &stranger.path()]).await;
-    only(
-        &untrusted,
-        "FAIL",
-        &["TLS handshake", "invalid peer certificate", "ca_cert_paths"],
-    );
-}
-
-#[tokio::test]
-async fn keys_that_are_refused_or_missing_are_told_and_never_shown() {
-    let keyed = SimOptions {
-        api_key: Some("sk-worker".into()),
-        admin_api_key: Some("sk-admin".into()),
-        ..options()
-    };
-    let (prefill, decode) = workers(options(), keyed).await;
-    let file = |key: &str| {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), key).unwrap();
-        file
-    };
-    let (right, wrong) = (file("sk-worker"), file("sk-wrong"));
-    let admin = file("sk-admin");
-    let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
-    let (right, wrong, admin) = (path(&right), path(&wrong), path(&admin));
-
-    let none = examined(&prefill, &decode, &[]).await;
-    only(&none, "FAIL", &["key", "needs one (401)", "api_key_file"]);
-    let refused = examined(&prefill, &decode, &["--worker-api-key-file", &wrong]).await;
-    only(
-        &refused,
-        "FAIL",
-        &["key", "refuses the configured one (401)"],
-    );
-    let one = ["--worker-api-key-file", right.as_str()];
-    let without_admin = examined(&prefill, &decode, &one).await;
-    only(&without_admin, "warn", &["admin key", "none is configured"]);
-    assert_eq!(without_admin.code, Some(0), "{without_admin:#?}");
-    let both = [&one[..], &["--worker-admin-api-key-file", &wrong]].concat();
-    let refused_admin = examined(&prefill, &decode, &both).await;
-    only(
-        &refused_admin,
-        "FAIL",
-        &["admin key", "refuses the configured one"],
-    );
-    let both = [&one[..], &["--worker-admin-api-key-file", &admin]].concat();
-    let good = examined(&prefill, &decode, &both).await;
-    assert_eq!(good.code, Some(0), "{good:#?}");
-    for ended in [none, refused, without_admin, refused_admin, good] {
-        assert!(!ended.text().contains("sk-"), "{ended:#?}");
-    }
 }
 
 #[tokio::test]

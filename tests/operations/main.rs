@@ -9,6 +9,7 @@ mod cors;
 mod daemon;
 mod demo;
 mod doctor;
+mod doctor_workers;
 mod fan_out;
 mod hyper_client;
 mod leaving;
