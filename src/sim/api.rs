@@ -268,7 +268,7 @@ impl Api {
             .map_or(0, |since| since.as_secs());
         match endpoint {
             Generation::Chat => {
-                let render = Chat::new(body, &options.model, created, &batch);
+                let render = Chat::new(body, options, created, &batch);
                 whole_or_streamed(engine, &batch, runs, render, Head::WithFirstEvent).await
             }
             Generation::Completions => {

@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::engine::{Row, Step};
 use super::errors::Family;
-use super::model;
-use super::openai::{self, Generated, StreamOptions, head, metadata, usage};
+use super::openai::{self, Generated, StreamOptions, cached_in_all, head, metadata, usage};
 use super::render::{data, separate, string, write_to};
 use super::request::Batch;
 use super::stream::Render;
+use super::{SimOptions, model};
 
 /// The response of one request.
 pub(crate) struct Chat {
@@ -34,7 +34,7 @@ struct Choice {
 impl Chat {
     pub(crate) fn new(
         body: &serde_json::Value,
-        served_model: &str,
+        options: &SimOptions,
         created: u64,
         batch: &Batch,
     ) -> Chat {
@@ -42,14 +42,14 @@ impl Chat {
             .items
             .iter()
             .map(|item| Choice {
-                generated: Generated::new(item),
+                generated: Generated::new(item, options.cache_report),
                 top: item.logprobs.wanted.then_some(item.logprobs.top),
                 logprobs: String::new(),
                 begun: false,
             })
             .collect();
         Chat {
-            model: openai::model(body, served_model),
+            model: openai::model(body, &options.model),
             created,
             choices,
             ended: Vec::new(),
@@ -64,6 +64,7 @@ impl Chat {
         usage(
             prompt.map_or(0, |choice| choice.generated.prompt_tokens),
             self.tokens().sum(),
+            cached_in_all(self.choices.iter().map(|choice| &choice.generated)),
         )
     }
 
@@ -137,7 +138,7 @@ impl Render for Chat {
             let usage = self
                 .options
                 .continuous_usage
-                .then(|| usage(choice.prompt_tokens, choice.tokens));
+                .then(|| usage(choice.prompt_tokens, choice.tokens, choice.cached_tokens));
             out.push(self.chunk(index, index, &delta, &logprobs, RUNNING, usage));
         }
     }

@@ -81,6 +81,9 @@ pub struct Knobs {
     /// Time of prefill per prompt token, in microseconds.
     #[arg(long, default_value_t = micros(SimOptions::default().time_per_prompt_token))]
     pub prompt_token_us: u64,
+    /// Time of prefill per prompt token and token before it, in nanoseconds: the part of attention.
+    #[arg(long, default_value_t = SimOptions::default().attention_ns, value_parser = zero_or_more)]
+    pub attention_ns: f64,
     /// Time of one KV transfer, in microseconds.
     #[arg(long, default_value_t = micros(SimOptions::default().transfer_time))]
     pub transfer_us: u64,
@@ -90,9 +93,22 @@ pub struct Knobs {
     /// Prompts that are computed concurrently.
     #[arg(long, default_value_t = SimOptions::default().prompts_at_once)]
     pub prompts_at_once: usize,
-    /// Compute a prompt that begins as an earlier one from there on.
+    /// Upper bound of a forward pass, in prompt tokens. Above 0 there is one pass at a time, first come, first served,
+    /// and --prompts-at-once has no effect.
+    #[arg(long, default_value_t = SimOptions::default().chunked_prefill_tokens)]
+    pub chunked_prefill_tokens: usize,
+    /// Compute a prompt that begins as an earlier one from there on, in whole pages of --page-size.
     #[arg(long)]
     pub prefix_cache: bool,
+    /// Tokens that fit into the memory of a rank, and so into its prefix cache [default: 512 per --kv-slots].
+    #[arg(long, value_name = "N")]
+    pub cache_tokens: Option<usize>,
+    /// Data parallel ranks, each with its own queue and prefix cache; the room chooses the rank on prefill.
+    #[arg(long, default_value_t = SimOptions::default().dp_size, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub dp_size: u32,
+    /// Report cached tokens in `usage` too.
+    #[arg(long)]
+    pub enable_cache_report: bool,
     /// Requests whose KV cache fits into decode's memory.
     #[arg(long, default_value_t = SimOptions::default().kv_slots)]
     pub kv_slots: usize,
@@ -135,7 +151,7 @@ pub struct Knobs {
     /// Model path that the worker says it has.
     #[arg(long, default_value_t = Reported::default().model_path)]
     pub model_path: String,
-    /// Page size that the worker says it has, in tokens.
+    /// Page size of the KV cache, in tokens.
     #[arg(long, default_value_t = Reported::default().page_size)]
     pub page_size: u32,
     /// Type of the KV cache that the worker says it has.
@@ -171,10 +187,15 @@ impl From<Knobs> for SimOptions {
         SimOptions {
             seed: knobs.seed,
             time_per_prompt_token: Duration::from_micros(knobs.prompt_token_us),
+            attention_ns: knobs.attention_ns,
             transfer_time: Duration::from_micros(knobs.transfer_us),
             time_per_output_token: Duration::from_micros(knobs.output_token_us),
             prompts_at_once: knobs.prompts_at_once,
+            chunked_prefill_tokens: knobs.chunked_prefill_tokens,
             prefix_cache: knobs.prefix_cache,
+            cache_tokens: knobs.cache_tokens,
+            dp_size: knobs.dp_size,
+            cache_report: knobs.enable_cache_report,
             kv_slots: knobs.kv_slots,
             max_running: knobs.max_running_requests,
             model: knobs.served_model_name,
@@ -291,6 +312,13 @@ fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
         _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
+fn zero_or_more(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number of at least 0".to_owned()),
     }
 }
 

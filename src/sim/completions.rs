@@ -5,7 +5,10 @@ use bytes::Bytes;
 use super::engine::Step;
 use super::errors::Family;
 use super::model::{self, Context};
-use super::openai::{self, Generated, StreamOptions, head, metadata, openai_finish, usage};
+use super::openai::{
+    self, Generated, StreamOptions, cached_details, cached_in_all, head, metadata, openai_finish,
+    usage,
+};
 use super::render::{data, escape_into, separate, string, write_to};
 use super::request::{Batch, Item};
 use super::stream::Render;
@@ -55,7 +58,7 @@ impl Completions {
             choices: batch
                 .items
                 .iter()
-                .map(|item| Choice::new(role, options.seed, echo, item))
+                .map(|item| Choice::new(role, options, echo, item))
                 .collect(),
             latest: 0,
             n: batch.n,
@@ -72,6 +75,10 @@ impl Completions {
             .map(|choice| choice.generated.prompt_tokens)
             .sum();
         (prompts, self.tokens().sum())
+    }
+
+    fn cached_tokens(&self) -> Option<usize> {
+        cached_in_all(self.choices.iter().map(|choice| &choice.generated))
     }
 
     /// The tokens of each choice.
@@ -116,7 +123,14 @@ impl Render for Completions {
             None => "\"finish_reason\":null,\"matched_stop\":null".to_owned(),
         };
         let usage = match self.options.continuous_usage {
-            true => usage(choice.generated.prompt_tokens, choice.generated.tokens),
+            true => {
+                let generated = &choice.generated;
+                usage(
+                    generated.prompt_tokens,
+                    generated.tokens,
+                    generated.cached_tokens,
+                )
+            }
             false => "null".to_owned(),
         };
         out.push(data(&format!(
@@ -131,7 +145,7 @@ impl Render for Completions {
             out.push(data(&format!(
                 "{},\"choices\":[],\"usage\":{}}}",
                 self.head(self.choices.get(self.latest)),
-                stream_usage(prompts, completions)
+                stream_usage(prompts, completions, self.cached_tokens())
             )));
         }
         out.push(data("[DONE]"));
@@ -158,14 +172,14 @@ impl Render for Completions {
         format!(
             "{},\"choices\":[{choices}],\"usage\":{},{}}}",
             self.head(self.choices.first()),
-            usage(prompts, completions),
+            usage(prompts, completions, self.cached_tokens()),
             metadata(self.tokens())
         )
     }
 }
 
 impl Choice {
-    fn new(role: Role, seed: u64, echo: bool, item: &Item) -> Choice {
+    fn new(role: Role, options: &SimOptions, echo: bool, item: &Item) -> Choice {
         let mut echoed = String::new();
         if echo {
             escape_into(&model::text_of(&item.prompt), &mut echoed);
@@ -178,7 +192,7 @@ impl Choice {
         if let (Some(lists), Some(_), false) =
             (&mut logprobs, item.logprobs.start, role == Role::Decode)
         {
-            let mut context = Context::start(seed ^ item.sampling.seed);
+            let mut context = Context::start(options.seed ^ item.sampling.seed);
             for (position, &token) in item.prompt.iter().enumerate() {
                 let top = (position > 0).then(|| context.top(lists.top));
                 lists.push(
@@ -190,7 +204,7 @@ impl Choice {
             }
         }
         Choice {
-            generated: Generated::new(item),
+            generated: Generated::new(item, options.cache_report),
             echo: echoed,
             logprobs,
         }
@@ -236,9 +250,16 @@ impl Lists {
 }
 
 /// The `usage` object of this endpoint's last event, which has fewer fields than [`usage`].
-fn stream_usage(prompt_tokens: usize, completion_tokens: usize) -> String {
+fn stream_usage(
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: Option<usize>,
+) -> String {
+    let details = cached_tokens.map_or(String::new(), |cached| {
+        format!(",\"prompt_tokens_details\":{}", cached_details(cached))
+    });
     format!(
-        "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\
+        "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens}{details},\
          \"reasoning_tokens\":0}}",
         prompt_tokens + completion_tokens
     )

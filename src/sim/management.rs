@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::engine::{Engine, Phase};
+use super::engine::{Engine, Phase, Queued};
 use super::errors::{Failure, Family};
 use super::server_info::token_capacity;
 use super::stream::refusal;
@@ -66,6 +66,7 @@ pub(crate) async fn flush_cache(engine: &Engine, query: &str) -> SimResponse {
     if tokio::time::timeout(patience, idle).await.is_err() {
         return wire::bare(400, "Flush cache failed.\n");
     }
+    engine.flush();
     wire::bare(
         200,
         "Cache flushed.\nPlease check backend logs for more details. (When there are running or waiting requests, \
@@ -88,16 +89,33 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
     wire::bare(200, "")
 }
 
-/// `/v1/loads`.
+/// `/v1/loads`, an entry for each rank. Only what waits for a pass is counted by rank: of the rest each rank has a share.
 pub(crate) fn loads(engine: &Engine) -> SimResponse {
-    let in_flight = *engine.in_flight.borrow();
-    let meeting = engine.journal.open_rooms().min(in_flight);
-    let on = |role| if engine.role == role { meeting } else { 0 };
-    let capacity = token_capacity(&engine.options);
     let (now, version) = (unix_seconds(), &engine.options.reported.version);
+    let queued = engine.queued();
+    let ranks = queued.len();
+    let loads: Vec<Value> = queued
+        .into_iter()
+        .enumerate()
+        .map(|(rank, queued)| load(engine, now, (rank, ranks), queued))
+        .collect();
     let body = json!({"timestamp":rfc3339(now),"version":version,"accelerator":null,"num_accelerators":1,
-    "loads":[{"timestamp":now,"dp_rank":0,"num_running_reqs":in_flight - meeting,"num_waiting_reqs":0,
-        "num_waiting_uncached_tokens":0,"num_used_tokens":0,"num_total_tokens":0,"num_active_tokens":0,
+        "loads":loads});
+    wire::json(200, body.to_string())
+}
+
+fn load(engine: &Engine, now: f64, (rank, ranks): (usize, usize), queued: Queued) -> Value {
+    let share = |all: usize| all / ranks + usize::from(rank < all % ranks);
+    let in_flight = *engine.in_flight.borrow();
+    let open_rooms = engine.journal.open_rooms().min(in_flight);
+    let (in_flight, meeting) = (share(in_flight), share(open_rooms));
+    let meeting = meeting.saturating_sub(queued.prompts);
+    let on = |role| if engine.role == role { meeting } else { 0 };
+    let running = in_flight.saturating_sub(meeting + queued.prompts);
+    let capacity = token_capacity(&engine.options);
+    json!({"timestamp":now,"dp_rank":rank,"num_running_reqs":running,"num_waiting_reqs":queued.prompts,
+        "num_waiting_uncached_tokens":queued.tokens,"num_used_tokens":queued.held,"num_total_tokens":0,
+        "num_active_tokens":0,
         "num_prealloc_ready_tokens":0,"max_total_num_tokens":capacity,
         "max_running_requests":engine.options.max_running,"token_usage":0.0,"gen_throughput":0.0,
         "cache_hit_rate":0.0,"utilization":-1.0,"total_prefill_uncached_tokens":0,"total_prefill_busy_us":0,
@@ -107,8 +125,7 @@ pub(crate) fn loads(engine: &Engine) -> SimResponse {
             "prefill_inflight_queue_reqs":0,"decode_prealloc_queue_reqs":0,
             "decode_transfer_queue_reqs":on(Role::Decode),"decode_retracted_queue_reqs":0,
             "kv_transfer_speed_gb_s":0.0,"kv_transfer_latency_ms":0.0},
-        "queues":{"waiting":0,"grammar":0,"paused":0,"retracted":0,"prealloc_ready":0}}]});
-    wire::json(200, body.to_string())
+        "queues":{"waiting":queued.prompts,"grammar":0,"paused":0,"retracted":0,"prealloc_ready":0}})
 }
 
 /// `/metrics`: two of SGLang's series.

@@ -110,18 +110,32 @@ pub struct SimOptions {
     pub bootstrap_port: u16,
     /// Seed of the toy model. It stands for the weights: workers with the same seed give the same tokens.
     pub seed: u64,
-    /// Prefill time per prompt token.
+    /// Prefill time per prompt token that is not cached.
     pub time_per_prompt_token: Duration,
+    /// Prefill time per prompt token that is not cached and token before it, in nanoseconds: the part of attention, which
+    /// grows with the square of the prompt.
+    pub attention_ns: f64,
     /// Time of one KV transfer.
     pub transfer_time: Duration,
     /// Decode time per output token.
     pub time_per_output_token: Duration,
-    /// Prompts that are computed concurrently; further ones queue.
+    /// Prompts that are computed concurrently, each in its own time; further ones queue.
     pub prompts_at_once: usize,
+    /// Upper bound of a forward pass, in prompt tokens. Above 0 there is one pass at a time, first come, first served, and
+    /// [`SimOptions::prompts_at_once`] has no effect.
+    pub chunked_prefill_tokens: usize,
     /// Decode: requests whose KV cache fits into memory; further ones queue before the rendezvous.
     pub kv_slots: usize,
-    /// Whether a prompt that begins as an earlier one is computed from there on.
+    /// Whether a prompt that begins as an earlier one is computed from there on. The cache has whole pages of
+    /// [`Reported::page_size`] tokens.
     pub prefix_cache: bool,
+    /// Tokens that fit into the memory of a rank, and so into its prefix cache; 512 per KV slot unless given.
+    pub cache_tokens: Option<usize>,
+    /// Data parallel ranks, each with its own queue and prefix cache. On prefill an item's rank is its room modulo their
+    /// number.
+    pub dp_size: u32,
+    /// Whether `usage` has the cached tokens (`--enable-cache-report`).
+    pub cache_report: bool,
     /// Requests that generate concurrently; further ones queue.
     pub max_running: usize,
     /// Name of the served model (`served_model_name`).
@@ -151,14 +165,14 @@ pub struct SimOptions {
     pub chaos: chaos::Script,
 }
 
-/// What a worker says about its engine, for tools that compare workers. It changes nothing that the worker does.
+/// What a worker says about its engine, for tools that compare workers. Only the page size changes what it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
     /// Version of SGLang.
     pub version: String,
     /// `--model-path`.
     pub model_path: String,
-    /// `--page-size`, in tokens.
+    /// `--page-size`, in tokens: also the unit of the prefix cache.
     pub page_size: u32,
     /// `--kv-cache-dtype`.
     pub kv_cache_dtype: String,
@@ -192,11 +206,16 @@ impl Default for SimOptions {
             bootstrap_port: 0,
             seed: 1,
             time_per_prompt_token: Duration::from_micros(20),
+            attention_ns: 0.0,
             transfer_time: Duration::from_millis(1),
             time_per_output_token: Duration::from_millis(2),
             prompts_at_once: 4,
+            chunked_prefill_tokens: 0,
             kv_slots: 256,
             prefix_cache: false,
+            cache_tokens: None,
+            dp_size: 1,
+            cache_report: false,
             max_running: 256,
             model: "sim".to_owned(),
             api_key: None,
@@ -218,5 +237,15 @@ impl SimOptions {
     /// One of SGLang's timers, times [`SimOptions::timers_scale`].
     pub(crate) fn timer(&self, seconds: f64) -> Duration {
         Duration::try_from_secs_f64(seconds * self.timers_scale).unwrap_or(Duration::MAX)
+    }
+
+    /// Time of a forward pass over `tokens` prompt tokens that come after `context` others. Two passes in a row take as
+    /// long as one over all of their tokens.
+    pub(crate) fn forward_time(&self, context: usize, tokens: usize) -> Duration {
+        let (context, tokens) = (context as f64, tokens as f64);
+        let before_each = tokens * context + tokens * tokens / 2.0;
+        let seconds = tokens * self.time_per_prompt_token.as_secs_f64()
+            + before_each * self.attention_ns / 1e9;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 }

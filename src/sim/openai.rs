@@ -34,22 +34,26 @@ pub(crate) struct Generated {
     pub(crate) text: String,
     pub(crate) tokens: usize,
     pub(crate) finish: Option<Finish>,
+    /// Tokens of the prompt that were cached; `None` where the worker does not report them.
+    pub(crate) cached_tokens: Option<usize>,
 }
 
 impl Generated {
-    pub(crate) fn new(item: &request::Item) -> Generated {
+    pub(crate) fn new(item: &request::Item, cache_report: bool) -> Generated {
         Generated {
             id: item.rid.clone(),
             prompt_tokens: item.prompt.len(),
             text: String::new(),
             tokens: 0,
             finish: None,
+            cached_tokens: cache_report.then_some(0),
         }
     }
 
     /// Adds a step and gives its token.
     pub(crate) fn absorb(&mut self, step: &Step) -> Option<u32> {
         self.finish.clone_from(&step.finish);
+        self.cached_tokens = self.cached_tokens.map(|_| step.cached_tokens);
         let token = step.token?;
         self.tokens += 1;
         escape_into(&step.text, &mut self.text);
@@ -98,10 +102,25 @@ pub(crate) fn metadata(tokens: impl Iterator<Item = usize>) -> String {
 }
 
 /// The `usage` object of a response in one piece and of chat's events.
-pub(crate) fn usage(prompt_tokens: usize, completion_tokens: usize) -> String {
+pub(crate) fn usage(
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: Option<usize>,
+) -> String {
+    let details = cached_tokens.map_or("null".to_owned(), cached_details);
     format!(
         "{{\"prompt_tokens\":{prompt_tokens},\"total_tokens\":{},\"completion_tokens\":{completion_tokens},\
-         \"prompt_tokens_details\":null,\"reasoning_tokens\":0,\"completion_tokens_details\":null}}",
+         \"prompt_tokens_details\":{details},\"reasoning_tokens\":0,\"completion_tokens_details\":null}}",
         prompt_tokens + completion_tokens
     )
+}
+
+/// `prompt_tokens_details`. Source: SGLang 0.5.23 with `--enable-cache-report`.
+pub(crate) fn cached_details(cached_tokens: usize) -> String {
+    format!("{{\"cached_tokens\":{cached_tokens}}}")
+}
+
+/// The cached tokens of all choices of a request.
+pub(crate) fn cached_in_all<'a>(choices: impl Iterator<Item = &'a Generated>) -> Option<usize> {
+    choices.map(|choice| choice.cached_tokens).sum()
 }

@@ -1,6 +1,6 @@
 //! Prefill's bootstrap registry, on a separate port: from it decode gets the address of prefill's rank.
 //!
-//! There is one rank (dp = tp = pp = cp = 1). Framing and headers are aiohttp's, not uvicorn's.
+//! The data parallel ranks of a worker have one address; tp = pp = cp = 1. Framing and headers are aiohttp's, not uvicorn's.
 //! Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `CommonKVBootstrapServer`; responses as captured.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use super::wire::http_date;
 /// The path and query for the topology.
 pub(crate) const TOPOLOGY: &str =
     "/route?prefill_dp_rank=-1&prefill_cp_rank=-1&target_tp_rank=-1&target_pp_rank=-1";
-/// The path and query for the only rank.
+/// The path and query for the first rank, whose address the others have too.
 pub(crate) const FIRST_RANK: &str =
     "/route?prefill_dp_rank=0&prefill_cp_rank=0&target_tp_rank=0&target_pp_rank=0";
 
@@ -32,17 +32,19 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Registry {
     rank: SocketAddr,
     api_port: u16,
+    dp_size: u32,
     /// Address of the rank, which `PUT /route` can change; none before the rank has registered.
     registered: Mutex<Option<SocketAddr>>,
     dp_ranks: Mutex<HashMap<String, u64>>,
 }
 
 impl Registry {
-    pub(crate) fn new(rank: SocketAddr, api_port: u16) -> Arc<Registry> {
+    pub(crate) fn new(rank: SocketAddr, api_port: u16, dp_size: u32) -> Arc<Registry> {
         let registered = Mutex::new(Some(rank));
         Arc::new(Registry {
             rank,
             api_port,
+            dp_size,
             registered,
             dp_ranks: Mutex::default(),
         })
@@ -109,8 +111,8 @@ impl Registry {
             );
         };
         match (dp, cp, tp, pp) {
-            (-1, -1, -1, -1) => json_response(&topology(self.api_port)),
-            (0, 0, 0, 0) => {
+            (-1, -1, -1, -1) => json_response(&topology(self.api_port, self.dp_size)),
+            (dp, 0, 0, 0) if (0..i64::from(self.dp_size)).contains(&dp) => {
                 json_response(&json!({"rank_ip":rank.ip().to_string(),"rank_port":rank.port()}))
             }
             _ => text(
@@ -215,8 +217,8 @@ pub(crate) async fn ask(address: &str, path: &str) -> Option<Value> {
         .flatten()
 }
 
-fn topology(api_port: u16) -> Value {
-    json!({"attn_tp_size":1,"attn_cp_size":1,"dp_size":1,"pp_size":1,"page_size":1,"kv_cache_dtype":"auto",
+fn topology(api_port: u16, dp_size: u32) -> Value {
+    json!({"attn_tp_size":1,"attn_cp_size":1,"dp_size":dp_size,"pp_size":1,"page_size":1,"kv_cache_dtype":"auto",
         "follow_bootstrap_room":true,"enable_dsa_cache_layer_split":false,"decode_allocation_policy":"early",
         "enable_kv_cache_sharding":false,"prefill_http_port":api_port,"target_tp_rank":null,
         "target_tp_ranks":null,"target_cp_ranks":null,"target_pp_ranks":null,"required_dst_info_num":null,
@@ -262,7 +264,7 @@ mod tests {
     use super::*;
 
     fn registry() -> Arc<Registry> {
-        Registry::new("127.0.0.1:4321".parse().unwrap(), 30000)
+        Registry::new("127.0.0.1:4321".parse().unwrap(), 30000, 1)
     }
 
     async fn body(response: Response<Full<Bytes>>) -> (u16, String) {

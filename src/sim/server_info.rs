@@ -12,9 +12,10 @@ const SERVER_ARGS: &str = include_str!("server_args.json");
 /// Tokens of KV memory per slot, as the small server reported them for 16 requests.
 const TOKENS_PER_SLOT: usize = 512;
 
-/// KV memory of a worker, in tokens.
+/// KV memory of a rank, in tokens.
 pub(crate) fn token_capacity(options: &SimOptions) -> usize {
-    options.kv_slots.saturating_mul(TOKENS_PER_SLOT)
+    let by_slots = options.kv_slots.saturating_mul(TOKENS_PER_SLOT);
+    options.cache_tokens.unwrap_or(by_slots)
 }
 
 /// `/server_info`.
@@ -61,7 +62,7 @@ pub(crate) fn server_info(
         "hicache_object_layout":{"enabled":false,"backend":null,"page_size":1,
             "hicache_object_layout":{"pools":[]},"reason":"Hierarchical cache is disabled"},
         "kv_events":null,
-        "internal_states":[internal],
+        "internal_states":vec![internal; options.dp_size.max(1) as usize],
         "version":options.reported.version,
         "frontend":"python"}),
     );
@@ -121,9 +122,16 @@ fn arguments(
         "incremental_streaming_output":options.incremental_streaming,
         "disaggregation_mode":role.mode(),
         "disaggregation_bootstrap_port":bootstrap_port,
+        "dp_size":options.dp_size,
+        "attn_dp_size":options.dp_size,
+        "enable_cache_report":options.cache_report,
         "disable_radix_cache":role == Role::Decode,
         "load_balance_method":if role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" }}),
     );
+    if options.chunked_prefill_tokens > 0 {
+        let size = options.chunked_prefill_tokens;
+        arguments.insert("chunked_prefill_size".to_owned(), size.into());
+    }
     arguments
 }
 

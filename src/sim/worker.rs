@@ -58,10 +58,11 @@ impl Worker {
             let rank = TcpListener::bind((host, 0)).await?;
             ports.bootstrap = registry.local_addr()?.port();
             bootstrap_port = Some(ports.bootstrap);
-            let known = Registry::new(rank.local_addr()?, ports.api);
+            let known = Registry::new(rank.local_addr()?, ports.api, engine.options.dp_size);
             engine.spawn_tracked(serve_registry(engine.clone(), registry, known));
             engine.spawn_tracked(serve_ranks(engine.clone(), rank));
         }
+        engine.start();
         let api = Arc::new(Api::new(engine.clone(), ports));
         engine.spawn_tracked(serve_api(api, listener));
         Ok(Worker {

@@ -7,6 +7,7 @@ mod chaos;
 mod disconnects;
 mod fidelity;
 mod fidelity_of_errors;
+mod prefix_cache;
 mod rendezvous;
 mod samples;
 mod worker_faults;

@@ -194,36 +194,41 @@ impl Run {
 
     /// The forward pass over the prompt; none when aborted.
     async fn compute(&mut self) -> Option<()> {
-        let per_token = self.engine.options.time_per_prompt_token;
-        if per_token.is_zero() {
-            self.find_prefix();
+        let rank = self.engine.rank(self.item.bootstrap.room).clone();
+        let options = &self.engine.options;
+        let computed = if options.chunked_prefill_tokens > 0 {
+            let queued = rank.queue(self.item.prompt.as_slice().into(), self.reusable());
+            // An error means that the worker has crashed.
+            self.abort.race(queued).await?.ok()?
         } else {
-            let _permit = self
-                .abort
-                .race(self.engine.computing.clone().acquire_owned())
-                .await?;
-            self.times.forward_entry = unix_seconds();
-            self.find_prefix();
-            let tokens = self.item.prompt.len() - self.cached_tokens;
-            let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-            self.abort
-                .race(tokio::time::sleep(per_token.saturating_mul(tokens)))
-                .await?;
-        }
+            let is_free = options.time_per_prompt_token.is_zero() && options.attention_ns == 0.0;
+            let _permit = match is_free {
+                true => None,
+                false => Some(self.abort.race(rank.computing.acquire()).await?),
+            };
+            let mut computed = rank.begin(&self.item.prompt, self.reusable());
+            let cached = computed.cached_tokens;
+            let time = options.forward_time(cached, self.item.prompt.len() - cached);
+            if !is_free {
+                self.abort.race(tokio::time::sleep(time)).await?;
+            }
+            rank.end(&self.item.prompt, &mut computed);
+            computed
+        };
+        self.cached_tokens = computed.cached_tokens;
+        self.times.forward_entry = computed.forward_entry;
         self.times.prefill_finished = unix_seconds();
-        if let Some(cache) = &self.engine.cache {
-            cache.insert(&self.item.prompt);
-        }
+        self.computed = Some(computed);
         (!self.abort.is_requested()).then_some(())
     }
 
-    /// Looks the prompt up in the prefix cache.
-    fn find_prefix(&mut self) {
-        if let Some(cache) = &self.engine.cache {
-            let logprobs = &self.item.logprobs;
-            let wanted = logprobs.start.filter(|_| logprobs.wanted);
-            self.cached_tokens = cache.cached(&self.item.prompt, wanted);
-        }
+    /// Length of the beginning of the prompt that may come from the prefix cache: all but the last token, and only tokens
+    /// before the first position whose logprob is wanted.
+    fn reusable(&self) -> usize {
+        let logprobs = &self.item.logprobs;
+        let wanted = logprobs.start.filter(|_| logprobs.wanted);
+        let most = self.item.prompt.len().saturating_sub(1);
+        most.min(wanted.unwrap_or(most))
     }
 
     fn record(&self) -> Record {

@@ -4,13 +4,14 @@
 //! shape of a response belongs to its endpoint.
 
 mod admission;
-mod cache;
+mod radix;
+mod rank;
 mod rules;
 mod run;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -18,11 +19,13 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use super::chaos::{Chaos, ItemFault};
 use super::errors::{self, Failure};
 use super::journal::{Event, Journal, Violation};
-use super::rendezvous::{Peers, Rooms};
+use super::rendezvous::{Peers, Room, Rooms};
 use super::request::{Batch, Item};
 use super::{Role, SimOptions};
 
 pub(crate) use admission::DEFAULT_BOOTSTRAP_PORT;
+pub(crate) use rank::Queued;
+use rank::Rank;
 pub(crate) use run::{Finish, Row, Run, Step, Times};
 
 /// The state of the worker as a whole.
@@ -46,9 +49,10 @@ pub(crate) struct Engine {
     /// Every task holds a clone. The worker has stopped when all are dropped.
     alive: Mutex<Option<mpsc::Sender<()>>>,
     live: Mutex<HashMap<String, Arc<Abort>>>,
-    computing: Arc<Semaphore>,
-    /// `None` without a prefix cache.
-    cache: Option<cache::PrefixCache>,
+    /// At least one.
+    ranks: Vec<Arc<Rank>>,
+    /// The rank of the next item without a room.
+    next_rank: AtomicUsize,
     kv: Arc<Semaphore>,
     running: Arc<Semaphore>,
     /// Number of items between their arrival and their end.
@@ -102,14 +106,49 @@ impl Engine {
             phase: watch::Sender::new(Phase::Serving),
             alive: Mutex::new(Some(alive)),
             live: Mutex::default(),
-            computing: Arc::new(Semaphore::new(options.prompts_at_once)),
-            cache: options.prefix_cache.then(Default::default),
+            ranks: (0..options.dp_size.max(1))
+                .map(|_| Rank::new(&options))
+                .collect(),
+            next_rank: AtomicUsize::new(0),
             kv: Arc::new(Semaphore::new(options.kv_slots)),
             running: Arc::new(Semaphore::new(options.max_running)),
             in_flight: watch::Sender::new(0),
             journal,
             options,
         })
+    }
+
+    /// Starts the forward passes of chunked prefill.
+    pub(crate) fn start(&self) {
+        if self.options.chunked_prefill_tokens > 0 && self.role != Role::Decode {
+            for rank in &self.ranks {
+                self.spawn(rank.clone().passes(self.options.clone()));
+            }
+        }
+    }
+
+    /// The rank that computes an item: the room decides on prefill, so that decode finds it.
+    /// Source: SGLang 0.5.23, `arg_groups/serving_hook.py` (`follow_bootstrap_room`).
+    fn rank(&self, room: Option<Room>) -> &Arc<Rank> {
+        let ranks = self.ranks.len();
+        let index = match room.filter(|_| self.role == Role::Prefill) {
+            // The remainder is below the number of ranks.
+            Some(room) => usize::try_from(room.rem_euclid(ranks as Room)).unwrap_or(0),
+            None => self.next_rank.fetch_add(1, Ordering::Relaxed) % ranks,
+        };
+        &self.ranks[index]
+    }
+
+    /// What waits on each rank.
+    pub(crate) fn queued(&self) -> Vec<Queued> {
+        self.ranks.iter().map(|rank| rank.queued()).collect()
+    }
+
+    /// Empties the prefix caches.
+    pub(crate) fn flush(&self) {
+        for rank in &self.ranks {
+            rank.flush();
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {

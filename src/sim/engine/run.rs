@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::rank::Computed;
 use super::{Abort, Engine};
 use crate::sim::Role;
 use crate::sim::chaos::ItemFault;
@@ -27,6 +28,8 @@ pub(crate) struct Run {
     pub(super) first: Option<Record>,
     /// Tokens of the prompt that the prefix cache of this worker had.
     pub(super) cached_tokens: usize,
+    /// Keeps the prompt in the prefix cache until the item has ended.
+    pub(super) computed: Option<Computed>,
     pub(super) times: Times,
     pub(super) permits: Vec<OwnedSemaphorePermit>,
 }
@@ -106,6 +109,7 @@ impl Run {
             tail: String::new(),
             first: None,
             cached_tokens: 0,
+            computed: None,
             times: Times::start(),
             permits: Vec::new(),
         }

@@ -152,13 +152,9 @@ impl Peers {
                 tokio::time::sleep(self.inner.retry).await;
             }
             if let Some(topology) = registry::ask(address, registry::TOPOLOGY).await {
-                let dp_size = topology.get("dp_size").and_then(Value::as_u64)?;
-                // Simulated prefill workers have one rank. With more, the rank would be room modulo dp_size.
-                return if dp_size == 1 {
-                    self.rank_address(address).await
-                } else {
-                    None
-                };
+                topology.get("dp_size").and_then(Value::as_u64)?;
+                // The rank of a room is the room modulo `dp_size`. Those of a simulated worker have one address.
+                return self.rank_address(address).await;
             }
         }
         None

@@ -1,0 +1,119 @@
+//! The prefix cache and the forward passes of a simulated worker, as a balancer sees them.
+
+use mini_lb::sim::{Reported, SimOptions, Worker};
+use serde_json::{Value, json};
+use support::sim::{SimPair, get, post_text, quick};
+
+fn caching() -> SimOptions {
+    SimOptions {
+        prefix_cache: true,
+        chunked_prefill_tokens: 64,
+        context_length: 1_000_000,
+        ..quick()
+    }
+}
+
+/// A prompt of so many tokens: letters of a word, each of which is one token.
+fn words(letter: char, tokens: usize) -> String {
+    format!(" {letter}").repeat(tokens)
+}
+
+async fn cached_of(worker: &Worker, text: &str) -> (u64, u64) {
+    let body = json!({"text": text, "sampling_params": {"max_new_tokens": 1}});
+    let meta = post_text(worker, "/generate", &body.to_string())
+        .await
+        .json()["meta_info"]
+        .clone();
+    let number = |key: &str| meta[key].as_u64().unwrap();
+    (number("prompt_tokens"), number("cached_tokens"))
+}
+
+#[tokio::test]
+async fn a_prompt_is_cached_in_whole_pages_and_flushed_with_the_cache() {
+    let options = SimOptions {
+        reported: Reported {
+            page_size: 16,
+            ..Reported::default()
+        },
+        ..caching()
+    };
+    for chunked_prefill_tokens in [0, 64] {
+        let options = SimOptions {
+            chunked_prefill_tokens,
+            ..options.clone()
+        };
+        let worker = Worker::start_ordinary(options).await.unwrap();
+        let (first, longer) = (words('a', 100), words('a', 100) + &words('b', 100));
+        assert_eq!(cached_of(&worker, &first).await, (100, 0));
+        assert_eq!(cached_of(&worker, &longer).await, (200, 96));
+        assert_eq!(cached_of(&worker, &longer).await, (200, 192));
+        assert_eq!(post_text(&worker, "/flush_cache", "").await.status, 200);
+        assert_eq!(cached_of(&worker, &longer).await, (200, 0));
+    }
+}
+
+#[tokio::test]
+async fn the_cache_is_bounded_and_its_size_is_told() {
+    let options = SimOptions {
+        cache_tokens: Some(250),
+        ..caching()
+    };
+    let worker = Worker::start_ordinary(options).await.unwrap();
+    let info = get(&worker, "/server_info").await.json();
+    assert_eq!(info["max_total_num_tokens"], 250);
+    let state = &info["internal_states"][0];
+    assert_eq!(state["memory_usage"]["token_capacity"], 250);
+    let prompts = ['a', 'b', 'c'].map(|letter| words(letter, 100));
+    for prompt in &prompts {
+        assert_eq!(cached_of(&worker, prompt).await, (100, 0));
+    }
+    assert_eq!(cached_of(&worker, &prompts[2]).await, (100, 99));
+    assert_eq!(cached_of(&worker, &prompts[0]).await, (100, 0));
+    // Longer than all of the memory: computed, and kept as far as it fits.
+    assert_eq!(cached_of(&worker, &words('d', 400)).await, (400, 0));
+    assert_eq!(cached_of(&worker, &words('d', 400)).await, (400, 250));
+}
+
+#[tokio::test]
+async fn cached_tokens_are_in_the_usage_where_the_worker_reports_them() {
+    for cache_report in [false, true] {
+        let options = SimOptions {
+            cache_report,
+            ..caching()
+        };
+        let pair = SimPair::start(options).await;
+        for (room, cached) in [(7, 0), (8, 9)] {
+            let body = json!({"prompt": words('a', 10), "max_tokens": 2});
+            let (prefill, decode) = pair.both("/v1/completions", &body, room).await;
+            let expected = match cache_report {
+                true => json!({ "cached_tokens": cached }),
+                false => Value::Null,
+            };
+            for reply in [prefill, decode] {
+                assert_eq!(reply.json()["usage"]["prompt_tokens_details"], expected);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_room_chooses_the_rank_and_each_rank_has_its_own_cache() {
+    let options = SimOptions {
+        dp_size: 2,
+        ..caching()
+    };
+    let pair = SimPair::start(options).await;
+    let info = get(&pair.prefill, "/server_info").await.json();
+    assert_eq!(info["dp_size"], 2);
+    let loads = get(&pair.prefill, "/v1/loads").await.json();
+    assert_eq!(loads["loads"].as_array().map(Vec::len), Some(2));
+    for (room, cached) in [(10, 0), (11, 0), (12, 49), (13, 49)] {
+        let body = json!({"text": words('a', 50), "sampling_params": {"max_new_tokens": 1}});
+        let (_, decode) = pair.both("/generate", &body, room).await;
+        assert_eq!(
+            decode.json()["meta_info"]["cached_tokens"],
+            cached,
+            "{room}"
+        );
+    }
+}
