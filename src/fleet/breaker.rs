@@ -30,6 +30,40 @@ pub enum Evidence {
     Neutral,
 }
 
+/// What is known of a worker's health, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// It gets requests.
+    Serving,
+    /// It came back a moment ago, and gets less than its share.
+    Returning,
+    /// It did not answer its last probe, and gets requests only where there is no other.
+    Silent,
+    /// A request tries whether it serves again.
+    OnTrial,
+    /// Its failures set it aside.
+    SetAside,
+    /// The name of its host was not found.
+    NoAddress,
+    /// It says that it has another role than the one that it is listed with.
+    OtherRole,
+}
+
+impl Condition {
+    /// The word for the dashboard.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Condition::Serving => "serving",
+            Condition::Returning => "returning",
+            Condition::Silent => "silent",
+            Condition::OnTrial => "on trial",
+            Condition::SetAside => "set aside",
+            Condition::NoAddress => "no address",
+            Condition::OtherRole => "other role",
+        }
+    }
+}
+
 /// A change of a worker's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -219,6 +253,17 @@ impl Breaker {
     /// Whether another worker is to be chosen, where there is one.
     pub(super) fn is_silent(&self) -> bool {
         self.silent
+    }
+
+    /// What it means for the worker now, but for [`Condition::NoAddress`] and [`Condition::OtherRole`].
+    pub(super) fn condition(&self, now: Instant, slow_start: Duration) -> Condition {
+        match self.state {
+            State::Open { .. } => Condition::SetAside,
+            State::Trial { .. } => Condition::OnTrial,
+            State::Closed { .. } if self.silent => Condition::Silent,
+            State::Closed { .. } if self.part(now, slow_start) < 1.0 => Condition::Returning,
+            State::Closed { .. } => Condition::Serving,
+        }
     }
 
     /// Whether the breaker remembers a failure or a silence, or slow start is not over.

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 pub use crate::pd::Role;
 use crate::pd::RoutingKey;
 use breaker::Change;
-pub use breaker::{BreakerLimits, Evidence};
+pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
 pub use members::Members;
 use pairs::Pairs;
@@ -201,6 +201,11 @@ impl Fleet {
         let members = self.members.borrow();
         let has_worker = |role| members.of(role).iter().any(|worker| worker.admits(now));
         has_worker(Role::Prefill) && has_worker(Role::Decode)
+    }
+
+    /// The health of a worker now, in a word.
+    pub fn condition(&self, worker: &Worker, now: Instant) -> Condition {
+        worker.condition(now, self.limits.slow_start)
     }
 
     /// Notes what a leg or a probe says about its worker. A member that is set aside or comes back is logged.

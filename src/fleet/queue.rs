@@ -191,6 +191,17 @@ impl Fleet {
         }))
     }
 
+    /// Requests that wait for a pair.
+    pub fn waiting(&self) -> usize {
+        let queue = self.queue.as_ref();
+        queue.map_or(0, |queue| queue.line().waiters.len())
+    }
+
+    /// The most requests in flight on one worker; `None` without a limit.
+    pub fn per_worker(&self) -> Option<usize> {
+        Some(self.queue.as_ref()?.per_worker.get())
+    }
+
     /// Whether a new request would be refused now, so that its body need not be read.
     pub fn is_full(&self) -> bool {
         let Some(queue) = &self.queue else {

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
 use super::Fleet;
-use super::breaker::{Breaker, BreakerLimits, Change, Evidence};
+use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
 use super::policy::Candidate;
 use crate::addresses::Addresses;
 use crate::pd::{Bootstrap, Role};
@@ -120,6 +120,18 @@ impl Worker {
     /// Whether its last probe was not answered, so that another worker is to be chosen where there is one.
     pub fn is_silent(&self) -> bool {
         self.unhealthy.load(Ordering::Relaxed) && self.breaker().is_silent()
+    }
+
+    /// Its health now, in a word.
+    pub(super) fn condition(&self, now: Instant, slow_start: Duration) -> Condition {
+        if !self.unhealthy.load(Ordering::Relaxed) {
+            return Condition::Serving;
+        }
+        match (self.address(), self.is_misplaced()) {
+            (None, _) => Condition::NoAddress,
+            (_, true) => Condition::OtherRole,
+            (Some(_), false) => self.breaker().condition(now, slow_start),
+        }
     }
 
     /// Notes whether the worker says that it has another role. True when that is new.
