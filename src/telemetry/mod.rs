@@ -4,28 +4,40 @@
 //! value and nothing else, so that the log line, and whatever is added beside it, cannot disagree.
 
 mod access_log;
+mod advice;
 mod fields;
 mod metrics;
 mod record;
+mod window;
 
+use std::time::Instant;
+
+pub(crate) use advice::{Evidence, advise};
 pub(crate) use metrics::{Metrics, OPENMETRICS, TEXT};
 pub(crate) use record::{Cause, FailedAttempt, Pair, Part, Record, Suspect};
+pub(crate) use window::{Counts, Filter, Summary, View, Window};
 
 /// The sinks of one balancer.
 #[derive(Default)]
 pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
+    /// What the dashboard shows.
+    pub(crate) window: Window,
 }
 
 impl Telemetry {
     /// Hands the record of a finished request to every sink.
     pub(crate) fn finished(&self, record: &Record) {
         access_log::write(record);
+        self.window
+            .add(record, record.times.ended.unwrap_or_else(Instant::now));
     }
 
     /// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is
     /// finished when all its samples are.
     pub(crate) fn sample_finished(&self, sample: usize, record: &Record) {
         access_log::write_sample(sample, record);
+        self.window
+            .add_sample(record, record.times.ended.unwrap_or_else(Instant::now));
     }
 }
