@@ -12,12 +12,14 @@
 //! | `single.rs` | a call to the first worker that responds |
 //! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
 //! | `pages.rs` | the pages for observers: metrics |
+//! | `dashboard/` | the dashboard, and the data that it shows |
 //! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py`.
 
 mod call;
+mod dashboard;
 mod error;
 mod fanout;
 mod loads;
@@ -41,6 +43,7 @@ use crate::fleet::{Fleet, Role};
 use crate::net::Client;
 use crate::telemetry::Telemetry;
 use call::{Call, CallResult, Key};
+use dashboard::Dashboard;
 use table::{Kind, Row};
 
 /// The error where Prometheus text is asked for.
@@ -53,6 +56,7 @@ pub(crate) struct Ops {
     client: Arc<Client>,
     /// What the pages for observers show.
     telemetry: Arc<Telemetry>,
+    dashboard: Dashboard,
     /// The longest body that goes to workers, in bytes.
     max_body_bytes: usize,
     /// Whether clients' keys are for this proxy, so that no worker gets them.
@@ -72,6 +76,7 @@ impl Ops {
         shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            dashboard: Dashboard::new(fleet.clone(), telemetry.clone()),
             fleet,
             client,
             telemetry,

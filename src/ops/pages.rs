@@ -14,6 +14,10 @@ use crate::telemetry::{OPENMETRICS, TEXT};
 pub(super) enum Page {
     /// The metrics, in a text format of Prometheus.
     Metrics,
+    /// The dashboard, in HTML.
+    Dashboard,
+    /// What the dashboard shows, in JSON.
+    DashboardData,
 }
 
 impl Ops {
@@ -21,6 +25,8 @@ impl Ops {
     pub(super) fn page(&self, page: Page, request: &WholeRequest) -> WholeResponse {
         let mut response = match page {
             Page::Metrics => self.metrics(request),
+            Page::Dashboard => self.dashboard.page(),
+            Page::DashboardData => self.dashboard.data(request),
         };
         let now = HeaderValue::from_static("no-store");
         response.headers.insert(header::CACHE_CONTROL, now);

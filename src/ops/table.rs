@@ -209,6 +209,8 @@ static TABLE: &[Row] = &[
     row("/ready", GET_HEAD, Kind::Ready),
     row("/readiness", GET_HEAD, Kind::Ready),
     page("/metrics", Page::Metrics),
+    page("/dashboard", Page::Dashboard),
+    page("/dashboard/data", Page::DashboardData),
     row("/health_generate", GET_HEAD, Kind::HealthGenerate),
     row("/server_info", GET_HEAD, Kind::ServerInfo),
     row("/get_server_info", GET_HEAD, Kind::ServerInfo),

@@ -9,6 +9,7 @@
 //! | [`process`], [`program`] | the binary and the examples as processes |
 //! | [`samples`] | requests for several samples per prompt |
 //! | [`sim`] | a raw client for the simulated workers |
+//! | [`browser`] | Chromium, for the dashboard |
 //! | [`soak`] | a load with faults, for seconds or for minutes |
 //! | [`tls`] | certificates, and TLS in front of a worker |
 //! | [`properties`] | what must hold for any input; shared with the fuzz targets |
@@ -20,6 +21,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod baseline;
+pub mod browser;
 pub mod client;
 pub mod markdown;
 pub mod mock_worker;

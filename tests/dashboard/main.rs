@@ -1,0 +1,8 @@
+//! The dashboard: what it shows, in a real Chromium and without one, and whether its advice is right.
+
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod cluster;
+mod page;
+mod pictures;
