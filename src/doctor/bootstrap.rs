@@ -17,8 +17,8 @@ use crate::config::BootstrapSpec;
 use crate::fleet::Worker;
 
 pub(super) const PORT: &str = "bootstrap_port";
-pub(super) const ADDRESS: &str = "bootstrap_address";
-pub(super) const SERVER: &str = "bootstrap_server";
+const ADDRESS: &str = "bootstrap_address";
+const SERVER: &str = "bootstrap_server";
 
 /// The checks about the bootstrap server of one prefill worker. Empty for a decode worker, and for one in the wrong list.
 pub(super) async fn examine(

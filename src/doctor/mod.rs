@@ -93,8 +93,10 @@ pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, 
     let (prefills, decodes) = (of(Role::Prefill), of(Role::Decode));
     let (fleet, pairs) = pairs::examine(config, &asker, args.pairs, &prefills, &decodes).await;
     let mut workers = reports(&asker, &visits, &prefills, &decodes).await;
-    for worker in &mut workers {
-        pairs::soften(&worker.url, &mut worker.checks, &pairs);
+    for (worker, visit) in workers.iter_mut().zip(&visits) {
+        if let Some(bootstrap) = &visit.subject.spec.bootstrap {
+            pairs::soften(worker, bootstrap, &pairs);
+        }
     }
     let running = decodes.iter().filter_map(|visit| visit.facts.max_running);
     let report = Report {

@@ -8,8 +8,8 @@ use super::ask::{Asker, Visit};
 use super::bootstrap;
 use super::cli::Pairs;
 use super::generate::{self, generate};
-use super::report::{Check, PairReport, Status};
-use crate::config::Config;
+use super::report::{Check, PairReport, Status, WorkerReport};
+use crate::config::{BootstrapSpec, Config};
 
 /// Generations at once. More would wait for each other on the same workers, and be slow.
 const CONCURRENT: usize = 4;
@@ -95,16 +95,17 @@ fn all(prefills: &[usize], decodes: &[usize]) -> Vec<(usize, usize)> {
     prefills.iter().flat_map(of).collect()
 }
 
-/// A bootstrap address that does not look right and serves is a warning: a port may be forwarded.
-pub(super) fn soften(url: &str, checks: &mut [Check], pairs: &[PairReport]) {
-    let mut of_worker = pairs.iter().filter(|pair| pair.prefill == url).peekable();
-    let is_tried = of_worker.peek().is_some();
-    if !is_tried || of_worker.any(|pair| pair.check.status != Status::Ok) {
+/// A configured bootstrap port that is not the reported one is a warning where generations succeed: it may be forwarded.
+pub(super) fn soften(worker: &mut WorkerReport, bootstrap: &BootstrapSpec, pairs: &[PairReport]) {
+    let of_worker = pairs.iter().filter(|pair| pair.prefill == worker.url);
+    let mut ended = of_worker.map(|pair| pair.check.status).peekable();
+    // Without a configured port each decode worker dials another one, and not all of them are tried.
+    let is_tried = bootstrap.port.is_some() && ended.peek().is_some();
+    if !is_tried || ended.any(|status| status != Status::Ok) {
         return;
     }
-    let doubted = [bootstrap::PORT, bootstrap::ADDRESS, bootstrap::SERVER];
-    for check in checks {
-        if check.status == Status::Fail && doubted.contains(&check.name) {
+    for check in &mut worker.checks {
+        if check.status == Status::Fail && check.name == bootstrap::PORT {
             check.status = Status::Warn;
             check.message += " (generations through this worker succeed all the same)";
         }
@@ -114,6 +115,7 @@ pub(super) fn soften(url: &str, checks: &mut [Check], pairs: &[PairReport]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Role;
 
     #[test]
     fn every_worker_is_in_as_few_pairs_as_possible() {
@@ -126,27 +128,33 @@ mod tests {
     }
 
     #[test]
-    fn a_doubted_address_that_serves_is_a_warning() {
-        let pair = |check| PairReport {
+    fn a_port_that_is_forwarded_and_serves_is_a_warning() {
+        let pair = |check: &Check| PairReport {
             prefill: "http://p".to_owned(),
             decode: "http://d".to_owned(),
-            check,
+            check: check.clone(),
             times: None,
         };
-        let checked = |pairs: &[PairReport]| {
-            let mut checks = [
-                Check::fail(bootstrap::PORT, "a", "b"),
-                Check::fail("role", "a", "b"),
-            ];
-            soften("http://p", &mut checks, pairs);
-            checks.map(|check| check.status)
+        let checked = |port, pairs: &[PairReport]| {
+            let mut worker = WorkerReport {
+                role: Role::Prefill,
+                url: "http://p".to_owned(),
+                checks: vec![
+                    Check::fail(bootstrap::PORT, "a", "b"),
+                    Check::fail("role", "a", "b"),
+                ],
+            };
+            let host = "p".to_owned();
+            soften(&mut worker, &BootstrapSpec { host, port }, pairs);
+            worker.checks[1..]
+                .iter()
+                .for_each(|check| assert_eq!(check.status, Status::Fail));
+            worker.checks[0].status
         };
         let (ok, bad) = (Check::ok("generation", "a"), Check::skip("generation", "a"));
-        assert_eq!(checked(&[]), [Status::Fail, Status::Fail]);
-        assert_eq!(checked(&[pair(ok.clone())]), [Status::Warn, Status::Fail]);
-        assert_eq!(
-            checked(&[pair(ok), pair(bad)]),
-            [Status::Fail, Status::Fail]
-        );
+        assert_eq!(checked(Some(1), &[]), Status::Fail);
+        assert_eq!(checked(Some(1), &[pair(&ok)]), Status::Warn);
+        assert_eq!(checked(None, &[pair(&ok)]), Status::Fail);
+        assert_eq!(checked(Some(1), &[pair(&ok), pair(&bad)]), Status::Fail);
     }
 }

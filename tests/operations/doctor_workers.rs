@@ -4,7 +4,7 @@ use mini_lb::sim::chaos::Script;
 use mini_lb::sim::{SimOptions, Worker};
 use support::mock_worker::{MockWorker, reply};
 use support::tls::{Authority, Terminator};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::doctor::{examined, generated, listed, only, options, run, signed, workers};
 
@@ -108,19 +108,11 @@ async fn a_generation_that_fails_is_told_with_the_words_of_the_worker() {
         (refusing, ["-> ", "500", "out of luck"]),
         (
             cut,
-            [
-                "-> ",
-                "the stream broke",
-                "see the logs of both workers",
-            ],
+            ["-> ", "the stream broke", "see the logs of both workers"],
         ),
         (
             late,
-            [
-                "-> ",
-                "the stream broke",
-                "see the logs of both workers",
-            ],
+            ["-> ", "the stream broke", "see the logs of both workers"],
         ),
     ] {
         let (prefill, decode) = workers(options(), faulty(rules)).await;
@@ -196,4 +188,25 @@ async fn keys_that_are_refused_or_missing_are_told_and_never_shown() {
     for ended in [none, refused, without_admin, refused_admin, good] {
         assert!(!ended.text().contains("sk-"), "{ended:#?}");
     }
+}
+
+#[tokio::test]
+async fn a_bootstrap_port_that_is_forwarded_is_a_warning() {
+    let (prefill, decode) = workers(options(), options()).await;
+    let registry = ("127.0.0.1", prefill.bootstrap_port().unwrap());
+    let forwarding = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = forwarding.local_addr().unwrap().port().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut outside, _)) = forwarding.accept().await {
+            tokio::spawn(async move {
+                let mut inside = TcpStream::connect(registry).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            });
+        }
+    });
+    let urls = [prefill.url(), decode.url()];
+    let line = ["--prefill", &urls[0], &port, "--decode", &urls[1]].map(str::to_owned);
+    let ended = run(&line, &[]).await;
+    only(&ended, "warn", &["bootstrap port", "succeed all the same"]);
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
 }
