@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::engine::{Engine, Phase, Queued};
+use super::engine::{Engine, Phase, Queued, Stage};
 use super::errors::{Failure, Family};
 use super::server_info::token_capacity;
 use super::stream::refusal;
@@ -89,7 +89,8 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
     wire::bare(200, "")
 }
 
-/// `/v1/loads`, an entry for each rank. Only what waits for a pass is counted by rank: of the rest each rank has a share.
+/// `/v1/loads`, an entry for each rank. Only what waits for a pass of chunked prefill is counted by rank: of the rest each
+/// rank has a share.
 pub(crate) fn loads(engine: &Engine) -> SimResponse {
     let (now, version) = (unix_seconds(), &engine.options.reported.version);
     let queued = engine.queued();
@@ -104,28 +105,41 @@ pub(crate) fn loads(engine: &Engine) -> SimResponse {
     wire::json(200, body.to_string())
 }
 
+/// What waits for the other role counts as waiting as well. Source: SGLang 0.5.23, responses of a leg without its peer.
 fn load(engine: &Engine, now: f64, (rank, ranks): (usize, usize), queued: Queued) -> Value {
-    let share = |all: usize| all / ranks + usize::from(rank < all % ranks);
-    let in_flight = *engine.in_flight.borrow();
-    let open_rooms = engine.journal.open_rooms().min(in_flight);
-    let (in_flight, meeting) = (share(in_flight), share(open_rooms));
-    let meeting = meeting.saturating_sub(queued.prompts);
-    let on = |role| if engine.role == role { meeting } else { 0 };
-    let running = in_flight.saturating_sub(meeting + queued.prompts);
+    let share = |stage| {
+        let all = engine.stages.count(stage);
+        all / ranks + usize::from(rank < all % ranks)
+    };
+    let (bootstrap, prealloc) = (share(Stage::Bootstrap), share(Stage::Preallocating));
+    let transfer = share(Stage::Receiving);
+    let for_a_pass = match engine.options.chunked_prefill_tokens {
+        0 => share(Stage::Queued),
+        _ => queued.prompts,
+    };
+    let scheduled = for_a_pass + share(Stage::Ready);
+    let running = share(Stage::Computing) + share(Stage::Running);
+    let slots = engine.options.kv_slots.max(1);
+    let held = transfer + share(Stage::Ready) + share(Stage::Running);
+    let usage = match engine.role {
+        Role::Decode => held as f64 * ranks as f64 / slots as f64,
+        _ => 0.0,
+    };
     let capacity = token_capacity(&engine.options);
-    json!({"timestamp":now,"dp_rank":rank,"num_running_reqs":running,"num_waiting_reqs":queued.prompts,
+    json!({"timestamp":now,"dp_rank":rank,"num_running_reqs":running,
+        "num_waiting_reqs":scheduled + bootstrap + prealloc + transfer,
         "num_waiting_uncached_tokens":queued.tokens,"num_used_tokens":queued.held,"num_total_tokens":0,
         "num_active_tokens":0,
         "num_prealloc_ready_tokens":0,"max_total_num_tokens":capacity,
-        "max_running_requests":engine.options.max_running,"token_usage":0.0,"gen_throughput":0.0,
+        "max_running_requests":engine.options.max_running,"token_usage":usage.min(1.0),"gen_throughput":0.0,
         "cache_hit_rate":0.0,"utilization":-1.0,"total_prefill_uncached_tokens":0,"total_prefill_busy_us":0,
         "decode_moments":null,
         "memory":{"weight_gb":0.0,"kv_cache_gb":0.004,"graph_gb":0.0,"token_capacity":capacity},
-        "disaggregation":{"mode":engine.role.mode(),"prefill_bootstrap_queue_reqs":on(Role::Prefill),
-            "prefill_inflight_queue_reqs":0,"decode_prealloc_queue_reqs":0,
-            "decode_transfer_queue_reqs":on(Role::Decode),"decode_retracted_queue_reqs":0,
+        "disaggregation":{"mode":engine.role.mode(),"prefill_bootstrap_queue_reqs":bootstrap,
+            "prefill_inflight_queue_reqs":share(Stage::Sending),"decode_prealloc_queue_reqs":prealloc,
+            "decode_transfer_queue_reqs":transfer,"decode_retracted_queue_reqs":0,
             "kv_transfer_speed_gb_s":0.0,"kv_transfer_latency_ms":0.0},
-        "queues":{"waiting":queued.prompts,"grammar":0,"paused":0,"retracted":0,"prealloc_ready":0}})
+        "queues":{"waiting":scheduled,"grammar":0,"paused":0,"retracted":0,"prealloc_ready":0}})
 }
 
 /// `/metrics`: two of SGLang's series.

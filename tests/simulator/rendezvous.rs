@@ -390,3 +390,43 @@ async fn a_prefill_that_listens_everywhere_is_found_at_its_registry() {
 pub(crate) async fn wait_for_state(worker: &Worker, state: RoomState) {
     wait_for(worker, |event| is_state(event, state)).await;
 }
+
+/// Where a lonely leg waits, as `/v1/loads` tells. Source: SGLang 0.5.23, the same with one leg alone.
+#[tokio::test]
+async fn the_loads_tell_where_a_request_waits() {
+    let slow = SimOptions {
+        transfer_time: Duration::from_secs(600),
+        kv_slots: 1,
+        ..quick()
+    };
+    let pair = SimPair::start(slow).await;
+    let loads = async |worker: &Worker| get(worker, "/v1/loads").await.json()["loads"][0].clone();
+    let body = json!({"text":"a","sampling_params":{"max_new_tokens":2}});
+    let first = pair.with_room(&body, 7);
+    let presented = |event: &Event| matches!(event, Event::RoomPresented { .. });
+    let _prefill = open_post(&pair.prefill, "/generate", &first).await;
+    wait_for(&pair.prefill, presented).await;
+    let alone = loads(&pair.prefill).await;
+    assert_eq!(alone["disaggregation"]["prefill_bootstrap_queue_reqs"], 1);
+    assert_eq!((&alone["num_waiting_reqs"], &alone["num_running_reqs"]), (&json!(1), &json!(0)));
+
+    let _decode = open_post(&pair.decode, "/generate", &first).await;
+    let transferring = |event: &Event| {
+        matches!(event, Event::RoomState { state: RoomState::Transferring, .. })
+    };
+    wait_for(&pair.prefill, transferring).await;
+    let sending = loads(&pair.prefill).await;
+    let receiving = loads(&pair.decode).await;
+    assert_eq!(sending["disaggregation"]["prefill_inflight_queue_reqs"], 1);
+    assert_eq!(sending["num_waiting_reqs"], 0);
+    assert_eq!(receiving["disaggregation"]["decode_transfer_queue_reqs"], 1);
+    assert_eq!(receiving["token_usage"], 1.0);
+
+    let second = pair.with_room(&body, 8);
+    let _waits = open_post(&pair.decode, "/generate", &second).await;
+    let of_room_8 = |event: &Event| matches!(event, Event::RoomPresented { room, .. } if room == "8");
+    wait_for(&pair.decode, of_room_8).await;
+    let full = loads(&pair.decode).await;
+    assert_eq!(full["disaggregation"]["decode_prealloc_queue_reqs"], 1);
+    assert_eq!(full["num_waiting_reqs"], 2);
+}

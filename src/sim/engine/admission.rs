@@ -4,6 +4,7 @@
 //! Source: SGLang 0.5.23, `disaggregation/prefill.py`, `decode.py`, and the transcripts `x_*`.
 
 use super::run::{Run, unix_seconds};
+use super::stage::Stage;
 use crate::sim::Role;
 use crate::sim::chaos::ItemFault;
 use crate::sim::errors::{self, Failure, TransferPhase};
@@ -41,6 +42,7 @@ impl Run {
                 .ok_or_else(|| self.aborted_in_queue())?,
         }
         if engine.role != Role::Prefill {
+            self.stage.enter(Stage::Ready);
             let permit = self
                 .abort
                 .race(engine.running.clone().acquire_owned())
@@ -48,6 +50,7 @@ impl Run {
             self.permits
                 .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
         }
+        self.stage.enter(Stage::Running);
         Ok(())
     }
 
@@ -78,6 +81,7 @@ impl Run {
         held.state(RoomState::WaitingForInput);
         self.compute_unless_lost(&mut held, room).await?;
         held.state(RoomState::Transferring);
+        self.stage.enter(Stage::Sending);
         self.pause(engine.options.transfer_time).await;
         self.fail_by_script(TransferPhase::PrefillTransfer, room)?;
         if self.abort.is_requested() {
@@ -131,6 +135,7 @@ impl Run {
             return Err(self.failed(TransferPhase::DecodeHandshake, room, errors::ABORTED));
         };
         self.permits.extend(permit.ok());
+        self.stage.enter(Stage::Receiving);
         let mut meeting = resolved.present();
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
@@ -194,6 +199,7 @@ impl Run {
 
     /// The forward pass over the prompt; none when aborted.
     async fn compute(&mut self) -> Option<()> {
+        self.stage.enter(Stage::Queued);
         let rank = self.engine.rank(self.item.bootstrap.room).clone();
         let options = &self.engine.options;
         let computed = if options.chunked_prefill_tokens > 0 {
@@ -206,6 +212,7 @@ impl Run {
                 true => None,
                 false => Some(self.abort.race(rank.computing.acquire()).await?),
             };
+            self.stage.enter(Stage::Computing);
             let mut computed = rank.begin(&self.item.prompt, self.reusable());
             let cached = computed.cached_tokens;
             let time = options.forward_time(cached, self.item.prompt.len() - cached);

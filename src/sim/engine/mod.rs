@@ -8,6 +8,7 @@ mod radix;
 mod rank;
 mod rules;
 mod run;
+mod stage;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -27,6 +28,7 @@ pub(crate) use admission::DEFAULT_BOOTSTRAP_PORT;
 pub(crate) use rank::Queued;
 use rank::Rank;
 pub(crate) use run::{Finish, Row, Run, Step, Times};
+pub(crate) use stage::{Stage, Stages};
 
 /// The state of the worker as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub(crate) struct Engine {
     next_rank: AtomicUsize,
     kv: Arc<Semaphore>,
     running: Arc<Semaphore>,
+    /// Where the items are.
+    pub(crate) stages: Arc<Stages>,
     /// Number of items between their arrival and their end.
     pub(crate) in_flight: watch::Sender<usize>,
 }
@@ -112,6 +116,7 @@ impl Engine {
             next_rank: AtomicUsize::new(0),
             kv: Arc::new(Semaphore::new(options.kv_slots)),
             running: Arc::new(Semaphore::new(options.max_running)),
+            stages: Arc::default(),
             in_flight: watch::Sender::new(0),
             journal,
             options,

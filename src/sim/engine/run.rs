@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::rank::Computed;
+use super::stage::{Stage, Staged};
 use super::{Abort, Engine};
 use crate::sim::Role;
 use crate::sim::chaos::ItemFault;
@@ -31,6 +32,7 @@ pub(crate) struct Run {
     /// Keeps the prompt in the prefix cache until the item has ended.
     pub(super) computed: Option<Computed>,
     pub(super) times: Times,
+    pub(super) stage: Staged,
     pub(super) permits: Vec<OwnedSemaphorePermit>,
 }
 
@@ -99,6 +101,12 @@ pub(crate) enum Finish {
 impl Run {
     pub(super) fn new(engine: Arc<Engine>, item: Item, fault: ItemFault, abort: Arc<Abort>) -> Run {
         let seed = engine.options.seed ^ item.sampling.seed;
+        let first = match engine.role {
+            Role::Prefill => Stage::Bootstrap,
+            Role::Decode => Stage::Preallocating,
+            Role::Ordinary => Stage::Queued,
+        };
+        let stage = Staged::new(&engine.stages, first);
         Run {
             context: Context::start(seed).after_all(&item.prompt),
             engine,
@@ -111,6 +119,7 @@ impl Run {
             cached_tokens: 0,
             computed: None,
             times: Times::start(),
+            stage,
             permits: Vec::new(),
         }
     }
