@@ -51,13 +51,14 @@
 //! | [`pd`] | the protocol as pure functions: parse, inject, events, merge, verdict | nothing |
 //! | `endpoint` | whole requests and responses, access, header rules | nothing |
 //! | `addresses` | the addresses of one worker | nothing |
+//! | `histogram` | histograms that are written without a lock | nothing |
 //! | `limits` | the limits of a request, and how typed settings are declared | nothing |
 //! | `net` | one HTTP exchange with one worker | `addresses`, `endpoint` |
-//! | [`fleet`] | the workers, their load, the choice of a pair, rooms in use | `addresses`, `pd` |
+//! | [`fleet`] | the workers, their load, the choice of a pair, rooms in use | `addresses`, `histogram`, `pd` |
 //! | `client` | the client's connection, head, key and body | `endpoint` |
 //! | `legs` | the two legs of a request | `endpoint`, `fleet`, `net`, `pd` |
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
-//! | `telemetry` | the record of a request, and the sinks that report it | `fleet`, `pd` |
+//! | `telemetry` | the record of a request, and the sinks that report it | `error`, `fleet`, `histogram`, `pd` |
 //! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `limits`, `net`, `pd`, `telemetry` |
 //! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
 //! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd`, `telemetry` |
@@ -66,7 +67,7 @@
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`doctor`] | `mini-lb doctor`: examines the workers before the first request | `addresses`, `config`, `endpoint`, `fleet`, `net`, `pd`, `server` |
 //! | [`cli`] | the command line | `bench`, `config`, `doctor`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `limits` and `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `histogram`, `limits` and `sim` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
@@ -110,6 +111,7 @@ mod client;
 mod discovery;
 mod endpoint;
 mod error;
+mod histogram;
 mod legs;
 mod limits;
 mod net;
@@ -124,6 +126,7 @@ pub mod inside {
     pub use crate::client::check;
     pub use crate::error::{Code, Retry, Row, Side};
     pub use crate::ops::is_served;
+    pub use crate::telemetry::metrics::family::{FAMILIES, Family};
 }
 
 pub use config::MiniLbConfig;

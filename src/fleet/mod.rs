@@ -11,6 +11,7 @@
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
 //! | `budget.rs` | how many requests may be tried again |
 //! | `suspects/` | requests that a worker was lost with |
+//! | `tally.rs`, `loads.rs` | what the legs of a worker came to, and what it says about its load |
 //! | `rooms.rs` | the bootstrap rooms of live requests |
 //!
 //! Nothing here opens a socket or reads a clock: the time and the random numbers are arguments, so that a test decides
@@ -19,6 +20,7 @@
 
 mod breaker;
 mod budget;
+mod loads;
 mod members;
 mod pairs;
 mod policy;
@@ -27,6 +29,7 @@ mod rooms;
 mod select;
 mod siblings;
 pub mod suspects;
+mod tally;
 mod worker;
 
 use std::fmt;
@@ -41,6 +44,7 @@ use crate::pd::RoutingKey;
 use breaker::Change;
 pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
+pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
 pub use policy::{Candidate, Policies, Policy, RolePolicy};
@@ -50,6 +54,7 @@ pub use select::Selection;
 use select::{Filter, Pair};
 pub use siblings::Siblings;
 pub use suspects::{SuspectLimits, Suspects};
+pub use tally::{Outcome, Tally};
 pub(crate) use worker::digest;
 pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
 

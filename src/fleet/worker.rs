@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
-use super::Fleet;
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
 use super::policy::Candidate;
+use super::{Fleet, Loads, Tally};
 use crate::addresses::Addresses;
 use crate::pd::{Bootstrap, Role};
 
@@ -76,6 +76,9 @@ pub struct Worker {
     breaker: Mutex<Breaker>,
     /// Whether the last request without legs got no response.
     unanswered: AtomicBool,
+    tally: Tally,
+    /// `None` where the worker is not asked, or does not tell.
+    loads: Mutex<Option<Loads>>,
 }
 
 impl Worker {
@@ -94,6 +97,8 @@ impl Worker {
             misplaced: AtomicBool::new(false),
             breaker: Mutex::default(),
             unanswered: AtomicBool::new(false),
+            tally: Tally::default(),
+            loads: Mutex::default(),
         }
     }
 
@@ -182,6 +187,21 @@ impl Worker {
         let changed = breaker.note(evidence, now, limits);
         self.store_health(&breaker);
         changed
+    }
+
+    /// What its legs came to.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// What it has last said about its load; `None` where it is not asked, or did not tell.
+    pub fn loads(&self) -> Option<Loads> {
+        *self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what it says about its load, or that it does not tell.
+    pub fn note_loads(&self, loads: Option<Loads>) {
+        *self.loads.lock().unwrap_or_else(PoisonError::into_inner) = loads;
     }
 
     /// Notes whether a request without legs got a response. True when the last one did and this one did not, or the

@@ -6,6 +6,7 @@
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (disconnects are polled every 4 s).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 use tokio::sync::Semaphore;
 
-use crate::fleet::Worker;
+use crate::fleet::{Role, Worker};
 use crate::net::{Client, Target};
 use crate::pd::{Engine, RequestIds};
 
@@ -37,6 +38,8 @@ pub(crate) struct Aborter {
     client: Arc<Client>,
     /// `None` when aborts are switched off.
     permits: Option<Arc<Semaphore>>,
+    /// Requests that were aborted at a worker, by its role.
+    sent: [AtomicU64; 2],
 }
 
 impl Aborter {
@@ -44,7 +47,13 @@ impl Aborter {
         Self {
             client,
             permits: enabled.then(|| Arc::new(Semaphore::new(MAX_CONCURRENT))),
+            sent: Default::default(),
         }
+    }
+
+    /// How many requests were aborted at workers of this role.
+    pub(crate) fn sent(&self, role: Role) -> u64 {
+        self.sent[role as usize].load(Ordering::Relaxed)
     }
 
     /// Spawns a task that aborts the ids on the worker, with the worker's key for administration, or else the client's.
@@ -59,6 +68,7 @@ impl Aborter {
         let (Some(Ok(permit)), false) = (permit, **ids == RequestIds::Unknown) else {
             return;
         };
+        self.sent[worker.role() as usize].fetch_add(1, Ordering::Relaxed);
         let key = worker.admin_authorization().or(client_key).cloned();
         let (client, worker, ids) = (self.client.clone(), worker.clone(), ids.clone());
         // Bounded by the permits and by TIMEOUT for each id; nothing waits for this task.

@@ -72,6 +72,17 @@ impl Client {
         }
     }
 
+    /// How many connections to these addresses are idle.
+    pub(crate) fn idle_connections(
+        &self,
+        addresses: &Addresses,
+        server_name: Option<&str>,
+    ) -> usize {
+        let all = addresses.all();
+        let keys = all.iter().map(|address| reuse_key(*address, server_name));
+        keys.map(|key| self.pool.idle(key)).sum()
+    }
+
     /// The peer for an exchange that Pingora makes over a connection of this client's pool, and the handle of that
     /// connection. `None` where there is no address.
     pub(crate) fn pooled_peer(

@@ -112,6 +112,12 @@ impl Pool {
         }
     }
 
+    /// How many connections under this key are idle.
+    pub(super) fn idle(&self, key: u64) -> usize {
+        let of_shard = |index| self.shard(index).idle.get(&key).map_or(0, Vec::len);
+        (0..self.shards.len()).map(of_shard).sum()
+    }
+
     async fn sweep(self: Arc<Self>, index: usize) {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;

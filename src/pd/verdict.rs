@@ -151,6 +151,11 @@ impl RequestState {
         self.attempt
     }
 
+    /// How far decode's leg of this attempt came.
+    pub fn decode_leg(&self) -> Leg {
+        self.decode
+    }
+
     /// Whether the worker of this role was lost, with the request or at the same time.
     pub fn is_lost(&self, role: Role) -> bool {
         let leg = match role {

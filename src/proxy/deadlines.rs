@@ -99,12 +99,14 @@ impl Clock {
             .min_by_key(|(deadline, _)| *deadline)
     }
 
-    /// Notes that a chunk went to the client.
-    pub(super) fn note_sent(&mut self) {
-        if self.last_sent.replace(now()).is_none() {
+    /// Notes that a chunk went to the client, and tells when: now.
+    pub(super) fn note_sent(&mut self) -> Instant {
+        let now = now();
+        if self.last_sent.replace(now).is_none() {
             // Another deadline counts from the first byte on.
             self.arm();
         }
+        now
     }
 
     /// Notes that the end marker of a stream went to the client: the tail has the only deadline.

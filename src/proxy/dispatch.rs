@@ -13,7 +13,7 @@ use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::{Body, Request, RequestContext};
 use super::samples::Seat;
-use super::session::{Keepalive, PrefillFailed, install};
+use super::session::{Follower, Keepalive, PrefillFailed, install};
 use crate::client;
 use crate::endpoint::REQUEST_ID;
 use crate::error::ProxyError;
@@ -108,7 +108,10 @@ impl Proxy {
         let (stream, started) = (request.facts.stream, ctx.record.times.started);
         let deadlines = Deadlines::new(&self.limits, stream, started);
         let body = prepared.body.clone();
-        let events = self.engine.stream_end(request.route);
+        let follower = Follower {
+            events: self.engine.stream_end(request.route),
+            gaps: self.telemetry.metrics.gaps(request.route),
+        };
         let rooms = prepared.rooms.as_slice().len();
         // A suspect that is lost must not be taken for one whose idle connection was closed.
         let reuse = match ctx.state.needs_new_connections() || ctx.suspicion.is_some() {
@@ -126,7 +129,7 @@ impl Proxy {
         ctx.installed = Some(install(
             session,
             body.body,
-            events,
+            follower,
             prefill_failed,
             deadlines,
             shutdown,

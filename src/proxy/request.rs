@@ -21,7 +21,7 @@ use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
 use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
-use crate::telemetry::{Cause, FailedAttempt, Pair, Record, Telemetry};
+use crate::telemetry::{Cause, FailedAttempt, Legs, Pair, Record, Telemetry};
 
 /// Ends the phases: a fault is in the context.
 const FAULT: ErrorType = ErrorType::new("Fault");
@@ -170,9 +170,17 @@ impl RequestContext {
             Role::Prefill => self.prefill_cause(),
             Role::Decode => decode_cause,
         };
-        if let Some(cause) = cause {
-            let worker = blamed;
-            self.record.failed.push(FailedAttempt { worker, cause });
+        self.note_legs();
+        if let (Some(cause), Some(pair)) = (cause, self.record.pair.clone()) {
+            let (legs, mut times) = (self.record.legs, self.record.times);
+            times.ended = Some(Instant::now());
+            self.record.failed.push(FailedAttempt {
+                worker: blamed,
+                cause,
+                pair,
+                legs,
+                times,
+            });
         }
         self.state.retry();
         self.next_attempt()
@@ -197,6 +205,8 @@ impl RequestContext {
         self.record.status = 0;
         self.record.ended = "ok".into();
         self.record.error = None;
+        self.record.times.prefill_head = None;
+        self.record.times.prefill_end = None;
         self.record.times.decode_head = None;
         self.record.times.decode_first = None;
         let mut error = Error::new_in(RETRY);
@@ -348,12 +358,17 @@ impl RequestContext {
         self.record.ended = STREAM_ERROR.into();
     }
 
-    /// Records when prefill's response came, as far as it is there.
-    pub(super) fn note_prefill(&mut self) {
+    /// Records how far the legs of this attempt came.
+    pub(super) fn note_legs(&mut self) {
         if let Some(attempt) = &self.attempt {
+            let times = &mut self.record.times;
             let prefill = attempt.prefill_times();
-            self.record.times.prefill_head = prefill.head;
-            self.record.times.prefill_end = prefill.end;
+            times.prefill_head = prefill.head;
+            times.prefill_end = prefill.end;
+            self.record.legs = Legs {
+                prefill: attempt.prefill_state(),
+                decode: self.state.decode_leg(),
+            };
         }
     }
 
@@ -368,7 +383,7 @@ impl RequestContext {
 
     /// Completes the record and hands it to the sinks, or a sample's to its request.
     pub(super) fn finish(&mut self, response_bytes: usize, telemetry: &Telemetry) {
-        self.note_prefill();
+        self.note_legs();
         let times = &mut self.record.times;
         times.ended = Some(Instant::now());
         times.first_byte = self.sent.first_byte;

@@ -45,6 +45,7 @@ use super::timing::{self, TimingFields};
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
 use crate::pd::StreamEnd;
+use crate::telemetry::Gaps;
 
 /// Ends decode's leg: prefill's has failed.
 pub(super) const PREFILL_FAILED: ErrorType = ErrorType::new("PrefillFailed");
@@ -89,8 +90,13 @@ pub(super) struct Sent {
     pub(super) delivered: bool,
 }
 
-/// Installs a session with this body in place of the client's, whose own body has been read to its end. `events` follows
-/// the response where it is a stream.
+/// What follows the response where it is a stream.
+pub(super) struct Follower {
+    pub(super) events: StreamEnd,
+    pub(super) gaps: Gaps,
+}
+
+/// Installs a session with this body in place of the client's, whose own body has been read to its end.
 ///
 /// The client's head gets the new Content-Length, because Pingora frames decode's leg by it.
 ///
@@ -99,7 +105,7 @@ pub(super) struct Sent {
 pub(super) fn install(
     session: &mut Session,
     body: Bytes,
-    events: StreamEnd,
+    follower: Follower,
     prefill_failed: PrefillFailed,
     deadlines: Deadlines,
     shutdown: ShutdownWatcher,
@@ -123,8 +129,9 @@ pub(super) fn install(
         shutdown,
         held: None,
         is_stream: false,
+        gaps: follower.gaps,
         sent: Sent {
-            events,
+            events: follower.events,
             ..Sent::default()
         },
         clock: Clock::new(deadlines),
@@ -184,6 +191,8 @@ struct ReplacedSession {
     held: Option<Box<ResponseHeader>>,
     /// Whether the response is a stream of events.
     is_stream: bool,
+    /// The time between the events of a stream.
+    gaps: Gaps,
     sent: Sent,
     clock: Clock,
     /// `None` where no comments are written.
@@ -246,6 +255,16 @@ impl ReplacedSession {
         if let Some(fields) = lock(&self.shared.timing).take() {
             let added = timing::add(head, &fields);
             debug_assert!(added.is_ok(), "names and values are valid");
+        }
+    }
+
+    /// Notes that the events that were followed have left at this moment. The end marker is none.
+    #[inline]
+    fn note_gaps(&mut self, at: Instant) {
+        let events = &self.sent.events;
+        if self.is_stream && events.is_read() {
+            let marker = u64::from(events.is_complete());
+            self.gaps.note(events.events().saturating_sub(marker), at);
         }
     }
 

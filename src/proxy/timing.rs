@@ -58,7 +58,7 @@ impl RequestContext {
     /// What the head of the response says by now; `None` where it is to say nothing.
     pub(super) fn timing_fields(&mut self) -> Option<TimingFields> {
         let timing = self.timing.clone()?;
-        self.note_prefill();
+        self.note_legs();
         let mut parts = String::new();
         for (part, time) in self.record.parts_over() {
             let separator = if parts.is_empty() { "" } else { ", " };

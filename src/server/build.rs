@@ -31,7 +31,7 @@ use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Affinity, Proxy, refused_head};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Sources, Telemetry};
 
 /// A balancer that is ready to listen.
 pub(super) struct Built {
@@ -111,12 +111,15 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
 
 fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shutdown) -> Proxy {
     let keys = &config.client_keys;
-    let telemetry = Arc::new(Telemetry::default());
     let abort_requests = !config.resilience.disable_abort_requests;
+    let aborter = Arc::new(Aborter::new(client.clone(), abort_requests));
+    let rooms = Arc::<LiveRooms>::default();
+    let sources = sources(&fleet, &rooms, &client, &aborter, shutdown);
+    let telemetry = Arc::new(Telemetry::new(sources));
     Proxy {
         engine: Engine::default(),
-        rooms: Arc::new(LiveRooms::default()),
-        aborter: Arc::new(Aborter::new(client.clone(), abort_requests)),
+        rooms,
+        aborter,
         budget: RetryBudget::new(Instant::now()).into(),
         suspects: Arc::new(Suspects::new(suspect_limits(&config.resilience))),
         endpoints: Arc::new(Ops::new(
@@ -161,6 +164,28 @@ fn cors(clients: &ClientLimits) -> Cors {
         AllowedOrigins::Any => Cors::Any,
         AllowedOrigins::None => Cors::Off,
         AllowedOrigins::Listed(origins) => Cors::Listed(origins.clone()),
+    }
+}
+
+/// What the metrics read.
+fn sources(
+    fleet: &Arc<Fleet>,
+    rooms: &Arc<LiveRooms>,
+    client: &Arc<Client>,
+    aborter: &Arc<Aborter>,
+    shutdown: &Shutdown,
+) -> Sources {
+    let (requests, connections) = (shutdown.requests.clone(), shutdown.connections.clone());
+    let (client, aborter) = (client.clone(), aborter.clone());
+    Sources {
+        fleet: fleet.clone(),
+        rooms: rooms.clone(),
+        inflight: Box::new(move || requests.live()),
+        connections: Box::new(move || connections.live()),
+        idle_connections: Box::new(move |worker| {
+            client.idle_connections(worker.addresses(), worker.server_name())
+        }),
+        aborts: Box::new(move |role| aborter.sent(role)),
     }
 }
 

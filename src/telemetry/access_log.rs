@@ -197,7 +197,7 @@ struct Failed<'a>(&'a [FailedAttempt]);
 
 impl Display for Failed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, FailedAttempt { worker, cause }) in self.0.iter().enumerate() {
+        for (index, FailedAttempt { worker, cause, .. }) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { "," };
             write!(f, "{separator}{cause}@{}", worker.url())?;
         }
@@ -298,7 +298,13 @@ mod tests {
         let causes = [Cause::Code("prefill_unreachable"), Cause::Rejected(503)];
         for (port, cause) in (3..).zip(causes) {
             let worker = Arc::new(Worker::for_tests(Role::Prefill, port));
-            record.failed.push(FailedAttempt { worker, cause });
+            record.failed.push(FailedAttempt {
+                worker,
+                cause,
+                pair: record.pair.clone().expect("just set"),
+                legs: record.legs,
+                times: record.times,
+            });
         }
         record.queued = Duration::from_millis(3);
         let at = |millis| Some(record.times.started + Duration::from_millis(millis));

@@ -6,19 +6,18 @@
 mod access_log;
 mod advice;
 mod fields;
-mod metrics;
+pub(crate) mod metrics;
 mod record;
 mod window;
 
 use std::time::Instant;
 
 pub(crate) use advice::{Evidence, advise};
-pub(crate) use metrics::{Metrics, OPENMETRICS, TEXT};
-pub(crate) use record::{Cause, FailedAttempt, Pair, Part, Record, Suspect};
+pub(crate) use metrics::{Gaps, Metrics, OPENMETRICS, Sources, TEXT};
+pub(crate) use record::{Cause, FailedAttempt, Legs, Pair, Part, Parts, Record, Suspect};
 pub(crate) use window::{Counts, Filter, Summary, View, Window};
 
 /// The sinks of one balancer.
-#[derive(Default)]
 pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
     /// What the dashboard shows.
@@ -26,11 +25,20 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
+    /// The sinks of a balancer whose state is read from these sources.
+    pub(crate) fn new(sources: Sources) -> Self {
+        Self {
+            metrics: Metrics::new(sources),
+            window: Window::default(),
+        }
+    }
+
     /// Hands the record of a finished request to every sink.
     pub(crate) fn finished(&self, record: &Record) {
         access_log::write(record);
         self.window
             .add(record, record.times.ended.unwrap_or_else(Instant::now));
+        self.metrics.finished(record);
     }
 
     /// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is
@@ -39,5 +47,6 @@ impl Telemetry {
         access_log::write_sample(sample, record);
         self.window
             .add_sample(record, record.times.ended.unwrap_or_else(Instant::now));
+        self.metrics.sample_finished(record);
     }
 }

@@ -13,7 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
 use crate::fleet::Worker;
-use crate::pd::Route;
+use crate::pd::{Leg, Route};
 
 /// One request, with legs or without.
 #[derive(Clone)]
@@ -35,6 +35,8 @@ pub(crate) struct Record {
     pub(crate) pair: Option<Pair>,
     /// Samples per prompt, where they are more than one: each has a pair of its own, and a record. 0 for any other request.
     pub(crate) samples: usize,
+    /// How far the legs of the last attempt came.
+    pub(crate) legs: Legs,
     /// Attempts so far, from 1.
     pub(crate) attempts: u32,
     /// The attempts that failed and were followed by another one, in their order.
@@ -99,6 +101,19 @@ pub(crate) struct FailedAttempt {
     /// The worker to blame.
     pub(crate) worker: Arc<Worker>,
     pub(crate) cause: Cause,
+    pub(crate) pair: Pair,
+    pub(crate) legs: Legs,
+    /// Its steps; it ended when the next attempt began.
+    pub(crate) times: Times,
+}
+
+/// How far the legs of an attempt came. One that still runs when the attempt ends is cancelled, but for prefill's leg of a
+/// request that was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Legs {
+    pub(crate) prefill: Leg,
+    /// Served from the head of decode's response on.
+    pub(crate) decode: Leg,
 }
 
 /// Why a leg failed.
@@ -204,6 +219,10 @@ impl Record {
             route: None,
             pair: None,
             samples: 0,
+            legs: Legs {
+                prefill: Leg::Running,
+                decode: Leg::Running,
+            },
             attempts: 1,
             failed: Vec::new(),
             rooms: 0,

@@ -86,7 +86,8 @@ impl CustomSession for ReplacedSession {
             } else {
                 self.client_mut().response_duplex_vec(tasks).await?
             };
-            self.clock.note_sent();
+            let now = self.clock.note_sent();
+            self.note_gaps(now);
             if let Some(keepalive) = &mut self.keepalive {
                 keepalive.note_sent();
             }

@@ -16,7 +16,10 @@ async fn installed() -> (Session, Installed, DuplexStream) {
     let installed = install(
         &mut session,
         Bytes::from_static(b"{}"),
-        StreamEnd::new(Route::ChatCompletions),
+        Follower {
+            events: StreamEnd::new(Route::ChatCompletions),
+            gaps: Gaps::for_tests(),
+        },
         Box::pin(std::future::pending()),
         Deadlines::default(),
         ShutdownWatcher::new(stage),

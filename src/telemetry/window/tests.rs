@@ -121,6 +121,9 @@ fn a_failure_counts_for_the_worker_to_blame() {
     retried.failed.push(FailedAttempt {
         worker: Arc::new(Worker::for_tests(Role::Prefill, 9)),
         cause: Cause::Code("prefill_unreachable"),
+        pair: retried.pair.clone().unwrap(),
+        legs: retried.legs,
+        times: retried.times,
     });
     window.add(&retried, at(1, &window));
     let view = window.view(Filter::default(), at(1, &window));
