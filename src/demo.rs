@@ -1,6 +1,9 @@
 //! `mini-lb demo`: simulated workers with a balancer in front of them, to try mini-lb without a GPU. Every flag of the
 //! balancer works as everywhere, its log included.
 
+#[cfg(feature = "bench")]
+mod load;
+
 use std::error::Error;
 use std::io::Write;
 
@@ -14,7 +17,8 @@ use crate::{Form, log_to_stderr};
 /// Far above the time of any response of a simulated worker with default options.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
 
-/// Starts the workers and the balancer, prints their addresses and three commands to paste, and runs until Ctrl-C.
+/// Starts the workers and the balancer, prints their addresses and three commands to paste, and runs until Ctrl-C, under a
+/// load where one is asked for.
 ///
 /// # Errors
 /// When a flag is wrong, a port is in use, or stdout is closed.
@@ -58,9 +62,19 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
     for worker in &decodes {
         workers += &format!("  decode   {}\n", worker.url());
     }
-    let welcome = welcome(&workers, &address.to_string(), &model);
+    let pages = handle.admin_address().await.unwrap_or(address);
+    let welcome = welcome(&workers, &address.to_string(), &pages.to_string(), &model);
     std::io::stdout().write_all(welcome.as_bytes())?;
+    #[cfg(feature = "bench")]
+    let load = match args.load {
+        0 => None,
+        users => Some(load::start(address, users, &model, keys.0.as_deref())?),
+    };
     interrupt.recv().await;
+    #[cfg(feature = "bench")]
+    if let Some(load) = load {
+        load.stop();
+    }
     handle.stop();
     for worker in prefills.into_iter().chain(decodes) {
         worker.stop().await;
@@ -68,11 +82,12 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
     Ok(serving.await??)
 }
 
-fn welcome(workers: &str, address: &str, model: &str) -> String {
+fn welcome(workers: &str, address: &str, pages: &str, model: &str) -> String {
     format!(
         r#"The demo is running: simulated SGLang workers, and mini-lb in front of them.
 
 {workers}  mini-lb  http://{address}
+  dashboard  http://{pages}/dashboard
 
 Paste these into another terminal. The workers have no real model and respond with made-up words.
 

@@ -67,6 +67,10 @@ pub struct DemoArgs {
     /// Number of decode workers.
     #[arg(long, default_value_t = 2)]
     pub decodes: usize,
+    /// Requests that are always on their way, so that there is something to see; 0 for none.
+    #[cfg(feature = "bench")]
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub load: usize,
     /// Options of all workers.
     #[command(flatten)]
     pub knobs: Knobs,

@@ -80,3 +80,19 @@ async fn a_key_is_one_for_the_balancer_and_its_workers() {
     client.send(with_key).await;
     assert_eq!(client.answer().await.status(), 200);
 }
+
+#[tokio::test]
+async fn a_demo_names_its_dashboard_and_keeps_a_load_on() {
+    let mut demo = demo(&["--load", "2", "--log-level", "info", "--api-key", "sk-1"]);
+    let dashboard = demo.line("  dashboard  ").await;
+    assert!(dashboard.ends_with("/dashboard"), "{dashboard}");
+    for _ in 0..4 {
+        let line = demo.line("request finished").await;
+        assert!(
+            line.contains("path=/v1/chat/completions status=200 ended=ok"),
+            "{line}"
+        );
+    }
+    demo.signal(Signal::Interrupt).await;
+    assert_eq!(demo.end().await.code, Some(0));
+}

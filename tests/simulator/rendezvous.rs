@@ -408,11 +408,20 @@ async fn the_loads_tell_where_a_request_waits() {
     wait_for(&pair.prefill, presented).await;
     let alone = loads(&pair.prefill).await;
     assert_eq!(alone["disaggregation"]["prefill_bootstrap_queue_reqs"], 1);
-    assert_eq!((&alone["num_waiting_reqs"], &alone["num_running_reqs"]), (&json!(1), &json!(0)));
+    assert_eq!(
+        (&alone["num_waiting_reqs"], &alone["num_running_reqs"]),
+        (&json!(1), &json!(0))
+    );
 
     let _decode = open_post(&pair.decode, "/generate", &first).await;
     let transferring = |event: &Event| {
-        matches!(event, Event::RoomState { state: RoomState::Transferring, .. })
+        matches!(
+            event,
+            Event::RoomState {
+                state: RoomState::Transferring,
+                ..
+            }
+        )
     };
     wait_for(&pair.prefill, transferring).await;
     let sending = loads(&pair.prefill).await;
@@ -424,7 +433,8 @@ async fn the_loads_tell_where_a_request_waits() {
 
     let second = pair.with_room(&body, 8);
     let _waits = open_post(&pair.decode, "/generate", &second).await;
-    let of_room_8 = |event: &Event| matches!(event, Event::RoomPresented { room, .. } if room == "8");
+    let of_room_8 =
+        |event: &Event| matches!(event, Event::RoomPresented { room, .. } if room == "8");
     wait_for(&pair.decode, of_room_8).await;
     let full = loads(&pair.decode).await;
     assert_eq!(full["disaggregation"]["decode_prealloc_queue_reqs"], 1);
