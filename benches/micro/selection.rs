@@ -43,12 +43,13 @@ fn fleet(workers: u16) -> Arc<Fleet> {
     fleet
 }
 
-fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Fleet, now: Instant) {
+fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Arc<Fleet>, now: Instant) {
     let request = RoutingKey {
         route: Route::ChatCompletions,
         body_bytes: 1 << 10,
         prompts: 1,
         session: None,
+        prefix: None,
     };
     let wanted = Selection {
         request: &request,

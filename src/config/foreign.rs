@@ -96,14 +96,14 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
 ///
 /// Source: router_args.py as above; smg 1.13, docs/configuration/routing.md; vllm-router 0.1.17, `--help`.
 const FOREIGN_POLICIES: [(&str, Policy); 8] = [
-    ("bucket", Policy::LeastTokens),
-    ("cache_aware", Policy::LeastTokens),
+    ("bucket", Policy::ExpectedTtft),
+    ("cache_aware", Policy::ExpectedTtft),
     ("consistent_hash", Policy::Session),
     ("consistent_hashing", Policy::Session),
     ("least_load", Policy::LeastRequests),
     ("manual", Policy::Session),
     ("passthrough", Policy::Random),
-    ("prefix_hash", Policy::LeastTokens),
+    ("prefix_hash", Policy::ExpectedTtft),
 ];
 
 /// The policy that is nearest to this one of another router.

@@ -23,17 +23,20 @@ pub enum Policy {
     LeastTokens,
     /// The same one for all requests of a session.
     Session,
+    /// The prefill worker from which the first token is expected first; for decode [`Policy::LeastRequests`].
+    ExpectedTtft,
 }
 
 impl Policy {
     /// All of them, in the order of the documentation.
-    pub(crate) const ALL: [Policy; 6] = [
+    pub(crate) const ALL: [Policy; 7] = [
         Policy::Random,
         Policy::RoundRobin,
         Policy::PowerOfTwo,
         Policy::LeastRequests,
         Policy::LeastTokens,
         Policy::Session,
+        Policy::ExpectedTtft,
     ];
 
     /// The name in settings.
@@ -45,6 +48,7 @@ impl Policy {
             Policy::LeastRequests => "least_requests",
             Policy::LeastTokens => "least_tokens",
             Policy::Session => "session",
+            Policy::ExpectedTtft => "expected_ttft",
         }
     }
 }
@@ -75,7 +79,11 @@ impl Resolver<'_> {
         let both = both?.unwrap_or_default();
         Some(PolicyConfig {
             prefill: prefill?.unwrap_or(both),
-            decode: decode?.unwrap_or(both),
+            decode: match decode?.unwrap_or(both) {
+                // Decode has no part in the time until prefill has responded.
+                Policy::ExpectedTtft => Policy::LeastRequests,
+                policy => policy,
+            },
             session_header: session_header?,
         })
     }

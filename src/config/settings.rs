@@ -161,7 +161,7 @@ const WORKERS: &[Setting] = &[
          none (decode then uses its own port). Repeat it for each worker"),
     Setting::new("decode", Kind::Workers(Role::Decode), "A decode worker. Repeat it for each worker"),
     Setting::new("policy", Kind::Text,
-        "How a worker is chosen: random, round_robin, power_of_two, least_requests, least_tokens or session. The \
+        "How a worker is chosen: random, round_robin, power_of_two, least_requests, least_tokens, session or expected_ttft. The \
          policies of sglang_router and smg mean the one that is nearest to them")
         .default("random").value(&["NAME"]).expects("a policy"),
     Setting::new("prefill_policy", Kind::Text, "The same for the prefill worker alone")

@@ -47,7 +47,8 @@ pub use budget::RetryBudget;
 pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
-pub use policy::{Candidate, Policies, Policy, RolePolicy};
+use policy::Ended;
+pub use policy::{Candidate, Expected, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
 pub use select::Selection;
@@ -83,23 +84,36 @@ pub struct Lease {
     pub prefill: Load,
     /// The decode worker's half.
     pub decode: Load,
+    /// What the policy expects of the prefill worker.
+    pub expected: Option<Expected>,
 }
 
 impl Lease {
     /// Counts the load of this request on the pair. The end of each load serves the queue of `queue_of`.
     fn of(
-        (prefill, decode): Pair<'_>,
+        pair: Pair<'_>,
         request: &RoutingKey,
         now: Instant,
         queue_of: Option<&Arc<Fleet>>,
     ) -> Self {
-        prefill.picked(now);
-        decode.picked(now);
+        pair.prefill.picked(now);
+        pair.decode.picked(now);
         let load = |worker: &Arc<Worker>| worker.load_of(request.body_bytes, queue_of.cloned());
         Self {
-            prefill: load(prefill),
-            decode: load(decode),
+            prefill: load(pair.prefill),
+            decode: load(pair.decode),
+            expected: pair.expected,
         }
+    }
+
+    /// The same, whose prefill half tells the policy of this fleet how it ends, where that learns.
+    fn taught(mut self, fleet: &Arc<Fleet>, request: &RoutingKey) -> Self {
+        if let Some(prefix) = &request.prefix
+            && fleet.policies.prefill.learns()
+        {
+            self.prefill.teach(fleet.clone(), prefix.clone());
+        }
+        self
     }
 }
 
@@ -150,6 +164,9 @@ impl Fleet {
         let members = Arc::new(members);
         self.members.send_modify(|current| {
             self.pairs.retain(|id| members.contains(id));
+            if let Some(mut policy) = self.policies.prefill.learning() {
+                policy.retain(&|id| members.contains(id));
+            }
             *current = members;
         });
         self.serve_waiting();
@@ -176,7 +193,7 @@ impl Fleet {
     /// # Errors
     /// The role that has no worker.
     pub fn select(
-        &self,
+        self: &Arc<Self>,
         wanted: Selection<'_>,
         mut draw: impl FnMut() -> u64,
     ) -> Result<Lease, NoWorker> {
@@ -186,7 +203,7 @@ impl Fleet {
         // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
         let pair = pair.ok_or(NoWorker(Role::Decode))?;
-        Ok(Lease::of(pair, wanted.request, wanted.now, None))
+        Ok(Lease::of(pair, wanted.request, wanted.now, None).taught(self, wanted.request))
     }
 
     /// The same pair once more, for a request that begins again with it. No limit is applied: the lease that it had is
@@ -198,7 +215,12 @@ impl Fleet {
         request: &RoutingKey,
     ) -> Lease {
         let queue_of = self.queue.as_ref().map(|_| self);
-        Lease::of((prefill, decode), request, Instant::now(), queue_of)
+        let pair = Pair {
+            prefill,
+            decode,
+            expected: None,
+        };
+        Lease::of(pair, request, Instant::now(), queue_of)
     }
 
     /// Whether a request could be sent to a pair of workers that are not set aside.
@@ -224,7 +246,11 @@ impl Fleet {
                     let because = self.limits.because(evidence);
                     log::warn!("worker set aside role={role} worker={url} because=\"{because}\"");
                 }
-                Change::Back => log::info!("worker is back role={role} worker={url}"),
+                Change::Back => {
+                    log::info!("worker is back role={role} worker={url}");
+                    // It may have been started again.
+                    self.note_flushed(worker);
+                }
                 Change::FallsSilent => {
                     log::warn!("worker does not answer its probe role={role} worker={url}");
                 }
@@ -251,6 +277,20 @@ impl Fleet {
             }
         }
         self.serve_waiting();
+    }
+
+    /// Notes that a worker has lost its prefix cache.
+    pub fn note_flushed(&self, worker: &Worker) {
+        if let Some(mut policy) = self.policies.of(worker.role()).learning() {
+            policy.flushed(worker.id());
+        }
+    }
+
+    /// Tells the policy that a leg of its choice has ended.
+    fn note_ended(&self, ended: &Ended<'_>) {
+        if let Some(mut policy) = self.policies.prefill.learning() {
+            policy.ended(ended);
+        }
     }
 
     /// How many members of this role say that they have the other one.

@@ -160,7 +160,8 @@ impl Fleet {
             let filter = filter.among(siblings);
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
-                return Ok(Turn::Now(Lease::of(pair, request, now, Some(self))));
+                let lease = Lease::of(pair, request, now, Some(self));
+                return Ok(Turn::Now(lease.taught(self, request)));
             }
         }
         // Requests that belong together are let in or refused together: the first of them decides.
@@ -249,6 +250,7 @@ impl Fleet {
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
                     let lease = Lease::of(pair, &waiter.request, now, Some(self));
+                    let lease = lease.taught(self, &waiter.request);
                     let sent = line
                         .waiters
                         .remove(place)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::pairs::{Aside, Pairs};
-use super::policy::{Policies, Random};
+use super::policy::{Asked, Expected, Policies, Random};
 use super::{Members, NoWorker, Siblings, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
@@ -30,7 +30,13 @@ pub struct Selection<'a> {
 }
 
 /// A prefill worker and a decode worker that go together.
-pub(super) type Pair<'a> = (&'a Arc<Worker>, &'a Arc<Worker>);
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub(super) prefill: &'a Arc<Worker>,
+    pub(super) decode: &'a Arc<Worker>,
+    /// What the policy expects of the prefill worker.
+    pub(super) expected: Option<Expected>,
+}
 
 /// All that decides which workers may be chosen at one moment.
 pub(super) struct Filter<'a> {
@@ -102,7 +108,8 @@ impl<'a> Filter<'a> {
         if let Some(siblings) = self.siblings {
             siblings.narrow_prefill(&mut sides.prefill);
         }
-        let Some(prefill) = self.choose(Role::Prefill, &sides.prefill, request, draw) else {
+        let chosen = self.choose(Role::Prefill, &sides.prefill, request, draw);
+        let Some((prefill, expected)) = chosen else {
             return Ok(None);
         };
         let mut decode = sides.decode;
@@ -113,7 +120,11 @@ impl<'a> Filter<'a> {
             siblings.narrow_decode(&mut decode);
         }
         let decode = self.choose(Role::Decode, &decode, request, draw);
-        Ok(decode.map(|decode| (prefill, decode)))
+        Ok(decode.map(|(decode, _)| Pair {
+            prefill,
+            decode,
+            expected,
+        }))
     }
 
     /// Whether [`Filter::pair`] would find one now. No policy is asked.
@@ -133,7 +144,11 @@ impl<'a> Filter<'a> {
         let decode = self.drawn(Role::Decode, draw, |decode| {
             self.pairs.admits((prefill.id(), decode.id()), self.now)
         })?;
-        Some((prefill, decode))
+        Some(Pair {
+            prefill,
+            decode,
+            expected: None,
+        })
     }
 
     fn drawn(
@@ -237,7 +252,7 @@ impl<'a> Filter<'a> {
         workers: &[&'a Arc<Worker>],
         request: &RoutingKey,
         draw: &mut impl FnMut() -> u64,
-    ) -> Option<&'a Arc<Worker>> {
+    ) -> Option<(&'a Arc<Worker>, Option<Expected>)> {
         let sharing: Vec<_> = workers
             .iter()
             .copied()
@@ -250,8 +265,14 @@ impl<'a> Filter<'a> {
         };
         let candidates: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
         let policy = self.policies.of(role);
-        let chosen = policy.choose(request, &candidates, draw())?;
-        workers.get(chosen).copied()
+        let asked = Asked {
+            request,
+            draw: draw(),
+            now: self.now,
+        };
+        let choice = policy.choose(&asked, &candidates)?;
+        let worker = workers.get(choice.index)?;
+        Some((worker, choice.expected))
     }
 
     fn is_preferred(&self, worker: &Worker) -> bool {

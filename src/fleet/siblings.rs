@@ -35,7 +35,12 @@ impl Siblings {
     }
 
     /// Notes the pair of one of them.
-    pub(super) fn note(&self, (prefill, decode): Pair<'_>) {
+    pub(super) fn note(
+        &self,
+        Pair {
+            prefill, decode, ..
+        }: Pair<'_>,
+    ) {
         let mut chosen = self.lock();
         chosen.admitted = true;
         chosen.prefill = Some(prefill.id());

@@ -50,6 +50,7 @@ pub(super) const REQUEST: RoutingKey = RoutingKey {
     body_bytes: 0,
     prompts: 1,
     session: None,
+    prefix: None,
 };
 
 pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {

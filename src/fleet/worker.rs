@@ -3,17 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
-use super::policy::Candidate;
+use super::policy::{Candidate, Ended};
 use super::{Fleet, Loads, Tally};
 use crate::addresses::Addresses;
-use crate::pd::{Bootstrap, Role};
+use crate::pd::{Bootstrap, Prefix, Role, Usage};
 
 /// The id of a worker, which no other worker of the process has or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -318,6 +318,7 @@ impl Worker {
             worker: self.clone(),
             body_bytes,
             serves,
+            teaches: None,
         }
     }
 
@@ -379,6 +380,39 @@ pub struct Load {
     body_bytes: usize,
     /// The fleet whose waiting requests are served when the load ends; `None` without a queue.
     pub(super) serves: Option<Arc<Fleet>>,
+    /// The lesson for the policy that has chosen the worker; `None` where it does not learn.
+    teaches: Option<Box<Lesson>>,
+}
+
+/// What a policy learns from the end of a leg.
+struct Lesson {
+    fleet: Arc<Fleet>,
+    prefix: Arc<Prefix>,
+    /// Set once the worker has computed the prompt, with what it reports.
+    served: OnceLock<Option<Usage>>,
+}
+
+impl Load {
+    /// Tells the policy of this fleet how the leg ends.
+    pub(super) fn teach(&mut self, fleet: Arc<Fleet>, prefix: Arc<Prefix>) {
+        self.teaches = Some(Box::new(Lesson {
+            fleet,
+            prefix,
+            served: OnceLock::new(),
+        }));
+    }
+
+    /// Whether [`Self::served`] is of use.
+    pub fn teaches(&self) -> bool {
+        self.teaches.is_some()
+    }
+
+    /// Notes that the worker has computed the prompt, and what it reports of it.
+    pub fn served(&self, usage: Option<Usage>) {
+        if let Some(lesson) = &self.teaches {
+            let _ = lesson.served.set(usage);
+        }
+    }
 }
 
 impl Deref for Load {
@@ -391,6 +425,17 @@ impl Deref for Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
+        // Before the queue is served, so that the next choice knows of it.
+        if let Some(lesson) = self.teaches.take() {
+            let served = lesson.served.get();
+            lesson.fleet.note_ended(&Ended {
+                worker: self.worker.id(),
+                prefix: &lesson.prefix,
+                served: served.is_some(),
+                usage: served.copied().flatten(),
+                now: Instant::now(),
+            });
+        }
         match self.serves.take() {
             None => self.worker.release(self.body_bytes),
             Some(fleet) => fleet.release(&self.worker, self.body_bytes),

@@ -19,7 +19,7 @@ use crate::endpoint::end_to_end;
 use crate::fleet::suspects::{Point, Progress};
 use crate::fleet::{Evidence, Fleet, Load, Rooms};
 use crate::net::{Client, Coding, Failure, Reply, Reuse, Target};
-use crate::pd::{Engine, Leg, Route};
+use crate::pd::{Engine, Leg, Route, Usage};
 
 use super::first_event::{FIRST_EVENT_LIMIT, FirstEvent, Rejection};
 
@@ -342,11 +342,23 @@ impl PrefillRequest {
             },
             false => self.engine.document_error(self.route, &body),
         };
+        if error.is_none() && self.worker.teaches() {
+            self.worker.served(self.usage(&body, streams));
+        }
         Ok(match (error, self.keep) {
             (Some(error), _) => self.rejected(Rejection::inside(&reply.head().headers, error)),
             (None, Keep::Body(_)) => Outcome::Served(body),
             (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
         })
+    }
+
+    /// What the worker reports of the prompt. The events of a batch report one prompt each.
+    fn usage(&self, body: &[u8], streams: bool) -> Option<Usage> {
+        match (streams, self.rooms.as_slice().len()) {
+            (false, _) => Usage::of_document(body),
+            (true, 1) => Usage::of_stream(body),
+            (true, _) => None,
+        }
     }
 
     fn rejected(&self, rejection: Box<Rejection>) -> Outcome {

@@ -184,6 +184,10 @@ impl Ops {
             return single::first_response(&self.client, &self.fleet, &call, &path).await;
         }
         let results = fanout::call_all(&self.client, &self.fleet, &call).await;
+        if row.empties_caches() {
+            let succeeded = results.iter().filter(|result| result.succeeded());
+            succeeded.for_each(|result| self.fleet.note_flushed(&result.worker));
+        }
         let any_succeeded = results.iter().any(CallResult::succeeded);
         match row.kind {
             Kind::HealthGenerate if is_trusted => fanout::one_of_each(&path, &results),

@@ -63,6 +63,9 @@ const MARGIN: Duration = Duration::from_secs(30);
 /// The longest `timeout` of a query, so that no client holds a connection for ever.
 const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// Empties the prefix caches.
+const FLUSH: &str = "/flush_cache";
+
 /// For responses that need no scheduler, or one turn of its loop, which a long prefill delays by seconds.
 pub(super) const SHORT: Duration = Duration::from_secs(30);
 
@@ -110,6 +113,11 @@ impl Row {
     pub(super) fn allow(&self) -> String {
         let names: Vec<_> = self.methods.iter().map(Method::as_str).collect();
         names.join(", ")
+    }
+
+    /// Whether a worker that succeeds has no prefix cache any more.
+    pub(super) fn empties_caches(&self) -> bool {
+        matches!(self.kind, Kind::Every { path: FLUSH, .. })
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -188,7 +196,7 @@ const fn page(path: &'static str, page: Page) -> Row {
 }
 
 const fn flush(alias: &'static str) -> Row {
-    let (path, timeout) = ("/flush_cache", Timeout::Query);
+    let (path, timeout) = (FLUSH, Timeout::Query);
     row(alias, GET_POST, Kind::Every { path, timeout })
 }
 

@@ -1,18 +1,21 @@
 //! The prefill/decode protocol as pure functions: bytes in, bytes out.
 //!
 //! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`]), and the parts that all engines share: a JSON
-//! scanner ([`json`]), the events of a stream ([`sse`]), the verdict on the two legs of a request ([`verdict`]), and the
-//! facts for a policy ([`RoutingKey`]). What may not: a socket, a clock, randomness, a log line. All of it is tested as
+//! scanner ([`json`]), the events of a stream ([`sse`]), the verdict on the two legs of a request ([`verdict`]), the facts
+//! for a policy ([`RoutingKey`], [`Prefix`]), and the tokens that a worker reports ([`Usage`]). What may not: a socket, a clock, randomness, a log line. All of it is tested as
 //! values in and values out.
 
 mod engine;
 pub mod json;
+mod prefix;
 mod routing;
 pub mod sglang;
 pub mod sse;
+mod usage;
 pub mod verdict;
 
 pub use engine::Engine;
+pub use prefix::{BLOCK_BYTES, Prefix};
 pub use routing::{RoutingKey, named_session};
 pub use sglang::{
     Batch, Bootstrap, ErrorShape, Facts, Fields, Gather, GatherError, GatherFault, GatherStream,
@@ -21,6 +24,7 @@ pub use sglang::{
     parse, request, stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
+pub use usage::Usage;
 pub use verdict::{Leg, RequestState, RetryRules, Verdict};
 
 use std::fmt;

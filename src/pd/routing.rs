@@ -3,8 +3,10 @@
 //! A key is made for each request and waits with it in the queue, so that it owns its values. Finding a fact costs time
 //! for each request, also under a policy that reads none: only facts that parsing finds anyway belong here.
 
+use std::sync::Arc;
+
 use super::json::{self, Kind, Scanner};
-use super::{Facts, Route};
+use super::{Facts, Prefix, Route};
 
 /// The facts of a request that a policy chooses by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub struct RoutingKey {
     pub prompts: usize,
     /// A digest of the session that the request belongs to; `None` where it names none, or no policy asks for it.
     pub session: Option<u64>,
+    /// The beginning of the prompt; `None` where no policy asks for it.
+    pub prefix: Option<Arc<Prefix>>,
 }
 
 impl RoutingKey {
@@ -27,6 +31,7 @@ impl RoutingKey {
             body_bytes,
             prompts: facts.batch.prompts().max(1),
             session: None,
+            prefix: None,
         }
     }
 }

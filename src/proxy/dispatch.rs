@@ -22,7 +22,9 @@ use crate::fleet::{Lease, Rooms};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::limits::RequestLimits;
 use crate::net::Reuse;
-use crate::pd::{Bootstrap, Engine, Facts, Fields, Injected, Merge, RequestIds, Route, RoutingKey};
+use crate::pd::{
+    Bootstrap, Engine, Facts, Fields, Injected, Merge, Prefix, RequestIds, Route, RoutingKey,
+};
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
 const MAX_PROMPTS: usize = 1 << 16;
@@ -76,6 +78,9 @@ impl Proxy {
         let affinity = self.affinity.as_ref();
         let key = RoutingKey {
             session: affinity.and_then(|affinity| affinity.session(headers, &body)),
+            prefix: self
+                .reads_prefixes
+                .then(|| Arc::new(Prefix::of(route, &body))),
             ..RoutingKey::new(route, &facts, body.len())
         };
         ctx.request = Some(Request {

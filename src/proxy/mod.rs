@@ -85,6 +85,8 @@ pub(crate) struct Proxy {
     pub(crate) logs_client_addresses: bool,
     /// Finds the session of a request; `None` where no policy asks for it.
     pub(crate) affinity: Option<Affinity>,
+    /// Whether a policy asks for the beginning of the prompt.
+    pub(crate) reads_prefixes: bool,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: RequestLimits,
 }

@@ -146,6 +146,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         ),
         logs_client_addresses: !config.disable_log_client_address,
         affinity: affinity(&config.policies),
+        reads_prefixes: config.policies.prefill == Policy::ExpectedTtft,
         telemetry,
         limits: config.requests.clone(),
     }
@@ -251,6 +252,7 @@ fn role_policy(policy: Policy) -> RolePolicy {
         Policy::LeastRequests => RolePolicy::least_requests(),
         Policy::LeastTokens => RolePolicy::least_bytes(),
         Policy::Session => RolePolicy::session(),
+        Policy::ExpectedTtft => RolePolicy::expected_ttft(),
     }
 }
 

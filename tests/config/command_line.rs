@@ -157,7 +157,7 @@ fn command_lines_of_the_router_work_unchanged() {
         ]
     );
     let policies = (found.policies.prefill, found.policies.decode);
-    assert_eq!(policies, (Policy::LeastTokens, Policy::PowerOfTwo));
+    assert_eq!(policies, (Policy::ExpectedTtft, Policy::PowerOfTwo));
 }
 
 #[test]

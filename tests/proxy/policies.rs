@@ -1,8 +1,14 @@
 //! Which workers get the requests under each policy, through the whole proxy.
 
-use support::{Exchange, TwoPairs, post};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
+use mini_lb::MiniLbConfig;
 use mini_lb::config::Policy;
+use mini_lb::sim::{self, SimOptions};
+use serde_json::json;
+use support::sim::quick;
+use support::{Balancer, Exchange, TwoPairs, post};
 
 /// The indexes of the prefill and of the decode worker of the next attempt, whose legs stay open.
 async fn chosen(pairs: &mut TwoPairs) -> ((usize, usize), (Exchange, Exchange)) {
@@ -78,7 +84,7 @@ async fn the_requests_of_a_session_stay_on_their_workers() {
     .await;
     let by_header = |name: &str, session| (format!("{name}: s{session}\r\n"), "{}".to_owned());
     let by_body = |session| (String::new(), format!(r#"{{"user":"s{session}"}}"#));
-    let mut workers = std::collections::BTreeSet::new();
+    let mut workers = BTreeSet::new();
     for session in 0..8 {
         let mut of_session = Vec::new();
         for (fields, body) in [
@@ -95,4 +101,52 @@ async fn the_requests_of_a_session_stay_on_their_workers() {
         workers.extend([of_session[0].0, 2 + of_session[0].1]);
     }
     assert_eq!(workers.len(), 4, "sessions are spread over the workers");
+}
+
+/// The URL of the prefill worker that a request with this text is sent to.
+async fn prefill_of(balancer: &Balancer, text: &str) -> String {
+    let body = json!({ "text": text, "sampling_params": { "max_new_tokens": 1 } }).to_string();
+    let mut client = balancer.client().await;
+    client.send(post("/generate", &body)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    answer.header("x-mini-lb-prefill").unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn expected_ttft_sends_a_prompt_where_its_beginning_was_computed() {
+    // A prompt of 20,000 tokens takes 0.2 s, and no time where it is cached.
+    let options = || SimOptions {
+        prefix_cache: true,
+        time_per_prompt_token: Duration::from_micros(10),
+        cache_tokens: Some(1 << 20),
+        context_length: 1 << 20,
+        ..quick()
+    };
+    let prefills = [
+        sim::Worker::start_prefill(options()).await.unwrap(),
+        sim::Worker::start_prefill(options()).await.unwrap(),
+    ];
+    let decode = sim::Worker::start_decode(options()).await.unwrap();
+    let workers = prefills
+        .iter()
+        .map(|worker| (worker.url(), worker.bootstrap_port()));
+    let config = MiniLbConfig::new(
+        "127.0.0.1".into(),
+        0,
+        workers.collect(),
+        vec![decode.url()],
+        60,
+    );
+    let config = config
+        .policy(Policy::ExpectedTtft)
+        .set("server_timing", "always");
+    let balancer = Balancer::start(config).await;
+
+    let begin = "once upon a time ".repeat(1200);
+    let first = prefill_of(&balancer, &format!("{begin}0")).await;
+    for number in 1..8 {
+        let next = prefill_of(&balancer, &format!("{begin}{number}")).await;
+        assert_eq!(next, first, "{number}");
+    }
 }

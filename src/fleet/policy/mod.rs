@@ -5,6 +5,7 @@
 //! request, when it is certain that the request gets a pair, so it may count what it chose. A request that waited in
 //! the queue is shown to it with the candidates of the moment of its turn, not those of its arrival.
 
+mod expected_ttft;
 mod least;
 mod power_of_two;
 mod random;
@@ -12,10 +13,12 @@ mod round_robin;
 mod session;
 mod weights;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::WorkerId;
-use crate::pd::{Role, RoutingKey};
+use crate::pd::{Prefix, Role, RoutingKey, Usage};
+use expected_ttft::ExpectedTtft;
 use least::Least;
 use power_of_two::PowerOfTwo;
 pub(super) use random::Random;
@@ -34,6 +37,67 @@ pub trait Policy: Send {
         candidates: &[Candidate],
         draw: u64,
     ) -> Option<usize>;
+}
+
+/// A rule that learns from what came of its choices. All methods are called under the policy's lock, on the path of every
+/// request: they must not block.
+pub trait Learning: Send {
+    /// [`Policy::choose`], with what is expected of the choice. The request counts as sent to the worker until
+    /// [`Learning::ended`] says otherwise.
+    fn choose(&mut self, asked: &Asked<'_>, candidates: &[Candidate]) -> Option<Choice>;
+
+    /// The leg of a request that was sent to a worker has ended.
+    fn ended(&mut self, ended: &Ended<'_>);
+
+    /// A worker has lost its prefix cache.
+    fn flushed(&mut self, worker: WorkerId);
+
+    /// The members have changed.
+    fn retain(&mut self, is_member: &dyn Fn(WorkerId) -> bool);
+}
+
+/// A question to a policy.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// What is known of the request.
+    pub request: &'a RoutingKey,
+    /// A uniformly distributed value.
+    pub draw: u64,
+    /// The time of the choice.
+    pub now: Instant,
+}
+
+/// The answer of a policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// The index of the chosen candidate.
+    pub index: usize,
+    /// What the policy expects; `None` where it expects nothing.
+    pub expected: Option<Expected>,
+}
+
+/// What a policy expects of the worker that it has chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expected {
+    /// The time until prefill has responded, in seconds, with what the worker has to do before.
+    pub prefill_seconds: f64,
+    /// The tokens of the prompt that are in the worker's prefix cache.
+    pub cached_tokens: u64,
+}
+
+/// The end of a leg.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    /// The worker of the leg.
+    pub worker: WorkerId,
+    /// The prompt of the request, the same value as in its [`RoutingKey`].
+    pub prefix: &'a Arc<Prefix>,
+    /// Whether the worker has computed the prompt.
+    pub served: bool,
+    /// What it reports; `None` where it reports nothing.
+    pub usage: Option<Usage>,
+    /// The time of the end.
+    pub now: Instant,
 }
 
 /// A worker that may take the request, as a policy sees it.
@@ -59,6 +123,8 @@ pub enum RolePolicy {
     Random,
     /// A policy that may keep state, asked about one request at a time.
     Stateful(Mutex<Box<dyn Policy>>),
+    /// A policy that learns from what came of its choices.
+    Learning(Mutex<Box<dyn Learning>>),
 }
 
 /// The policies of a fleet.
@@ -120,27 +186,46 @@ impl RolePolicy {
         Self::stateful(Session)
     }
 
+    /// The prefill worker from which the first token is expected first.
+    pub fn expected_ttft() -> Self {
+        Self::Learning(Mutex::new(Box::new(ExpectedTtft::default())))
+    }
+
     /// A policy that may keep state.
     pub fn stateful(policy: impl Policy + 'static) -> Self {
         Self::Stateful(Mutex::new(Box::new(policy)))
     }
 
-    /// [`Policy::choose`] of this role's policy.
-    pub(super) fn choose(
-        &self,
-        request: &RoutingKey,
-        candidates: &[Candidate],
-        draw: u64,
-    ) -> Option<usize> {
+    /// [`Learning::choose`] of this role's policy.
+    pub(super) fn choose(&self, asked: &Asked<'_>, candidates: &[Candidate]) -> Option<Choice> {
+        let index = match self {
+            Self::Random => Random.choose(asked.request, candidates, asked.draw),
+            Self::Stateful(policy) => locked(policy).choose(asked.request, candidates, asked.draw),
+            Self::Learning(policy) => return locked(policy).choose(asked, candidates),
+        };
+        index.map(|index| Choice {
+            index,
+            expected: None,
+        })
+    }
+
+    /// The policy, where it learns.
+    pub(super) fn learning(&self) -> Option<MutexGuard<'_, Box<dyn Learning>>> {
         match self {
-            Self::Random => Random.choose(request, candidates, draw),
-            Self::Stateful(policy) => {
-                // A policy that has panicked goes on with the state that it had.
-                let mut policy = policy.lock().unwrap_or_else(PoisonError::into_inner);
-                policy.choose(request, candidates, draw)
-            }
+            Self::Learning(policy) => Some(locked(policy)),
+            Self::Random | Self::Stateful(_) => None,
         }
     }
+
+    /// Whether the policy learns.
+    pub(super) fn learns(&self) -> bool {
+        matches!(self, Self::Learning(_))
+    }
+}
+
+/// A policy that has panicked goes on with the state that it had.
+fn locked<T: ?Sized>(policy: &Mutex<Box<T>>) -> MutexGuard<'_, Box<T>> {
+    policy.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use super::super::tests::{draws, empty, populated, unrelated_draws};
 use super::super::{Evidence, Fleet, Lease, Queue, Selection, Turn, WorkerId};
 use super::*;
-use crate::pd::Route;
+use crate::pd::{BLOCK_BYTES, Route};
 
 /// One question to a policy.
 type Asked = (RoutingKey, Vec<Candidate>);
@@ -124,6 +124,7 @@ fn request(body_bytes: usize) -> RoutingKey {
         body_bytes,
         prompts: 1,
         session: None,
+        prefix: None,
     }
 }
 
@@ -144,7 +145,7 @@ pub(super) fn candidates(number: u64) -> Vec<Candidate> {
     (0..number).map(candidate).collect()
 }
 
-fn select(fleet: &Fleet, request: &RoutingKey, avoid: &[WorkerId], now: Instant) -> Lease {
+fn select(fleet: &Arc<Fleet>, request: &RoutingKey, avoid: &[WorkerId], now: Instant) -> Lease {
     let wanted = Selection {
         request,
         avoid,
@@ -181,6 +182,41 @@ fn a_policy_sees_the_request_and_the_workers_that_may_take_it_with_their_load() 
     assert_eq!(workers[2].candidate(), seen[0]);
     let seen = seen.to_vec();
     assert_eq!(last(&watched.prefill), (long, seen));
+}
+
+#[test]
+fn a_policy_that_learns_is_told_how_legs_end_and_which_caches_are_lost() {
+    let policies = Policies {
+        prefill: RolePolicy::expected_ttft(),
+        decode: RolePolicy::Random,
+    };
+    let fleet = populated(empty(policies), 1, 1);
+    let now = Instant::now();
+    let prefix = Arc::new(Prefix::for_tests(0..100, 100 * BLOCK_BYTES));
+    let long = RoutingKey {
+        prefix: Some(prefix.clone()),
+        ..request(60_000)
+    };
+    let cached = || {
+        let lease = select(&fleet, &long, &[], now);
+        let usage = Usage {
+            prompt_tokens: 100 * BLOCK_BYTES as u64,
+            cached_tokens: None,
+        };
+        lease.prefill.served(Some(usage));
+        lease.expected.unwrap().cached_tokens
+    };
+    assert_eq!(cached(), 0);
+    let first = cached();
+    assert!(first > 1000, "{first}");
+    // A byte is a token here, of which each response tells more.
+    assert!(cached() > first);
+    let member = fleet.member(Role::Prefill, 0);
+    fleet.note_flushed(&member);
+    assert_eq!(cached(), 0);
+    fleet.note(&member, Evidence::Absent, now);
+    fleet.note(&member, Evidence::Present, now);
+    assert_eq!(cached(), 0, "it may have been started again");
 }
 
 #[test]

@@ -82,7 +82,10 @@ impl Run {
             40..45 => self.replace(),
             45..62 => {
                 let ended = Self::one_of(&mut self.rng, &mut self.held);
-                let Some(Lease { prefill, decode }) = ended else {
+                let Some(Lease {
+                    prefill, decode, ..
+                }) = ended
+                else {
                     return;
                 };
                 match self.rng.random_range(0..4) {

@@ -41,7 +41,9 @@ impl Run {
             10..50 => self.select(),
             50..65 if !self.leases.is_empty() => {
                 let ended = self.rng.random_range(0..self.leases.len());
-                let Lease { prefill, decode } = self.leases.swap_remove(ended);
+                let Lease {
+                    prefill, decode, ..
+                } = self.leases.swap_remove(ended);
                 drop(prefill);
                 self.halves.push(decode);
             }
