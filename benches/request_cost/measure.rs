@@ -206,6 +206,7 @@ impl Run<'_> {
             time: effort.time,
             request_timeout: REQUEST_TIMEOUT,
             seed: self.round as u64,
+            slo: bench::Slo::default(),
         }
     }
 

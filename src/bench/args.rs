@@ -13,6 +13,7 @@ use super::arrivals::{Arrivals, Spacing};
 use super::error::BenchError;
 use super::load::Load;
 use super::prompt::{Endpoint, InputLength};
+use super::trace::{Trace, TraceArgs};
 use super::url::{Url, UrlError};
 
 /// Default concurrency without `--rate`.
@@ -21,6 +22,8 @@ const USERS: usize = 16;
 const USERS_AT_RATE: usize = 512;
 /// Default length of a level, in seconds.
 const SECONDS: f64 = 10.0;
+/// Asks mini-lb for the names of the workers of each response.
+const TIMING: HeaderName = HeaderName::from_static("x-mini-lb-timing");
 /// Upper bound of a level's and of a request's time.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -43,9 +46,9 @@ pub struct BenchArgs {
     /// A worker behind the server. Both are measured in turn, and the difference is shown.
     #[arg(long, value_name = "URL")]
     pub direct: Option<Url>,
-    /// Endpoint that requests are sent to.
-    #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
-    pub endpoint: Endpoint,
+    /// Endpoint that requests are sent to [default: chat; with --trace generate].
+    #[arg(long, value_enum)]
+    pub endpoint: Option<Endpoint>,
     /// Request streamed responses.
     #[arg(long)]
     pub stream: bool,
@@ -110,6 +113,9 @@ pub struct BenchArgs {
     /// Flush the workers' caches before each level.
     #[arg(long)]
     pub flush_cache: bool,
+    /// A trace to replay, and an SLO.
+    #[command(flatten)]
+    pub trace: TraceArgs,
     /// Write the numbers as JSON to this file; `-` for stdout, in place of the table.
     #[arg(long, visible_alias = "output-file", value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -171,7 +177,10 @@ impl BenchArgs {
 
     pub(crate) fn endpoint(&self) -> Endpoint {
         match self.foreign.backend {
-            None => self.endpoint,
+            None => self.endpoint.unwrap_or(match self.trace.trace {
+                Some(_) => Endpoint::Generate,
+                None => Endpoint::Chat,
+            }),
             Some(Backend::Sglang | Backend::SglangNative) => Endpoint::Generate,
             Some(Backend::SglangOai) => Endpoint::Completions,
             Some(Backend::SglangOaiChat) => Endpoint::Chat,
@@ -179,7 +188,8 @@ impl BenchArgs {
     }
 
     pub(crate) fn streams(&self) -> bool {
-        self.stream || (self.foreign.backend.is_some() && !self.foreign.disable_stream)
+        let is_usual = self.foreign.backend.is_some() || self.trace.trace.is_some();
+        self.stream || (is_usual && !self.foreign.disable_stream)
     }
 
     pub(crate) fn input(&self) -> InputLength {
@@ -190,31 +200,40 @@ impl BenchArgs {
     }
 
     /// One load for each level of concurrency.
-    pub(crate) fn loads(&self) -> Vec<Load> {
-        let arrivals = match self.rate.is_finite() {
-            true => Arrivals::AtRate {
+    pub(crate) fn loads(&self, trace: Option<&Trace>) -> Vec<Load> {
+        let arrivals = match (trace, self.rate.is_finite()) {
+            (Some(trace), _) => {
+                let times = trace.requests.iter().map(|request| request.at);
+                Arrivals::AtTimes(times.collect())
+            }
+            (None, true) => Arrivals::AtRate {
                 per_second: self.rate,
                 spacing: self.spacing,
             },
-            false => Arrivals::WhenFree,
+            (None, false) => Arrivals::WhenFree,
         };
-        let users = match (self.concurrency.is_empty(), arrivals) {
+        let users = match (self.concurrency.is_empty(), &arrivals) {
             (false, _) => self.concurrency.clone(),
             (true, Arrivals::WhenFree) => vec![USERS],
-            (true, Arrivals::AtRate { .. }) => vec![USERS_AT_RATE],
+            (true, _) => vec![USERS_AT_RATE],
         };
-        let seconds = match (self.seconds, self.requests) {
+        let requests = match trace {
+            Some(trace) => Some(trace.requests.len() as u64),
+            None => self.requests,
+        };
+        let seconds = match (self.seconds, requests) {
             (Some(seconds), _) => Duration::from_secs_f64(seconds),
             (None, Some(_)) => LONGEST,
             (None, None) => Duration::from_secs_f64(SECONDS),
         };
         let load = |concurrency| Load {
             concurrency,
-            arrivals,
-            requests: self.requests.unwrap_or(u64::MAX),
+            arrivals: arrivals.clone(),
+            requests: requests.unwrap_or(u64::MAX),
             time: seconds.min(LONGEST),
             request_timeout: Duration::from_secs_f64(self.timeout_secs).min(LONGEST),
             seed: self.seed,
+            slo: self.trace.slo(),
         };
         users.into_iter().map(load).collect()
     }
@@ -230,6 +249,9 @@ impl BenchArgs {
                 HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BenchError::Key)?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
+        }
+        if self.trace.trace.is_some() {
+            headers.insert(TIMING, HeaderValue::from_static("1"));
         }
         headers.extend(self.header.iter().cloned());
         Ok(headers)
@@ -307,7 +329,7 @@ mod tests {
             (args.input(), args.output_tokens),
             (InputLength::Tokens(100), 10)
         );
-        let load = args.loads().remove(0);
+        let load = args.loads(None).remove(0);
         assert_eq!((load.concurrency, load.requests, load.seed), (8, 50, 7));
         assert_eq!(
             load.arrivals,
@@ -328,7 +350,7 @@ mod tests {
 
     #[test]
     fn without_a_number_or_a_time_a_level_is_bounded() {
-        let loads = line("--url http://h:1 --concurrency 1,64").loads();
+        let loads = line("--url http://h:1 --concurrency 1,64").loads(None);
         let users: Vec<_> = loads.iter().map(|load| load.concurrency).collect();
         assert_eq!(users, [1, 64]);
         assert!(
@@ -337,9 +359,32 @@ mod tests {
                 .all(|load| load.time == Duration::from_secs(10))
         );
         assert_eq!(
-            line("--url http://h:1 --rate 5").loads()[0].concurrency,
+            line("--url http://h:1 --rate 5").loads(None)[0].concurrency,
             USERS_AT_RATE
         );
+    }
+
+    #[test]
+    fn a_trace_gives_the_times_and_the_number_of_requests_and_is_streamed_to_generate() {
+        let lines = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,5,1\n2023-11-16 18:17:07,5,1\n";
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace.csv");
+        std::fs::write(&path, lines).unwrap();
+        let args = line(&format!(
+            "--url http://h:1 --trace {} --speedup 4 --slo-ttft-ms 250",
+            path.display()
+        ));
+        let trace = args.trace.load(args.requests).unwrap();
+        let load = args.loads(trace.as_ref()).remove(0);
+        let times = [0, 1].map(Duration::from_secs);
+        assert_eq!(load.arrivals, Arrivals::AtTimes(times.into()));
+        assert_eq!((load.requests, load.concurrency), (2, USERS_AT_RATE));
+        assert_eq!(load.slo.ttft, Some(Duration::from_millis(250)));
+        assert_eq!(
+            (args.endpoint(), args.streams()),
+            (Endpoint::Generate, true)
+        );
+        assert_eq!(args.headers().unwrap()[TIMING], "1");
     }
 
     #[test]
@@ -355,6 +400,11 @@ mod tests {
             "--url http://h --header x",
             "--url http://h --extra-request-body [1]",
             "--url http://h --dataset-name sharegpt",
+            "--url http://h --speedup 2",
+            "--url http://h --trace t --speedup 0",
+            "--url http://h --trace t --rate 2",
+            "--url http://h --trace t --direct http://i",
+            "--url http://h --slo-ttft-ms -1",
         ] {
             let words = std::iter::once("bench").chain(options.split_whitespace());
             assert!(Line::try_parse_from(words).is_err(), "{options}");

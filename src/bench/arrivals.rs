@@ -1,9 +1,10 @@
 //! When requests start. Pure: the caller passes draws in and has the clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// When a user sends its next request.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Arrivals {
     /// When its last one is complete: a closed loop, in which a slow server gets fewer requests.
     WhenFree,
@@ -14,6 +15,8 @@ pub enum Arrivals {
         /// How they are spread over time.
         spacing: Spacing,
     },
+    /// At these times, in order: an open loop too.
+    AtTimes(Arc<[Duration]>),
 }
 
 /// How the arrivals of an open loop are spread over time.
@@ -51,12 +54,19 @@ impl Schedule {
     /// Start of the next request, from the beginning of the load; `None` means immediately. `draw` is uniform in
     /// `0.0..1.0`.
     pub fn next(&mut self, draw: impl FnOnce() -> f64) -> Option<Duration> {
-        let Arrivals::AtRate {
-            per_second,
-            spacing,
-        } = self.arrivals
-        else {
-            return None;
+        let (per_second, spacing) = match &self.arrivals {
+            Arrivals::WhenFree => return None,
+            Arrivals::AtRate {
+                per_second,
+                spacing,
+            } => (*per_second, *spacing),
+            Arrivals::AtTimes(times) => {
+                let at = usize::try_from(self.count)
+                    .ok()
+                    .and_then(|at| times.get(at));
+                self.count += 1;
+                return Some(at.copied().unwrap_or(Duration::MAX));
+            }
         };
         self.seconds = match spacing {
             // A product and not a sum, in which rounding errors would add up.
@@ -82,6 +92,16 @@ mod tests {
     #[test]
     fn a_closed_loop_has_no_times() {
         assert_eq!(Schedule::new(Arrivals::WhenFree).next(|| 0.5), None);
+    }
+
+    #[test]
+    fn times_are_taken_in_order_and_end_the_load() {
+        let times = [1, 1, 4].map(Duration::from_secs);
+        let mut schedule = Schedule::new(Arrivals::AtTimes(times.into()));
+        for time in times {
+            assert_eq!(schedule.next(|| 0.5), Some(time));
+        }
+        assert_eq!(schedule.next(|| 0.5), Some(Duration::MAX));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::{compare, report};
 
 pub use super::args::{Backend, BenchArgs, Foreign};
 pub use super::error::BenchError;
+pub use super::trace::TraceArgs;
 
 /// Measures every level and reports the numbers.
 ///

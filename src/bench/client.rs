@@ -24,6 +24,8 @@ use crate::pd::sse::{self, Splitter};
 
 /// Upper bound of an event, in bytes; far above any event of SGLang.
 const LONGEST_EVENT_BYTES: usize = 1 << 30;
+/// The field in which mini-lb names the prefill worker of a response.
+const PREFILL: &str = "x-mini-lb-prefill";
 /// How much of an error's body is kept for the report, in bytes.
 const ERROR_BYTES: usize = 300;
 
@@ -76,8 +78,19 @@ pub(crate) struct Received {
     pub(crate) events: u64,
     /// Generated tokens, if the response has their number.
     pub(crate) tokens: Option<u64>,
+    /// Tokens of the prompt, and those of them that were cached, if the response has both.
+    pub(crate) prompt: Option<PromptTokens>,
+    /// The prefill worker, if the response names it.
+    pub(crate) prefill: Option<String>,
     /// The beginning of an error's body.
     pub(crate) error: Option<String>,
+}
+
+/// The prompt of a request in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PromptTokens {
+    pub(crate) all: u64,
+    pub(crate) cached: u64,
 }
 
 /// An open connection.
@@ -182,8 +195,19 @@ impl Received {
             bytes: 0,
             events: 0,
             tokens: None,
+            prompt: None,
+            prefill: None,
             error: None,
         }
+    }
+
+    /// Reads the usage at the end of a body or in its last event.
+    fn note_tokens(&mut self, text: &[u8]) {
+        self.tokens = completion_tokens(text);
+        let number = |key: &[u8]| last_number(text, key);
+        self.prompt = number(b"\"prompt_tokens\":")
+            .zip(number(b"\"cached_tokens\":"))
+            .map(|(all, cached)| PromptTokens { all, cached });
     }
 }
 
@@ -197,6 +221,8 @@ async fn read(
         .headers()
         .get(CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let prefill = response.headers().get(PREFILL);
+    received.prefill = prefill.and_then(|name| Some(name.to_str().ok()?.to_owned()));
     let body = response.into_body();
     match (status, is_stream) {
         (200, true) => read_events(body, received, gap).await,
@@ -243,7 +269,9 @@ async fn read_events(
     })
     .await?;
     received.events = count;
-    received.tokens = last_with_data.and_then(|event| completion_tokens(&event));
+    if let Some(event) = last_with_data {
+        received.note_tokens(&event);
+    }
     match (error, done) {
         (Some(error), _) => {
             let shown = &error[..error.len().min(ERROR_BYTES)];
@@ -266,7 +294,7 @@ async fn read_whole(body: Incoming, received: &mut Received) -> Result<(), Failu
         tail.extend_from_slice(&chunk[from..]);
     })
     .await?;
-    received.tokens = completion_tokens(&tail);
+    received.note_tokens(&tail);
     Ok(())
 }
 
@@ -302,17 +330,20 @@ fn is_error(event: &[u8]) -> bool {
 fn completion_tokens(text: &[u8]) -> Option<u64> {
     [&b"\"completion_tokens\":"[..], b"\"output_tokens\":"]
         .iter()
-        .find_map(|key| {
-            let at = memmem::rfind(text, key)? + key.len();
-            let digits = text[at..]
-                .trim_ascii_start()
-                .iter()
-                .take_while(|byte| byte.is_ascii_digit());
-            digits.fold(None, |number, digit| {
-                let digit = u64::from(digit - b'0');
-                Some(number.unwrap_or(0_u64).checked_mul(10)? + digit)
-            })
-        })
+        .find_map(|key| last_number(text, key))
+}
+
+/// The number after the last of these keys.
+fn last_number(text: &[u8], key: &[u8]) -> Option<u64> {
+    let at = memmem::rfind(text, key)? + key.len();
+    let digits = text[at..]
+        .trim_ascii_start()
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
+    digits.fold(None, |number, digit| {
+        let digit = u64::from(digit - b'0');
+        Some(number.unwrap_or(0_u64).checked_mul(10)? + digit)
+    })
 }
 
 pub(crate) fn nanoseconds(time: std::time::Duration) -> u64 {
@@ -336,6 +367,26 @@ mod tests {
             (b"{}", None),
         ] {
             assert_eq!(completion_tokens(text), tokens);
+        }
+    }
+
+    #[test]
+    fn the_tokens_of_the_prompt_are_known_where_the_response_has_them_and_the_cached_ones() {
+        for (text, prompt) in [
+            (
+                &b"\"prompt_tokens\":12,\"cached_tokens\":9,\"cached_tokens_details\":{\"device\":9}"[..],
+                Some((12, 9)),
+            ),
+            (
+                b"{\"prompt_tokens\": 5, \"prompt_tokens_details\":{\"cached_tokens\":0}}",
+                Some((5, 0)),
+            ),
+            (b"{\"prompt_tokens\":5,\"prompt_tokens_details\":null}", None),
+        ] {
+            let mut received = Received::nothing();
+            received.note_tokens(text);
+            let seen = received.prompt.map(|prompt| (prompt.all, prompt.cached));
+            assert_eq!(seen, prompt);
         }
     }
 

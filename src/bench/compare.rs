@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +14,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::args::BenchArgs;
 use super::client::{Failure, fetch};
 use super::error::BenchError;
-use super::load::{Load, RequestSpec, Target, run};
+use super::load::{Load, RequestSource, RequestSpec, Target, run};
 use super::prompt::{Endpoint, Prompt};
 use super::tally::Tally;
+use super::trace::{Trace, TracePrompt, Words};
 use super::url::Url;
 
 /// Turns of each server within a level: other work on the machine then affects both alike.
@@ -35,6 +37,7 @@ struct Server {
     addresses: Vec<SocketAddr>,
     headers: HeaderMap,
     prompt: Prompt,
+    trace: Option<(Arc<Trace>, TracePrompt)>,
     /// Requests sent so far: the number of the next prompt, so that no prompt is sent twice.
     sent: u64,
 }
@@ -44,13 +47,18 @@ struct Server {
 /// # Errors
 /// When a server does not serve the first request, or all requests fail.
 pub(crate) async fn measure(args: &BenchArgs) -> Result<Vec<Level>, BenchError> {
+    let trace = args.trace.load(args.requests)?;
     let mut server = Server::new(args.server()?, args).await?;
     let mut direct = match &args.direct {
         Some(url) => Some(Server::new(url.clone(), args).await?),
         None => None,
     };
     let mut levels = Vec::new();
-    for load in args.loads() {
+    let loads = args.loads(trace.as_ref());
+    if let Some(trace) = trace {
+        server.replay(trace, args.trace.trace_prompts);
+    }
+    for load in loads {
         for server in [Some(&mut server), direct.as_mut()].into_iter().flatten() {
             server.prepare(args, &load).await?;
         }
@@ -119,6 +127,7 @@ impl Server {
                 extra: args.extra_request_body.clone().unwrap_or_default(),
                 seed: args.seed,
             },
+            trace: None,
             sent: 0,
         };
         server.prompt.model = match &args.model {
@@ -127,6 +136,19 @@ impl Server {
             None => server.first_model().await?,
         };
         Ok(server)
+    }
+
+    /// Sends the requests of a trace from now on, but for warming up.
+    fn replay(&mut self, trace: Trace, words: Words) {
+        let prompt = TracePrompt {
+            endpoint: self.prompt.endpoint,
+            words,
+            stream: self.prompt.stream,
+            ignore_eos: self.prompt.ignore_eos,
+            model: self.prompt.model.clone(),
+            extra: self.prompt.extra.clone(),
+        };
+        self.trace = Some((Arc::new(trace), prompt));
     }
 
     /// The first model of `/v1/models`; `default` on a server without that endpoint.
@@ -181,7 +203,7 @@ impl Server {
             time: load.request_timeout,
             ..load.clone()
         };
-        let tally = run(self.target()?, &warm_up, |_| {}).await;
+        let tally = run(self.target(self.random())?, &warm_up, |_| {}).await;
         self.sent += tally.requests();
         match (tally.answered, tally.failed.into_iter().next()) {
             (0, Some((failure, _))) => Err(BenchError::Unusable {
@@ -202,7 +224,8 @@ impl Server {
         let bar = progress_bar(load, label, args.no_progress);
         let shown = bar.clone();
         let by_requests = load.requests < u64::MAX;
-        let tally = run(self.target()?, load, move |tally| {
+        let requests = self.recorded().unwrap_or_else(|| self.random());
+        let tally = run(self.target(requests)?, load, move |tally| {
             let done = match by_requests {
                 true => tally.requests(),
                 false => shown.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
@@ -218,17 +241,35 @@ impl Server {
         Ok(tally)
     }
 
-    fn target(&self) -> Result<Target, BenchError> {
+    /// Prompts that no request has had.
+    fn random(&self) -> RequestSource {
         let (prompt, first) = (self.prompt.clone(), self.sent);
+        Box::new(move |number| RequestSpec {
+            body: prompt.body(first + number),
+            ..RequestSpec::default()
+        })
+    }
+
+    /// The requests of the trace, if there is one.
+    fn recorded(&self) -> Option<RequestSource> {
+        let (trace, prompt) = self.trace.clone()?;
+        Some(Box::new(move |number| {
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            let request = trace.requests.get(number);
+            RequestSpec {
+                body: request.map_or_else(Bytes::new, |request| prompt.body(&trace, request)),
+                ..RequestSpec::default()
+            }
+        }))
+    }
+
+    fn target(&self, requests: RequestSource) -> Result<Target, BenchError> {
         Ok(Target {
             addresses: self.addresses.clone(),
             host: self.url.host()?,
             path: self.url.path(self.prompt.endpoint.path())?,
             headers: self.headers.clone(),
-            requests: Box::new(move |number| RequestSpec {
-                body: prompt.body(first + number),
-                ..RequestSpec::default()
-            }),
+            requests,
         })
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use super::client::Failure;
+use super::trace::TraceError;
 use super::url::UrlError;
 
 /// Why there is nothing to report.
@@ -24,6 +25,8 @@ pub enum BenchError {
     NothingAnswered,
     /// The API key has characters that a header cannot have.
     Key,
+    /// The trace cannot be read.
+    Trace(TraceError),
     /// An I/O error on this file, on stdout or of the runtime.
     Io(String, io::Error),
 }
@@ -32,6 +35,7 @@ impl fmt::Display for BenchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (url, failure, message) = match self {
             BenchError::Url(error) => return error.fmt(f),
+            BenchError::Trace(error) => return error.fmt(f),
             BenchError::NothingAnswered => return f.write_str("every request failed"),
             BenchError::Key => {
                 return f.write_str("--api-key has characters that a header cannot have");
@@ -71,6 +75,12 @@ impl fmt::Display for BenchError {
 }
 
 impl std::error::Error for BenchError {}
+
+impl From<TraceError> for BenchError {
+    fn from(error: TraceError) -> BenchError {
+        BenchError::Trace(error)
+    }
+}
 
 impl From<UrlError> for BenchError {
     fn from(error: UrlError) -> BenchError {

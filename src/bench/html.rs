@@ -11,18 +11,22 @@ grid-template-columns:repeat(auto-fit,minmax(28rem,1fr));gap:1.5rem}svg{width:10
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}dt{font-weight:600}dd{margin:0;overflow-wrap:anywhere}\
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}}";
 
-/// Formats a page: a title, facts as pairs of name and value, a table whose first row is its head, and charts.
+/// Formats a page: a title, facts as pairs of name and value, tables whose first row is their head, and charts.
 #[must_use]
 pub fn page(
     title: &str,
     facts: &[(String, String)],
-    rows: &[Vec<String>],
+    tables: &[Vec<Vec<String>>],
     charts: &[Chart],
 ) -> String {
     let title = escaped(title);
     let facts: String = facts
         .iter()
         .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escaped(name), escaped(value)))
+        .collect();
+    let tables: String = tables
+        .iter()
+        .map(|rows| format!("<div class=\"wide\">{}</div>\n", table(rows)))
         .collect();
     let charts: String = charts
         .iter()
@@ -32,8 +36,7 @@ pub fn page(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
          <title>{title}</title><style>{PAGE_STYLE}{STYLE}</style></head>\n<body><h1>{title}</h1>\n<dl>{facts}</dl>\n\
-         <div class=\"wide\">{}</div>\n<div class=\"charts\">{charts}</div></body></html>\n",
-        table(rows)
+         {tables}<div class=\"charts\">{charts}</div></body></html>\n"
     )
 }
 
@@ -94,7 +97,7 @@ mod tests {
         };
         let facts = [("url".to_owned(), "http://a/<script>".to_owned())];
         let rows = [vec!["a".to_owned(), "<b>".to_owned()], vec!["c".to_owned()]];
-        let page = page("\"x\" <i>", &facts, &rows, &[chart]);
+        let page = page("\"x\" <i>", &facts, &[rows.to_vec()], &[chart]);
         assert_eq!(open_elements(&page), Vec::<String>::new());
         for never in ["<script", "<i>", "<b>", "src=", "href=", "@import", "url("] {
             assert!(!page.contains(never), "{never}");

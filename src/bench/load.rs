@@ -19,7 +19,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use super::arrivals::{Arrivals, Schedule};
 use super::client::{Connection, Failure, Received, nanoseconds};
-use super::tally::Tally;
+use super::tally::{Slo, Tally};
 
 /// How many requests, how fast, for how long.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub struct Load {
     pub request_timeout: Duration,
     /// Seed of the arrivals.
     pub seed: u64,
+    /// What a request must keep to count as good.
+    pub slo: Slo,
 }
 
 /// The server and the requests for it.
@@ -76,7 +78,7 @@ pub async fn run(target: Target, load: &Load, progress: impl Fn(&Tally) + 'stati
         load: load.clone(),
         target,
         next: Cell::new(0),
-        schedule: RefCell::new(Schedule::new(load.arrivals)),
+        schedule: RefCell::new(Schedule::new(load.arrivals.clone())),
         draws: RefCell::new(SmallRng::seed_from_u64(load.seed)),
         idle: RefCell::default(),
         tally: RefCell::default(),
@@ -168,7 +170,7 @@ impl Shared {
             .await
             .unwrap_or(Err(Failure::Timeout));
         let mut tally = self.tally.borrow_mut();
-        tally.finish(started, result, received);
+        tally.finish(started, result, received, self.load.slo);
         (self.progress)(&tally);
     }
 

@@ -6,21 +6,23 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `arrivals` | when requests start: as soon as a user is free, or at a rate |
+//! | `arrivals` | when requests start: as soon as a user is free, at a rate, or at the times of a trace |
 //! | `client` | one connection, one exchange on it, and its failures |
 //! | `load` | the users: [`run`] sends the requests of a [`Load`] |
 //! | `tally` | the results of a load: histograms and counts |
 //! | `summary` | a tally as numbers: a row of the table, and JSON |
 //! | `prompt` | request bodies for SGLang's endpoints, of a given length |
+//! | `trace` | requests of a recorded trace: reading, scaling, and their bodies |
 //! | `url` | the server's URL and its addresses |
 //! | `table`, `plot`, `html` | text in columns; charts as SVG; one page with both |
 //! | `cli` | `mini-lb bench`, from its arguments to the report |
 //! | `args`, `error` | its command line; why it has nothing to report |
 //! | `compare` | its levels of concurrency, alone or beside a second server |
-//! | `report` | its output: table, JSON, page |
+//! | `report`, `charts` | its output: table, JSON, page; the page's charts |
 
 mod args;
 mod arrivals;
+mod charts;
 pub mod cli;
 mod client;
 mod compare;
@@ -34,6 +36,7 @@ mod report;
 mod summary;
 pub mod table;
 mod tally;
+mod trace;
 mod url;
 
 pub use arrivals::{Arrivals, Schedule, Spacing};
@@ -42,5 +45,6 @@ pub use html::page;
 pub use load::{Load, RequestSource, RequestSpec, Target, run};
 pub use prompt::{Endpoint, InputLength, Prompt};
 pub use summary::{Quantiles, Summary};
-pub use tally::Tally;
+pub use tally::{Prompts, Slo, Tally};
+pub use trace::{Cut, Trace, TraceError, TracePrompt, TraceRequest, Words};
 pub use url::{Url, UrlError};

@@ -66,7 +66,7 @@ pub struct Prompt {
 }
 
 /// Token ids of ordinary tokens in all common vocabularies. sglang.bench_serving takes the range from the tokenizer.
-const IDS: std::ops::Range<u32> = 1_000..20_000;
+pub(super) const IDS: std::ops::Range<u32> = 1_000..20_000;
 
 impl Prompt {
     /// The body of the request with this number.

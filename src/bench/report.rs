@@ -4,19 +4,19 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
+use super::arrivals::Arrivals;
+use super::charts::{Names, charts};
 use super::compare::Level;
 use super::context;
 use super::error::BenchError;
 use super::html::page;
-use super::plot::{Chart, Scale, Series};
+use super::load::Load;
 use super::prompt::InputLength;
 use super::summary::Summary;
 use super::table::{columns, number};
-use super::tally::Tally;
 
 /// Writes the results to where the command line says.
 ///
@@ -27,7 +27,11 @@ pub(crate) fn write(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError
     let to_stdout = args.json.as_deref() == Some(Path::new("-"));
     if !to_stdout {
         let mut text = format!("\nLatencies in milliseconds.\n\n{}", columns(&rows));
+        if let Some(workers) = workers(levels) {
+            text.push_str(&format!("\n{}", columns(&workers)));
+        }
         for level in levels {
+            text.push_str(&outcomes(level));
             text.push_str(&failures(level));
         }
         write_out(&text)?;
@@ -47,7 +51,13 @@ pub(crate) fn write(args: &BenchArgs, levels: &[Level]) -> Result<(), BenchError
         let context = context::facts().map(|(name, value)| (name.to_owned(), value));
         facts.extend(context);
         facts.push(("times".to_owned(), "milliseconds".to_owned()));
-        let page = page(&title, &facts, &rows, &charts(&names, levels));
+        for level in levels {
+            let lines = outcomes(level);
+            let outcomes = lines.lines().filter_map(|line| line.split_once(": "));
+            facts.extend(outcomes.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        }
+        let tables: Vec<_> = std::iter::once(rows).chain(workers(levels)).collect();
+        let page = page(&title, &facts, &tables, &charts(&names, levels));
         write_file(path, &page)?;
     }
     Ok(())
@@ -123,6 +133,70 @@ fn latencies(summary: &Summary) -> [f64; 7] {
     ]
 }
 
+/// The prompts of each prefill worker, where responses name theirs.
+fn workers(levels: &[Level]) -> Option<Vec<Vec<String>>> {
+    let head = [
+        "prefill worker",
+        "requests",
+        "prompt tokens",
+        "cached",
+        "cached %",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for level in levels {
+        for (worker, prompts) in &level.server.by_prefill {
+            rows.push(vec![
+                match levels.len() {
+                    1 => worker.clone(),
+                    _ => format!("{}, {worker}", label(&level.load)),
+                },
+                prompts.requests.to_string(),
+                number(prompts.tokens as f64),
+                number(prompts.cached_tokens as f64),
+                number(percent(prompts.cached_tokens, prompts.tokens)),
+            ]);
+        }
+    }
+    (rows.len() > 1).then_some(rows)
+}
+
+/// The cached tokens and the goodput of a level, a line each where they are known.
+fn outcomes(level: &Level) -> String {
+    let (mut text, tally, label) = (String::new(), &level.server, label(&level.load));
+    let prompts = tally.prompts;
+    if prompts.requests > 0 {
+        text.push_str(&format!(
+            "{label}, cached tokens: {} of {} in prompts ({} %)\n",
+            number(prompts.cached_tokens as f64),
+            number(prompts.tokens as f64),
+            number(percent(prompts.cached_tokens, prompts.tokens))
+        ));
+    }
+    if level.load.slo.is_set() {
+        text.push_str(&format!(
+            "{label}, goodput: {} requests per second, {} of {} ({} %)\n",
+            number(Summary::of(tally).good_per_second),
+            tally.good,
+            tally.requests(),
+            number(percent(tally.good, tally.requests()))
+        ));
+    }
+    text
+}
+
+fn percent(part: u64, of: u64) -> f64 {
+    100.0 * part as f64 / of.max(1) as f64
+}
+
+/// What distinguishes a load from the others of a run.
+pub(super) fn label(load: &Load) -> String {
+    let users = load.concurrency;
+    match load.arrivals {
+        Arrivals::AtTimes(_) => format!("trace, concurrency {users}"),
+        _ => format!("concurrency {users}"),
+    }
+}
+
 /// The failures and delays of a level, a line each.
 fn failures(level: &Level) -> String {
     let mut text = String::new();
@@ -157,9 +231,27 @@ fn failures(level: &Level) -> String {
 
 fn facts(args: &BenchArgs) -> Vec<(String, String)> {
     let url = args.server().map(|url| url.to_string()).unwrap_or_default();
-    let (size, unit) = match args.input() {
-        InputLength::Bytes(bytes) => (bytes, "bytes"),
-        InputLength::Tokens(tokens) => (tokens, "tokens"),
+    let prompts = match (&args.trace.trace, args.input()) {
+        (Some(trace), _) => [
+            ("trace", trace.display().to_string()),
+            (
+                "replayed",
+                format!(
+                    "{} times as fast, lengths times {}",
+                    args.trace.speedup, args.trace.token_scale
+                ),
+            ),
+        ],
+        (None, input) => {
+            let prompt = match input {
+                InputLength::Bytes(bytes) => format!("{bytes} bytes"),
+                InputLength::Tokens(tokens) => format!("{tokens} tokens"),
+            };
+            [
+                ("prompt", prompt),
+                ("answer", format!("{} tokens", args.output_tokens)),
+            ]
+        }
     };
     let mut facts = vec![
         ("server", url),
@@ -168,9 +260,19 @@ fn facts(args: &BenchArgs) -> Vec<(String, String)> {
             "streamed",
             if args.streams() { "yes" } else { "no" }.to_owned(),
         ),
-        ("prompt", format!("{size} {unit}")),
-        ("answer", format!("{} tokens", args.output_tokens)),
     ];
+    facts.extend(prompts);
+    if args.trace.slo().is_set() {
+        let bound = |name: &str, bound: Option<f64>| {
+            bound.map(|bound| format!("{name} at most {bound} ms"))
+        };
+        let bounds = [
+            bound("TTFT", args.trace.slo_ttft_ms),
+            bound("mean ITL", args.trace.slo_itl_ms),
+        ];
+        let bounds: Vec<_> = bounds.into_iter().flatten().collect();
+        facts.push(("good request", bounds.join(", ")));
+    }
     if args.rate.is_finite() {
         facts.push(("rate", format!("{} requests per second", args.rate)));
     }
@@ -204,148 +306,6 @@ fn as_json(args: &BenchArgs, levels: &[Level]) -> Value {
         "asked": Value::Object(facts.collect()),
         "levels": levels,
     })
-}
-
-/// The names of the measured servers in the legends: host and port, with two servers after the words of the table.
-struct Names {
-    server: String,
-    direct: String,
-}
-
-impl Names {
-    fn of(args: &BenchArgs) -> Self {
-        let server = args.server().map(|url| url.authority.clone());
-        let server = server.unwrap_or_default();
-        match &args.direct {
-            None => Self {
-                server,
-                direct: String::new(),
-            },
-            Some(direct) => Self {
-                server: format!("server {server}"),
-                direct: format!("direct {}", direct.authority),
-            },
-        }
-    }
-
-    /// The servers of a level.
-    fn servers<'a>(&self, level: &'a Level) -> impl Iterator<Item = (&str, &'a Tally)> {
-        let direct = level.direct.iter().map(|tally| (&*self.direct, tally));
-        std::iter::once((&*self.server, &level.server)).chain(direct)
-    }
-}
-
-const MILLISECONDS: &str = "milliseconds";
-
-fn charts(names: &Names, levels: &[Level]) -> Vec<Chart> {
-    let mut charts = Vec::new();
-    if levels.len() > 1 {
-        charts.push(against_concurrency(
-            names,
-            levels,
-            ("Throughput by concurrency", "answered requests per second"),
-            &[("", &|summary| summary.requests_per_second)],
-        ));
-        charts.push(against_concurrency(
-            names,
-            levels,
-            ("Time to first token by concurrency", MILLISECONDS),
-            &[
-                (" p50", &|summary| summary.ttft_ms.p50),
-                (" p99", &|summary| summary.ttft_ms.p99),
-            ],
-        ));
-    }
-    let kinds: [(&str, Of); 3] = [
-        ("Time to first token by percentile", |tally| &tally.ttft),
-        ("Time between events by percentile", |tally| &tally.gaps),
-        ("Time of a whole request by percentile", |tally| {
-            &tally.total
-        }),
-    ];
-    for (title, histogram) in kinds {
-        if levels
-            .iter()
-            .any(|level| !histogram(&level.server).is_empty())
-        {
-            charts.push(by_percentile(names, levels, title, histogram));
-        }
-    }
-    charts
-}
-
-/// Selects one of a tally's histograms.
-type Of = fn(&Tally) -> &Histogram<u64>;
-
-type Reading<'a> = (&'a str, &'a dyn Fn(&Summary) -> f64);
-
-fn against_concurrency(
-    names: &Names,
-    levels: &[Level],
-    (title, unit): (&str, &str),
-    readings: &[Reading<'_>],
-) -> Chart {
-    let mut series: Vec<Series> = Vec::new();
-    for level in levels {
-        for (name, tally) in names.servers(level) {
-            let summary = Summary::of(tally);
-            for (suffix, read) in readings {
-                let name = format!("{name}{suffix}");
-                let point = (level.load.concurrency as f64, read(&summary));
-                match series.iter_mut().find(|series| series.name == name) {
-                    Some(series) => series.points.push(point),
-                    None => series.push(Series {
-                        name,
-                        points: vec![point],
-                    }),
-                }
-            }
-        }
-    }
-    Chart {
-        title: title.to_owned(),
-        y_label: unit.to_owned(),
-        x_label: "concurrency, requests".to_owned(),
-        x: Scale::Log,
-        y: Scale::Linear,
-        series,
-    }
-}
-
-/// The x axis is even in nines: from 99 to 99.9 takes as much room as from 90 to 99.
-fn by_percentile(names: &Names, levels: &[Level], title: &str, histogram: Of) -> Chart {
-    let nines = |part: f64| -(1.0 - part).log10();
-    let marks = [
-        (0.0, "0"),
-        (0.5, "50"),
-        (0.9, "90"),
-        (0.99, "99"),
-        (0.999, "99.9"),
-    ];
-    let series = levels.iter().flat_map(|level| {
-        names.servers(level).map(move |(name, tally)| Series {
-            name: format!("{name}, concurrency {}", level.load.concurrency),
-            points: (0..=30)
-                .map(|step| {
-                    let place = f64::from(step) / 10.0;
-                    let value = histogram(tally).value_at_quantile(1.0 - 10_f64.powf(-place));
-                    (place, value as f64 / 1e6)
-                })
-                .collect(),
-        })
-    });
-    Chart {
-        title: title.to_owned(),
-        y_label: MILLISECONDS.to_owned(),
-        x_label: "percentile of the values: 99 is the value that 1 % exceed".to_owned(),
-        x: Scale::Marked(
-            marks
-                .map(|(part, label)| (nines(part), label.to_owned()))
-                .to_vec(),
-        ),
-        y: Scale::Log,
-        series: series.collect(),
-    }
 }
 
 fn write_out(text: &str) -> Result<(), BenchError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::tally::Tally;
+use super::tally::{Prompts, Tally};
 
 /// Quantiles of a distribution, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -49,6 +49,14 @@ pub struct Summary {
     pub received_bytes: u64,
     /// Connections opened.
     pub connections: u64,
+    /// Prompts in tokens, of the responses that have the number of cached ones.
+    pub prompts: Prompts,
+    /// The same by prefill worker, of the responses that name theirs.
+    pub by_prefill: BTreeMap<String, Prompts>,
+    /// Responses that kept the SLO of the load, all without one.
+    pub good: u64,
+    /// The same per second: the goodput.
+    pub good_per_second: f64,
     /// Time to first token: to the first byte of a response's body.
     pub ttft_ms: Quantiles,
     /// Inter-token latency: between two events of a stream.
@@ -99,6 +107,10 @@ impl Summary {
             sent_bytes: tally.sent_bytes,
             received_bytes: tally.received_bytes,
             connections: tally.connections,
+            prompts: tally.prompts,
+            by_prefill: tally.by_prefill.clone(),
+            good: tally.good,
+            good_per_second: per_second(tally.good),
             ttft_ms: Quantiles::of(&tally.ttft),
             itl_ms: Quantiles::of(&tally.gaps),
             e2e_ms: Quantiles::of(&tally.total),

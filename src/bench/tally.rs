@@ -1,7 +1,7 @@
 //! The results of a load: latencies as histograms, everything else as counts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
@@ -10,6 +10,26 @@ use super::client::{Failure, Received, nanoseconds};
 /// Significant decimal digits of every latency. The range ends at a day, which is the longest timeout of a request.
 const DIGITS: u8 = 3;
 const LONGEST_NANOSECONDS: u64 = 86_400_000_000_000;
+
+/// Bounds of a request's latencies; without both every response is good.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Slo {
+    /// Upper bound of the time to first token.
+    pub ttft: Option<Duration>,
+    /// Upper bound of the mean time between two events of a response.
+    pub itl: Option<Duration>,
+}
+
+/// Prompts in tokens, of the responses that have the number of cached ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Prompts {
+    /// Number of prompts.
+    pub requests: u64,
+    /// All tokens.
+    pub tokens: u64,
+    /// Tokens that the workers had cached.
+    pub cached_tokens: u64,
+}
 
 /// Sums over the requests of a load.
 #[derive(Debug, Clone)]
@@ -30,6 +50,12 @@ pub struct Tally {
     pub tokens: u64,
     /// Connections opened.
     pub connections: u64,
+    /// The prompts of all responses.
+    pub prompts: Prompts,
+    /// The same by prefill worker, of the responses that name theirs.
+    pub by_prefill: BTreeMap<String, Prompts>,
+    /// Responses that kept the SLO.
+    pub good: u64,
     /// Nanoseconds from the start of a request to the first byte of the response's body.
     pub ttft: Histogram<u64>,
     /// Nanoseconds between two events of a stream.
@@ -53,6 +79,9 @@ impl Default for Tally {
             events: 0,
             tokens: 0,
             connections: 0,
+            prompts: Prompts::default(),
+            by_prefill: BTreeMap::new(),
+            good: 0,
             ttft: histogram(),
             gaps: histogram(),
             total: histogram(),
@@ -89,6 +118,12 @@ impl Tally {
         self.events += other.events;
         self.tokens += other.tokens;
         self.connections += other.connections;
+        self.prompts.add(other.prompts);
+        for (worker, prompts) in &other.by_prefill {
+            let mine = self.by_prefill.entry(worker.clone()).or_default();
+            mine.add(*prompts);
+        }
+        self.good += other.good;
         for (mine, theirs) in [
             (&mut self.ttft, &other.ttft),
             (&mut self.gaps, &other.gaps),
@@ -108,9 +143,10 @@ impl Tally {
     /// Adds one finished request. `started` is its scheduled start.
     pub(crate) fn finish(
         &mut self,
-        started: std::time::Instant,
+        started: Instant,
         result: Result<(), Failure>,
         received: Received,
+        slo: Slo,
     ) {
         self.received_bytes += received.bytes;
         self.events += received.events;
@@ -118,6 +154,8 @@ impl Tally {
         match result {
             Ok(()) => {
                 self.answered += 1;
+                self.good += u64::from(slo.is_kept(started, &received));
+                self.note_prompt(&received);
                 if let Some(first) = received.first {
                     self.ttft.saturating_record(nanoseconds(first - started));
                 }
@@ -134,6 +172,47 @@ impl Tally {
     }
 }
 
+impl Tally {
+    fn note_prompt(&mut self, received: &Received) {
+        let prompts = Prompts {
+            requests: 1,
+            tokens: received.prompt.map_or(0, |prompt| prompt.all),
+            cached_tokens: received.prompt.map_or(0, |prompt| prompt.cached),
+        };
+        if received.prompt.is_some() {
+            self.prompts.add(prompts);
+        }
+        if let Some(worker) = &received.prefill {
+            let of_worker = self.by_prefill.entry(worker.clone()).or_default();
+            of_worker.add(prompts);
+        }
+    }
+}
+
+impl Prompts {
+    fn add(&mut self, other: Prompts) {
+        self.requests += other.requests;
+        self.tokens += other.tokens;
+        self.cached_tokens += other.cached_tokens;
+    }
+}
+
+impl Slo {
+    /// Whether there is a bound at all.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        *self != Slo::default()
+    }
+
+    fn is_kept(&self, started: Instant, received: &Received) -> bool {
+        let first = received.first.unwrap_or(received.last);
+        let gaps = u32::try_from(received.events.saturating_sub(1)).unwrap_or(u32::MAX);
+        let itl = (received.last - first) / gaps.max(1);
+        let keeps = |bound: Option<Duration>, value| bound.is_none_or(|bound| value <= bound);
+        keeps(self.ttft, first - started) && keeps(self.itl.filter(|_| gaps > 0), itl)
+    }
+}
+
 fn histogram() -> Histogram<u64> {
     match Histogram::new_with_max(LONGEST_NANOSECONDS, DIGITS) {
         Ok(histogram) => histogram,
@@ -144,6 +223,31 @@ fn histogram() -> Histogram<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_good_when_its_first_token_and_its_mean_gap_are_in_time() {
+        let started = Instant::now();
+        let millis = Duration::from_millis;
+        let received = Received {
+            first: Some(started + millis(100)),
+            last: started + millis(500),
+            events: 5,
+            ..Received::nothing()
+        };
+        for (ttft, itl, is_good) in [
+            (None, None, true),
+            (Some(100), Some(100), true),
+            (Some(99), Some(100), false),
+            (Some(100), Some(99), false),
+            (None, Some(99), false),
+        ] {
+            let slo = Slo {
+                ttft: ttft.map(millis),
+                itl: itl.map(millis),
+            };
+            assert_eq!(slo.is_kept(started, &received), is_good, "{slo:?}");
+        }
+    }
 
     #[test]
     fn a_sum_has_the_counts_and_the_latencies_of_both() {

@@ -44,6 +44,7 @@ fn load(concurrency: usize, requests: u64) -> Load {
         time: Duration::from_secs(60),
         request_timeout: Duration::from_secs(20),
         seed: 1,
+        slo: bench::Slo::default(),
     }
 }
 

@@ -9,3 +9,4 @@ mod examples;
 mod interface;
 mod module_boundaries;
 mod readme;
+mod trace;
