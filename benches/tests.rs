@@ -6,6 +6,7 @@ mod fault_cost;
 mod programs;
 mod request_cost;
 mod short_runs;
+mod trace_replay;
 
 /// The allocator of `end_to_end.rs`.
 #[global_allocator]

@@ -1,9 +1,10 @@
-//! Shared by the benchmarks: balancers as programs, their CPU time and memory, and the machine.
+//! Shared by the benchmarks: balancers and simulated workers as programs, their CPU time and memory, and the machine.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `balancer` | a balancer in front of workers: its command line, its start |
 //! | `process` | CPU time and memory of a tree of processes |
+//! | `simulated` | simulated workers as a program |
 //! | `machine` | the machine, and the versions of programs |
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
@@ -11,6 +12,7 @@
 pub mod balancer;
 pub mod machine;
 pub mod process;
+pub mod simulated;
 
 use std::fs;
 use std::future::Future;

@@ -1,7 +1,5 @@
 //! The simulated workers behind the targets: without compute time, one process for each role.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +9,7 @@ use mini_lb::bench::fetch;
 use serde_json::Value;
 
 use crate::programs::balancer::{Worker, Workers};
+use crate::programs::simulated::Simulated;
 
 /// The number of workers and their speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,17 +25,7 @@ pub struct Fleet {
     pub prefill: Vec<Worker>,
     pub decode: Vec<Worker>,
     pub single: Vec<Worker>,
-    _processes: Vec<Process>,
-}
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail when the process has already ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    _processes: Vec<Simulated>,
 }
 
 /// Sums of the workers' counters.
@@ -55,7 +44,8 @@ impl Fleet {
     pub fn start(mini_lb: &str, plan: Plan) -> Result<Fleet, String> {
         let mut processes = Vec::new();
         let mut of = |role| {
-            let (process, workers) = start_role(mini_lb, role, plan)?;
+            let process = start_role(mini_lb, role, plan)?;
+            let workers = process.workers.clone();
             processes.push(process);
             Ok::<_, String>(workers)
         };
@@ -119,52 +109,11 @@ impl Fleet {
     }
 }
 
-fn start_role(mini_lb: &str, role: &str, plan: Plan) -> Result<(Process, Vec<Worker>), String> {
-    let (workers, gap) = (plan.of_each.to_string(), plan.gap.as_micros().to_string());
-    let mut child = Command::new(mini_lb)
-        .args([
-            "sim",
-            role,
-            "--workers",
-            &workers,
-            "--output-token-us",
-            &gap,
-        ])
-        .args([
-            "--prompt-token-us",
-            "0",
-            "--transfer-us",
-            "0",
-            "--health-ms",
-            "0",
-        ])
-        .args(["--journal-entries", "0", "--context-length", "100000000"])
-        .args(["--kv-slots", "100000", "--max-running-requests", "100000"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("{mini_lb} sim {role}: {error}"))?;
-    let lines = child.stdout.take();
-    let process = Process(child);
-    let lines = BufReader::new(lines.ok_or("no stdout")?).lines();
-    let workers: Vec<_> = lines
-        .take(plan.of_each)
-        .map_while(Result::ok)
-        .filter_map(|line| read_line(&line))
-        .collect();
-    match workers.len() == plan.of_each {
-        true => Ok((process, workers)),
-        false => Err(format!("{mini_lb} sim {role} did not start")),
-    }
-}
-
-/// `prefill http://127.0.0.1:31000 bootstrap 31900`.
-fn read_line(line: &str) -> Option<Worker> {
-    let mut words = line.split(' ').skip(1);
-    let address = words.next()?.strip_prefix("http://")?.parse().ok()?;
-    let bootstrap_port = words.nth(1).and_then(|port| port.parse().ok());
-    Some(Worker {
-        address,
-        bootstrap_port,
-    })
+fn start_role(mini_lb: &str, role: &str, plan: Plan) -> Result<Simulated, String> {
+    let options = [
+        format!("--output-token-us={}", plan.gap.as_micros()),
+        "--prompt-token-us=0".to_owned(),
+        "--transfer-us=0".to_owned(),
+    ];
+    Simulated::start(mini_lb, role, plan.of_each, &options)
 }
