@@ -55,6 +55,7 @@ pub(super) fn start(
         time: FOR_EVER,
         request_timeout: Duration::from_secs(super::REQUEST_TIMEOUT_SECS),
         seed: 1,
+        slo: mini_lb::bench::Slo::default(),
     };
     let prompt = Prompt {
         endpoint: Endpoint::Chat,

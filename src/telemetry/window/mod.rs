@@ -245,4 +245,5 @@ fn blame(ended: &str) -> Option<Blame> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
