@@ -90,10 +90,12 @@ pub(crate) enum Exhausted {
 /// Why a request that a worker was lost with is not sent to another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Suspected {
-    /// A second worker was lost with it.
+    /// A second worker was lost with it, or one worker too often.
     Lost(suspects::Refusal),
-    /// It waited this long for its turn.
+    /// It waited this long for the trial of an equal one.
     Waited(Duration),
+    /// It waited this long for a worker of this role that is well and was not lost with it.
+    NoOther(Role, Duration),
 }
 
 /// A deadline that the workers have missed.
@@ -156,6 +158,8 @@ impl ProxyError {
             ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
+            ProxyError::Suspect(Suspected::NoOther(Role::Prefill, _)) => Code::NoPrefill,
+            ProxyError::Suspect(Suspected::NoOther(Role::Decode, _)) => Code::NoDecode,
             ProxyError::Suspect(_) => Code::SuspectRequest,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
@@ -213,13 +217,18 @@ impl fmt::Display for Suspected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Suspected::Lost(refusal) => {
-                f.write_str("two workers were lost with this request")?;
-                if let Some(worker) = &refusal.lost {
-                    write!(
+                match (&refusal.lost, refusal.times) {
+                    (Some(worker), Some(times)) => write!(
                         f,
-                        ", the last one was the {} worker {}",
+                        "the {} worker {} was lost {times} times with this request",
                         worker.role, worker.url
-                    )?;
+                    )?,
+                    (Some(worker), None) => write!(
+                        f,
+                        "two workers or more were lost with this request, the last one was the {} worker {}",
+                        worker.role, worker.url
+                    )?,
+                    (None, _) => f.write_str("workers were lost with this request")?,
                 }
                 write!(
                     f,
@@ -228,10 +237,16 @@ impl fmt::Display for Suspected {
                     refusal.left_secs()
                 )
             }
+            Suspected::NoOther(role, time) => write!(
+                f,
+                "a worker was lost with this request, and no other {role} worker was well within {:.0} s \
+                 (queue_timeout_secs); try again",
+                time.as_secs_f64()
+            ),
             Suspected::Waited(time) => write!(
                 f,
-                "a worker was lost with this request, and such requests are tried one after the other: it did not get \
-                 its turn within {:.0} s (queue_timeout_secs); try again",
+                "a worker was lost with a request with this body, which is tried again: that was not over within {:.0} s \
+                 (queue_timeout_secs), so this one did not get its turn; try again",
                 time.as_secs_f64()
             ),
         }

@@ -158,11 +158,19 @@ impl RequestState {
 
     /// Whether the worker of this role was lost, with the request or at the same time.
     pub fn is_lost(&self, role: Role) -> bool {
-        let leg = match role {
+        self.leg(role) == Leg::Lost
+    }
+
+    /// Whether no connection to the worker of this role was established.
+    pub fn is_unsent(&self, role: Role) -> bool {
+        self.leg(role) == Leg::Unsent
+    }
+
+    fn leg(&self, role: Role) -> Leg {
+        match role {
             Role::Prefill => self.prefill,
             Role::Decode => self.decode,
-        };
-        leg == Leg::Lost
+        }
     }
 
     /// The verdict on what has been reported.

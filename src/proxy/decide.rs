@@ -33,11 +33,11 @@ pub(super) enum Decision {
 impl Proxy {
     /// Decides what happens next, and begins a retry where one is due.
     pub(super) fn decide(&self, ctx: &mut RequestContext) -> Result<Decision> {
-        let verdict = self.verdict(ctx)?;
+        Self::look_at_legs(ctx)?;
         if let Some(refused) = self.note_loss(ctx)? {
             return Ok(Decision::End(refused));
         }
-        Ok(match verdict {
+        Ok(match self.verdict(ctx) {
             Verdict::Wait | Verdict::Respond => Decision::Proceed,
             Verdict::Fail(role) => Decision::Fail(role),
             Verdict::Again(role) if ctx.head_is_out() => Decision::Fail(role),
@@ -62,31 +62,42 @@ impl Proxy {
         })
     }
 
-    /// The verdict on the present attempt. Costs nothing and changes nothing but the state that is asked about.
-    fn verdict(&self, ctx: &mut RequestContext) -> Result<Verdict> {
+    /// Brings the state up to date, which decode's failures reach by themselves.
+    fn look_at_legs(ctx: &mut RequestContext) -> Result<()> {
         let prefill = ctx.attempt()?.prefill_state();
         ctx.state.prefill(prefill);
         if ctx.has_begun() {
             ctx.state.commit();
         }
-        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
-        Ok(ctx.state.verdict(RetryRules {
-            attempts: match ctx.head_is_out() {
-                false => self.limits.max_attempts(),
-                // The head may be decode's, whose response it no longer is.
-                true => ctx.state.attempt(),
-            },
-            own_rid,
-        }))
+        Ok(())
     }
 
-    /// Whether a retry would reach another worker than the one that is to blame.
+    /// The verdict on the present attempt. Costs nothing and changes nothing.
+    fn verdict(&self, ctx: &RequestContext) -> Verdict {
+        let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
+        ctx.state.verdict(RetryRules {
+            attempts: match (ctx.head_is_out(), self.limits.max_attempts()) {
+                // The head may be decode's, whose response it no longer is.
+                (true, _) => ctx.state.attempt(),
+                (false, 1) => 1,
+                (false, attempts) => attempts.saturating_add(ctx.uncounted_attempts()),
+            },
+            own_rid,
+        })
+    }
+
+    /// Whether a retry would reach another worker than the one that is to blame. A suspect waits for each worker that was
+    /// not lost with it.
     fn has_another(&self, ctx: &RequestContext, blamed: &Worker) -> bool {
         let members = self.fleet.members();
         let candidates = members.of(blamed.role());
-        candidates
-            .iter()
-            .any(|other| other.id() != blamed.id() && !ctx.avoid.contains(&other.id()))
+        candidates.iter().any(|other| match &ctx.suspicion {
+            None => other.id() != blamed.id() && !ctx.avoid.contains(&other.id()),
+            Some(suspicion) if other.id() == blamed.id() => {
+                ctx.state.is_unsent(blamed.role()) && !suspicion.lost.contains(&other.id())
+            }
+            Some(suspicion) => !suspicion.lost.contains(&other.id()),
+        })
     }
 
     /// Decode's leg failed on the wire: no connection, or a lost one.

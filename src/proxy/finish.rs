@@ -103,9 +103,7 @@ impl Proxy {
                 None => attempt.report_success(),
                 Some(error) => attempt.report_stream_error(error),
             }
-            if let Some(suspicion) = ctx.suspicion.take() {
-                suspicion.served();
-            }
+            self.note_served(ctx);
         }
         if ctx.keeps
             && let Some(kept) = ctx.kept.take()

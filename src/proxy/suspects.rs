@@ -13,19 +13,36 @@ use super::Proxy;
 use super::request::{Body, Request, RequestContext};
 use super::wait::POLL_INTERVAL;
 use crate::client;
-use crate::error::{ProxyError, Suspected};
-use crate::fleet::suspects::{self, Digest, Loss, Lost, Point, Progress, Standing, Trial};
-use crate::fleet::{Lease, Role, Turn};
+use crate::error::{ProxyError, Suspected, Timeout};
+use crate::fleet::suspects::{self, Digest, Loss, Lost, Point, Progress, Standing, Trial, Wait};
+use crate::fleet::{Lease, Role, Turn, WorkerId};
 use crate::pd::Engine;
 use crate::telemetry::Suspect;
+
+/// The part of `queue_timeout` after which a suspect shares its worker with others that have waited as long.
+const ALONE_FOR: u32 = 4;
 
 /// A request that a worker was lost with, now or earlier.
 pub(super) struct Suspicion {
     digest: Digest,
     /// The trial that the present attempt is.
     pub(super) trial: Option<Trial>,
-    /// The last attempt whose loss was noted; 0 for none.
+    /// The workers that were lost with this request, which it is not sent to again.
+    pub(super) lost: Vec<WorkerId>,
+    /// The last attempt that was noted; 0 for none.
     noted: u32,
+    /// Attempts that say nothing about the request, and are not counted: no worker got it, or it was lost together with
+    /// other suspects.
+    uncounted: u32,
+    /// Since when it has had no worker that is well, with the attempts in between that no worker got.
+    unsent_since: Option<Instant>,
+}
+
+/// The wait of a suspect.
+struct Waiting {
+    begun: Instant,
+    /// Since when it has had no worker that is well; `None` where it has one.
+    unsent_since: Option<Instant>,
 }
 
 impl Suspicion {
@@ -33,7 +50,10 @@ impl Suspicion {
         Self {
             digest,
             trial: None,
+            lost: Vec::new(),
             noted: 0,
+            uncounted: 0,
+            unsent_since: None,
         }
     }
 
@@ -46,13 +66,6 @@ impl Suspicion {
     pub(super) fn note_first_byte(&self, out: &Bytes) {
         if let Some(trial) = self.trial.as_ref().filter(|_| !out.is_empty()) {
             trial.progress().reached(Point::FirstByte);
-        }
-    }
-
-    /// The response was complete.
-    pub(super) fn served(self) {
-        if let Some(trial) = self.trial {
-            trial.served();
         }
     }
 }
@@ -85,17 +98,28 @@ impl Proxy {
             || (self.suspects.is_watching() && ctx.request.as_ref().is_some_and(may_be_known))
     }
 
+    /// Notes that the request was served, where one with its body may be a suspect.
+    pub(super) fn note_served(&self, ctx: &mut RequestContext) {
+        let digest = match (ctx.suspicion.take(), &ctx.request) {
+            (Some(suspicion), _) => suspicion.digest,
+            (None, Some(request)) if self.may_be_suspect(ctx) => request.digest(self.engine),
+            _ => return,
+        };
+        self.suspects.served(&digest, Instant::now());
+    }
+
     /// Notes the workers that the present attempt was lost with. The error of a request that is not tried again because
     /// of that; `None` once the response has begun, which then ends in its own way.
     pub(super) fn note_loss(&self, ctx: &mut RequestContext) -> Result<Option<Box<Error>>> {
         let attempt_number = ctx.state.attempt();
         let noted = |found: &Suspicion| found.noted == attempt_number;
+        if !self.suspects.is_on() || ctx.suspicion.as_deref().is_some_and(noted) {
+            return Ok(None);
+        }
         let roles =
             [Role::Prefill, Role::Decode].map(|role| ctx.state.is_lost(role).then_some(role));
-        if roles == [None; 2]
-            || !self.suspects.is_on()
-            || ctx.suspicion.as_deref().is_some_and(noted)
-        {
+        if roles == [None; 2] {
+            ctx.note_unsent(attempt_number);
             return Ok(None);
         }
         let attempt = ctx.attempt()?;
@@ -113,9 +137,14 @@ impl Proxy {
         let new = || Box::new(Suspicion::new(request.digest(self.engine)));
         let suspicion = ctx.suspicion.get_or_insert_with(new);
         suspicion.noted = attempt_number;
+        suspicion.unsent_since = None;
+        let lost = workers.iter().map(|worker| worker.id);
+        suspicion.lost.extend(lost);
         let trial = suspicion.trial.take();
         ctx.record.suspect = Some(Suspect::Lost);
-        match self.suspects.lost(&suspicion.digest, trial, &loss, now) {
+        let judged = self.suspects.lost(&suspicion.digest, trial, &loss, now);
+        suspicion.uncounted += u32::from(judged.shared);
+        match judged.standing {
             Standing::Refused(refusal) if !loss.begun => Ok(Some(ctx.refuse_suspect(refusal))),
             _ => Ok(None),
         }
@@ -137,7 +166,10 @@ impl Proxy {
             Some(suspicion) => suspicion.digest,
             None => request.digest(self.engine),
         };
-        let begun = Instant::now();
+        let mut waiting = Waiting {
+            begun: Instant::now(),
+            unsent_since: ctx.suspicion.as_ref().and_then(|found| found.unsent_since),
+        };
         let mut waited = false;
         loop {
             let changed = self.suspects.changed();
@@ -153,45 +185,64 @@ impl Proxy {
                 Standing::Refused(refusal) => return Err(ctx.refuse_suspect(refusal)),
                 Standing::Suspect => {}
             }
-            if self.try_turn(session, ctx, &digest).await? {
+            let Err(wait) = self.try_turn(session, ctx, &digest, &waiting).await? else {
                 break;
-            }
+            };
             waited = true;
-            self.wait_for_turn(session, ctx, begun, changed).await?;
+            waiting.unsent_since = match wait {
+                Wait::Worker(_) => waiting.unsent_since.or_else(|| Some(Instant::now())),
+                Wait::Turn | Wait::Equal => None,
+            };
+            self.wait_for(wait, session, ctx, &waiting, changed).await?;
         }
         if waited {
-            ctx.record.queued += begun.elapsed();
+            ctx.record.queued += waiting.begun.elapsed();
         }
         Ok(())
     }
 
-    /// Leases a pair for the trial of a suspect, and begins it. False when it has to wait.
+    /// Leases a pair for the trial of a suspect, and begins it, unless it has to wait.
     async fn try_turn(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
         digest: &Digest,
-    ) -> Result<bool> {
+        waiting: &Waiting,
+    ) -> Result<std::result::Result<(), Wait>> {
         let members = self.fleet.members();
-        let avoided = self
-            .suspects
-            .avoided(digest, &members, &ctx.avoid, Instant::now());
-        let Some(avoided) = avoided else {
-            return Ok(false);
+        let overdue = waiting.begun.elapsed() >= self.limits.queue_timeout / ALONE_FOR;
+        let avoided = |avoid: &[WorkerId]| {
+            let now = Instant::now();
+            self.suspects.avoided(digest, &members, avoid, overdue, now)
         };
-        let lease = self.lease(session, ctx, Some(avoided)).await?;
+        let avoided = match (avoided(&ctx.avoid), &ctx.suspicion) {
+            // Those that have only refused it, or were full, may be well again.
+            (Err(Wait::Worker(_)), Some(suspicion)) => avoided(&suspicion.lost),
+            (first, _) => first,
+        };
+        let avoided = match avoided {
+            Ok(avoided) => avoided,
+            Err(wait) => return Ok(Err(wait)),
+        };
+        let lease = self.lease(session, ctx, Some(&avoided)).await?;
         let pair = [lease.prefill.id(), lease.decode.id()];
-        match self.suspects.turn(digest, pair, Instant::now()) {
+        if pair.iter().any(|worker| avoided.contains(worker)) {
+            // The others are gone since.
+            return Ok(Err(Wait::Turn));
+        }
+        match self.suspects.turn(digest, pair, overdue, Instant::now()) {
             suspects::Turn::Now(trial) => {
                 let new = || Box::new(Suspicion::new(*digest));
-                ctx.suspicion.get_or_insert_with(new).trial = Some(trial);
+                let suspicion = ctx.suspicion.get_or_insert_with(new);
+                suspicion.trial = Some(trial);
+                suspicion.unsent_since = waiting.unsent_since;
                 ctx.record.suspect = Some(Suspect::Tried);
                 ctx.lease = Some(lease);
-                Ok(true)
+                Ok(Ok(()))
             }
             suspects::Turn::Refused(refusal) => Err(ctx.refuse_suspect(refusal)),
             // Looked at anew.
-            suspects::Turn::Clear | suspects::Turn::Later => Ok(false),
+            suspects::Turn::Clear | suspects::Turn::Later => Ok(Err(Wait::Turn)),
         }
     }
 
@@ -199,43 +250,71 @@ impl Proxy {
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
-        avoid: Option<Vec<crate::fleet::WorkerId>>,
+        avoid: Option<&[WorkerId]>,
     ) -> Result<Lease> {
-        match self.admit_to_fleet(ctx, avoid.as_deref())? {
+        match self.admit_to_fleet(ctx, avoid)? {
             Turn::Now(lease) => Ok(lease),
             Turn::Later(ticket) => self.wait(session, ctx, ticket).await,
         }
     }
 
     /// Waits until something about the suspects has changed.
-    async fn wait_for_turn(
+    async fn wait_for(
         &self,
+        wait: Wait,
         session: &mut Session,
         ctx: &mut RequestContext,
-        begun: Instant,
+        waiting: &Waiting,
         changed: impl Future<Output = ()>,
     ) -> Result<()> {
-        let (deadline, _) = self.wait_deadline(ctx, begun);
+        let since = waiting.unsent_since.unwrap_or(waiting.begun);
+        let end = match wait {
+            // Its turn comes: no trial keeps its workers for itself for long.
+            Wait::Turn => self.response_deadline(ctx),
+            Wait::Equal | Wait::Worker(_) => Some(self.wait_deadline(ctx, since)),
+        };
         // Seats and absences also end by the time alone.
-        let look = deadline.min(Instant::now() + POLL_INTERVAL);
+        let poll = Instant::now() + POLL_INTERVAL;
+        let look = end.map_or(poll, |(deadline, _)| deadline.min(poll));
         let cut_off = self.shutdown.cut_off();
         tokio::select! {
             biased;
-            left = client::interrupted(session) => Err(left),
-            () = cut_off => Err(ctx.refuse(ProxyError::ShuttingDown)),
-            () = changed => Ok(()),
-            () = tokio::time::sleep_until(look.into()) => {
-                if look < deadline {
-                    return Ok(());
-                }
-                ctx.record.suspect = Some(Suspect::Refused);
-                Err(ctx.refuse(ProxyError::Suspect(Suspected::Waited(begun.elapsed()))))
-            }
+            left = client::interrupted(session) => return Err(left),
+            () = cut_off => return Err(ctx.refuse(ProxyError::ShuttingDown)),
+            () = changed => {}
+            () = tokio::time::sleep_until(look.into()) => {}
         }
+        let Some((_, late)) = end.filter(|(deadline, _)| *deadline <= Instant::now()) else {
+            return Ok(());
+        };
+        let why = match wait {
+            _ if !matches!(late, Timeout::Queue(_)) => ProxyError::Timeout(late),
+            Wait::Worker(role) => ProxyError::Suspect(Suspected::NoOther(role, since.elapsed())),
+            Wait::Turn | Wait::Equal => {
+                ctx.record.suspect = Some(Suspect::Refused);
+                ProxyError::Suspect(Suspected::Waited(since.elapsed()))
+            }
+        };
+        Err(ctx.refuse(why))
     }
 }
 
 impl RequestContext {
+    /// Attempts that the limit of retries does not count.
+    pub(super) fn uncounted_attempts(&self) -> u32 {
+        let suspicion = self.suspicion.as_ref();
+        suspicion.map_or(0, |suspicion| suspicion.uncounted)
+    }
+
+    /// A trial that no worker got is no trial.
+    fn note_unsent(&mut self, attempt: u32) {
+        let is_unsent = [Role::Prefill, Role::Decode].map(|role| self.state.is_unsent(role));
+        if let Some(suspicion) = self.suspicion.as_mut().filter(|_| is_unsent != [false; 2]) {
+            suspicion.noted = attempt;
+            suspicion.uncounted += 1;
+        }
+    }
+
     fn refuse_suspect(&mut self, refusal: suspects::Refusal) -> Box<Error> {
         self.record.suspect = Some(Suspect::Refused);
         self.refuse(ProxyError::Suspect(Suspected::Lost(refusal)))

@@ -99,8 +99,18 @@ impl Proxy {
         ended
     }
 
-    /// The end of the wait, and its error. The deadlines of the response run while the request waits.
+    /// The end of a wait that began then, and its error. The deadlines of the response run while the request waits.
     pub(super) fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, Timeout) {
+        let limit = self.limits.queue_timeout;
+        let queue = (begun + limit, Timeout::Queue(limit));
+        match self.response_deadline(ctx) {
+            Some(other) if other.0 < queue.0 => other,
+            _ => queue,
+        }
+    }
+
+    /// The first deadline of a response that has not begun; `None` without any.
+    pub(super) fn response_deadline(&self, ctx: &RequestContext) -> Option<(Instant, Timeout)> {
         let limits = &self.limits;
         let stream = ctx
             .request
@@ -110,14 +120,7 @@ impl Proxy {
         let first_token = Timeout::FirstToken(limits.first_token_timeout);
         let first_token = deadlines.first_token.map(|at| (at, first_token));
         let total = deadlines.total.map(|at| (at, Timeout::Request));
-        let queue = Timeout::Queue(limits.queue_timeout);
-        let queue = (begun + limits.queue_timeout, queue);
-        let others = first_token.into_iter().chain(total);
-        others.fold(
-            queue,
-            |soonest, other| {
-                if other.0 < soonest.0 { other } else { soonest }
-            },
-        )
+        let all = first_token.into_iter().chain(total);
+        all.min_by_key(|(at, _)| *at)
     }
 }

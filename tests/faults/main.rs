@@ -10,4 +10,5 @@ mod probed_workers;
 mod retries;
 mod samples;
 mod soak;
+mod suspect_trials;
 mod suspects;

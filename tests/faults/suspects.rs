@@ -12,16 +12,25 @@ use mini_lb::sim::{Event, SimOptions, Worker as SimWorker};
 use support::pair::{ROLES, leg_of, serve};
 use support::{Answer, BODY, Balancer, Client, Exchange, STREAM, TwoPairs, post, soon};
 
-/// Four workers of one role, of which a request with the header of the fault takes down each that it reaches, two of the
-/// other, and the balancer in front of them.
-struct Fleet {
-    prefills: Vec<SimWorker>,
+/// Workers of one role, of which a request with the header of the fault takes down each that it reaches, two of the other,
+/// and the balancer in front of them.
+pub(crate) struct Fleet {
+    pub(crate) prefills: Vec<SimWorker>,
     decodes: Vec<SimWorker>,
-    balancer: Balancer,
+    pub(crate) balancer: Balancer,
 }
 
 impl Fleet {
     async fn start(fatal_to: Role) -> Self {
+        Self::with(fatal_to, [4, 4], |config| config).await
+    }
+
+    /// With so many workers of that role that the request is fatal to, so many in all, and this configuration.
+    pub(crate) async fn with(
+        fatal_to: Role,
+        [fatal, workers]: [usize; 2],
+        change: impl FnOnce(MiniLbConfig) -> MiniLbConfig,
+    ) -> Self {
         let rule = format!(
             "rules: [{{match: {{header: crash, role: {fatal_to}}}, do: crash_in_transfer}}]"
         );
@@ -34,13 +43,21 @@ impl Fleet {
             timers_scale: 0.05,
             ..SimOptions::default()
         };
-        let count = |role| if role == fatal_to { 4 } else { 2 };
+        let harmless = SimOptions {
+            chaos: Script::default(),
+            ..options.clone()
+        };
+        let count = |role| if role == fatal_to { workers } else { 2 };
         let (mut prefills, mut decodes) = (Vec::new(), Vec::new());
-        for _ in 0..count(Role::Prefill) {
-            prefills.push(SimWorker::start_prefill(options.clone()).await.unwrap());
+        let of = |index| match index < fatal {
+            true => options.clone(),
+            false => harmless.clone(),
+        };
+        for index in 0..count(Role::Prefill) {
+            prefills.push(SimWorker::start_prefill(of(index)).await.unwrap());
         }
-        for _ in 0..count(Role::Decode) {
-            decodes.push(SimWorker::start_decode(options.clone()).await.unwrap());
+        for index in 0..count(Role::Decode) {
+            decodes.push(SimWorker::start_decode(of(index)).await.unwrap());
         }
         let url = |worker: &SimWorker| format!("http://{}", worker.address());
         let config = MiniLbConfig::new(
@@ -54,7 +71,7 @@ impl Fleet {
             60,
         )
         .health_check_interval(None);
-        let balancer = Balancer::start(config).await;
+        let balancer = Balancer::start(change(config)).await;
         Self {
             prefills,
             decodes,
@@ -66,12 +83,12 @@ impl Fleet {
         self.prefills.iter().chain(&self.decodes)
     }
 
-    fn lost(&self) -> usize {
+    pub(crate) fn lost(&self) -> usize {
         self.workers().filter(|worker| worker.has_crashed()).count()
     }
 
     /// Waits until the prefill workers have this many requests.
-    async fn has_in_flight(&self, requests: usize) {
+    pub(crate) async fn has_in_flight(&self, requests: usize) {
         soon("the requests are in flight", async {
             loop {
                 let presented = |worker: &SimWorker| {
@@ -90,7 +107,7 @@ impl Fleet {
 }
 
 /// A request of this number with a prompt of so many tokens.
-fn request(number: usize, tokens: usize, headers: &str) -> String {
+pub(crate) fn request(number: usize, tokens: usize, headers: &str) -> String {
     let ids: Vec<_> = (0..tokens)
         .map(|token| (number + token).to_string())
         .collect();
@@ -104,14 +121,14 @@ fn request(number: usize, tokens: usize, headers: &str) -> String {
     )
 }
 
-async fn answer(balancer: std::net::SocketAddr, request: String) -> Answer {
+pub(crate) async fn answer(balancer: std::net::SocketAddr, request: String) -> Answer {
     let mut client = Client::connect(balancer).await;
     client.send(request).await;
     client.answer().await
 }
 
 /// The client of the fatal request sends it again until `enough` of its responses say that it is refused.
-async fn insist(balancer: std::net::SocketAddr, enough: usize) -> Vec<String> {
+pub(crate) async fn insist(balancer: std::net::SocketAddr, enough: usize) -> Vec<String> {
     let mut codes = Vec::new();
     while codes
         .iter()

@@ -3,22 +3,35 @@
 //!
 //! What may not live here: locks, hashing, waiting. The time is an argument.
 //!
-//! A worker that dies takes down every request that it has, and only one of them may be the reason. So each of them is
-//! tried once more, and no two of them at the same worker at the same time: a trial holds the *seat* of both of its
-//! workers until the response has come as far as the point where the first worker was lost ([`Point`]). A worker that
-//! is lost while a trial holds its seat is that trial's second loss, and nobody else's.
+//! A worker that dies takes down every request that it has, and at most one of them is the reason. So each of them is
+//! tried again, and no two of them at the same worker at the same time: a trial holds the *seat* of its worker until the
+//! response has come as far as the point where the first worker was lost ([`Point`]). A worker that is lost while one
+//! trial holds its seat is the second loss of that trial, and of no other request.
+//!
+//! Where many died with one worker that takes long. Those that have waited for a while (`overdue`) share a seat, as many
+//! as the square root of those that are left, which is the size that needs the fewest rounds if one of them is the reason
+//! (source: Dorfman 1943, *The detection of defective members of large populations*). When a worker is lost with such a
+//! group, its members are tried alone. So a request that is the reason takes down two workers, or three.
+//!
+//! Only the loss of a trial can refuse its request: requests with equal bodies that run at the same time at several
+//! workers may die with all of them for another reason. And a response that was complete acquits all of them.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+mod desk;
+
+use std::collections::HashMap;
+use std::time::Instant;
 
 use super::{Digest, Loss, Lost, Point, Refusal, Standing, SuspectLimits};
 use crate::fleet::WorkerId;
+use crate::pd::Role;
+pub(super) use desk::Place;
+#[cfg(test)]
+pub(super) use desk::SEAT_LIMIT;
+use desk::{Desk, Part};
 
-/// How long a trial keeps its seats at most. After that the next suspect may share its workers.
-pub(super) const SEAT_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long trials avoid a worker that was lost: until probes or other requests have found out that it is gone.
-const LOST_RECENTLY: Duration = Duration::from_secs(5);
+/// How often one worker must have been lost with a request that no other worker was lost with. Twice happens to a worker
+/// that restarts and dies again for another reason.
+const LOSSES_OF_ONE: u32 = 3;
 
 /// The number of a trial. No other trial has had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,15 +47,6 @@ pub(super) enum Seating {
     /// A seat is taken, or the same request is on trial.
     Wait,
     Refused(Refusal),
-}
-
-/// The state of one worker for the next trial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    Free,
-    /// The worker was lost a moment ago, and may still be gone.
-    Lost,
-    Taken,
 }
 
 /// All suspects and trials.
@@ -63,59 +67,31 @@ pub(super) struct Book {
 struct Entry {
     /// When it is forgotten.
     until: Instant,
-    /// Whether it has lost a second worker.
+    /// Whether it has lost a second worker, or one worker too often.
     refused: bool,
-    /// The workers that were lost with it: the latest is last.
+    /// The workers that were lost with it: the latest is last. Each is there once.
     lost: Vec<Lost>,
+    /// How often a worker was lost with it: the first time, and on trial.
+    losses: u32,
+    /// Whether workers of this role were lost with it: prefill, decode.
+    roles: [bool; 2],
     /// How far a trial must get.
     point: Point,
     /// The trial that is not past its point yet.
     trial: Option<TrialId>,
+    /// Whether a trial got past its point after the last loss.
+    passed: bool,
+    /// Whether a worker was lost with a group that it was in, so that it is tried alone.
+    alone: bool,
 }
 
 #[derive(Debug)]
 struct Trial {
     digest: Digest,
+    /// Prefill and decode.
     workers: [WorkerId; 2],
     point: Point,
-}
-
-/// The trials at one worker.
-#[derive(Debug, Default)]
-struct Desk {
-    /// The trial that has the seat, and when others may share it.
-    seat: Option<(TrialId, Instant)>,
-    /// Trials whose response runs on, without the seat.
-    others: HashSet<TrialId>,
-    /// When the worker was lost last.
-    lost: Option<Instant>,
-    /// When a trial was last found to be the reason.
-    explained: Option<Instant>,
-}
-
-impl Desk {
-    fn is_taken(&self, now: Instant) -> bool {
-        self.seat.is_some_and(|(_, until)| now < until)
-    }
-
-    fn is_seated(&self, trial: TrialId) -> bool {
-        self.seat.is_some_and(|(holder, _)| holder == trial)
-    }
-
-    /// Whether this trial without a seat is the only trial here.
-    fn is_alone(&self, trial: TrialId) -> bool {
-        self.seat.is_none() && self.others.len() == 1 && self.others.contains(&trial)
-    }
-
-    fn remove(&mut self, trial: TrialId) {
-        self.seat.take_if(|(holder, _)| *holder == trial);
-        self.others.remove(&trial);
-    }
-
-    fn is_needed(&self, window: Duration, now: Instant) -> bool {
-        let recent = |at: Instant| now < at + window;
-        self.seat.is_some() || !self.others.is_empty() || self.lost.is_some_and(recent)
-    }
+    begun: Instant,
 }
 
 impl Book {
@@ -153,20 +129,29 @@ impl Book {
     /// What is known of a request.
     pub(super) fn standing(&self, digest: &Digest, now: Instant) -> Standing {
         match self.entries.get(digest).filter(|entry| now < entry.until) {
-            None => Standing::Clear,
             Some(entry) if entry.refused => Standing::Refused(entry.refusal(now)),
-            Some(_) => Standing::Suspect,
+            Some(entry) if !entry.passed => Standing::Suspect,
+            _ => Standing::Clear,
         }
     }
 
-    /// The state of this worker for the next trial.
-    pub(super) fn place(&self, worker: WorkerId, now: Instant) -> Place {
-        let lost = |at: Instant| now < at + LOST_RECENTLY;
-        match self.desks.get(&worker) {
-            Some(desk) if desk.is_taken(now) => Place::Taken,
-            Some(desk) if desk.lost.is_some_and(lost) => Place::Lost,
-            _ => Place::Free,
-        }
+    /// Whether a trial of this request needs the seat of its worker of this role.
+    pub(super) fn needs_seat(&self, digest: &Digest, role: Role) -> bool {
+        let lost = |entry: &Entry| entry.roles[index(role)];
+        self.entries.get(digest).is_some_and(lost)
+    }
+
+    /// The state of this worker for a trial of this request, which has waited long (`overdue`) or not.
+    pub(super) fn place(
+        &self,
+        digest: &Digest,
+        worker: WorkerId,
+        overdue: bool,
+        now: Instant,
+    ) -> Place {
+        let joins = overdue && self.entries.get(digest).is_some_and(|entry| !entry.alone);
+        let desk = self.desks.get(&worker);
+        desk.map_or(Place::Free, |desk| desk.place(joins, now))
     }
 
     /// Whether a trial of this request is not past its point yet.
@@ -176,11 +161,12 @@ impl Book {
             .is_some_and(|entry| entry.trial.is_some())
     }
 
-    /// Begins the trial of a suspect on these two workers, if both seats are free.
+    /// Begins the trial of a suspect on a prefill worker and a decode worker, if the seats that it needs are not taken.
     pub(super) fn seat(
         &mut self,
         digest: &Digest,
         workers: [WorkerId; 2],
+        overdue: bool,
         now: Instant,
     ) -> Seating {
         match self.standing(digest, now) {
@@ -188,30 +174,43 @@ impl Book {
             Standing::Refused(refusal) => return Seating::Refused(refusal),
             Standing::Suspect => {}
         }
-        let is_taken = |worker: &WorkerId| self.place(*worker, now) == Place::Taken;
-        let taken = workers.iter().any(is_taken);
+        let taken = ROLES.into_iter().zip(workers).any(|(role, worker)| {
+            let place = self.place(digest, worker, overdue, now);
+            self.needs_seat(digest, role) && matches!(place, Place::Taken | Place::Dying)
+        });
         if taken || self.is_on_trial(digest) {
             return Seating::Wait;
         }
+        let group = self.group();
         let Some(entry) = self.entries.get_mut(digest) else {
             return Seating::Clear;
         };
         self.last_trial += 1;
         let id = TrialId(self.last_trial);
         entry.trial = Some(id);
+        let limit = if overdue && !entry.alone { group } else { 1 };
+        for (worker, needs_seat) in workers.into_iter().zip(entry.roles) {
+            let desk = self.desks.entry(worker).or_default();
+            match needs_seat {
+                true => desk.sit(id, limit, now),
+                false => desk.attend(id),
+            }
+        }
         let trial = Trial {
             digest: *digest,
             workers,
             point: entry.point,
+            begun: now,
         };
         self.trials.insert(id, trial);
-        for worker in workers {
-            let desk = self.desks.entry(worker).or_default();
-            if let Some((overdue, _)) = desk.seat.replace((id, now + SEAT_LIMIT)) {
-                desk.others.insert(overdue);
-            }
-        }
         Seating::Trial(id)
+    }
+
+    /// How many of those that have waited long share a seat.
+    fn group(&self) -> usize {
+        let waits = |entry: &&Entry| !entry.refused && !entry.passed;
+        let left = self.entries.values().filter(waits).count();
+        left.isqrt().max(2)
     }
 
     /// The response of a trial has come this far. True when that may end the wait of another one.
@@ -220,40 +219,38 @@ impl Book {
             return false;
         };
         // What prefill does for a request is over when it has responded.
-        let [prefill, decode] = trial.workers;
+        let ([prefill, decode], begun) = (trial.workers, trial.begun);
         let is_past = point >= trial.point;
-        let frees: &[WorkerId] = match is_past {
-            true => &[prefill, decode],
-            false if point == Point::Prefilled => &[prefill],
-            false => &[],
-        };
         let mut freed = false;
         if is_past && let Some(entry) = self.entries.get_mut(&trial.digest) {
-            freed |= entry.trial.take_if(|current| *current == id).is_some();
+            let passed = entry.trial.take_if(|current| *current == id).is_some();
+            entry.passed |= passed;
+            freed |= passed;
         }
-        for worker in frees {
-            if let Some(desk) = self.desks.get_mut(worker)
-                && desk.seat.take_if(|(holder, _)| *holder == id).is_some()
-            {
-                desk.others.insert(id);
-                freed = true;
+        for (worker, is_alive, is_over) in [
+            (prefill, true, true),
+            (decode, point > Point::Prefilled, is_past),
+        ] {
+            let Some(desk) = self.desks.get_mut(&worker) else {
+                continue;
+            };
+            if is_alive {
+                desk.is_alive(begun);
             }
+            freed |= is_over && desk.pass(id);
         }
         freed
     }
 
-    /// A trial is over, without a loss. `served` says whether its response was complete, which ends the suspicion.
-    pub(super) fn ended(&mut self, id: TrialId, served: bool) {
-        let Some(digest) = self.leave(id) else {
-            return;
-        };
-        let refused = |entry: &Entry| entry.refused;
-        if served && !self.entries.get(&digest).is_some_and(refused) {
-            self.forget(&digest);
-        }
+    /// A request was served, on trial or not: neither it nor an equal one is a suspect any more. What was known of it.
+    pub(super) fn served(&mut self, digest: &Digest, now: Instant) -> Standing {
+        let standing = self.standing(digest, now);
+        self.forget(digest);
+        standing
     }
 
-    /// A request was lost with one worker or both; `trial` is the one that it was on.
+    /// A request was lost with one worker or both; `trial` is the one that it was on. What is known of it now, and whether
+    /// it shared a seat, so that the loss says little about it.
     pub(super) fn lost(
         &mut self,
         digest: &Digest,
@@ -261,66 +258,44 @@ impl Book {
         loss: &Loss<'_>,
         limits: SuspectLimits,
         now: Instant,
-    ) -> Standing {
+    ) -> (Standing, bool) {
         self.tidy(now);
         self.desks
             .retain(|_, desk| desk.is_needed(limits.window, now));
-        let mut blamed = false;
-        let mut explained = true;
+        let mut part = Part::Along;
         for worker in loss.workers {
             let desk = self.desks.entry(worker.id).or_default();
-            desk.lost = Some(now);
-            match trial {
-                Some(id) if desk.is_seated(id) => {
-                    desk.explained = Some(now);
-                    blamed = true;
-                }
-                // Sent before the reason of this loss was found: it died along with that one.
-                _ if desk.explained.is_some_and(|at| loss.sent <= at) => {}
-                Some(id) => {
-                    blamed |= desk.is_alone(id);
-                    desk.explained = Some(now);
-                }
-                None => explained &= desk.seat.is_some(),
-            }
+            part = part.max(desk.lost(trial, loss.sent, now));
         }
         if let Some(id) = trial {
-            self.leave(id);
+            self.ended(id);
         }
         if !self.entries.contains_key(digest) {
             self.make_room(limits.capacity);
             *self.lengths.entry(digest.length).or_default() += 1;
         }
         let until = now + limits.window;
-        let entry = self.entries.entry(*digest).or_insert_with(|| Entry {
-            until,
-            refused: false,
-            lost: Vec::new(),
-            point: Point::Prefilled,
-            trial: None,
-        });
-        let is_new = |worker: &&Lost| entry.lost.iter().all(|known| known.id != worker.id);
-        let another = !entry.lost.is_empty() && loss.workers.iter().any(|worker| is_new(&worker));
-        entry.refused |= blamed || (another && !explained);
+        let new = || Entry::new(until);
+        let entry = self.entries.entry(*digest).or_insert_with(new);
+        entry.lost(part, loss);
         entry.until = until;
-        entry.point = entry.point.max(loss.point());
-        entry.note(loss.workers);
         self.next_end = Some(self.next_end.map_or(until, |end| end.min(until)));
-        self.standing(digest, now)
+        (self.standing(digest, now), part == Part::Shared)
     }
 
-    /// Takes a trial out of the book, and gives its request.
-    fn leave(&mut self, id: TrialId) -> Option<Digest> {
-        let trial = self.trials.remove(&id)?;
+    /// A trial is over.
+    pub(super) fn ended(&mut self, id: TrialId) {
+        let Some(trial) = self.trials.remove(&id) else {
+            return;
+        };
         for worker in trial.workers {
             if let Some(desk) = self.desks.get_mut(&worker) {
-                desk.remove(id);
+                desk.leave(id);
             }
         }
         if let Some(entry) = self.entries.get_mut(&trial.digest) {
             entry.trial.take_if(|current| *current == id);
         }
-        Some(trial.digest)
     }
 
     fn forget(&mut self, digest: &Digest) {
@@ -349,22 +324,61 @@ impl Book {
     }
 }
 
+/// In the order of all pairs here.
+const ROLES: [Role; 2] = [Role::Prefill, Role::Decode];
+
+fn index(role: Role) -> usize {
+    match role {
+        Role::Prefill => 0,
+        Role::Decode => 1,
+    }
+}
+
 impl Entry {
-    fn refusal(&self, now: Instant) -> Refusal {
-        Refusal {
-            lost: self.lost.last().cloned(),
-            left: self.until.saturating_duration_since(now),
+    /// A suspect that no loss has been noted of yet.
+    fn new(until: Instant) -> Self {
+        Self {
+            until,
+            refused: false,
+            lost: Vec::new(),
+            losses: 0,
+            roles: [false; 2],
+            point: Point::Prefilled,
+            trial: None,
+            passed: false,
+            alone: false,
         }
     }
 
-    /// Keeps the last two.
-    fn note(&mut self, workers: &[Lost]) {
-        for worker in workers {
+    /// Notes a loss that it had this part in.
+    fn lost(&mut self, part: Part, loss: &Loss<'_>) {
+        let is_blamed = match part {
+            Part::Along => false,
+            // It had been in such a group before.
+            Part::Shared => self.alone,
+            Part::Sole => true,
+        };
+        self.losses += u32::from(is_blamed || self.lost.is_empty());
+        self.alone |= part == Part::Shared;
+        self.passed = false;
+        self.point = self.point.max(loss.point());
+        for worker in loss.workers {
+            self.roles[index(worker.role)] = true;
             self.lost.retain(|known| known.id != worker.id);
             self.lost.push(worker.clone());
         }
+        // Two tell all that is asked.
         let excess = self.lost.len().saturating_sub(2);
         self.lost.drain(..excess);
+        self.refused |= is_blamed && (self.lost.len() > 1 || self.losses >= LOSSES_OF_ONE);
+    }
+
+    fn refusal(&self, now: Instant) -> Refusal {
+        Refusal {
+            lost: self.lost.last().cloned(),
+            times: (self.lost.len() == 1).then_some(self.losses),
+            left: self.until.saturating_duration_since(now),
+        }
     }
 }
 

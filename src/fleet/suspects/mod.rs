@@ -3,12 +3,13 @@
 //! When the connection to a worker ends before its response does, nothing says whether the request was the reason. The
 //! request is remembered as a suspect by the digest of its body. Until its window is over it is sent to another pair
 //! as a *trial*: at most once at a time, and at a worker that has no other suspect. A suspect that loses a second
-//! worker is refused; one whose response was complete is forgotten.
+//! worker is refused; one that is served, on trial or not, is forgotten.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `mod.rs` | [`Suspects`], which the proxy asks: a lock, a flag that says whether to ask at all, a signal |
 //! | `book.rs` | the state, and all decisions; no lock and no clock |
+//! | `book/desk.rs` | the trials at one worker |
 //!
 //! As long as no suspect is known, a request costs one relaxed load.
 
@@ -141,6 +142,8 @@ pub enum Standing {
 pub struct Refusal {
     /// The worker that was lost last.
     pub lost: Option<Lost>,
+    /// How often that worker was lost, where it was no other each time; `None` where two workers or more were lost.
+    pub times: Option<u32>,
     /// The time until the suspect is forgotten.
     pub left: Duration,
 }
@@ -150,6 +153,26 @@ impl Refusal {
     pub fn left_secs(&self) -> u64 {
         self.left.as_secs_f64().ceil() as u64
     }
+}
+
+/// What is known of a request after a loss.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Its standing now.
+    pub standing: Standing,
+    /// Whether it shared its worker with other suspects. It is then tried once more, as if this attempt had not been.
+    pub shared: bool,
+}
+
+/// What a suspect waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The end of a trial of an equal request.
+    Equal,
+    /// Its turn: other suspects have all workers.
+    Turn,
+    /// A worker of this role that is well and has not failed the request.
+    Worker(Role),
 }
 
 /// The turn of a suspect.
@@ -233,46 +256,68 @@ impl Suspects {
         standing
     }
 
-    /// The workers that a trial of this request had better not get, those of `avoid` among them. `None` when it must
-    /// wait: it is on trial already, or a role has workers that may be chosen and all their seats are taken.
+    /// The workers that a trial of this request must not get, those of `avoid` among them. A suspect that is `overdue`
+    /// has waited so long that it shares workers with others.
+    ///
+    /// # Errors
+    /// It must wait. A suspect is not sent to a worker that is set aside, nor to one that it was lost with: that would
+    /// fail, or be no trial.
     pub fn avoided(
         &self,
         digest: &Digest,
         members: &Members,
         avoid: &[WorkerId],
+        overdue: bool,
         now: Instant,
-    ) -> Option<Vec<WorkerId>> {
+    ) -> Result<Vec<WorkerId>, Wait> {
         let book = self.book();
         let mut avoided = avoid.to_vec();
-        let mut waits = book.is_on_trial(digest);
+        let mut waits = book.is_on_trial(digest).then_some(Wait::Equal);
         for role in [Role::Prefill, Role::Decode] {
-            let (mut free, mut taken) = (0, 0);
-            for worker in members.of(role) {
+            let workers = members.of(role);
+            let place = |worker: &Worker| {
                 let fit = worker.admits(now) && !avoid.contains(&worker.id());
-                match book.place(worker.id(), now) {
-                    Place::Taken => {
-                        taken += usize::from(fit);
-                        avoided.push(worker.id());
-                    }
-                    Place::Lost => avoided.push(worker.id()),
-                    Place::Free => free += usize::from(fit),
+                fit.then(|| book.place(digest, worker.id(), overdue, now))
+            };
+            let places: Vec<_> = workers.iter().map(|worker| place(worker)).collect();
+            match places.iter().flatten().min() {
+                Some(Place::Taken) if book.needs_seat(digest, role) => {
+                    waits.get_or_insert(Wait::Turn);
                 }
+                Some(best) if *best != Place::Dying => {
+                    let others = workers.iter().zip(&places);
+                    let others = others.filter(|(_, place)| **place != Some(*best));
+                    avoided.extend(others.map(|(worker, _)| worker.id()));
+                }
+                _ if workers.iter().any(|worker| worker.is_usable()) => {
+                    return Err(Wait::Worker(role));
+                }
+                // The choice of a pair says so.
+                _ => {}
             }
-            // Where no worker is fit, any is tried: one that looks dead is better than no response.
-            waits |= free == 0 && taken > 0;
         }
-        (!waits).then_some(avoided)
+        waits.map_or(Ok(avoided), Err)
     }
 
     /// Begins the trial of a request on a prefill worker and a decode worker, unless it has to wait.
-    pub fn turn(self: &Arc<Self>, digest: &Digest, pair: [WorkerId; 2], now: Instant) -> Turn {
-        let seating = self.book().seat(digest, pair, now);
+    pub fn turn(
+        self: &Arc<Self>,
+        digest: &Digest,
+        pair: [WorkerId; 2],
+        overdue: bool,
+        now: Instant,
+    ) -> Turn {
+        let seating = self.book().seat(digest, pair, overdue, now);
         match seating {
             Seating::Clear => Turn::Clear,
             Seating::Wait => Turn::Later,
             Seating::Refused(refusal) => Turn::Refused(refusal),
             Seating::Trial(id) => {
                 self.trials.fetch_add(1, Ordering::Relaxed);
+                if overdue {
+                    // Others may share its worker.
+                    self.changed.notify_waiters();
+                }
                 Turn::Now(Trial(Progress {
                     suspects: self.clone(),
                     id,
@@ -293,17 +338,20 @@ impl Suspects {
         trial: Option<Trial>,
         loss: &Loss<'_>,
         now: Instant,
-    ) -> Standing {
+    ) -> Judged {
         let Some(limits) = self.limits else {
-            return Standing::Clear;
+            return Judged {
+                standing: Standing::Clear,
+                shared: false,
+            };
         };
         self.losses.fetch_add(1, Ordering::Relaxed);
-        let standing = {
+        let (standing, shared) = {
             let mut book = self.book();
             let id = trial.as_ref().map(|trial| trial.0.id);
-            let standing = book.lost(digest, id, loss, limits, now);
+            let judged = book.lost(digest, id, loss, limits, now);
             self.watching.store(true, Ordering::Relaxed);
-            standing
+            judged
         };
         if let Standing::Refused(refusal) = &standing {
             self.refusals.fetch_add(1, Ordering::Relaxed);
@@ -314,7 +362,20 @@ impl Suspects {
             );
         }
         self.changed.notify_waiters();
-        standing
+        Judged { standing, shared }
+    }
+
+    /// Notes that a request was served, on trial or not. Neither it nor an equal one is a suspect any more.
+    pub fn served(&self, digest: &Digest, now: Instant) {
+        let standing = self.book().served(digest, now);
+        match standing {
+            Standing::Clear => return,
+            Standing::Suspect => {}
+            Standing::Refused(_) => {
+                log::info!("request no longer refused as suspect digest={digest}");
+            }
+        }
+        self.changed.notify_waiters();
     }
 
     /// Totals since the start.
@@ -359,17 +420,12 @@ impl Trial {
     pub fn progress(&self) -> &Progress {
         &self.0
     }
-
-    /// The response was complete: the request is no suspect any more.
-    pub fn served(self) {
-        self.0.suspects.book().ended(self.0.id, true);
-    }
 }
 
 impl Drop for Trial {
     fn drop(&mut self) {
         let Progress { suspects, id } = &self.0;
-        suspects.book().ended(*id, false);
+        suspects.book().ended(*id);
         suspects.changed.notify_waiters();
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::fleet::{BreakerLimits, Fleet, Policies, WorkerParts};
+use crate::fleet::{BreakerLimits, Evidence, Fleet, Policies, WorkerParts};
 
 fn suspects() -> Arc<Suspects> {
     Arc::new(Suspects::new(Some(SuspectLimits {
@@ -35,7 +35,7 @@ fn lose(suspects: &Suspects, body: &str, trial: Option<Trial>, worker: &Worker) 
         sent: now,
         begun: false,
     };
-    suspects.lost(&digest(body), trial, &loss, now)
+    suspects.lost(&digest(body), trial, &loss, now).standing
 }
 
 #[test]
@@ -69,6 +69,14 @@ fn nothing_is_remembered_where_suspects_are_off() {
     assert_eq!(off.counts(), SuspectCounts::default());
 }
 
+fn turn(suspects: &Arc<Suspects>, body: &str, pair: [&Worker; 2]) -> Trial {
+    let pair = pair.map(Worker::id);
+    match suspects.turn(&digest(body), pair, false, Instant::now()) {
+        Turn::Now(trial) => trial,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_trial_avoids_taken_seats_and_waits_where_there_is_no_other() {
     let (suspects, fleet) = (suspects(), fleet());
@@ -78,50 +86,70 @@ fn a_trial_avoids_taken_seats_and_waits_where_there_is_no_other() {
         lose(&suspects, body, None, &prefill[0]);
     }
     let now = Instant::now();
-    let avoided =
-        |body, avoid: &[WorkerId], now| suspects.avoided(&digest(body), &members, avoid, now);
-    assert_eq!(avoided("a", &[], now), Some(vec![prefill[0].id()]));
-    let pair = [prefill[1].id(), decode[0].id()];
-    let Turn::Now(trial) = suspects.turn(&digest("a"), pair, now) else {
-        panic!("both seats are free");
+    let avoided = |body, avoid: &[WorkerId], overdue, now| {
+        suspects.avoided(&digest(body), &members, avoid, overdue, now)
     };
-    assert_eq!(avoided("a", &[], now), None, "it is on trial");
-    assert_eq!(
-        avoided("b", &[], now),
-        None,
-        "the first was lost, the other is taken"
-    );
+    assert_eq!(avoided("a", &[], false, now), Ok(vec![prefill[0].id()]));
+    let trial = turn(&suspects, "a", [&prefill[1], &decode[0]]);
+    let waits = Err(Wait::Turn);
+    let equal = Err(Wait::Equal);
+    assert_eq!(avoided("a", &[], false, now), equal, "it is on trial");
+    let both = "the first was lost, the other is taken";
+    assert_eq!(avoided("b", &[], false, now), waits, "{both}");
     let later = now + Duration::from_secs(6);
-    let taken = [prefill[1].id(), decode[0].id()];
-    assert_eq!(avoided("b", &[], later), Some(taken.to_vec()));
+    // Decode was not lost.
+    assert_eq!(avoided("b", &[], false, later), Ok(vec![prefill[1].id()]));
     let failed = [prefill[0].id()];
     assert_eq!(
-        avoided("b", &failed, later),
-        None,
-        "the other one failed it"
+        avoided("b", &failed, false, later),
+        waits,
+        "the other failed it"
     );
     trial.progress().reached(Point::Prefilled);
-    assert_eq!(avoided("b", &failed, later), Some(failed.to_vec()));
+    let others = [failed[0]; 2];
+    assert_eq!(avoided("b", &failed, false, later), Ok(others.to_vec()));
     let counts = suspects.counts();
     assert_eq!((counts.losses, counts.trials, counts.known), (2, 1, 2));
 }
 
+#[test]
+fn a_suspect_waits_for_a_worker_that_is_well_and_was_not_lost_with_it() {
+    for role in [Role::Prefill, Role::Decode] {
+        let (suspects, fleet) = (suspects(), fleet());
+        let members = fleet.members();
+        let [lost, other] = members.of(role) else {
+            panic!("two workers");
+        };
+        lose(&suspects, "a", None, lost);
+        let now = Instant::now();
+        fleet.note(other, Evidence::Absent, now);
+        let avoid = [lost.id()];
+        let avoided = |now| suspects.avoided(&digest("a"), &members, &avoid, false, now);
+        assert_eq!(avoided(now), Err(Wait::Worker(role)));
+        fleet.note(other, Evidence::Present, now);
+        assert!(avoided(now).is_ok_and(|avoided| !avoided.contains(&other.id())));
+        // One that was lost is tried where no other may be well, but not at once.
+        let later = now + Duration::from_secs(1);
+        fleet.note(other, Evidence::Absent, later);
+        let avoided = |now| suspects.avoided(&digest("a"), &members, &[], false, now);
+        assert_eq!(avoided(now), Err(Wait::Worker(role)));
+        assert!(avoided(later).is_ok_and(|avoided| !avoided.contains(&lost.id())));
+    }
+}
+
 #[tokio::test]
-async fn the_end_of_a_trial_is_signalled_and_a_served_one_is_forgotten() {
+async fn the_end_of_a_trial_is_signalled_and_one_that_was_served_is_forgotten() {
     let (suspects, fleet) = (suspects(), fleet());
     let members = fleet.members();
     let (prefill, decode) = (members.of(Role::Prefill), members.of(Role::Decode));
     lose(&suspects, "a", None, &prefill[0]);
     for served in [false, true] {
-        let pair = [prefill[1].id(), decode[0].id()];
-        let Turn::Now(trial) = suspects.turn(&digest("a"), pair, Instant::now()) else {
-            panic!("a turn");
-        };
+        let trial = turn(&suspects, "a", [&prefill[1], &decode[0]]);
         let changed = suspects.changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
         match served {
-            true => trial.served(),
+            true => suspects.served(&digest("a"), Instant::now()),
             false => drop(trial),
         }
         changed.await;
@@ -136,10 +164,7 @@ fn a_second_loss_is_counted_as_a_refusal_each_time_it_is_asked_for() {
     let members = fleet.members();
     let (prefill, decode) = (members.of(Role::Prefill), members.of(Role::Decode));
     lose(&suspects, "a", None, &prefill[0]);
-    let pair = [prefill[1].id(), decode[0].id()];
-    let Turn::Now(trial) = suspects.turn(&digest("a"), pair, Instant::now()) else {
-        panic!("a turn");
-    };
+    let trial = turn(&suspects, "a", [&prefill[1], &decode[0]]);
     let standing = lose(&suspects, "a", Some(trial), &prefill[1]);
     assert!(matches!(standing, Standing::Refused(_)));
     let standing = suspects.standing(&digest("a"), Instant::now());
