@@ -112,6 +112,8 @@ pub struct Config {
     pub log_json: bool,
     /// Whether the log line of a request leaves out the address of its client.
     pub disable_log_client_address: bool,
+    /// How many finished requests are remembered for `/debug/requests`; 0 is none.
+    pub debug_requests_capacity: usize,
     /// Pingora's part; `threads` is the number of CPUs unless the user set it.
     pub server: ServerConf,
     /// Settings that are accepted and have no effect, one line each, for the log.

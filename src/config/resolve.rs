@@ -90,6 +90,7 @@ impl<'a> Resolver<'a> {
         let policies = self.policies();
         let log_filter = self.log_filter();
         let log_json = self.get("log_json");
+        let debug_requests_capacity = self.get("debug_requests_capacity");
         let disable_log_client_address = self.get("disable_log_client_address");
         let (prefill, decode) = self.fleet();
         let server = self.server();
@@ -111,6 +112,7 @@ impl<'a> Resolver<'a> {
             shutdown: shutdown?,
             log_filter: log_filter?,
             log_json: log_json?,
+            debug_requests_capacity: debug_requests_capacity?,
             disable_log_client_address: disable_log_client_address?,
             upgrade_wait: upgrade_wait?,
             server: server?,

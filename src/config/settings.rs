@@ -269,6 +269,10 @@ const PROCESS: &[Setting] = &[
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
          `warn,mini_lb=debug`"),
+    // With the slowest ones 10,000 at most: see telemetry/requests.
+    Setting::new("debug_requests_capacity", Kind::between(0, 9500),
+        "How many finished requests /debug/requests remembers, besides the slowest; 0 turns the page off")
+        .default("1000").value(&["REQUESTS"]).expects("a number of requests from 0 to 9500; 0 turns the page off"),
     Setting::new("log_json", Kind::Switch, "Write each line of the log as one JSON object")
         .default("false"),
     Setting::new("disable_log_client_address", Kind::Switch,

@@ -19,6 +19,8 @@ pub enum Code {
     OriginNotAllowed,
     BadFraming,
     BadTarget,
+    BadQuery,
+    UnknownRequest,
     NotFound,
     MethodNotAllowed,
     UnsupportedEncoding,
@@ -96,7 +98,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 46] = [
         Self::InvalidJson,
         Self::InvalidOption,
         Self::BatchTooLarge,
@@ -109,6 +111,8 @@ impl Code {
         Self::OriginNotAllowed,
         Self::BadFraming,
         Self::BadTarget,
+        Self::BadQuery,
+        Self::UnknownRequest,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::UnsupportedEncoding,
@@ -161,6 +165,8 @@ impl Code {
             Self::OriginNotAllowed => row("origin_not_allowed", 400, Client, Useless, "a browser asks for leave to send a request from a page whose origin is not in `cors_allowed_origins`"),
             Self::BadFraming => row("bad_framing", 400, Client, Useless, "the body is not framed as HTTP requires"),
             Self::BadTarget => row("bad_target", 400, Client, Useless, "the path or the query cannot be sent to a worker"),
+            Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` is unknown, or its value has another form"),
+            Self::UnknownRequest => row("unknown_request", 404, Client, Useless, "`/debug/requests` remembers no request with this id"),
             Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),
             Self::MethodNotAllowed => row("method_not_allowed", 405, Client, Useless, "the path takes other methods; `Allow` lists them"),
             Self::UnsupportedEncoding => row("unsupported_encoding", 415, Client, Useless, "the body has a `Content-Encoding`; send it uncompressed"),

@@ -62,6 +62,8 @@ impl Origin {
 pub struct Worker {
     id: WorkerId,
     parts: WorkerParts,
+    /// The URL of the parts, for what outlives the worker.
+    shared_url: Arc<str>,
     /// None until the name of the host has been looked up.
     addresses: Arc<Addresses>,
     in_flight: AtomicUsize,
@@ -88,6 +90,7 @@ impl Worker {
         let digest = digest(parts.url.as_bytes());
         Self {
             id,
+            shared_url: parts.url.as_str().into(),
             parts,
             addresses: Arc::new(Addresses::new(address)),
             in_flight: AtomicUsize::new(0),
@@ -230,6 +233,11 @@ impl Worker {
     /// `http://host:port` or `https://host:port`, without a path.
     pub fn url(&self) -> &str {
         &self.parts.url
+    }
+
+    /// The same, for what outlives the worker.
+    pub fn shared_url(&self) -> &Arc<str> {
+        &self.shared_url
     }
 
     /// The pieces of the URL.

@@ -15,7 +15,7 @@ use pingora::{Error, ErrorType};
 use super::abort::Aborter;
 use super::first_event::{Rejection, StreamFields};
 use super::headers::{self, is_encoded};
-use super::prefill::{Outcome, PrefillLeg, ResponseTimes, evidence, is_event_stream};
+use super::prefill::{Outcome, PrefillLeg, Report, ResponseTimes, evidence, is_event_stream};
 use super::response::{Begin, HELD_LIMIT, Response, ResponseError};
 use crate::endpoint::content_length;
 use crate::fleet::{Evidence, Fleet, Load, Role, Rooms, Worker};
@@ -175,6 +175,11 @@ impl Attempt {
     /// When prefill's response arrived.
     pub(crate) fn prefill_times(&self) -> ResponseTimes {
         self.leg.as_ref().map(PrefillLeg::times).unwrap_or_default()
+    }
+
+    /// What tells of prefill's leg; `None` once it was cancelled, or may finish without the request.
+    pub(crate) fn prefill_report(&self) -> Option<&Arc<Report>> {
+        self.leg.as_ref().map(PrefillLeg::report)
     }
 
     /// The error of a prefill leg that has failed.

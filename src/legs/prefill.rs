@@ -63,7 +63,7 @@ pub(crate) struct PrefillLeg(Arc<Report>);
 
 /// The state that the request and the task of its leg share.
 #[derive(Default)]
-struct Report {
+pub(crate) struct Report {
     head_arrived: OnceLock<Instant>,
     ended: OnceLock<(Outcome, Instant)>,
     /// Wakes the request. All of its waits for the leg are in one task, so that one waker is enough.
@@ -123,10 +123,12 @@ impl PrefillLeg {
 
     /// When prefill's response arrived.
     pub(crate) fn times(&self) -> ResponseTimes {
-        ResponseTimes {
-            head: self.0.head_arrived.get().copied(),
-            end: self.0.ended.get().map(|(_, at)| *at),
-        }
+        self.0.times()
+    }
+
+    /// What tells of the leg while it runs, and afterwards.
+    pub(crate) fn report(&self) -> &Arc<Report> {
+        &self.0
     }
 
     /// Waits for the end of the leg.
@@ -174,6 +176,14 @@ impl Drop for PrefillLeg {
 }
 
 impl Report {
+    /// When the response arrived.
+    pub(crate) fn times(&self) -> ResponseTimes {
+        ResponseTimes {
+            head: self.head_arrived.get().copied(),
+            end: self.ended.get().map(|(_, at)| *at),
+        }
+    }
+
     fn poll_ended(&self, cx: &Context<'_>) -> Poll<&Outcome> {
         // Registered before the second look: an outcome that is set in between wakes this task again.
         if self.ended.get().is_none() {

@@ -13,6 +13,7 @@
 //! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
 //! | `pages.rs` | the pages for observers: metrics |
 //! | `dashboard/` | the dashboard, and the data that it shows |
+//! | `requests.rs` | the page that shows single requests |
 //! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
@@ -26,6 +27,7 @@ mod loads;
 mod pages;
 mod paths;
 mod redact;
+mod requests;
 mod server_info;
 mod single;
 mod table;

@@ -18,6 +18,8 @@ pub(super) enum Page {
     Dashboard,
     /// What the dashboard shows, in JSON.
     DashboardData,
+    /// Single requests, as JSON.
+    Requests,
 }
 
 impl Ops {
@@ -27,6 +29,7 @@ impl Ops {
             Page::Metrics => self.metrics(request),
             Page::Dashboard => self.dashboard.page(),
             Page::DashboardData => self.dashboard.data(request),
+            Page::Requests => self.requests(request),
         };
         let now = HeaderValue::from_static("no-store");
         response.headers.insert(header::CACHE_CONTROL, now);

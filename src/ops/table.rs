@@ -219,6 +219,7 @@ static TABLE: &[Row] = &[
     page("/metrics", Page::Metrics),
     page("/dashboard", Page::Dashboard),
     page("/dashboard/data", Page::DashboardData),
+    page("/debug/requests", Page::Requests),
     row("/health_generate", GET_HEAD, Kind::HealthGenerate),
     row("/server_info", GET_HEAD, Kind::ServerInfo),
     row("/get_server_info", GET_HEAD, Kind::ServerInfo),

@@ -90,6 +90,7 @@ impl Proxy {
             head: Arc::new(head),
             body: Body::Read(body),
         });
+        ctx.show();
         Ok(())
     }
 
@@ -140,6 +141,7 @@ impl Proxy {
             shutdown,
             keepalive,
         )?);
+        ctx.show_legs();
         Ok(())
     }
 

@@ -27,6 +27,7 @@ mod decide;
 mod dispatch;
 mod endpoints;
 mod finish;
+mod live;
 mod request;
 mod respond;
 mod samples;
@@ -124,10 +125,13 @@ impl ProxyHttp for Proxy {
         if let Some(sample) = Sample::of(session) {
             // Let in with the client's request.
             ctx.begin_sample(sample);
+            ctx.live = self.telemetry.requests.begin(&mut ctx.record);
             return Ok(());
         }
         self.note_request(session, ctx);
-        self.admit(session, ctx)
+        self.admit(session, ctx)?;
+        ctx.live = self.telemetry.requests.begin(&mut ctx.record);
+        Ok(())
     }
 
     fn allow_spawning_subrequest(&self, _session: &Session, ctx: &Box<RequestContext>) -> bool {

@@ -21,7 +21,7 @@ use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
 use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
-use crate::telemetry::{Cause, FailedAttempt, Legs, Pair, Record, Telemetry};
+use crate::telemetry::{Cause, FailedAttempt, Legs, LiveRequest, Pair, Record, Telemetry};
 
 /// Ends the phases: a fault is in the context.
 const FAULT: ErrorType = ErrorType::new("Fault");
@@ -61,6 +61,8 @@ pub(crate) struct RequestContext {
     pub(super) listener: Listener,
     /// Whether that connection is above `max_connections`, and is served one response.
     pub(super) overflow: bool,
+    /// The request among the live ones, where it is followed.
+    pub(super) live: Option<LiveRequest>,
     /// Where the response says where its time went.
     pub(super) timing: Option<Timing>,
     /// Where that connection may be left for the next request; `None` when it is not one of the listener's.
@@ -113,6 +115,7 @@ impl RequestContext {
             sent: Sent::default(),
             listener: Listener::Clients,
             overflow: false,
+            live: None,
             timing: None,
             kept: None,
             keeps: false,
@@ -209,6 +212,7 @@ impl RequestContext {
         self.record.times.prefill_end = None;
         self.record.times.decode_head = None;
         self.record.times.decode_first = None;
+        self.show_retry();
         let mut error = Error::new_in(RETRY);
         error.set_retry(true);
         error
@@ -399,5 +403,6 @@ impl RequestContext {
             None => telemetry.finished(&self.record),
             Some(seat) => seat.report(&self.record, telemetry),
         }
+        self.live = None;
     }
 }

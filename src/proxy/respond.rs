@@ -115,6 +115,8 @@ impl Proxy {
     pub(super) fn pass(&self, ctx: &mut RequestContext, chunk: Bytes, end: bool) -> Result<Bytes> {
         if !chunk.is_empty() && ctx.record.times.decode_first.is_none() {
             ctx.record.times.decode_first = Some(Instant::now());
+            ctx.record.streamed = ctx.attempt()?.streams();
+            ctx.show();
         }
         let passed = ctx.attempt()?.pass(chunk, end);
         let passed = passed.map_err(|error| self.not_passed(ctx, error))?;

@@ -26,8 +26,8 @@ mod tail;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -66,9 +66,11 @@ pub(super) struct Installed(Arc<Shared>);
 
 /// The state that the proxy and the installed session share.
 #[derive(Default)]
-struct Shared {
-    /// Whether the first byte of the response has gone to the client.
-    begun: AtomicBool,
+pub(super) struct Shared {
+    /// When the first byte of the response has gone to the client.
+    first_byte: OnceLock<Instant>,
+    /// Whole events that have gone to the client.
+    events: AtomicU64,
     /// Whether the head of the response has gone to the client before that.
     head_is_out: AtomicBool,
     /// What the head says of the time, where it says so.
@@ -141,11 +143,28 @@ pub(super) fn install(
     Ok(Installed(shared))
 }
 
+impl Shared {
+    /// When the first byte of the response has gone to the client.
+    pub(super) fn first_byte(&self) -> Option<Instant> {
+        self.first_byte.get().copied()
+    }
+
+    /// Whole events that have gone to the client.
+    pub(super) fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+}
+
 impl Installed {
+    /// What tells of the response while it is sent.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
     /// Whether the first byte of the response has gone to the client: from then on there is no other status and no other
     /// pair.
     pub(super) fn has_begun(&self) -> bool {
-        self.0.begun.load(Ordering::Relaxed)
+        self.0.first_byte().is_some()
     }
 
     /// Whether the head of the response has gone to the client before its first byte: from then on there is no other status.
@@ -215,8 +234,9 @@ impl ReplacedSession {
     fn note_sent(&mut self, tasks: &[HttpTask]) {
         let begins = |task: &HttpTask| matches!(task, HttpTask::Header(..) | HttpTask::Body(..));
         if self.sent.first_byte.is_none() && tasks.iter().any(begins) {
-            self.sent.first_byte = Some(Instant::now());
-            self.shared.begun.store(true, Ordering::Relaxed);
+            let now = Instant::now();
+            self.sent.first_byte = Some(now);
+            let _ = self.shared.first_byte.set(now);
             self.prefill_failed = None;
             if self.shutdown.has_begun() {
                 self.client_mut().set_keepalive(None);
@@ -232,6 +252,8 @@ impl ReplacedSession {
                 self.sent.events.update(chunk);
             }
         }
+        let events = self.sent.events.events();
+        self.shared.events.store(events, Ordering::Relaxed);
         if !tasks.iter().any(is_end) || !self.sent.events.lacks_end() {
             return None;
         }

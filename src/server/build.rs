@@ -115,7 +115,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
     let aborter = Arc::new(Aborter::new(client.clone(), abort_requests));
     let rooms = Arc::<LiveRooms>::default();
     let sources = sources(&fleet, &rooms, &client, &aborter, shutdown);
-    let telemetry = Arc::new(Telemetry::new(sources));
+    let telemetry = Arc::new(Telemetry::new(sources, config.debug_requests_capacity));
     Proxy {
         engine: Engine::default(),
         rooms,

@@ -8,6 +8,7 @@ mod advice;
 mod fields;
 pub(crate) mod metrics;
 mod record;
+mod requests;
 mod window;
 
 use std::time::Instant;
@@ -15,6 +16,7 @@ use std::time::Instant;
 pub(crate) use advice::{Evidence, advise};
 pub(crate) use metrics::{Gaps, Metrics, OPENMETRICS, Sources, TEXT};
 pub(crate) use record::{Cause, FailedAttempt, Legs, Pair, Part, Parts, Record, Suspect};
+pub(crate) use requests::{LiveRequest, Progress, Requests, Row, Shown, Snapshot};
 pub(crate) use window::{Counts, Filter, Summary, View, Window};
 
 /// The sinks of one balancer.
@@ -22,14 +24,16 @@ pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
     /// What the dashboard shows.
     pub(crate) window: Window,
+    pub(crate) requests: Requests,
 }
 
 impl Telemetry {
-    /// The sinks of a balancer whose state is read from these sources.
-    pub(crate) fn new(sources: Sources) -> Self {
+    /// The sinks of a balancer whose state is read from these sources, and which remembers so many finished requests.
+    pub(crate) fn new(sources: Sources, requests: usize) -> Self {
         Self {
             metrics: Metrics::new(sources),
             window: Window::default(),
+            requests: Requests::new(requests),
         }
     }
 
@@ -39,6 +43,7 @@ impl Telemetry {
         self.window
             .add(record, record.times.ended.unwrap_or_else(Instant::now));
         self.metrics.finished(record);
+        self.requests.finish(record);
     }
 
     /// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is

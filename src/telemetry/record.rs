@@ -18,6 +18,9 @@ use crate::pd::{Leg, Route};
 /// One request, with legs or without.
 #[derive(Clone)]
 pub(crate) struct Record {
+    /// Tells requests apart that have the same id, where it is followed while it is live. 0 before that; samples have that of
+    /// their request.
+    pub(crate) number: u64,
     /// The client's `x-request-id`, or one that the proxy made.
     pub(crate) request_id: HeaderValue,
     /// The address of the client; `None` where it is not to be logged.
@@ -37,6 +40,10 @@ pub(crate) struct Record {
     pub(crate) samples: usize,
     /// How far the legs of the last attempt came.
     pub(crate) legs: Legs,
+    /// The sample that this is the record of, from 0; `None` for a request.
+    pub(crate) sample: Option<usize>,
+    /// The records of the samples that have ended.
+    pub(crate) sampled: Vec<Record>,
     /// Attempts so far, from 1.
     pub(crate) attempts: u32,
     /// The attempts that failed and were followed by another one, in their order.
@@ -210,6 +217,7 @@ impl Record {
     /// The record of a request that begins now.
     pub(crate) fn new(started: Instant) -> Self {
         Self {
+            number: 0,
             request_id: HeaderValue::from_static("-"),
             client: None,
             key: None,
@@ -223,6 +231,8 @@ impl Record {
                 prefill: Leg::Running,
                 decode: Leg::Running,
             },
+            sample: None,
+            sampled: Vec::new(),
             attempts: 1,
             failed: Vec::new(),
             rooms: 0,
@@ -242,52 +252,15 @@ impl Record {
     /// Where the time to the first byte of a stream went; `None` where the response is no stream, or has not begun.
     pub(crate) fn parts(&self) -> Option<Parts> {
         let end = self.times.first_byte.filter(|_| self.streamed)?;
-        Some(self.split(Some(end)).0)
+        let (parts, _) = self.times.split(self.queued, self.attempts, Some(end));
+        Some(parts)
     }
 
     /// The parts that are over already, of any response: until its first byte goes to the client, all but the last one.
     pub(crate) fn parts_over(&self) -> impl Iterator<Item = (Part, Duration)> {
-        let (parts, over) = self.split(None);
+        let (parts, over) = self.times.split(self.queued, self.attempts, None);
         let parts = Part::ALL.into_iter().zip(parts.0);
         parts.filter(move |(part, _)| over[*part as usize])
-    }
-
-    /// The parts of the time until `end`, and which of them are over. Without an end, those that are not over have no time.
-    fn split(&self, end: Option<Instant>) -> (Parts, [bool; Part::ALL.len()]) {
-        let times = &self.times;
-        let selected = times.selected.or(times.read);
-        // Prefill may end after decode has begun: the time from there on is not its own.
-        let prefill_end = times.prefill_end.or(times.decode_first);
-        let steps = [
-            (Part::Read, times.read),
-            (Part::Queue, selected),
-            (Part::Send, times.sent),
-            (
-                Part::Prefill,
-                prefill_end.map(|at| at.min(times.decode_first.or(end).unwrap_or(at))),
-            ),
-            (Part::Decode, times.decode_first),
-            (Part::Relay, end),
-        ];
-        let mut parts = Parts::default();
-        let mut over = [false; Part::ALL.len()];
-        let mut before = times.started;
-        for (part, at) in steps {
-            over[part as usize] = at.is_some();
-            let at = at.map_or(before, |at| at.min(end.unwrap_or(at)));
-            let at = at.max(before);
-            parts.0[part as usize] = at - before;
-            before = at;
-        }
-        over[Part::Queue as usize] = times.selected.is_some();
-        let waited = parts.0[Part::Queue as usize];
-        let queued = waited.min(self.queued);
-        if self.attempts > 1 {
-            parts.0[Part::Queue as usize] = queued;
-            parts.0[Part::Retry as usize] = waited - queued;
-            over[Part::Retry as usize] = times.selected.is_some();
-        }
-        (parts, over)
     }
 
     /// The path of the request, without the query.
@@ -320,6 +293,49 @@ impl Times {
             first_byte: None,
             ended: None,
         }
+    }
+
+    /// The parts of the time until `end`, and which of them are over. Without an end, those that are not over have no time.
+    pub(super) fn split(
+        &self,
+        queued: Duration,
+        attempts: u32,
+        end: Option<Instant>,
+    ) -> (Parts, [bool; Part::ALL.len()]) {
+        let times = self;
+        let selected = times.selected.or(times.read);
+        // Prefill may end after decode has begun: the time from there on is not its own.
+        let prefill_end = times.prefill_end.or(times.decode_first);
+        let steps = [
+            (Part::Read, times.read),
+            (Part::Queue, selected),
+            (Part::Send, times.sent),
+            (
+                Part::Prefill,
+                prefill_end.map(|at| at.min(times.decode_first.or(end).unwrap_or(at))),
+            ),
+            (Part::Decode, times.decode_first),
+            (Part::Relay, end),
+        ];
+        let mut parts = Parts::default();
+        let mut over = [false; Part::ALL.len()];
+        let mut before = times.started;
+        for (part, at) in steps {
+            over[part as usize] = at.is_some();
+            let at = at.map_or(before, |at| at.min(end.unwrap_or(at)));
+            let at = at.max(before);
+            parts.0[part as usize] = at - before;
+            before = at;
+        }
+        over[Part::Queue as usize] = times.selected.is_some();
+        let waited = parts.0[Part::Queue as usize];
+        let queued = waited.min(queued);
+        if attempts > 1 {
+            parts.0[Part::Queue as usize] = queued;
+            parts.0[Part::Retry as usize] = waited - queued;
+            over[Part::Retry as usize] = times.selected.is_some();
+        }
+        (parts, over)
     }
 
     /// Time to the first byte of the response's body.

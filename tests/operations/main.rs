@@ -7,6 +7,7 @@ mod admin;
 mod binary;
 mod cors;
 mod daemon;
+mod debug_requests;
 mod demo;
 mod doctor;
 mod doctor_workers;

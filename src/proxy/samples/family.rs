@@ -120,6 +120,7 @@ impl Family {
             record.times.started = times.started;
             record.times.read = times.read;
         }
+        record.sampled = ended().cloned().collect();
         for sample in ended() {
             record.attempts = record.attempts.max(sample.attempts);
             record.failed.extend(sample.failed.iter().cloned());
@@ -159,7 +160,10 @@ impl Sample {
             head: template.head.clone(),
             body: Body::Read(body),
         };
-        let record = self.family.record.clone();
+        let record = Record {
+            sample: Some(self.index),
+            ..self.family.record.clone()
+        };
         let seat = Seat {
             family: self.family,
             index: self.index,
