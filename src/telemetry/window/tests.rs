@@ -121,7 +121,7 @@ fn a_failure_counts_for_the_worker_to_blame() {
     retried.failed.push(FailedAttempt {
         worker: Arc::new(Worker::for_tests(Role::Prefill, 9)),
         cause: Cause::Code("prefill_unreachable"),
-        pair: retried.pair.clone().unwrap(),
+        pair: retried.pair.clone().expect("a pair"),
         legs: retried.legs,
         times: retried.times,
     });
