@@ -22,6 +22,10 @@ pub(crate) const WARNING: HeaderName = HeaderName::from_static("x-mini-lb-warnin
 /// With the value 1 asks that the response say where its time went.
 pub(crate) const TIMING: HeaderName = HeaderName::from_static("x-mini-lb-timing");
 
+/// The type of a stream of events, as SGLang names it.
+pub(crate) const EVENT_STREAM: HeaderValue =
+    HeaderValue::from_static("text/event-stream; charset=utf-8");
+
 /// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,

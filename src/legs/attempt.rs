@@ -42,7 +42,6 @@ pub(crate) enum LegError {
 pub(crate) struct Plan {
     pub(crate) engine: Engine,
     pub(crate) route: Route,
-    pub(crate) stream: bool,
     pub(crate) merge: Merge,
     pub(crate) batch: Batch,
     /// The head of both legs, without the fields that differ between workers.
@@ -185,7 +184,7 @@ impl Attempt {
     /// The error of a prefill leg that has failed.
     pub(crate) fn prefill_error(&self) -> Option<LegError> {
         match self.leg.as_ref()?.outcome()? {
-            Outcome::Served(_) => None,
+            Outcome::Served { .. } => None,
             Outcome::Rejected(rejection) | Outcome::Aborted(rejection) => {
                 let rejection = self.conceal_in(rejection.clone());
                 Some(LegError::Rejected(Role::Prefill, rejection))
@@ -319,15 +318,14 @@ impl Attempt {
     }
 
     fn prefill_data(&self) -> Result<PrefillData, LegError> {
-        let Some(Outcome::Served(body)) = self.leg.as_ref().and_then(PrefillLeg::outcome).cloned()
-        else {
+        let outcome = self.leg.as_ref().and_then(PrefillLeg::outcome).cloned();
+        let Some(Outcome::Served { body, streams }) = outcome else {
             return Err(LegError::Internal("no response of prefill to merge"));
         };
         let (merge, batch) = (self.plan.merge, self.plan.batch);
-        let data = if self.plan.stream {
-            PrefillData::from_stream(merge, batch, body)
-        } else {
-            PrefillData::from_body(merge, batch, body)
+        let data = match streams {
+            true => PrefillData::from_stream(merge, batch, body),
+            false => PrefillData::from_body(merge, batch, body),
         };
         data.map_err(LegError::Merge)
     }

@@ -37,8 +37,13 @@ const CAUSE_GRACE: Duration = Duration::from_secs(1);
 /// The outcome of a prefill leg.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The prompt was computed. The body of the response where [`Keep::Body`] asks for it, else empty.
-    Served(Bytes),
+    /// The prompt was computed.
+    Served {
+        /// The body of the response where [`Keep::Body`] asks for it, else empty.
+        body: Bytes,
+        /// Whether it is a stream of events.
+        streams: bool,
+    },
     /// An error response, which the client gets instead of decode's response.
     Rejected(Box<Rejection>),
     /// The same, and it tells of the end of decode's leg.
@@ -156,7 +161,7 @@ impl PrefillLeg {
     /// Tells whether the leg has succeeded.
     pub(crate) fn served(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let report = self.0.clone();
-        move || matches!(report.ended.get(), Some((Outcome::Served(_), _)))
+        move || matches!(report.ended.get(), Some((Outcome::Served { .. }, _)))
     }
 
     /// Lets the leg finish without the request, for [`LINGER`] at most.
@@ -239,7 +244,7 @@ impl Outcome {
     /// The leg's state for the verdict.
     pub(crate) fn state(&self) -> Leg {
         match self {
-            Outcome::Served(_) => Leg::Served,
+            Outcome::Served { .. } => Leg::Served,
             Outcome::Rejected(rejection) => Leg::Rejected(rejection.status.as_u16()),
             Outcome::Aborted(rejection) => Leg::Aborted(rejection.status.as_u16()),
             Outcome::Failed(failure) => failed(failure),
@@ -305,7 +310,7 @@ impl PrefillRequest {
         let outcome = read.unwrap_or_else(Outcome::Failed);
         let evidence = evidence(outcome.state());
         self.fleet.note(&self.worker, evidence, Instant::now());
-        if let (Some(trial), Outcome::Served(_)) = (self.trial, &outcome) {
+        if let (Some(trial), Outcome::Served { .. }) = (self.trial, &outcome) {
             trial.reached(Point::Prefilled);
         }
         // The rooms stay in use for as long as a worker may still know them.
@@ -357,8 +362,11 @@ impl PrefillRequest {
         }
         Ok(match (error, self.keep) {
             (Some(error), _) => self.rejected(Rejection::inside(&reply.head().headers, error)),
-            (None, Keep::Body(_)) => Outcome::Served(body),
-            (None, Keep::Nothing) => Outcome::Served(Bytes::new()),
+            (None, Keep::Body(_)) => Outcome::Served { body, streams },
+            (None, Keep::Nothing) => Outcome::Served {
+                body: Bytes::new(),
+                streams,
+            },
         })
     }
 

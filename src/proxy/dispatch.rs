@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -15,7 +15,7 @@ use super::request::{Body, Request, RequestContext};
 use super::samples::Seat;
 use super::session::{Follower, Keepalive, PrefillFailed, install};
 use crate::client;
-use crate::endpoint::REQUEST_ID;
+use crate::endpoint::{EVENT_STREAM, REQUEST_ID};
 use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms};
@@ -169,8 +169,7 @@ impl Proxy {
         ctx: &mut RequestContext,
     ) -> Result<Box<ResponseHeader>> {
         let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
-        let stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
-        head.insert_header(CONTENT_TYPE, stream)?;
+        head.insert_header(CONTENT_TYPE, EVENT_STREAM)?;
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         self.cors.apply(&session.req_header().headers, &mut head)?;
         ctx.add_timing(&mut head)?;
@@ -233,7 +232,6 @@ impl Proxy {
         let plan = Plan {
             engine: self.engine,
             route: request.route,
-            stream: facts.stream,
             merge: facts.merge,
             batch: facts.batch,
             head: request.head.clone(),

@@ -268,3 +268,25 @@ async fn an_error_of_decode_that_comes_in_pieces_ends_prefill_and_stays_the_answ
     let answer = pair.client.answer().await;
     assert_eq!((answer.status(), answer.text()), (400, r#"{"error":""}"#));
 }
+
+/// SGLang before 0.5.23 streams for every value that Pydantic takes for true.
+#[tokio::test]
+async fn the_heads_of_both_legs_say_whether_their_bodies_are_merged_as_streams() {
+    let mut pair = Pair::start().await;
+    let body = r#"{"text":"a","stream":1,"return_logprob":true,"logprob_start_len":0}"#;
+    let (mut prefill, mut decode) = pair.legs("/generate", body).await;
+    for (leg, logprobs) in [(&mut prefill, "[[null,1,null]]"), (&mut decode, "[]")] {
+        leg.begin_stream().await;
+        let event = format!(r#"{{"meta_info":{{"input_token_logprobs":{logprobs}}}}}"#);
+        leg.chunk(&format!("data: {event}\n\ndata: [DONE]\n\n"))
+            .await;
+        leg.chunk("").await;
+    }
+    let answer = pair.client.answer().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert!(
+        answer.text().contains("[[null,1,null]]"),
+        "{}",
+        answer.text()
+    );
+}

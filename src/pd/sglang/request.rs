@@ -178,15 +178,15 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         return Err(Invalid::BeamSearch);
     }
     let (batch, n) = (values.batch(), values.n.unwrap_or(1));
+    if n > 1 {
+        samples::check(route, body, batch, values.stream)?;
+    }
     let options = &values.options;
     // Without a prompt the worker has its own words, and with samples `samples` has.
     let listed = (values.prompt_kind().is_some() && n <= 1).then_some(batch);
     options
         .check(listed, values.return_logprob)
         .map_err(Invalid::Option)?;
-    if n > 1 {
-        samples::check(route, body, batch)?;
-    }
     Ok(Facts {
         stream: values.stream,
         batch,

@@ -80,6 +80,11 @@ impl Family {
         self.reports.len()
     }
 
+    /// The route of the request.
+    pub(super) fn route(&self) -> Route {
+        self.template.route
+    }
+
     /// Whether the stream takes comments. The clients of `/generate` take every line for data.
     pub(super) fn takes_comments(&self) -> bool {
         self.template.facts.stream && self.template.route != Route::Generate

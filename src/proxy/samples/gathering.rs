@@ -16,10 +16,11 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::subrequest::server::SubrequestHandle;
 
+use super::held::Body;
 use crate::endpoint::end_to_end;
 use crate::error::{Fault, ProxyError};
 use crate::fleet::Role;
-use crate::legs::Rejection;
+use crate::legs::{Rejection, is_event_stream};
 use crate::pd::{Engine, Gather, GatherError, GatherFault, GatherStream, Route};
 
 /// No further piece is taken from any sample while so many bytes wait for the client.
@@ -73,12 +74,25 @@ pub(super) struct Recipe {
     pub(super) engine: Engine,
     pub(super) route: Route,
     pub(super) gather: Gather,
-    pub(super) stream: bool,
     /// The longest document or event of a sample, in bytes.
     pub(super) limit: usize,
 }
 
+impl Recipe {
+    /// The bodies of responses with such a head.
+    fn bodies(&self, head: &ResponseHeader) -> Bodies {
+        if !is_event_stream(&head.headers) {
+            return Bodies::Documents;
+        }
+        let streams = self.gather.stream(self.limit);
+        Bodies::Streams(Box::new(streams), BytesMut::with_capacity(OUT_CAPACITY))
+    }
+}
+
+/// What the first successful head says that the responses are. An engine that takes another value than `true` for it
+/// streams where the facts of the request do not say so.
 enum Bodies {
+    Unknown,
     Streams(Box<GatherStream>, BytesMut),
     /// The documents are held with the samples.
     Documents,
@@ -95,59 +109,12 @@ struct Response {
     ended: bool,
 }
 
-/// A body that is held. Most are one piece, which is not copied.
-#[derive(Default)]
-enum Body {
-    #[default]
-    Empty,
-    One(Bytes),
-    Many(BytesMut),
-}
-
-impl Body {
-    fn len(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::One(piece) => piece.len(),
-            Self::Many(pieces) => pieces.len(),
-        }
-    }
-
-    fn push(&mut self, piece: Bytes) {
-        match self {
-            Self::Empty => *self = Self::One(piece),
-            Self::One(first) => {
-                let mut pieces = BytesMut::with_capacity(2 * (first.len() + piece.len()));
-                pieces.extend_from_slice(first);
-                pieces.extend_from_slice(&piece);
-                *self = Self::Many(pieces);
-            }
-            Self::Many(pieces) => pieces.extend_from_slice(&piece),
-        }
-    }
-
-    fn take(&mut self) -> Bytes {
-        match std::mem::take(self) {
-            Self::Empty => Bytes::new(),
-            Self::One(piece) => piece,
-            Self::Many(pieces) => pieces.freeze(),
-        }
-    }
-}
-
 impl Gathering {
     /// The gathering of `n` samples. `waits` says that the others wait for the first one.
     pub(super) fn new(n: usize, waits: bool, recipe: Recipe) -> Self {
-        let bodies = match recipe.stream {
-            true => {
-                let streams = recipe.gather.stream(recipe.limit);
-                Bodies::Streams(Box::new(streams), BytesMut::with_capacity(OUT_CAPACITY))
-            }
-            false => Bodies::Documents,
-        };
         Self {
             state: Mutex::new(State {
-                bodies,
+                bodies: Bodies::Unknown,
                 samples: (0..n).map(|_| Response::default()).collect(),
                 running: n,
                 prefilled: !waits,
@@ -321,7 +288,7 @@ impl State {
                     }
                 }
             }
-            Bodies::Documents => (Bytes::new(), false),
+            Bodies::Documents | Bodies::Unknown => (Bytes::new(), false),
         };
         if bytes.is_empty() && !end {
             return (self.fault.take().map(Output::Failed), full);
@@ -337,6 +304,9 @@ impl State {
                 if !head.status.is_informational() {
                     let sample = &mut self.samples[index];
                     sample.served = head.status.is_success();
+                    if sample.served && matches!(self.bodies, Bodies::Unknown) {
+                        self.bodies = self.recipe.bodies(&head);
+                    }
                     sample.head = Some(head);
                 }
                 self.end_if(index, end)
@@ -404,7 +374,7 @@ impl State {
         }
         let ended = match &mut self.bodies {
             Bodies::Streams(gather, _) => gather.end(index),
-            Bodies::Documents => Ok(()),
+            Bodies::Documents | Bodies::Unknown => Ok(()),
         };
         ended.map_err(|error| self.fault_of(error))
     }

@@ -5,6 +5,7 @@
 //! | `mod.rs` | the client's request: what it may ask for, its samples, what its client gets |
 //! | `family.rs` | what the samples of a request share, and what each of them takes and reports |
 //! | `gathering.rs` | the responses on their way from the samples to the client |
+//! | `held.rs` | the body of one of them that waits for the others |
 //!
 //! Each sample is a subrequest of Pingora's, so that it passes through all hooks of `Proxy` but those that concern the
 //! client: it begins with a request that has been let in, read and parsed, has a pair, rooms, ids, retries and deadlines
@@ -18,6 +19,7 @@
 
 mod family;
 mod gathering;
+mod held;
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use super::request::{Body, Request, RequestContext};
 use super::session::{COMMENT, framed};
 use crate::client;
 use crate::error::{Exhausted, ProxyError};
+use crate::legs::is_event_stream;
 use crate::pd::Route;
 use family::{Family, Template};
 pub(super) use family::{Sample, Seat};
@@ -137,7 +140,6 @@ impl Proxy {
             engine: self.engine,
             route,
             gather: self.engine.gather(route, &facts),
-            stream: facts.stream,
             limit: self.limits.max_body_bytes,
         };
         let waits = body.len() / prompts.max(1) >= SHARED_PROMPT_BYTES;
@@ -216,6 +218,12 @@ impl Proxy {
                     }
                     // After a comment the head is out, and was the balancer's own.
                     let head = head.filter(|_| !ctx.head_is_out());
+                    if head
+                        .as_ref()
+                        .is_some_and(|head| is_event_stream(&head.headers))
+                    {
+                        ctx.gather_stream(self.engine.stream_end(family.route()));
+                    }
                     ctx.note_sent();
                     let body = HttpTask::Body(Some(bytes), end);
                     self.write_body(session, ctx, head, body).await?;

@@ -7,6 +7,7 @@
 //! `_normalize_logprob_params`, `_normalize_custom_logit_processor`, `_validate_rid_uniqueness`).
 
 use std::fmt::Write;
+use std::num::IntErrorKind;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
@@ -60,6 +61,18 @@ enum Count {
 }
 
 impl Count {
+    /// An integer in any length, as in Python: one that does not fit becomes the largest or smallest that does.
+    fn read(value: &str) -> Self {
+        match value.parse() {
+            Ok(n) => Self::Number(n),
+            Err(error) => match error.kind() {
+                IntErrorKind::PosOverflow => Self::Number(i64::MAX),
+                IntErrorKind::NegOverflow => Self::Number(i64::MIN),
+                _ => Self::Unreadable,
+            },
+        }
+    }
+
     fn number(self) -> Option<i64> {
         match self {
             Self::Absent => Some(1),
@@ -81,8 +94,7 @@ fn samples_of_one(
             let value = s.slice(value);
             visit(&member.name, value);
             if member.name == "n" {
-                let number = value.parse();
-                n = number.map_or(Count::Unreadable, Count::Number);
+                n = Count::read(value);
             } else if member.name == "beam_width" {
                 beam = value.parse().is_ok_and(|width: u64| width > 1);
             }
@@ -95,16 +107,25 @@ fn samples_of_one(
     Ok(n)
 }
 
-/// Checks a request with `n > 1`, as an ordinary server does before it generates.
+/// Checks a request with `n > 1`, as an ordinary server does before it generates. One without a prompt passes: the worker
+/// looks for that first, and has its own words. `stream` says whether the response would be a stream.
 ///
 /// # Errors
 /// The server refuses the request.
-pub(in crate::pd::sglang) fn check(route: Route, body: &[u8], batch: Batch) -> Result<(), Invalid> {
+pub(in crate::pd::sglang) fn check(
+    route: Route,
+    body: &[u8],
+    batch: Batch,
+    stream: bool,
+) -> Result<(), Invalid> {
     let mut found = Found::default();
     let mut scanner = Scanner::new(body)?;
     scanner.object(|s, member| found.read(route, s, &member.name))?;
+    if !found.has_prompt(route) {
+        return Ok(());
+    }
     match found.refusal(batch) {
-        Some(message) => Err(Invalid::Samples(Refusal::new(route, message))),
+        Some(message) => Err(Invalid::Samples(Refusal::new(route, message, stream))),
         None => Ok(()),
     }
 }
@@ -112,6 +133,8 @@ pub(in crate::pd::sglang) fn check(route: Route, body: &[u8], batch: Batch) -> R
 /// What a request has that may be at odds with `n > 1`.
 #[derive(Debug, Default)]
 struct Found {
+    /// Of [`PROMPTS`].
+    prompts: [Given; PROMPTS.len()],
     samples_differ: bool,
     /// Of [`NO_LISTS`]: whether it is a list.
     lists: [bool; NO_LISTS.len()],
@@ -120,8 +143,56 @@ struct Found {
     rids: Option<Vec<String>>,
 }
 
+/// The prompts of `/generate` in the order in which the engine looks at them, and those of the other routes.
+const PROMPTS: [&str; 5] = ["text", "input_ids", "input_embeds", "prompt", "messages"];
+
+/// What a field has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Given {
+    /// Null counts as absent.
+    #[default]
+    Absent,
+    /// An empty text or list.
+    Empty,
+    Filled,
+}
+
+impl Given {
+    fn read(kind: Kind, value: &str) -> Self {
+        let inside = value.get(1..value.len() - 1).unwrap_or_default();
+        match kind {
+            Kind::Null => Self::Absent,
+            Kind::Text if inside.is_empty() => Self::Empty,
+            Kind::Array if inside.trim_ascii().is_empty() => Self::Empty,
+            _ => Self::Filled,
+        }
+    }
+}
+
 impl Found {
+    /// Whether there is a prompt that passes the checks before those of `n`.
+    fn has_prompt(&self, route: Route) -> bool {
+        let [text, input_ids, input_embeds, prompt, messages] = self.prompts;
+        match route {
+            Route::Generate => match (text, input_ids) {
+                (Given::Absent, Given::Absent) => input_embeds != Given::Absent,
+                (Given::Absent, input_ids) => input_ids == Given::Filled,
+                // All three are one too many.
+                (_, Given::Empty | Given::Filled) => input_embeds == Given::Absent,
+                _ => true,
+            },
+            Route::ChatCompletions => messages == Given::Filled,
+            _ => prompt == Given::Filled,
+        }
+    }
+
     fn read(&mut self, route: Route, s: &mut Scanner<'_>, name: &str) -> Result<(), json::Error> {
+        if let Some(prompt) = PROMPTS.iter().position(|prompt| *prompt == name) {
+            let kind = s.kind()?;
+            let value = s.skip()?;
+            self.prompts[prompt] = Given::read(kind, s.slice(value));
+            return Ok(());
+        }
         if name == "rid" {
             self.rids = texts(s)?;
             return Ok(());

@@ -15,7 +15,6 @@ fn gathering() -> (Gathering, mpsc::Sender<HttpTask>, SubrequestHandle) {
         engine,
         route,
         gather: engine.gather(route, &facts),
-        stream: true,
         limit: 1 << 20,
     };
     let (sample, rx) = mpsc::channel(4);
@@ -29,7 +28,10 @@ fn gathering() -> (Gathering, mpsc::Sender<HttpTask>, SubrequestHandle) {
 }
 
 fn head() -> HttpTask {
-    HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), false)
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    let stream = "text/event-stream; charset=utf-8";
+    head.insert_header("content-type", stream).unwrap();
+    HttpTask::Header(Box::new(head), false)
 }
 
 #[test]
