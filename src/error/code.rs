@@ -156,7 +156,7 @@ impl Code {
             Self::InvalidJson => row("invalid_json", 400, Client, Useless, "the body is not a JSON object, or is nested too deep"),
             Self::InvalidOption => row("invalid_option", 400, Client, Useless, "an option has a value that no worker may get: out of range, or a list that does not fit the prompts; the message has the field and the bound"),
             Self::BatchTooLarge => row("batch_too_large", 400, Client, Useless, "a batch has more than 65,536 prompts"),
-            Self::InvalidSamples => row("invalid_n", 400, Client, Useless, "the options do not fit `n > 1`; the body is an ordinary server's own"),
+            Self::InvalidSamples => row("invalid_n", 400, Client, Useless, "the options do not fit `n > 1`; the body is an ordinary server's own, and for a streamed `/generate` it is a stream with status 200"),
             Self::TooManySamples => row("too_many_samples", 400, Client, Useless, "the request asks for more samples (`n` times its prompts) than `max_samples`, or for more than `max_inflight_requests` at once"),
             Self::BadRequestHead => row("bad_request_head", 400, Client, Useless, "the head has more than one reading (Content-Length beside Transfer-Encoding, two lengths, no Host, bare line feeds and the like), so it is not forwarded"),
             Self::RequestHeadTooLarge => row("request_head_too_large", 431, Client, Useless, "the head has more than 32 KiB or 100 fields"),

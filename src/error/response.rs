@@ -2,13 +2,13 @@
 //!
 //! What may not live here: what went wrong, see [`super`], and the table of codes, see [`super::code`].
 
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use super::code::{Code, Retry};
 use super::{Fault, ProxyError, Suspected};
-use crate::endpoint::{ERROR_CODE, WholeResponse};
+use crate::endpoint::{ERROR_CODE, EVENT_STREAM, WholeResponse};
 use crate::fleet::Role;
 use crate::pd::{ErrorShape, Invalid};
 
@@ -26,6 +26,9 @@ impl Fault {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Fault::Rejected(_, rejection) => rejection.status,
+            Fault::Own(ProxyError::Invalid(Invalid::Samples(refusal))) if refusal.streamed => {
+                StatusCode::OK
+            }
             Fault::Own(error) => error.code().status(),
         }
     }
@@ -62,10 +65,13 @@ impl Fault {
             },
             Fault::Own(error) => {
                 let code = error.code();
-                let mut response = error_response(code, code.status(), shape, &error.to_string());
+                let mut response = error_response(code, self.status(), shape, &error.to_string());
                 // The words and the shape of an ordinary server, whose error it is.
                 if let ProxyError::Invalid(Invalid::Samples(refusal)) = error {
                     response.body = refusal.body.clone();
+                    if refusal.streamed {
+                        response.headers.insert(CONTENT_TYPE, EVENT_STREAM);
+                    }
                 }
                 if let ProxyError::LoginNeeded = error {
                     response.headers.insert(WWW_AUTHENTICATE, BASIC);

@@ -254,3 +254,68 @@ async fn each_sample_is_merged_with_its_own_prefill() {
         assert_eq!(item["text"], format!("t{own}"));
     }
 }
+
+/// SGLang before 0.5.23 streams for every value that Pydantic takes for true.
+#[tokio::test]
+async fn the_heads_of_the_samples_say_whether_they_are_streams() {
+    let mut pair = Pair::start().await;
+    for stream in ["\"true\"", "1"] {
+        let body = format!(r#"{{"text":"a","stream":{stream},"sampling_params":{{"n":2}}}}"#);
+        let mut legs = pair.samples(GENERATE, &body, 2).await;
+        for (_, decode) in &mut legs {
+            decode.begin_stream().await;
+            decode.chunk(&event(GENERATE, "x")).await;
+        }
+        finish(legs).await;
+        let answer = pair.client.answer().await;
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        let kind = answer.header("content-type");
+        assert_eq!(kind, Some("text/event-stream; charset=utf-8"));
+        let events: Vec<_> = answer.text().split_inclusive("\n\n").collect();
+        let samples: HashSet<_> = events[..2].iter().map(|e| index(GENERATE, e)).collect();
+        assert_eq!(samples, HashSet::from([0, 1]));
+        assert_eq!(events[2..], ["data: [DONE]\n\n"]);
+    }
+    // The other way round: documents, although a stream was asked for.
+    let legs = pair.samples(GENERATE, &asking(GENERATE, 2, true), 2).await;
+    for (prefill, decode) in legs {
+        prefill.answer("200 OK", "{}").await;
+        decode.answer("200 OK", &document(GENERATE, "x")).await;
+    }
+    let answer = pair.client.answer().await;
+    assert_eq!(answer.json().as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test]
+async fn a_streamed_generate_whose_n_is_refused_gets_the_refusal_as_an_event() {
+    let mut pair = Pair::start().await;
+    let refused = r#"{"text":"a","stream":true,"return_logprob":[true],"sampling_params":{"n":2}}"#;
+    pair.client.send(post(GENERATE, refused)).await;
+    let answer = pair.client.answer().await;
+    assert_eq!(answer.outcome(), (200, Some("invalid_n")));
+    let kind = answer.header("content-type");
+    assert_eq!(kind, Some("text/event-stream; charset=utf-8"));
+    let message = "Cannot use list return_logprob with parallel_sample_num > 1";
+    let (error, done) = answer.text().split_once("\n\n").unwrap();
+    let error: Value = serde_json::from_str(error.trim_start_matches("data: ")).unwrap();
+    assert_eq!(error["error"]["message"], message);
+    assert_eq!(done, "data: [DONE]\n\n");
+    // The other endpoints look at the request before they send a head.
+    let refused = r#"{"prompt":"a","stream":true,"n":2,"rid":["a","b"]}"#;
+    pair.client.send(post(COMPLETIONS, refused)).await;
+    let answer = pair.client.answer().await;
+    assert_eq!(answer.outcome(), (400, Some("invalid_n")));
+    assert!(pair.is_idle());
+}
+
+#[tokio::test]
+async fn more_samples_than_any_number_holds_are_too_many() {
+    let mut pair = Pair::start().await;
+    for n in ["9223372036854775808", "18446744073709551616"] {
+        let body = format!(r#"{{"text":"a","sampling_params":{{"n":{n}}}}}"#);
+        pair.client.send(post(GENERATE, &body)).await;
+        let answer = pair.client.answer().await;
+        assert_eq!(answer.outcome(), (400, Some("too_many_samples")), "{n}");
+    }
+    assert!(pair.is_idle());
+}

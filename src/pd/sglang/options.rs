@@ -123,7 +123,7 @@ const TABLE: &[Row] = &[
     row("sampling_logprobs_mode", GENERATE, Form::List),
     row("custom_logit_processor", GENERATE, Form::List),
     row("sampling_params", GENERATE, Form::List),
-    row("rid", GENERATE, Form::List),
+    row("rid", GENERATE.and(TEXT), Form::List),
     row("token_ids_logprob", GENERATE, Form::TokensOfEach),
     row("input_ids", GENERATE.and(CHAT), Form::Tokens),
     row("prompt", COMPLETIONS, Form::Tokens),

@@ -183,7 +183,8 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
     }
     let options = &values.options;
     // Without a prompt the worker has its own words, and with samples `samples` has.
-    let listed = (values.prompt_kind().is_some() && n <= 1).then_some(batch);
+    let has_prompt = route == Route::ChatCompletions || values.prompt_kind().is_some();
+    let listed = (has_prompt && n <= 1).then_some(batch);
     options
         .check(listed, values.return_logprob)
         .map_err(Invalid::Option)?;

@@ -24,11 +24,15 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     errors.integer(body, "bootstrap_port", Some("list[nullable[int]]"));
     errors.integer(body, "bootstrap_room", Some("list[nullable[int]]"));
     errors.done(Site::GENERATE)?;
+    check_contract(body)?;
     let Some((prompts, list)) = native_prompts(body) else {
         let message = "Either text, input_ids or input_embeds should be provided.";
         return Err(Failure::Invalid(message.to_owned()));
     };
-    let n = samples::native(body, prompts.len())?;
+    if body.get("text").is_none_or(Value::is_null) && prompts.iter().all(Vec::is_empty) && !list {
+        return Err(Failure::Invalid("input_ids cannot be empty.".to_owned()));
+    }
+    let n = samples::native(body, prompts.len(), list)?;
     check_return_logprob(body, list.then_some(prompts.len()))?;
     let stream = boolean(body.get("stream"));
     if stream && boolean(body.get("return_flat_raw_output_top_logprobs")) {
@@ -150,17 +154,37 @@ fn native_sampling(parameters: &Value) -> Result<Sampling, Failure> {
 
 /// The message about a value that is not an integer.
 /// Source: SGLang 0.5.23, `entrypoints/api_contract.py`, and a response of a real server.
-pub(super) fn not_i64(value: &Value) -> Failure {
+fn not_i64(value: &Value) -> Failure {
     invalid_type(value, "i64")
 }
 
-/// Checks `return_logprob` after the schema: it must be a JSON boolean, or a list with an element for each prompt.
+/// Checks the types of values that the schema takes for others: strictly, and before anything else.
+/// Source: SGLang 0.5.23, `api/v1/api_types.py`.
+fn check_contract(body: &Value) -> Result<(), Failure> {
+    if let Some(value @ (Value::String(_) | Value::Number(_))) = body.get("return_logprob") {
+        let expected = "a value or an array of values for BoolOrList";
+        return Err(invalid_type(value, expected));
+    }
+    if let Some(value) = body.get("stream").filter(|value| !value.is_boolean()) {
+        return Err(invalid_type(value, "a boolean"));
+    }
+    let parameters = match body.get("sampling_params") {
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    for value in parameters.iter().filter_map(|one| one.get("n")) {
+        let is_integer = value.is_number() && integer(value).is_some();
+        if !(value.is_null() || is_integer) {
+            return Err(not_i64(value));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a list of `return_logprob` has an element for each prompt.
 fn check_return_logprob(body: &Value, batch: Option<usize>) -> Result<(), Failure> {
     match (body.get("return_logprob"), batch) {
-        (Some(value @ (Value::String(_) | Value::Number(_))), _) => Err(invalid_type(
-            value,
-            "a value or an array of values for BoolOrList",
-        )),
         (Some(Value::Array(list)), Some(prompts)) if list.len() < prompts => Err(Failure::Internal),
         _ => Ok(()),
     }

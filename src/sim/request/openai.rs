@@ -59,7 +59,7 @@ pub(crate) fn chat(body: &Value, limits: Limits) -> Result<Batch, Failure> {
         ..LogprobPlan::default()
     };
     let prompt = model::encode(&chat_text(body));
-    let n = samples::openai(body)?;
+    let n = samples::openai(body, None)?;
     let batch = one_prompt(body, prompt, asked, logprobs, limits)?;
     Ok(Batch { n, ..batch }.sampled())
 }
@@ -92,7 +92,7 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
         ..LogprobPlan::default()
     };
     let size = list.then_some(prompts.len());
-    let n = samples::openai(body)?;
+    let n = samples::openai(body, size)?;
     let mut items = Vec::with_capacity(prompts.len());
     for (index, prompt) in prompts.into_iter().enumerate() {
         limits.check(prompt.len(), Some(max_new_tokens))?;

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::fields::{boolean, integer};
-use super::generate::not_i64;
 use crate::sim::errors::Failure;
 
 /// The most samples of a prompt. SGLang has no limit; here one request must not fill the memory of the machine.
@@ -23,36 +22,41 @@ const SCALARS: [&str; 5] = [
     "sampling_logprobs_mode",
 ];
 
-/// The samples per prompt of `/generate`, by the `sampling_params` of each prompt. Zero and less count as one.
-pub(super) fn native(body: &Value, prompts: usize) -> Result<usize, Failure> {
+/// The samples per prompt of `/generate`, by the `sampling_params` of each prompt. Zero and less count as one. The
+/// contract has refused values that are no integers, but for null.
+pub(super) fn native(body: &Value, prompts: usize, list: bool) -> Result<usize, Failure> {
     let of = |parameters: &Value| match parameters.get("n") {
-        None => Ok(1),
-        Some(Value::Null) => Err(Failure::Internal),
-        Some(value) => match integer(value).filter(|_| value.is_number()) {
-            Some(n) => Ok(bounded(n)),
-            None => Err(not_i64(value)),
-        },
+        None => Some(1),
+        Some(value) => integer(value),
     };
     let n = match body.get("sampling_params") {
         Some(Value::Array(list)) => {
             let mut all = list.iter().map(of);
-            let first = all.next().unwrap_or(Ok(1))?;
-            for other in all {
-                if other? != first {
-                    return Err(invalid(
-                        "The parallel_sample_num should be the same for all samples in sample params.",
-                    ));
-                }
+            let first = all.next().unwrap_or(Some(1));
+            if all.any(|other| other != first) {
+                return Err(invalid(
+                    "The parallel_sample_num should be the same for all samples in sample params.",
+                ));
             }
             first
         }
-        Some(parameters) => of(parameters)?,
-        None => 1,
+        Some(parameters) => of(parameters),
+        None => Some(1),
     };
-    check_rids(body, prompts)?;
+    let n = bounded(n.ok_or(Failure::Internal)?);
+    match ids(body) {
+        Some(_) if !list && n == 1 => {
+            check_unique(body)?;
+            // A list is no key of a dictionary.
+            return Err(Failure::Internal);
+        }
+        Some(ids) => check_count(ids, prompts)?,
+        None => {}
+    }
     if n > 1 {
         check_lists(body)?;
     }
+    check_unique(body)?;
     Ok(n)
 }
 
@@ -72,21 +76,23 @@ fn check_lists(body: &Value) -> Result<(), Failure> {
     }
 }
 
-fn check_rids(body: &Value, prompts: usize) -> Result<(), Failure> {
-    let Some(rids) = body.get("rid").and_then(Value::as_array) else {
+fn ids(body: &Value) -> Option<&Vec<Value>> {
+    body.get("rid").and_then(Value::as_array)
+}
+
+fn check_count(ids: &[Value], prompts: usize) -> Result<(), Failure> {
+    if ids.len() == prompts {
         return Ok(());
-    };
-    if rids.len() != prompts {
-        return Err(invalid(
-            "The specified rids length mismatch with the batch_size for batch processing.",
-        ));
     }
+    Err(invalid(
+        "The specified rids length mismatch with the batch_size for batch processing.",
+    ))
+}
+
+fn check_unique(body: &Value) -> Result<(), Failure> {
     let mut seen = HashSet::new();
-    match rids
-        .iter()
-        .filter_map(Value::as_str)
-        .find(|rid| !seen.insert(*rid))
-    {
+    let mut ids = ids(body).into_iter().flatten().filter_map(Value::as_str);
+    match ids.find(|rid| !seen.insert(*rid)) {
         Some(rid) => Err(invalid(&format!(
             "Duplicate request IDs detected within the request: ['{rid}']"
         ))),
@@ -94,10 +100,11 @@ fn check_rids(body: &Value, prompts: usize) -> Result<(), Failure> {
     }
 }
 
-/// The samples per prompt of the OpenAI endpoints, whose types are lax. The schema has refused other values.
-pub(super) fn openai(body: &Value) -> Result<usize, Failure> {
+/// The samples per prompt of the OpenAI endpoints, whose types are lax. The schema has refused other values. `prompts` is
+/// their number where they are a list.
+pub(super) fn openai(body: &Value, prompts: Option<usize>) -> Result<usize, Failure> {
     let n = match body.get("n") {
-        None => return Ok(1),
+        None => 1,
         Some(Value::Bool(n)) => i128::from(*n),
         Some(value) => {
             let whole = value.as_f64().filter(|n| n.fract() == 0.0);
@@ -107,7 +114,21 @@ pub(super) fn openai(body: &Value) -> Result<usize, Failure> {
     if n == 0 && !boolean(body.get("stream")) {
         return Err(Failure::Value("range() arg 3 must not be zero".to_owned()));
     }
-    Ok(bounded(n))
+    let n = bounded(n);
+    let is_batch = n > 1 || prompts.is_some();
+    match ids(body) {
+        Some(ids) if is_batch => check_count(ids, prompts.unwrap_or(1))?,
+        Some(_) => {
+            check_unique(body)?;
+            return Err(Failure::Engine {
+                status: 500,
+                message: "Internal server error: unhashable type: 'list'".to_owned(),
+            });
+        }
+        None => {}
+    }
+    check_unique(body)?;
+    Ok(n)
 }
 
 fn bounded(n: i128) -> usize {

@@ -155,7 +155,7 @@ pub(crate) fn all(material: &Material) -> Vec<Case> {
     ]
     .concat();
     let sampled = samples::of(&cases, material.each_n);
-    [cases, sampled].concat()
+    [cases, sampled, samples::refused(material)].concat()
 }
 
 /// Token ids that any vocabulary has, without the special ones at the start.

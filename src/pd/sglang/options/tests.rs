@@ -47,6 +47,16 @@ fn a_value_that_no_worker_may_get_is_refused_with_its_field_and_bound() {
             "rid must not be a list for one prompt.",
         ),
         (
+            Completions,
+            r#"{"prompt":"a","rid":["b","c"]}"#,
+            "rid must not be a list for one prompt.",
+        ),
+        (
+            ChatCompletions,
+            r#"{"messages":[{}],"rid":["b"]}"#,
+            "rid must not be a list for one prompt.",
+        ),
+        (
             Generate,
             r#"{"text":"a","token_ids_logprob":[[1]]}"#,
             "token_ids_logprob must be a flat list of integers.",
@@ -203,7 +213,7 @@ fn what_an_ordinary_server_takes_or_explains_itself_is_never_refused() {
                 r#"{"prompt":[[1,2],[3]],"logprobs":0}"#,
                 r#"{"prompt":[1,2,3]}"#,
                 r#"{"prompt":[]}"#,
-                r#"{"prompt":"a","rid":["b"]}"#,
+                r#"{"prompt":["a"],"rid":["b"]}"#,
             ],
         ),
         (

@@ -106,7 +106,7 @@ fn n_is_what_the_worker_would_sample() {
         ("\" 1_0 \"", 1, 10),
         ("[2]", 1, 1),
         ("9223372036854775807", i64::MAX as u64, i64::MAX as u64),
-        ("1000000000000000000000", 1, i64::MAX as u64),
+        ("1000000000000000000000", i64::MAX as u64, i64::MAX as u64),
     ] {
         let body = format!("{{\"n\":{value},\"sampling_params\":{{\"n\":{value}}},\"best_of\":9}}");
         assert_eq!(facts(Route::Generate, &body).n, strict, "{body}");

@@ -101,7 +101,9 @@ fn samples_of_one(
             Ok(())
         })?;
     } else {
+        // The worker's schema refuses it, but for null in place of all.
         s.skip()?;
+        n = Count::Unreadable;
     }
     *beams |= beam;
     Ok(n)
@@ -438,3 +440,6 @@ fn cut_samples_of_one(
     gaps.extend_from_slice(cuts.ranges());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
