@@ -14,7 +14,7 @@ use pingora::{Error, ErrorType};
 
 use super::abort::Aborter;
 use super::first_event::{Rejection, StreamFields};
-use super::headers::{self, is_encoded};
+use super::headers;
 use super::prefill::{Outcome, PrefillLeg, Report, ResponseTimes, evidence, is_event_stream};
 use super::response::{Begin, HELD_LIMIT, Response, ResponseError};
 use crate::endpoint::content_length;
@@ -259,16 +259,22 @@ impl Attempt {
     }
 
     /// Decode has refused the request, and its response is the client's: without what the proxy has written into the
-    /// request, where the response quotes it. One that is compressed or longer than [`HELD_LIMIT`] passes as it is.
-    pub(crate) fn begin_rejection(&mut self, head: &mut ResponseHeader) {
-        let is_long = matches!(content_length(&head.headers), Some(HELD_LIMIT..));
-        if is_long || is_encoded(&head.headers) {
-            return;
+    /// request, where the response quotes it, and without compression. One that is longer than [`HELD_LIMIT`] passes as
+    /// it is.
+    ///
+    /// # Errors
+    /// It has a coding that is not decoded.
+    pub(crate) fn begin_rejection(&mut self, head: &mut ResponseHeader) -> Result<(), LegError> {
+        if matches!(content_length(&head.headers), Some(HELD_LIMIT..)) {
+            return Ok(());
         }
+        self.decoder = self.decoder(head, HELD_LIMIT)?;
         self.response = Response::whole();
         self.rejects = true;
+        head.remove_header(&CONTENT_ENCODING);
         head.remove_header(&CONTENT_LENGTH);
         head.remove_header(&TRANSFER_ENCODING);
+        Ok(())
     }
 
     fn conceal_in(&self, mut rejection: Box<Rejection>) -> Box<Rejection> {

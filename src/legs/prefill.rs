@@ -324,8 +324,13 @@ impl PrefillRequest {
             return Err(failure);
         }
         if !status.is_success() {
-            let headers = end_to_end(&reply.head().headers);
-            let body = reply.collect(REJECTION_LIMIT).await?;
+            let mut headers = end_to_end(&reply.head().headers);
+            let coding = Coding::of(&headers)?;
+            let mut body = reply.collect(REJECTION_LIMIT).await?;
+            if let Some(coding) = coding {
+                body = coding.decode(&body, REJECTION_LIMIT)?;
+                headers.remove(header::CONTENT_ENCODING);
+            }
             return Ok(self.rejected(Box::new(Rejection {
                 status,
                 headers,

@@ -99,12 +99,12 @@ impl Proxy {
     ) -> Result<()> {
         let attempt = ctx.attempt()?;
         attempt.cancel_prefill();
-        attempt.begin_rejection(head);
+        let begun = attempt.begin_rejection(head);
         attempt.report_decode(evidence(leg));
         Self::note_pair(attempt, leg);
         match self.wrong_key(attempt.decode(), leg) {
             Some(error) => Err(ctx.refuse(error)),
-            None => Ok(()),
+            None => begun.map_err(|error| ctx.fail(error.into())),
         }
     }
 
