@@ -1,6 +1,7 @@
 //! `mini-lb demo` with flags: the ports of the workers, the log, and what is passed on to the balancer.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use support::{BODY, Client, Process, Signal, mini_lb, post};
 
@@ -95,4 +96,32 @@ async fn a_demo_names_its_dashboard_and_keeps_a_load_on() {
     }
     demo.signal(Signal::Interrupt).await;
     assert_eq!(demo.end().await.code, Some(0));
+}
+
+/// What a closed terminal sends, whether or not the process has a handler for it.
+fn hang_up(demo: &Process) {
+    let sent = Command::new("kill")
+        .args(["-HUP", &demo.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_demo_ends_with_its_terminal_but_not_under_nohup() {
+    let mut ends = demo(&[]);
+    ends.line("Press Ctrl-C").await;
+    hang_up(&ends);
+    assert_eq!(ends.end().await.code, None, "by the signal");
+
+    let mut command = Command::new("nohup");
+    command.args([env!("CARGO_BIN_EXE_mini-lb"), "demo", "--port", "0"]);
+    let mut stays = Process::of(command);
+    let balancer = stays.address_in("  mini-lb  ").await;
+    stays.line("Press Ctrl-C").await;
+    hang_up(&stays);
+    let mut client = Client::connect(balancer).await;
+    client.send(post("/generate", BODY)).await;
+    assert_eq!(client.answer().await.status(), 200);
+    stays.signal(Signal::Interrupt).await;
+    assert_eq!(stays.end().await.code, Some(0));
 }
