@@ -262,6 +262,19 @@ async fn the_line_of_a_document_has_no_time_to_a_first_token() {
 }
 
 #[tokio::test]
+async fn the_line_does_not_wait_for_a_prefill_that_ends_after_decode() {
+    let mut workers = Workers::start().await;
+    workers.client.send(post("/generate", BODY)).await;
+    let (prefill, decode) = workers.next_legs().await;
+    decode.answer("200 OK", "{}").await;
+    assert_eq!(workers.client.answer().await.status(), 200);
+    let line = workers.process.line("request finished").await;
+    assert_eq!(field(&line, "ended"), Some("ok"), "{line}");
+    assert_eq!(field(&line, "prefill_ms"), None, "{line}");
+    prefill.answer("200 OK", "{}").await;
+}
+
+#[tokio::test]
 async fn the_line_names_the_client_and_its_key_but_never_the_key() {
     let directory = tempfile::tempdir().unwrap();
     let keys = directory.path().join("keys");
