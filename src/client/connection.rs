@@ -43,6 +43,8 @@ pub(crate) enum Listener {
     Clients,
     /// The admin listener.
     Admins,
+    /// The listener for metrics alone.
+    Metrics,
 }
 
 /// Where a request comes from.

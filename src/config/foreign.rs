@@ -47,8 +47,6 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("service-discovery-namespace", Takes::One),
     ("prefill-selector", Takes::Some),
     ("decode-selector", Takes::Some),
-    ("prometheus-port", Takes::One),
-    ("prometheus-host", Takes::One),
     ("prometheus-duration-buckets", Takes::Some),
     ("request-id-headers", Takes::Any),
     ("rate-limit-tokens-per-second", Takes::One),

@@ -169,6 +169,13 @@ impl MiniLbConfig {
         self.set("admin_listen", address)
     }
 
+    /// An address that serves `/metrics` only, and asks for no key; port 0 lets the system choose.
+    /// [`crate::Handle::metrics_address`] returns it.
+    pub fn prometheus(self, host: &str, port: u16) -> MiniLbConfig {
+        self.set("prometheus_host", host)
+            .set("prometheus_port", port)
+    }
+
     /// The origins whose web pages may read responses; `["*"]` is every origin, `["none"]` adds no CORS field.
     pub fn cors_allowed_origins(self, origins: &[&str]) -> MiniLbConfig {
         self.set("cors_allowed_origins", origins.join(","))

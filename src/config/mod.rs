@@ -84,6 +84,8 @@ pub struct Config {
     pub listen: Listen,
     /// The address for worker administration, when it is a separate one.
     pub admin_listen: Option<Listen>,
+    /// The address that serves metrics only, when there is one.
+    pub prometheus: Option<Listen>,
     /// Certificates and keys.
     pub tls: Tls,
     /// The prefill workers, at least one, each URL once in the whole configuration.
@@ -239,6 +241,8 @@ setting_group! {
         max_concurrent_requests: Option<NonZeroUsize> = "max_concurrent_requests",
         /// Requests that wait for a worker; zero is no queue.
         queue_size: usize = "queue_size",
+        /// Between two requests for the load of a worker; `None` is never.
+        load_poll_interval: Option<Duration> = "load_poll_interval_secs",
     }
 }
 

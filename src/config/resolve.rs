@@ -81,6 +81,7 @@ impl<'a> Resolver<'a> {
     fn config(&mut self) -> Option<Config> {
         let listen = self.listen();
         let admin_listen = self.admin_listen(listen.as_ref());
+        let prometheus = self.prometheus(listen.as_ref());
         let tls = self.tls();
         let clients = Group::read(self);
         let client_keys = self.client_keys();
@@ -100,6 +101,7 @@ impl<'a> Resolver<'a> {
         Some(Config {
             listen: listen?,
             admin_listen,
+            prometheus,
             tls,
             prefill,
             decode,
@@ -165,6 +167,26 @@ impl<'a> Resolver<'a> {
         let found = self.scalar("admin_listen", parse_listen)?;
         if found.port != 0 && Some(&found) == listen {
             let given = self.given("admin_listen")?;
+            self.report(&given.place, Fault::SameAddress);
+        }
+        Some(found)
+    }
+
+    /// The address for metrics, if there is one; host and port have the defaults of sglang_router. It must differ from the
+    /// first address.
+    fn prometheus(&mut self, listen: Option<&Listen>) -> Option<Listen> {
+        let port = self.scalar("prometheus_port", |text| text.parse().ok());
+        let host = self.scalar("prometheus_host", parse_host);
+        if port.is_none() && host.is_none() {
+            return None;
+        }
+        let found = Listen {
+            host: host.unwrap_or_else(|| "0.0.0.0".to_owned()),
+            port: port.unwrap_or(29000),
+        };
+        if found.port != 0 && Some(&found) == listen {
+            let given = self.given("prometheus_port");
+            let given = given.or_else(|| self.given("prometheus_host"))?;
             self.report(&given.place, Fault::SameAddress);
         }
         Some(found)

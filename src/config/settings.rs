@@ -97,6 +97,14 @@ const CLIENTS: &[Setting] = &[
         "Second address to listen on, the only one that accepts worker administration; all other endpoints are \
          served on both")
         .value(&["HOST:PORT"]).expects("an address to listen on: HOST:PORT"),
+    // sglang_router listens at 29000 also where no flag is given: a port that is open unasked is a surprise.
+    Setting::new("prometheus_port", Kind::between(0, 65535),
+        "Port of another listener, which serves /metrics only and asks for no key; 0 picks a free one. 29000 where only \
+         prometheus_host is given")
+        .value(&["PORT"]).expects("a port from 0 to 65535"),
+    Setting::new("prometheus_host", Kind::Text,
+        "Address that it listens on; 0.0.0.0 where only prometheus_port is given")
+        .value(&["HOST"]).expects("a host name or an address"),
     Setting::new("max_connections", Kind::at_least(0),
         "Maximum number of client connections; 0 derives it from the limit of open files and max_inflight_requests")
         .default("0").expects("a number of connections; 0 derives the limit from the open files"),
@@ -174,6 +182,9 @@ const WORKERS: &[Setting] = &[
         .value(&["NAME"]).expects("the name of a header"),
     Setting::new("connect_timeout_secs", Kind::Seconds, "Deadline for opening a connection to a worker")
         .default("2"),
+    Setting::new("load_poll_interval_secs", Kind::SecondsOrZero,
+        "Time between two requests for the load of a worker (/v1/loads), for metrics and the dashboard; 0 is never")
+        .default("0").expects("a number of seconds up to a year; 0 is never"),
     Setting::new("worker_api_key_file", Kind::Path,
         "File with the API key of all workers that have no key in the configuration file"),
     Setting::new("worker_admin_api_key_file", Kind::Path,

@@ -117,47 +117,54 @@ impl Probe {
         }
     }
 
-    /// The status and the body of the response to one request.
-    async fn fetch(
-        &self,
-        worker: &Worker,
-        path: &str,
-    ) -> Result<Result<(StatusCode, Bytes), Failure>, Unanswered> {
-        // A name that is not resolved says nothing about the worker.
-        let (Ok(head), Some(_)) = (
-            RequestHeader::build_no_case(Method::GET, path.as_bytes(), None),
-            worker.address(),
-        ) else {
-            return Ok(Err(Failure::NoSocket("no address".to_owned())));
-        };
-        let to = Target {
-            addresses: worker.addresses(),
-            server_name: worker.server_name(),
-            host: worker.host(),
-            authorization: worker.authorization(),
-        };
-        let no_body = Bytes::new();
-        let response = self.client.fetch(to, &head, &no_body, RESPONSE_LIMIT);
-        match tokio::time::timeout(self.timeout, response).await {
-            Ok(response) => Ok(response.and_then(|response| {
-                let body = readable(&response, RESPONSE_LIMIT)?;
-                Ok((response.status, body))
-            })),
-            Err(_) => Err(Unanswered),
-        }
+    async fn fetch(&self, worker: &Worker, path: &str) -> Fetched {
+        fetch(&self.client, worker, path, self.timeout, RESPONSE_LIMIT).await
+    }
+}
+
+/// The status and the body of a response.
+pub(super) type Fetched = Result<Result<(StatusCode, Bytes), Failure>, Unanswered>;
+
+/// The response of a worker to one GET, with the key of requests.
+pub(super) async fn fetch(
+    client: &Client,
+    worker: &Worker,
+    path: &str,
+    timeout: Duration,
+    limit: usize,
+) -> Fetched {
+    // A name that is not resolved says nothing about the worker.
+    let (Ok(head), Some(_)) = (
+        RequestHeader::build_no_case(Method::GET, path.as_bytes(), None),
+        worker.address(),
+    ) else {
+        return Ok(Err(Failure::NoSocket("no address".to_owned())));
+    };
+    let to = Target {
+        addresses: worker.addresses(),
+        server_name: worker.server_name(),
+        host: worker.host(),
+        authorization: worker.authorization(),
+    };
+    let no_body = Bytes::new();
+    let response = client.fetch(to, &head, &no_body, limit);
+    match tokio::time::timeout(timeout, response).await {
+        Ok(response) => Ok(response.and_then(|response| {
+            let body = readable(&response, limit)?;
+            Ok((response.status, body))
+        })),
+        Err(_) => Err(Unanswered),
     }
 }
 
 /// No response within the time of a probe.
-struct Unanswered;
+pub(super) struct Unanswered;
 
 /// Why a probe has failed; `None` where it is well.
 type Complaint = Option<String>;
 
 /// The complaint about a response that sets no worker aside; `None` where the fleet logs what follows from it.
-fn complaint(
-    response: &Result<Result<(StatusCode, Bytes), Failure>, Unanswered>,
-) -> Option<Complaint> {
+fn complaint(response: &Fetched) -> Option<Complaint> {
     match response {
         Ok(Ok((status, _))) if status.is_success() => Some(None),
         Ok(Ok((status, _))) => Some(Some(status.to_string())),

@@ -41,6 +41,8 @@ pub(crate) enum ProxyError {
     LoginNeeded,
     /// The path is served on the admin listener only.
     AdminsOnly,
+    /// The listener serves the metrics only.
+    MetricsOnly,
     /// A page of this origin may not send requests.
     OriginNotAllowed,
     Overloaded(Exhausted),
@@ -141,6 +143,7 @@ impl ProxyError {
             ProxyError::BadHead(_) => Code::BadRequestHead,
             ProxyError::Unauthorized | ProxyError::LoginNeeded => Code::Unauthorized,
             ProxyError::AdminsOnly => Code::AdminListenerOnly,
+            ProxyError::MetricsOnly => Code::NotFound,
             ProxyError::OriginNotAllowed => Code::OriginNotAllowed,
             ProxyError::Overloaded(_) => Code::Overloaded,
             ProxyError::BodyTooLarge(_) => Code::BodyTooLarge,
@@ -289,6 +292,9 @@ impl fmt::Display for ProxyError {
             ),
             ProxyError::AdminsOnly => {
                 f.write_str("this path is served on the admin listener only (admin_listen)")
+            }
+            ProxyError::MetricsOnly => {
+                f.write_str("only /metrics is served here (prometheus_port)")
             }
             ProxyError::OriginNotAllowed => {
                 f.write_str("pages of this origin may not send requests (cors_allowed_origins)")

@@ -318,6 +318,12 @@ mod tests {
     }
 
     #[test]
+    fn the_listener_for_metrics_serves_their_page() {
+        let row = find(crate::endpoint::METRICS_PATH).unwrap();
+        assert_eq!(row.kind, Kind::Page(Page::Metrics));
+    }
+
+    #[test]
     fn a_path_stands_in_the_table_once() {
         let paths: BTreeSet<_> = TABLE.iter().map(|row| row.path).collect();
         assert_eq!(paths.len(), TABLE.len());

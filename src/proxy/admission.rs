@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 use super::Proxy;
 use super::request::RequestContext;
 use crate::client::{self, KeyRefused, Listener, NO_IDLE_TIMER};
-use crate::endpoint::{Access, REQUEST_ID, WholeResponse};
+use crate::endpoint::{Access, METRICS_PATH, REQUEST_ID, WholeResponse};
 use crate::error::{Code, Exhausted, ProxyError, error_response};
 use crate::legs;
 use crate::pd::{ErrorShape, Route};
@@ -53,6 +53,9 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let head = session.req_header();
+        if ctx.listener == Listener::Metrics {
+            return self.admit_scraper(head.uri.path() == METRICS_PATH, ctx);
+        }
         let by_clients = ctx.listener == Listener::Clients;
         if by_clients && self.needs_admin_listener(access) {
             return Err(ctx.refuse(ProxyError::AdminsOnly));
@@ -81,6 +84,19 @@ impl Proxy {
             // No worker gets the key that lets a request know its pair.
             self.keys.strip(Access::Observers, session.req_header_mut());
         }
+        self.admit_load(access, ctx)
+    }
+
+    /// Lets a request in at the listener for metrics, which asks for no key.
+    fn admit_scraper(&self, for_metrics: bool, ctx: &mut RequestContext) -> Result<()> {
+        ctx.record.is_probe = true;
+        match for_metrics {
+            true => self.admit_load(Access::Observers, ctx),
+            false => Err(ctx.refuse(ProxyError::MetricsOnly)),
+        }
+    }
+
+    fn admit_load(&self, access: Access, ctx: &mut RequestContext) -> Result<()> {
         match self.exhausted(access, ctx) {
             Some(error) => Err(ctx.refuse(error)),
             None => Ok(()),

@@ -12,7 +12,7 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 
 use super::limits::{affordable_connections, affordable_requests};
-use super::listen::ProxyConnections;
+use super::listen::{Apps, ProxyConnections};
 use super::shutdown::Shutdown;
 use super::{StartError, tls};
 use crate::client::{
@@ -21,7 +21,7 @@ use crate::client::{
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, Resilience, Secret, WorkerSpec,
 };
-use crate::discovery::{Names, Probe};
+use crate::discovery::{LoadPoll, Names, Probe};
 use crate::fleet::{
     BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
     RolePolicy, SuspectLimits, Suspects, WorkerParts,
@@ -33,13 +33,15 @@ use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Affinity, Proxy, refused_head};
 use crate::telemetry::{Sources, Telemetry};
 
+/// Connections to the listener for metrics, which has no key.
+const MAX_SCRAPERS: usize = 64;
+
 /// A balancer that is ready to listen.
 pub(super) struct Built {
-    pub(super) clients: ProxyConnections,
-    /// `None` when the clients' listener accepts worker administration.
-    pub(super) admins: Option<ProxyConnections>,
+    pub(super) apps: Apps,
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) probe: Option<Probe>,
+    pub(super) loads: Option<LoadPoll>,
     pub(super) names: Names,
     pub(super) conf: Arc<ServerConf>,
 }
@@ -86,16 +88,29 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         )
     };
     Ok(Built {
-        clients: Connections {
-            limit: Some(Arc::new(connection_limit(&config))),
-            open: shutdown.connections.clone(),
-            ..listener(Listener::Clients)
+        apps: Apps {
+            clients: Connections {
+                limit: Some(Arc::new(connection_limit(&config))),
+                open: shutdown.connections.clone(),
+                ..listener(Listener::Clients)
+            },
+            // Without a connection limit: administration must work when clients use up theirs.
+            admins: config
+                .admin_listen
+                .is_some()
+                .then(|| listener(Listener::Admins)),
+            metrics: config.prometheus.is_some().then(|| Connections {
+                // As that of sglang_router: scrapers are configured for plain HTTP.
+                tls: None,
+                limit: Some(Arc::new(ConnectionLimit::new(MAX_SCRAPERS, None))),
+                ..listener(Listener::Metrics)
+            }),
         },
-        // Without a connection limit: administration must work when clients use up theirs.
-        admins: config
-            .admin_listen
-            .is_some()
-            .then(|| listener(Listener::Admins)),
+        loads: config.workers.load_poll_interval.map(|interval| LoadPoll {
+            fleet: fleet.clone(),
+            client: client.clone(),
+            interval,
+        }),
         names: Names::new(fleet.clone()),
         probe: config.resilience.probes.map(|probes| Probe {
             fleet,

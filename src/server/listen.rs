@@ -20,7 +20,7 @@ use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
-use crate::discovery::{Names, Probe};
+use crate::discovery::{LoadPoll, Names, Probe};
 use crate::proxy::Proxy;
 
 /// The connections of a listener, whose requests go to the proxy.
@@ -38,6 +38,7 @@ const CLIENT_BUFFERS: L4BufferSettings = L4BufferSettings {
 pub(super) struct ListenAddresses {
     clients: Listen,
     admins: Option<Listen>,
+    metrics: Option<Listen>,
 }
 
 impl ListenAddresses {
@@ -45,14 +46,25 @@ impl ListenAddresses {
         Self {
             clients: config.listen.clone(),
             admins: config.admin_listen.clone(),
+            metrics: config.prometheus.clone(),
         }
     }
+}
+
+/// The application of each listener.
+pub(super) struct Apps {
+    pub(super) clients: ProxyConnections,
+    /// `None` when the clients' listener accepts worker administration.
+    pub(super) admins: Option<ProxyConnections>,
+    /// `None` without a listener for metrics alone.
+    pub(super) metrics: Option<ProxyConnections>,
 }
 
 /// The sockets of all listeners. None is without a socket.
 pub(super) struct Bound {
     clients: Vec<BoundSocket>,
     admins: Option<Vec<BoundSocket>>,
+    metrics: Option<Vec<BoundSocket>>,
 }
 
 impl Bound {
@@ -67,7 +79,8 @@ impl Bound {
         let mut bound = |listen: &Listen| bind::sockets(listen, old_process.as_deref_mut());
         Ok(Self {
             clients: bound(&listen.clients)?,
-            admins: listen.admins.as_ref().map(bound).transpose()?,
+            admins: listen.admins.as_ref().map(&mut bound).transpose()?,
+            metrics: listen.metrics.as_ref().map(bound).transpose()?,
         })
     }
 
@@ -77,20 +90,17 @@ impl Bound {
         Some(Addresses {
             clients: first(&self.clients)?,
             admins: self.admins.as_ref().and_then(first),
+            metrics: self.metrics.as_ref().and_then(first),
         })
     }
 
     /// One service for each listener.
-    pub(super) fn services(
-        self,
-        clients: ProxyConnections,
-        admins: Option<ProxyConnections>,
-        shutdown: &Shutdown,
-    ) -> Vec<ListeningService> {
-        let clients = ListeningService::new(clients, self.clients, shutdown);
-        let admins = admins.zip(self.admins);
-        let admins = admins.map(|(app, bound)| ListeningService::new(app, bound, shutdown));
-        std::iter::once(clients).chain(admins).collect()
+    pub(super) fn services(self, apps: Apps, shutdown: &Shutdown) -> Vec<ListeningService> {
+        let clients = Some((apps.clients, self.clients));
+        let others = [apps.admins.zip(self.admins), apps.metrics.zip(self.metrics)];
+        let all = std::iter::once(clients).chain(others).flatten();
+        all.map(|(app, bound)| ListeningService::new(app, bound, shutdown))
+            .collect()
     }
 }
 
@@ -142,6 +152,7 @@ impl ListeningService {
             match self.listener {
                 Listener::Clients => log::info!("listening address={address}"),
                 Listener::Admins => log::info!("listening for administration address={address}"),
+                Listener::Metrics => log::info!("listening for metrics address={address}"),
             }
         }
         PingoraService::start_service(&mut self.service, Some(fds), stopped, listeners_per_fd)
@@ -195,8 +206,7 @@ impl Takeover {
 /// What the services are made of.
 pub(super) struct Opening {
     pub(super) sockets: Sockets,
-    pub(super) clients: ProxyConnections,
-    pub(super) admins: Option<ProxyConnections>,
+    pub(super) apps: Apps,
 }
 
 impl Opening {
@@ -209,7 +219,7 @@ impl Opening {
             Sockets::Bound(bound) => bound,
             Sockets::Inherited(takeover) => takeover.bound().await?,
         };
-        Ok(bound.services(self.clients, self.admins, shutdown))
+        Ok(bound.services(self.apps, shutdown))
     }
 }
 
@@ -219,6 +229,7 @@ pub(super) struct Listeners {
     pub(super) opening: Option<Opening>,
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) probe: Option<Probe>,
+    pub(super) loads: Option<LoadPoll>,
     pub(super) names: Names,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
@@ -260,9 +271,16 @@ impl PingoraService for Listeners {
                 None => std::future::pending().await,
             }
         };
+        let polling = async {
+            match &self.loads {
+                Some(loads) => loads.run().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = join_all(serving) => {}
             () = probing => {}
+            () = polling => {}
             () = self.names.watch() => {}
         }
     }

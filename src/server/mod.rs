@@ -181,11 +181,11 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     let listeners = Listeners {
         opening: Some(Opening {
             sockets,
-            clients: built.clients,
-            admins: built.admins,
+            apps: built.apps,
         }),
         shutdown: built.shutdown,
         probe: built.probe,
+        loads: built.loads,
         names: built.names,
         ready: Some(ready),
     };
@@ -234,6 +234,7 @@ pub struct MiniLoadBalancer {
 struct Addresses {
     clients: SocketAddr,
     admins: Option<SocketAddr>,
+    metrics: Option<SocketAddr>,
 }
 
 /// Stops a balancer and knows its addresses. Cheap to clone. Dropping it stops nothing.
@@ -253,6 +254,12 @@ impl Handle {
     /// the balancer ended before.
     pub async fn admin_address(&self) -> Option<SocketAddr> {
         self.addresses().await?.admins
+    }
+
+    /// The address that serves metrics only, as soon as it is bound; `None` when there is none, or when the balancer ended
+    /// before.
+    pub async fn metrics_address(&self) -> Option<SocketAddr> {
+        self.addresses().await?.metrics
     }
 
     async fn addresses(&self) -> Option<Addresses> {
@@ -304,15 +311,15 @@ impl MiniLoadBalancer {
         let bound = Bound::new(&ListenAddresses::of(&self.config), None)?;
         let addresses = bound.addresses();
         let built = build(self.config)?;
-        let proxy = built.clients.app.clone();
+        let proxy = built.apps.clients.app.clone();
         let mut listeners = Listeners {
             opening: Some(Opening {
                 sockets: Sockets::Bound(bound),
-                clients: built.clients,
-                admins: built.admins,
+                apps: built.apps,
             }),
             shutdown: built.shutdown.clone(),
             probe: built.probe,
+            loads: built.loads,
             names: built.names,
             ready: None,
         };

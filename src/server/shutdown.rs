@@ -102,7 +102,7 @@ impl Shutdown {
                 Listener::Clients => {
                     let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
                 }
-                Listener::Admins => {
+                Listener::Admins | Listener::Metrics => {
                     let _ = admin_closed.wait_for(|closed| *closed).await;
                 }
             }

@@ -123,6 +123,8 @@ fn command_lines_of_the_router_work_unchanged() {
         &[],
     );
     assert_eq!(found.listen.port, 8000);
+    let metrics = found.prometheus.as_ref().map(|listen| listen.to_string());
+    assert_eq!(metrics.as_deref(), Some("0.0.0.0:29000"));
     assert_eq!(found.requests.request_timeout, Duration::from_secs(600));
     assert_eq!(found.log_filter, "debug");
     assert_eq!(found.clients.cors_allowed_origins, AllowedOrigins::Any);
@@ -149,7 +151,6 @@ fn command_lines_of_the_router_work_unchanged() {
         [
             "--service-discovery",
             "--selector",
-            "--prometheus-port",
             "--prometheus-duration-buckets",
             "--request-id-headers",
             "--policy",

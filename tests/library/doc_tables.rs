@@ -8,7 +8,7 @@ use std::fs;
 
 use clap::Arg;
 use mini_lb::cli;
-use mini_lb::inside::Code;
+use mini_lb::inside::{Code, FAMILIES};
 use serde_json::Value;
 use support::markdown::{
     Cells, backticked, code_or_nothing, hold, is_described, marked, note, quoted, reconciled, rows,
@@ -229,6 +229,23 @@ async fn every_path_of_the_program_has_its_row_with_its_methods_or_its_reason() 
         &["message", "paths"],
         &refused.collect::<Vec<_>>(),
     );
+}
+
+#[test]
+fn the_table_of_metrics_is_that_of_the_text() {
+    let rows: Vec<Cells> = FAMILIES
+        .iter()
+        .map(|family| {
+            let labels = family.labels.iter().map(|label| format!("`{label}`"));
+            vec![
+                format!("`{}`", family.name()),
+                family.kind().to_owned(),
+                labels.collect::<Vec<_>>().join(", "),
+                marked(family.help),
+            ]
+        })
+        .collect();
+    hold("metrics", &["metric", "kind", "labels", "meaning"], &rows);
 }
 
 #[test]

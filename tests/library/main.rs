@@ -7,6 +7,7 @@ mod dependencies;
 mod doc_tables;
 mod examples;
 mod interface;
+mod metrics_files;
 mod module_boundaries;
 mod readme;
 mod trace;

@@ -140,7 +140,7 @@ async fn a_line_of_launch_router_serves() {
     let prefill = Worker::start_prefill(SimOptions::default()).await.unwrap();
     let decode = Worker::start_decode(SimOptions::default()).await.unwrap();
     let (url, port) = (prefill.url(), prefill.bootstrap_port().unwrap().to_string());
-    let more = ["--policy", "cache_aware", "--prometheus-port", "29000"];
+    let more = ["--policy", "cache_aware", "--request-id-headers", "x-id"];
     let (balancer, address) = serve(&[&url, &port], &decode.url(), &more).await;
     let answer = post_json(address, "/generate", r#"{"text":"Hello"}"#).await;
     assert_eq!(answer.status(), 200, "{}", answer.text());
@@ -155,7 +155,7 @@ async fn a_line_of_launch_router_serves() {
             .filter(|line| line.contains(part))
             .count()
     };
-    assert_eq!(said("--prometheus-port is accepted"), 1, "{ended:?}");
+    assert_eq!(said("--request-id-headers is accepted"), 1, "{ended:?}");
     assert_eq!(said("cache_aware"), 1, "{ended:?}");
     assert_eq!(said("path=/generate status=200 ended=ok"), 1, "{ended:?}");
 }

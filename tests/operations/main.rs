@@ -16,6 +16,7 @@ mod hyper_client;
 mod leaving;
 mod log;
 mod log_json;
+mod metrics;
 mod names;
 mod one_worker;
 mod own_endpoints;

@@ -73,7 +73,9 @@ fn note_attempt(pair: &Pair, legs: Legs, times: &Times, attempt: Attempt) -> boo
     let time = |end: Option<std::time::Instant>| Some(end?.saturating_duration_since(times.sent?));
     let prefill = prefill_outcome(legs.prefill, attempt);
     let decode = decode_outcome(legs.decode, attempt);
-    pair.prefill.tally().note(prefill, time(times.prefill_end));
+    // The response of a prefill worker may come after decode's: it is not waited for.
+    let prefill_end = times.prefill_end.or(times.ended);
+    pair.prefill.tally().note(prefill, time(prefill_end));
     pair.decode.tally().note(decode, time(times.ended));
     fails_pair(prefill, legs.prefill) || fails_pair(decode, legs.decode)
 }

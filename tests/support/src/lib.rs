@@ -101,6 +101,12 @@ impl Balancer {
         Client::connect(address.expect("a listener for administration")).await
     }
 
+    /// A client of the listener for metrics.
+    pub async fn scraper(&self) -> Client {
+        let address = self.handle.metrics_address().await;
+        Client::connect(address.expect("a listener for metrics")).await
+    }
+
     /// Stops the balancer and waits for its end.
     pub async fn stop(mut self) {
         self.handle.stop();
