@@ -175,6 +175,10 @@ impl Api {
             Management::CountTokens => management::count_tokens(body),
             Management::Journal => self.journal(&head.method),
             Management::Chaos => self.script(&head.method, body),
+            Management::Cache => {
+                self.engine.flush();
+                wire::bare(200, "")
+            }
         }
     }
 

@@ -43,13 +43,14 @@ pub(crate) enum Management {
     Detokenize,
     CountTokens,
     Journal,
+    Cache,
     Chaos,
 }
 
 use Endpoint::{Generates, Manages};
 use Generation::{Chat, Completions, Messages, Native, Responses};
 use Management::{
-    AbortRequest, Chaos, CountTokens, Detokenize, Flag, FlushCache, Health, Journal, Loads,
+    AbortRequest, Cache, Chaos, CountTokens, Detokenize, Flag, FlushCache, Health, Journal, Loads,
     Metrics, ModelInfo, Models, Root, ServerInfo, StartProfile, StopProfile, Tokenize,
 };
 
@@ -86,6 +87,7 @@ const ROUTES: &[Route] = &[
     ("/v1/detokenize", Manages(Detokenize), "POST"),
     ("/sim/journal", Manages(Journal), "GET, DELETE"),
     ("/sim/chaos", Manages(Chaos), "POST, DELETE"),
+    ("/sim/cache", Manages(Cache), "DELETE"),
 ];
 
 /// The row of a path.
@@ -101,7 +103,7 @@ impl Endpoint {
 
     /// Whether the endpoint is the simulator's and not SGLang's. These need no key.
     pub(crate) fn is_the_simulators(self) -> bool {
-        matches!(self, Manages(Journal | Chaos))
+        matches!(self, Manages(Journal | Chaos | Cache))
     }
 
     /// Whether the endpoint takes the admin key. Source: `auth_level` of the handlers.

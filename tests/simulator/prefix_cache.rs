@@ -1,8 +1,10 @@
 //! The prefix cache and the forward passes of a simulated worker, as a balancer sees them.
 
-use mini_lb::sim::{Reported, SimOptions, Worker};
+use std::time::Duration;
+
+use mini_lb::sim::{Event, Reported, SimOptions, Worker};
 use serde_json::{Value, json};
-use support::sim::{SimPair, get, post_text, quick};
+use support::sim::{Reply, SimPair, get, open_post, post_text, quick, send, wait_for};
 
 fn caching() -> SimOptions {
     SimOptions {
@@ -50,6 +52,28 @@ async fn a_prompt_is_cached_in_whole_pages_and_flushed_with_the_cache() {
         assert_eq!(post_text(&worker, "/flush_cache", "").await.status, 200);
         assert_eq!(cached_of(&worker, &longer).await, (200, 0));
     }
+}
+
+#[tokio::test]
+async fn the_simulators_own_endpoint_empties_the_cache_of_a_busy_worker() {
+    let options = SimOptions {
+        time_per_output_token: Duration::from_secs(60),
+        ..caching()
+    };
+    let worker = Worker::start_ordinary(options).await.unwrap();
+    let prompt = words('a', 100);
+    assert_eq!(cached_of(&worker, &prompt).await, (100, 0));
+    let body = json!({"text": prompt, "stream": true, "sampling_params": {"max_new_tokens": 9}});
+    let _stream = open_post(&worker, "/generate", &body).await;
+    wait_for(&worker, |event| {
+        matches!(event, Event::ResponseHead { request: 2, .. })
+    })
+    .await;
+    assert_eq!(post_text(&worker, "/flush_cache", "").await.status, 400);
+    assert_eq!(cached_of(&worker, &prompt).await, (100, 99));
+    let emptied = send(worker.address(), "DELETE", "/sim/cache", "", "").await;
+    assert_eq!(Reply::parse(&emptied).status, 200);
+    assert_eq!(cached_of(&worker, &prompt).await, (100, 0));
 }
 
 #[tokio::test]
