@@ -40,6 +40,7 @@ fn prompts_wait_for_those_before_them_and_take_their_uncached_tokens() {
         &trace(&[(0.0, &[1, 2]), (1.0, &[1, 2, 3]), (10.0, &[1, 2, 3])]),
         &workers(1),
         Choice::Greedy,
+        None,
     );
     // The second waits a second; of the third the last token is computed.
     assert_eq!(seconds(&one), [2.0, 2.0, 0.01]);
@@ -61,6 +62,7 @@ fn the_greedy_choice_takes_the_cache_while_its_queue_is_shorter_than_what_it_sav
         ]),
         &workers(2),
         Choice::Greedy,
+        None,
     );
     // The third goes to the short queue, the fourth to the worker that had it.
     assert_eq!(seconds(&two), [4.0, 1.0, 4.5, 0.01]);
@@ -68,7 +70,12 @@ fn the_greedy_choice_takes_the_cache_while_its_queue_is_shorter_than_what_it_sav
         speeds: vec![0.2, 1.0],
         ..workers(2)
     };
-    let faster = replay(&trace(&[(0.0, &[1]), (0.0, &[2])]), &slow, Choice::Greedy);
+    let faster = replay(
+        &trace(&[(0.0, &[1]), (0.0, &[2])]),
+        &slow,
+        Choice::Greedy,
+        None,
+    );
     assert_eq!(seconds(&faster), [1.0, 2.0]);
 }
 
@@ -86,13 +93,23 @@ fn a_cache_forgets_the_prompt_that_was_used_last_the_longest_ago() {
         cache_tokens: 400,
         ..workers(1)
     };
-    let outcome = replay(&trace, &small, Choice::Greedy);
+    let outcome = replay(&trace, &small, Choice::Greedy, None);
     assert_eq!(seconds(&outcome), [2.0, 2.0, 0.01, 1.0, 0.01, 0.01]);
     let smaller = Workers {
         cache_tokens: 300,
         ..workers(1)
     };
-    assert_eq!(seconds(&replay(&trace, &smaller, Choice::Greedy))[2], 1.0);
+    assert_eq!(
+        seconds(&replay(&trace, &smaller, Choice::Greedy, None))[2],
+        1.0
+    );
+    let flushed = replay(
+        &trace,
+        &small,
+        Choice::Greedy,
+        Some(Duration::from_secs(15)),
+    );
+    assert_eq!(seconds(&flushed)[..3], [2.0, 2.0, 2.0]);
 }
 
 #[test]
@@ -106,9 +123,9 @@ fn calibrated_workers_are_as_busy_as_asked_under_random_choices() {
         .collect();
     let trace = trace(&requests);
     let fitted = calibrated(&trace, &workers(4), 500.0, 0.87);
-    let random = replay(&trace, &fitted, Choice::Random(3));
+    let random = replay(&trace, &fitted, Choice::Random(3), None);
     assert!((random.busy - 0.87).abs() < 0.05, "{}", random.busy);
-    let greedy = replay(&trace, &fitted, Choice::Greedy);
+    let greedy = replay(&trace, &fitted, Choice::Greedy, None);
     assert!(greedy.cached_tokens > random.cached_tokens);
     assert!(greedy.quantile_ms(0.9) < random.quantile_ms(0.9));
 }

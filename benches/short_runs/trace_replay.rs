@@ -11,7 +11,7 @@ async fn each_policy_has_a_row_beside_the_bound_and_its_cached_tokens() {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("routing.json");
     let json_name = json.to_str().unwrap();
-    let line = "routing --requests 40 --seconds 2 --policies random,least_tokens --target broken=false --json";
+    let line = "routing --requests 120 --seconds 3 --token-scale 0.1 --flush-at-half --policies random,least_tokens --target broken=false --json";
     let line = line.split(' ').chain([json_name]);
     let mut said = String::new();
     run(Arguments::try_parse_from(line).unwrap(), |text| {
@@ -20,13 +20,14 @@ async fn each_policy_has_a_row_beside_the_bound_and_its_cached_tokens() {
     .await
     .unwrap();
     assert!(said.contains("broken did not start"), "{said}");
+    assert!(said.contains("emptied at half time"), "{said}");
     for row in ["bound ", "random ", "least_tokens "] {
         assert!(said.lines().any(|line| line.starts_with(row)), "{said}");
     }
     let read: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
     for reading in read["readings"].as_array().unwrap() {
         let measured = &reading["measured"];
-        assert_eq!(measured["answered"], 40, "{reading}");
+        assert_eq!(measured["answered"], 120, "{reading}");
         assert_eq!(
             measured["by_prefill"].as_object().map(|all| all.len() > 1),
             Some(true)

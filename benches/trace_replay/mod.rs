@@ -3,43 +3,39 @@
 //! ```text
 //! cargo bench --bench routing
 //! cargo bench --bench routing -- --trace conversation.jsonl --requests 3000 --policies random,least_tokens
-//! cargo bench --bench routing -- --slow-worker 0.5 --json routing.json
+//! cargo bench --bench routing -- --slow-worker 0.5 --flush-at-half --json routing.json
 //! ```
 //!
 //! Every policy gets the same trace at the same times, with workers of its own that are started anew. The workers are
-//! simulated: prefill has a prefix cache and one forward pass at a time. Lengths are scaled down and the workers slowed down
-//! accordingly, so that the programs of the measurement take little of the time that is measured. The model says how fast
+//! simulated: prefill has a prefix cache and one forward pass at a time, and is slow, so that the programs of the measurement
+//! take little of the time that is measured. The model says how fast
 //! the workers must be to be as busy as asked under random choices, and what the best choice would make of them.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `model` | the queueing model: the calibration and the bound |
 //! | `fleet` | the simulated workers |
+//! | `measure` | one target under the trace |
 //! | `generator` | the trace of the project |
 //! | `report` | the table and the JSON |
 //! | `programs` | shared with the other benchmarks |
 
 mod fleet;
 pub mod generator;
+mod measure;
 pub mod model;
 mod report;
 
-use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Parser;
-use http::{HeaderMap, HeaderValue};
-use mini_lb::bench::{
-    Arrivals, Cut, Endpoint, Load, RequestSpec, Slo, Summary, Target, Trace, TracePrompt, Words,
-};
+use mini_lb::bench::{Cut, Trace};
 
-use crate::programs::balancer::{MINI_LB, ReservedPort, TARGET_HELP, serving};
+use crate::programs::balancer::{MINI_LB, TARGET_HELP};
 use crate::programs::machine::{machine, text};
 use crate::programs::{named_command, write};
-use fleet::Fleet;
+use measure::measured;
 use model::{Choice, Workers};
 
 /// Tokens before a token whose attention takes as long as the rest of it, for a model of 8B parameters: 2 FLOP for each
@@ -69,13 +65,13 @@ pub struct Arguments {
     #[arg(long, default_value_t = 60.0)]
     pub seconds: f64,
     /// Factor on the lengths of prompts and responses, and on the workers' caches.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 1.0)]
     pub token_scale: f64,
     /// Policies of mini-lb's prefill by name.
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "random,round_robin,power_of_two,least_requests,least_tokens"
+        default_value = "random,round_robin,power_of_two,least_requests,least_tokens,expected_ttft"
     )]
     pub policies: Vec<String>,
     /// Another balancer.
@@ -90,6 +86,12 @@ pub struct Arguments {
     /// Speed of the first prefill worker beside the others.
     #[arg(long, default_value_t = 1.0)]
     pub slow_worker: f64,
+    /// Empty the caches of all prefill workers at half time.
+    #[arg(long)]
+    pub flush_at_half: bool,
+    /// Give each request a prompt that shares nothing with others.
+    #[arg(long)]
+    pub unshared: bool,
     /// Tokens that each prefill worker can cache, before the scale.
     #[arg(long, default_value_t = 1_000_000)]
     pub cache_tokens: usize,
@@ -123,21 +125,25 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     }
     let trace = Arc::new(trace(&arguments)?);
     let workers = workers(&arguments, &trace);
-    let bound = model::replay(&trace, &workers, Choice::Greedy);
+    let flush = arguments.flush_at_half.then(|| trace.span() / 2);
+    let bound = model::replay(&trace, &workers, Choice::Greedy, flush);
     let machine = machine(&[]);
     say(text(&machine));
     say(report::asked(&arguments, &trace, &workers));
     let mut readings = Vec::new();
     for (name, command) in targets(&arguments) {
         match measured(&arguments, &trace, &workers, &name, &command).await {
-            Ok(summary) => {
-                say(report::line(&name, &summary));
-                readings.push((name, summary));
+            Ok(reading) => {
+                say(report::line(&reading));
+                readings.push(reading);
             }
             Err(error) => say(error),
         }
     }
     say(report::table(&trace, &workers, &bound, &readings));
+    if arguments.flush_at_half {
+        say(report::hundreds(&bound, &readings));
+    }
     match &arguments.json {
         Some(path) => write(path, &report::json(&machine, &workers, &bound, &readings)),
         None => Ok(()),
@@ -158,7 +164,11 @@ fn trace(arguments: &Arguments) -> Result<Trace, String> {
         speedup: (span / arguments.seconds).max(f64::MIN_POSITIVE),
         ..cut
     })?;
-    for request in &mut trace.requests {
+    for (number, request) in (1..).zip(&mut trace.requests) {
+        if arguments.unshared {
+            let blocks = 0..request.blocks.len() as u64;
+            request.blocks = blocks.map(|block| (number << 32) + block).collect();
+        }
         request.output_tokens = request.output_tokens.min(arguments.output_tokens);
     }
     Ok(trace)
@@ -195,68 +205,4 @@ fn targets(arguments: &Arguments) -> Vec<(String, String)> {
     };
     let policies = arguments.policies.iter().map(policy);
     policies.chain(arguments.target.iter().cloned()).collect()
-}
-
-async fn measured(
-    arguments: &Arguments,
-    trace: &Arc<Trace>,
-    workers: &Workers,
-    name: &str,
-    command: &str,
-) -> Result<Summary, String> {
-    let chunk = (CHUNK_TOKENS * arguments.token_scale) as usize;
-    let fleet = Fleet::start(&arguments.mini_lb, workers, chunk.max(1), 2)?;
-    let files = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let port = ReservedPort::new()?;
-    let mut command = fleet
-        .of_roles()
-        .command(command, &arguments.mini_lb, port.number());
-    let log = files.path().join("log");
-    let _program = serving(name, &mut command, &port, &log).await?;
-    let load = Load {
-        concurrency: 4_096.min(trace.requests.len()),
-        arrivals: Arrivals::AtTimes(trace.requests.iter().map(|request| request.at).collect()),
-        requests: trace.requests.len() as u64,
-        time: Duration::MAX,
-        request_timeout: Duration::from_secs(600),
-        seed: 1,
-        slo: Slo::default(),
-    };
-    let target = target(arguments, trace, port.number());
-    let tally = mini_lb::bench::run(target, &load, |_| {}).await;
-    if let Some(error) = &tally.first_error {
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        eprintln!("{name}: {error}\n{said}");
-    }
-    Ok(Summary::of(&tally))
-}
-
-fn target(arguments: &Arguments, trace: &Arc<Trace>, port: u16) -> Target {
-    let prompt = TracePrompt {
-        endpoint: Endpoint::Generate,
-        words: match arguments.ids {
-            true => Words::Ids,
-            false => Words::Text,
-        },
-        stream: true,
-        ignore_eos: true,
-        model: String::new(),
-        extra: serde_json::Map::new(),
-    };
-    let trace = trace.clone();
-    Target {
-        addresses: vec![SocketAddr::from(([127, 0, 0, 1], port))],
-        host: HeaderValue::from_static("target"),
-        path: http::Uri::from_static("/generate"),
-        headers: HeaderMap::new(),
-        requests: Box::new(move |number| {
-            let request = usize::try_from(number)
-                .ok()
-                .and_then(|number| trace.requests.get(number));
-            RequestSpec {
-                body: request.map_or_else(Default::default, |request| prompt.body(&trace, request)),
-                ..RequestSpec::default()
-            }
-        }),
-    }
 }

@@ -7,6 +7,7 @@
 //! Pure: no clock and no process.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
 
 use mini_lb::bench::{Trace, TraceRequest};
 use rand::rngs::SmallRng;
@@ -41,6 +42,8 @@ pub struct Outcome {
     pub first_token_seconds: Vec<f64>,
     /// Prompt tokens that were cached.
     pub cached_tokens: usize,
+    /// Percent of the prompt tokens that were cached, of each hundred requests.
+    pub cached_by_hundred: Vec<f64>,
     /// Part of the time of the trace in which a worker computes, on average. Above 1 work is left at its end.
     pub busy: f64,
 }
@@ -57,8 +60,13 @@ impl Outcome {
     }
 }
 
-/// Runs the trace through the model.
-pub fn replay(trace: &Trace, workers: &Workers, choice: Choice) -> Outcome {
+/// Runs the trace through the model. At `flush` all caches are emptied.
+pub fn replay(
+    trace: &Trace,
+    workers: &Workers,
+    choice: Choice,
+    mut flush: Option<Duration>,
+) -> Outcome {
     let mut draws = SmallRng::seed_from_u64(match choice {
         Choice::Random(seed) => seed,
         Choice::Greedy => 0,
@@ -66,9 +74,12 @@ pub fn replay(trace: &Trace, workers: &Workers, choice: Choice) -> Outcome {
     let new = |&speed: &f64| Worker::new(speed, workers.cache_tokens);
     let mut fleet: Vec<Worker> = workers.speeds.iter().map(new).collect();
     let mut outcome = Outcome::default();
-    let mut work = 0.0;
+    let (mut work, mut tokens, mut cached_before) = (0.0, 0, 0);
     for request in &trace.requests {
         let now = request.at.as_secs_f64();
+        if flush.take_if(|flush| *flush <= request.at).is_some() {
+            fleet.iter_mut().for_each(Worker::flush);
+        }
         let chosen = match choice {
             Choice::Random(_) => draws.random_range(0..fleet.len()),
             Choice::Greedy => {
@@ -89,6 +100,12 @@ pub fn replay(trace: &Trace, workers: &Workers, choice: Choice) -> Outcome {
         let end = worker.run(now, seconds, request.input_tokens - cached);
         outcome.first_token_seconds.push(end - now);
         outcome.cached_tokens += cached;
+        tokens += request.input_tokens;
+        if outcome.first_token_seconds.len().is_multiple_of(100) {
+            let part = (outcome.cached_tokens - cached_before) as f64 / tokens as f64;
+            outcome.cached_by_hundred.push(100.0 * part);
+            (tokens, cached_before) = (0, outcome.cached_tokens);
+        }
     }
     outcome.busy = work / (fleet.len() as f64 * trace.span().as_secs_f64().max(1e-9));
     outcome
@@ -106,7 +123,7 @@ pub fn calibrated(trace: &Trace, workers: &Workers, attention: f64, busy: f64) -
     let seeds = 1..=5;
     let count = seeds.clone().count() as f64;
     let at_unit: f64 = seeds
-        .map(|seed| replay(trace, &unit, Choice::Random(seed)).busy)
+        .map(|seed| replay(trace, &unit, Choice::Random(seed), None).busy)
         .sum();
     let token_seconds = busy / (at_unit / count);
     Workers {
@@ -149,6 +166,12 @@ impl Worker {
             by_use: BTreeSet::new(),
             uses: 0,
         }
+    }
+
+    fn flush(&mut self) {
+        self.blocks.clear();
+        self.by_use.clear();
+        self.held = 0;
     }
 
     fn queued_tokens(&mut self, now: f64) -> f64 {
