@@ -83,7 +83,8 @@ impl Run {
         held.state(RoomState::Transferring);
         self.stage.enter(Stage::Sending);
         self.pause(engine.options.transfer_time).await;
-        self.fail_by_script(TransferPhase::PrefillTransfer, room)?;
+        self.fail_by_script(TransferPhase::PrefillTransfer, room)
+            .await?;
         if self.abort.is_requested() {
             return Err(self.failed(TransferPhase::PrefillTransfer, room, errors::ABORTED));
         }
@@ -98,11 +99,15 @@ impl Run {
     }
 
     /// Applies a scripted fault of the KV transfer.
-    fn fail_by_script(&self, phase: TransferPhase, room: Room) -> Result<(), Failure> {
+    async fn fail_by_script(&self, phase: TransferPhase, room: Room) -> Result<(), Failure> {
         match self.fault {
             ItemFault::None | ItemFault::AbortAfter(_) => return Ok(()),
             ItemFault::LoseKv => {}
-            ItemFault::CrashInTransfer => self.engine.crash(),
+            ItemFault::CrashInTransfer => {
+                self.engine.crash();
+                // A process that is gone says nothing. The connection may not have been closed yet.
+                std::future::pending().await
+            }
         }
         Err(self.failed(phase, room, errors::LOST_KV))
     }
@@ -140,7 +145,8 @@ impl Run {
         held.state(RoomState::WaitingForInput);
         let record = self.await_record(room, &mut meeting, &address).await?;
         held.state(RoomState::Transferring);
-        self.fail_by_script(TransferPhase::DecodeTransfer, room)?;
+        self.fail_by_script(TransferPhase::DecodeTransfer, room)
+            .await?;
         meeting.taken();
         held.succeeded();
         if record.prompt_fingerprint != self.context.fingerprint() {
