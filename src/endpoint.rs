@@ -25,8 +25,15 @@ pub(crate) const TIMING: HeaderName = HeaderName::from_static("x-mini-lb-timing"
 /// The type of a stream of events, as SGLang names it.
 pub(crate) const EVENT_STREAM: HeaderValue =
     HeaderValue::from_static("text/event-stream; charset=utf-8");
+
 /// The path of the metrics, which a listener of its own may serve.
 pub(crate) const METRICS_PATH: &str = "/metrics";
+
+/// Names the prefill worker of a response, by its URL; in a request, the one that shall serve it.
+pub(crate) const PREFILL_WORKER: HeaderName = HeaderName::from_static("x-mini-lb-prefill");
+
+/// The same for the decode worker.
+pub(crate) const DECODE_WORKER: HeaderName = HeaderName::from_static("x-mini-lb-decode");
 
 /// Header fields that describe one connection and are never forwarded. Source: RFC 9110 section 7.6.1.
 const HOP_BY_HOP: [HeaderName; 7] = [

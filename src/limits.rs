@@ -62,6 +62,8 @@ setting_group! {
         max_top_logprobs: u32 = "max_top_logprobs",
         /// Which responses say where their time went.
         server_timing: ServerTiming = "server_timing",
+        /// Whether a request may name its workers.
+        allow_target_headers: bool = "allow_target_headers",
         /// How often a request is sent to another pair, where that is safe.
         max_retries: u32 = "retry_max_retries",
     }

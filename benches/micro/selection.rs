@@ -7,7 +7,8 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use http::HeaderValue;
 use mini_lb::fleet::{
-    BreakerLimits, Evidence, Fleet, Members, Origin, Policies, Role, Selection, WorkerParts,
+    BreakerLimits, Evidence, Fleet, Members, Origin, Policies, Role, Selection, Targets,
+    WorkerParts,
 };
 use mini_lb::pd::{Route, RoutingKey};
 
@@ -55,6 +56,7 @@ fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Arc<Fleet>, now: Instant) {
         request: &request,
         avoid: &[],
         siblings: None,
+        targets: Targets::default(),
         now,
     };
     bencher

@@ -158,6 +158,9 @@ const CLIENTS: &[Setting] = &[
         "Which responses have Server-Timing and name their pair: off, observers (where the request has x-mini-lb-timing: 1 and \
          could read /metrics), on_request (where it has that header), always")
         .default("observers").expects("one of off, observers, on_request, always"),
+    Setting::new("allow_target_headers", Kind::Switch,
+        "Let a request name its workers by x-mini-lb-prefill and x-mini-lb-decode, each with the URL of a worker")
+        .default("false"),
     Setting::new("admin_api_key", Kind::Secret,
         "API key for /flush_cache, /abort_request, profiles and storage, where client keys are then refused"),
 ];

@@ -12,6 +12,7 @@ pub enum Code {
     BatchTooLarge,
     InvalidSamples,
     TooManySamples,
+    UnknownTarget,
     BadRequestHead,
     RequestHeadTooLarge,
     Unauthorized,
@@ -98,12 +99,13 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 47] = [
         Self::InvalidJson,
         Self::InvalidOption,
         Self::BatchTooLarge,
         Self::InvalidSamples,
         Self::TooManySamples,
+        Self::UnknownTarget,
         Self::BadRequestHead,
         Self::RequestHeadTooLarge,
         Self::Unauthorized,
@@ -158,6 +160,7 @@ impl Code {
             Self::BatchTooLarge => row("batch_too_large", 400, Client, Useless, "a batch has more than 65,536 prompts"),
             Self::InvalidSamples => row("invalid_n", 400, Client, Useless, "the options do not fit `n > 1`; the body is an ordinary server's own, and for a streamed `/generate` it is a stream with status 200"),
             Self::TooManySamples => row("too_many_samples", 400, Client, Useless, "the request asks for more samples (`n` times its prompts) than `max_samples`, or for more than `max_inflight_requests` at once"),
+            Self::UnknownTarget => row("unknown_target", 400, Client, Useless, "`x-mini-lb-prefill` or `x-mini-lb-decode` names a worker that is not in its list, or `allow_target_headers` is off"),
             Self::BadRequestHead => row("bad_request_head", 400, Client, Useless, "the head has more than one reading (Content-Length beside Transfer-Encoding, two lengths, no Host, bare line feeds and the like), so it is not forwarded"),
             Self::RequestHeadTooLarge => row("request_head_too_large", 431, Client, Useless, "the head has more than 32 KiB or 100 fields"),
             Self::Unauthorized => row("unauthorized", 401, Client, Useless, "the key is missing or wrong"),

@@ -10,6 +10,8 @@ mod response;
 use std::fmt;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::client::{BadHead, BodyError};
 use crate::fleet::{NoWorker, Role, suspects};
 use crate::legs::{LegError, Rejection};
@@ -59,6 +61,10 @@ pub(crate) enum ProxyError {
     MoreSamplesThanRequests(usize, usize),
     /// The responses for the samples do not become one.
     Gather(GatherError),
+    /// The request may not name a worker by this header.
+    TargetNotAllowed(HeaderName),
+    /// The request names a worker of this role, by this URL, that is none.
+    UnknownTarget(Role, String),
     /// The batch has more than this many prompts.
     BatchTooLarge(usize),
     NoWorker(NoWorker),
@@ -145,6 +151,7 @@ impl ProxyError {
             ProxyError::AdminsOnly => Code::AdminListenerOnly,
             ProxyError::MetricsOnly => Code::NotFound,
             ProxyError::OriginNotAllowed => Code::OriginNotAllowed,
+            ProxyError::TargetNotAllowed(_) | ProxyError::UnknownTarget(..) => Code::UnknownTarget,
             ProxyError::Overloaded(_) => Code::Overloaded,
             ProxyError::BodyTooLarge(_) => Code::BodyTooLarge,
             ProxyError::Encoded => Code::UnsupportedEncoding,
@@ -312,6 +319,14 @@ impl fmt::Display for ProxyError {
                 f.write_str("the request body did not arrive in time (body_timeout_secs)")
             }
             ProxyError::Invalid(why) => write!(f, "the request body is not accepted: {why}"),
+            ProxyError::TargetNotAllowed(name) => write!(
+                f,
+                "a request may not name its worker by {name} (allow_target_headers); leave the header out"
+            ),
+            ProxyError::UnknownTarget(role, url) => write!(
+                f,
+                "no {role} worker has the URL {url:?}; name one as it is configured"
+            ),
             ProxyError::TooManySamples(n, prompts, limit) => write!(
                 f,
                 "n = {n} with {prompts} prompts is more than {limit} samples (max_samples); send several requests"

@@ -51,8 +51,8 @@ use policy::Ended;
 pub use policy::{Candidate, Expected, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
-pub use select::Selection;
 use select::{Filter, Pair};
+pub use select::{Selection, Targets};
 pub use siblings::Siblings;
 pub use suspects::{SuspectLimits, Suspects};
 pub use tally::{Outcome, Tally};
@@ -199,7 +199,7 @@ impl Fleet {
     ) -> Result<Lease, NoWorker> {
         let members = self.members.borrow();
         let filter = self.filter(&members, wanted.avoid, wanted.now, usize::MAX);
-        let filter = filter.among(wanted.siblings);
+        let filter = filter.among(wanted.siblings, wanted.targets);
         // Without a limit on the workers there is always a pair.
         let pair = filter.pair(wanted.request, &mut draw)?;
         let pair = pair.ok_or(NoWorker(Role::Decode))?;
@@ -338,6 +338,7 @@ impl Fleet {
             slow_start: self.limits.slow_start,
             avoid,
             siblings: None,
+            targets: Targets::default(),
             now,
             capacity,
         }

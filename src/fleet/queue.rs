@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Fleet, Lease, NoWorker, Selection, Siblings, Worker, WorkerId};
+use super::{Fleet, Lease, NoWorker, Selection, Siblings, Targets, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
 /// The limit of the workers, and the requests that wait because of it.
@@ -84,6 +84,7 @@ struct Waiter {
     /// Empty for a request that was not tried before.
     avoid: Vec<WorkerId>,
     siblings: Option<Arc<Siblings>>,
+    targets: Targets,
     lease: oneshot::Sender<Lease>,
 }
 
@@ -148,6 +149,7 @@ impl Fleet {
             request,
             avoid,
             siblings,
+            targets,
             now,
         } = wanted;
         let mut line = queue.line();
@@ -157,7 +159,7 @@ impl Fleet {
         if tried || line.untried() == 0 {
             let members = self.members.borrow();
             let filter = self.filter(&members, avoid, now, queue.per_worker.get());
-            let filter = filter.among(siblings);
+            let filter = filter.among(siblings, targets);
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
                 let lease = Lease::of(pair, request, now, Some(self));
@@ -182,6 +184,7 @@ impl Fleet {
             request: request.clone(),
             avoid: avoid.to_vec(),
             siblings: siblings.cloned(),
+            targets,
             lease: sender,
         };
         line.waiters.insert(place, waiter);
@@ -246,7 +249,7 @@ impl Fleet {
         let mut place = 0;
         while let Some(waiter) = line.waiters.get(place) {
             let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker.get());
-            let filter = filter.among(waiter.siblings.as_ref());
+            let filter = filter.among(waiter.siblings.as_ref(), waiter.targets);
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {
                     let lease = Lease::of(pair, &waiter.request, now, Some(self));
@@ -259,7 +262,7 @@ impl Fleet {
                         lease.end_silently();
                     }
                 }
-                _ if waiter.was_tried() => place += 1,
+                _ if waiter.was_tried() || waiter.targets.are_named() => place += 1,
                 // Nor can any request behind it: they avoid no worker either.
                 _ => return,
             }

@@ -25,8 +25,35 @@ pub struct Selection<'a> {
     pub avoid: &'a [WorkerId],
     /// The requests that this one belongs to: it prefers their prefill worker, and other decode workers.
     pub siblings: Option<&'a Arc<Siblings>>,
+    /// The workers that the request names.
+    pub targets: Targets,
     /// The time of the choice.
     pub now: Instant,
+}
+
+/// The workers that a request names: no other is chosen. None is named by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// The prefill worker.
+    pub prefill: Option<WorkerId>,
+    /// The decode worker.
+    pub decode: Option<WorkerId>,
+}
+
+impl Targets {
+    /// Whether this worker may be chosen.
+    pub fn admit(self, worker: &Worker) -> bool {
+        let named = match worker.role() {
+            Role::Prefill => self.prefill,
+            Role::Decode => self.decode,
+        };
+        named.is_none_or(|named| named == worker.id())
+    }
+
+    /// Whether any worker is named.
+    pub fn are_named(self) -> bool {
+        self != Self::default()
+    }
 }
 
 /// A prefill worker and a decode worker that go together.
@@ -46,6 +73,7 @@ pub(super) struct Filter<'a> {
     pub(super) slow_start: Duration,
     pub(super) avoid: &'a [WorkerId],
     pub(super) siblings: Option<&'a Arc<Siblings>>,
+    pub(super) targets: Targets,
     pub(super) now: Instant,
     /// How many requests a worker may have in flight with the new one.
     pub(super) capacity: usize,
@@ -60,9 +88,13 @@ struct Sides<'a> {
 }
 
 impl<'a> Filter<'a> {
-    /// The same filter for a request that belongs to these others.
-    pub(super) fn among(self, siblings: Option<&'a Arc<Siblings>>) -> Self {
-        Self { siblings, ..self }
+    /// The same filter for a request that belongs to these others and names these workers.
+    pub(super) fn among(self, siblings: Option<&'a Arc<Siblings>>, targets: Targets) -> Self {
+        Self {
+            siblings,
+            targets,
+            ..self
+        }
     }
 
     /// The pair that serves this request now; `None` when the workers that may be chosen have no capacity. A worker
@@ -137,7 +169,7 @@ impl<'a> Filter<'a> {
 
     /// A pair without a look at all workers. `None` says nothing about the fleet.
     fn drawn_pair(&self, draw: &mut impl FnMut() -> u64) -> Option<Pair<'a>> {
-        if !self.policies.are_random() || self.members.has_weights() {
+        if !self.policies.are_random() || self.members.has_weights() || self.targets.are_named() {
             return None;
         }
         let prefill = self.drawn(Role::Prefill, draw, |_| true)?;
@@ -232,7 +264,8 @@ impl<'a> Filter<'a> {
         for suits in last_resorts {
             let mut suit_at_all = false;
             let mut available = Vec::new();
-            for worker in workers.iter().filter(|worker| suits(worker)) {
+            let named = workers.iter().filter(|worker| self.targets.admit(worker));
+            for worker in named.filter(|worker| suits(worker)) {
                 suit_at_all = true;
                 if worker.in_flight() < capacity {
                     available.push(worker);

@@ -58,6 +58,7 @@ pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {
         request: &REQUEST,
         avoid,
         siblings: None,
+        targets: Targets::default(),
         now,
     }
 }

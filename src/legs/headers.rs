@@ -13,13 +13,23 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use crate::endpoint::{REQUEST_ID, TIMING, connection_headers, is_hop_by_hop};
+use crate::endpoint::{
+    DECODE_WORKER, PREFILL_WORKER, REQUEST_ID, TIMING, connection_headers, is_hop_by_hop,
+};
 use crate::fleet::Worker;
 
 /// Fields that are dropped besides the hop-by-hop ones: they concern the client's connection to the proxy, the proxy's own
 /// response, or the encoding of a body that the proxy reads. Workers are asked for `identity`, because the proxy reads their responses, and
 /// without the field any coding would be allowed. Source: RFC 9110 section 12.5.3.
-const DROPPED: [HeaderName; 5] = [HOST, EXPECT, ACCEPT_ENCODING, CONTENT_ENCODING, TIMING];
+const DROPPED: [HeaderName; 7] = [
+    HOST,
+    EXPECT,
+    ACCEPT_ENCODING,
+    CONTENT_ENCODING,
+    TIMING,
+    PREFILL_WORKER,
+    DECODE_WORKER,
+];
 
 /// Fields with this prefix make SGLang take the request id and the bootstrap fields from the head instead of the body.
 const OVERRIDE_PREFIX: &str = "x-override-";

@@ -91,7 +91,11 @@ impl Proxy {
     fn has_another(&self, ctx: &RequestContext, blamed: &Worker) -> bool {
         let members = self.fleet.members();
         let candidates = members.of(blamed.role());
-        candidates.iter().any(|other| match &ctx.suspicion {
+        let targets = ctx.request.as_ref().map(|request| request.targets);
+        let mut candidates = candidates
+            .iter()
+            .filter(|other| targets.is_none_or(|targets| targets.admit(other)));
+        candidates.any(|other| match &ctx.suspicion {
             None => other.id() != blamed.id() && !ctx.avoid.contains(&other.id()),
             Some(suspicion) if other.id() == blamed.id() => {
                 ctx.state.is_unsent(blamed.role()) && !suspicion.lost.contains(&other.id())

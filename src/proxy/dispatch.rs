@@ -75,6 +75,10 @@ impl Proxy {
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
         let headers = &session.req_header().headers;
+        let targets = match self.targets(headers) {
+            Ok(targets) => targets,
+            Err(error) => return Err(ctx.refuse(error)),
+        };
         let affinity = self.affinity.as_ref();
         let key = RoutingKey {
             session: affinity.and_then(|affinity| affinity.session(headers, &body)),
@@ -87,6 +91,7 @@ impl Proxy {
             route,
             facts,
             key,
+            targets,
             head: Arc::new(head),
             body: Body::Read(body),
         });

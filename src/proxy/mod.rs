@@ -33,6 +33,7 @@ mod respond;
 mod samples;
 mod session;
 mod suspects;
+mod targets;
 mod timing;
 mod wait;
 

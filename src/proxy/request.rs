@@ -18,7 +18,7 @@ use super::suspects::Suspicion;
 use super::timing::Timing;
 use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
-use crate::fleet::{Lease, Role, Worker, WorkerId};
+use crate::fleet::{Lease, Role, Targets, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
 use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
 use crate::telemetry::{Cause, FailedAttempt, Legs, LiveRequest, Pair, Record, Telemetry};
@@ -81,6 +81,8 @@ pub(super) struct Request {
     pub(super) facts: Facts,
     /// What the policies may know of the request.
     pub(super) key: RoutingKey,
+    /// The workers that it names.
+    pub(super) targets: Targets,
     /// The head of the legs, without the fields that differ between attempts and workers.
     pub(super) head: Arc<RequestHeader>,
     pub(super) body: Body,

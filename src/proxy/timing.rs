@@ -13,13 +13,11 @@ use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::Proxy;
 use super::request::RequestContext;
-use crate::endpoint::{Access, TIMING};
+use crate::endpoint::{Access, DECODE_WORKER, PREFILL_WORKER, TIMING};
 use crate::limits::ServerTiming;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const TIMING_ALLOW_ORIGIN: HeaderName = HeaderName::from_static("timing-allow-origin");
-const PREFILL: HeaderName = HeaderName::from_static("x-mini-lb-prefill");
-const DECODE: HeaderName = HeaderName::from_static("x-mini-lb-decode");
 
 /// The response to a request says where its time went.
 #[derive(Clone)]
@@ -68,8 +66,8 @@ impl RequestContext {
         }
         let urls = self.record.pair.iter().flat_map(|pair| {
             [
-                (PREFILL, pair.prefill.url().to_owned()),
-                (DECODE, pair.decode.url().to_owned()),
+                (PREFILL_WORKER, pair.prefill.url().to_owned()),
+                (DECODE_WORKER, pair.decode.url().to_owned()),
             ]
         });
         let parts = (!parts.is_empty()).then_some((SERVER_TIMING, parts));

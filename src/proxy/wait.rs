@@ -59,6 +59,7 @@ impl Proxy {
             request: &request.key,
             avoid: avoid.unwrap_or(&ctx.avoid),
             siblings: ctx.seat.as_ref().map(Seat::siblings),
+            targets: request.targets,
             now: Instant::now(),
         };
         self.fleet.admit(wanted, rand::random).map_err(|refusal| {

@@ -150,3 +150,60 @@ async fn expected_ttft_sends_a_prompt_where_its_beginning_was_computed() {
         assert_eq!(next, first, "{number}");
     }
 }
+
+/// The response to a request that names its workers.
+async fn targeted(pairs: &mut TwoPairs, fields: &str) -> support::Answer {
+    let request = post("/generate", "{}").replacen("\r\n\r\n", &format!("\r\n{fields}\r\n"), 1);
+    pairs.client.send(request).await;
+    pairs.client.answer().await
+}
+
+#[tokio::test]
+async fn a_request_may_name_its_workers_where_that_is_allowed() {
+    let mut pairs = TwoPairs::with(|config| config.set("allow_target_headers", true)).await;
+    let (prefills, decodes) = (
+        pairs.prefills.each_ref().map(support::Worker::url),
+        pairs.decodes.each_ref().map(support::Worker::url),
+    );
+    for (prefill, decode) in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 0), (0, 1)] {
+        let fields = format!(
+            "x-mini-lb-prefill: {}/\r\nX-Mini-LB-Decode: {}\r\n",
+            prefills[prefill], decodes[decode]
+        );
+        assert_eq!(served(&mut pairs, &fields, "{}").await, (prefill, decode));
+    }
+    // A URL of the other role is no worker of this one.
+    for fields in [
+        format!("x-mini-lb-prefill: {}\r\n", decodes[0]),
+        "x-mini-lb-decode: http://nowhere:1\r\n".to_owned(),
+        "x-mini-lb-decode:\r\n".to_owned(),
+    ] {
+        let answer = targeted(&mut pairs, &fields).await;
+        assert_eq!(answer.outcome(), (400, Some("unknown_target")), "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_names_its_worker_is_not_sent_to_another_one() {
+    let mut pairs = TwoPairs::with(|config| config.set("allow_target_headers", true)).await;
+    let fields = format!("x-mini-lb-prefill: {}\r\n", pairs.prefills[1].url());
+    let request = post("/generate", "{}").replacen("\r\n\r\n", &format!("\r\n{fields}\r\n"), 1);
+    pairs.client.send(request).await;
+    let ((prefill, leg), _decode) = pairs.next_legs().await;
+    assert_eq!(prefill, 1);
+    leg.answer("503 Service Unavailable", "{}").await;
+    assert_eq!(pairs.client.answer().await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_request_names_no_worker_by_default_and_workers_see_no_such_header() {
+    let mut pairs = TwoPairs::with(|config| config).await;
+    let fields = format!("x-mini-lb-prefill: {}\r\n", pairs.prefills[1].url());
+    let answer = targeted(&mut pairs, &fields).await;
+    assert_eq!(answer.outcome(), (400, Some("unknown_target")));
+    assert!(
+        answer.text().contains("allow_target_headers"),
+        "{}",
+        answer.text()
+    );
+}

@@ -10,7 +10,7 @@ use std::time::Instant;
 use futures_util::FutureExt;
 
 use super::super::tests::{draws, empty, populated, unrelated_draws};
-use super::super::{Evidence, Fleet, Lease, Queue, Selection, Turn, WorkerId};
+use super::super::{Evidence, Fleet, Lease, Queue, Selection, Targets, Turn, WorkerId};
 use super::*;
 use crate::pd::{BLOCK_BYTES, Route};
 
@@ -101,6 +101,7 @@ impl Watched {
             request: &request,
             avoid: &[],
             siblings: None,
+            targets: Targets::default(),
             now: self.now,
         };
         self.fleet.admit(wanted, || 0).unwrap()
@@ -150,6 +151,7 @@ fn select(fleet: &Arc<Fleet>, request: &RoutingKey, avoid: &[WorkerId], now: Ins
         request,
         avoid,
         siblings: None,
+        targets: Targets::default(),
         now,
     };
     fleet.select(wanted, draws()).unwrap()
@@ -340,6 +342,7 @@ fn slow_start_hides_a_worker_from_the_policy_for_most_requests() {
             request: &key,
             avoid: &[],
             siblings: None,
+            targets: Targets::default(),
             now: watched.now,
         };
         watched.fleet.select(wanted, &mut draw).unwrap();

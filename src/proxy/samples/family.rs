@@ -17,7 +17,7 @@ use super::super::timing::Timing;
 use super::gathering::Gathering;
 use crate::client::Admitted;
 use crate::error::Fault;
-use crate::fleet::Siblings;
+use crate::fleet::{Siblings, Targets};
 use crate::legs::PrefillLeg;
 use crate::pd::{Facts, Merge, Route, RoutingKey};
 use crate::telemetry::{Record, Telemetry};
@@ -27,6 +27,7 @@ pub(super) struct Template {
     pub(super) route: Route,
     pub(super) facts: Facts,
     pub(super) key: RoutingKey,
+    pub(super) targets: Targets,
     pub(super) head: Arc<RequestHeader>,
     /// Where each sample, and with it the response, says where its time went.
     pub(super) timing: Option<Timing>,
@@ -162,6 +163,7 @@ impl Sample {
             route: template.route,
             facts: template.facts.clone(),
             key: template.key.clone(),
+            targets: template.targets,
             head: template.head.clone(),
             body: Body::Read(body),
         };

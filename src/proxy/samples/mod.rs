@@ -124,6 +124,7 @@ impl Proxy {
             route,
             facts,
             key,
+            targets,
             head,
             body,
         } = request;
@@ -159,6 +160,7 @@ impl Proxy {
             route,
             facts,
             key,
+            targets,
             head,
             timing: ctx.timing.clone(),
             body,
