@@ -145,16 +145,19 @@ fn workers(levels: &[Level]) -> Option<Vec<Vec<String>>> {
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for level in levels {
         for (worker, prompts) in &level.server.by_prefill {
-            rows.push(vec![
-                match levels.len() {
-                    1 => worker.clone(),
-                    _ => format!("{}, {worker}", label(&level.load)),
-                },
-                prompts.requests.to_string(),
-                number(prompts.tokens as f64),
-                number(prompts.cached_tokens as f64),
-                number(percent(prompts.cached_tokens, prompts.tokens)),
-            ]);
+            let name = match levels.len() {
+                1 => worker.clone(),
+                _ => format!("{}, {worker}", label(&level.load)),
+            };
+            let mut row = vec![name, prompts.requests.to_string()];
+            // Without tokens the responses did not say how many were cached.
+            if prompts.tokens > 0 {
+                let cached = prompts.cached_tokens;
+                row.push(number(prompts.tokens as f64));
+                row.push(number(cached as f64));
+                row.push(number(percent(cached, prompts.tokens)));
+            }
+            rows.push(row);
         }
     }
     (rows.len() > 1).then_some(rows)
@@ -207,8 +210,8 @@ fn failures(level: &Level) -> String {
         let Some(tally) = tally else { continue };
         for (failure, count) in &tally.failed {
             text.push_str(&format!(
-                "concurrency {}, {name}: {count} x {failure}\n",
-                level.load.concurrency
+                "{}, {name}: {count} x {failure}\n",
+                label(&level.load)
             ));
         }
         if let Some(message) = &tally.first_error {
@@ -219,9 +222,9 @@ fn failures(level: &Level) -> String {
         // of a millisecond, so a delay of up to one is usual.
         if late.p50 > 2.0 {
             text.push_str(&format!(
-                "concurrency {}, {name}: requests started {} ms late (p50). The server does not keep up with --rate, \
+                "{}, {name}: requests started {} ms late (p50). The server does not keep up with --rate or --speedup, \
                  --concurrency is too low, or this machine is overloaded\n",
-                level.load.concurrency,
+                label(&level.load),
                 number(late.p50)
             ));
         }
