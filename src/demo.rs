@@ -45,7 +45,8 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
     if let Some(key) = &keys.1 {
         config = config.admin_api_key(key).worker_admin_api_key(key);
     }
-    let config = config.with_flags(flags);
+    // So that the dashboard shows all that it can. A flag has another value.
+    let config = config.set("load_poll_interval_secs", 1).with_flags(flags);
     let resolved = config.clone().resolve()?;
     log_to_stderr(&resolved.log_filter, Form::of(resolved.log_json), false);
     let balancer = MiniLoadBalancer::new(config)?;

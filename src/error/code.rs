@@ -168,7 +168,7 @@ impl Code {
             Self::OriginNotAllowed => row("origin_not_allowed", 400, Client, Useless, "a browser asks for leave to send a request from a page whose origin is not in `cors_allowed_origins`"),
             Self::BadFraming => row("bad_framing", 400, Client, Useless, "the body is not framed as HTTP requires"),
             Self::BadTarget => row("bad_target", 400, Client, Useless, "the path or the query cannot be sent to a worker"),
-            Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` is unknown, or its value has another form"),
+            Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` or `/dashboard/data` is unknown, or its value has another form"),
             Self::UnknownRequest => row("unknown_request", 404, Client, Useless, "`/debug/requests` remembers no request with this id"),
             Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),
             Self::MethodNotAllowed => row("method_not_allowed", 405, Client, Useless, "the path takes other methods; `Allow` lists them"),

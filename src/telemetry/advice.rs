@@ -85,6 +85,21 @@ pub(crate) struct Advice {
     pub(crate) streams: u64,
 }
 
+impl Loads {
+    /// Means that are this far on their way from these to others, from 0 to 1.
+    pub(crate) fn towards(&self, other: &Self, weight: f64) -> Self {
+        let mix = |a: f64, b: f64| a + (b - a) * weight;
+        Self {
+            bootstrap: mix(self.bootstrap, other.bootstrap),
+            computing: mix(self.computing, other.computing),
+            sending: mix(self.sending, other.sending),
+            preallocating: mix(self.preallocating, other.preallocating),
+            waiting: mix(self.waiting, other.waiting),
+            decode_use: mix(self.decode_use, other.decode_use),
+        }
+    }
+}
+
 /// What requests wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -181,7 +196,7 @@ pub(crate) fn advise(seen: &Evidence) -> Advice {
     let decode_busy = decode_busy(seen);
     let verdict = match seen.streams < ENOUGH || seen.seconds <= 0.0 {
         true => Verdict::NotEnough,
-        false => verdict(&shares, prefill_busy, decode_busy),
+        false => verdict(&shares, sending(seen), prefill_busy, decode_busy),
     };
     let moves = matches!(verdict, Verdict::Prefill | Verdict::Decode);
     let busy = decode_busy
@@ -198,14 +213,14 @@ pub(crate) fn advise(seen: &Evidence) -> Advice {
     }
 }
 
-fn verdict(shares: &Shares, prefill: f64, decode: Option<f64>) -> Verdict {
+fn verdict(shares: &Shares, sending: f64, prefill: f64, decode: Option<f64>) -> Verdict {
     if shares.retry >= FAILING {
         return Verdict::Failures;
     }
     if shares.read >= MOST {
         return Verdict::Clients;
     }
-    if shares.transfer >= MOST {
+    if shares.transfer >= MOST && sending >= NO_QUEUE {
         return Verdict::Transfer;
     }
     let known = decode.unwrap_or(0.0);
@@ -258,6 +273,16 @@ fn stages(seen: &Evidence) -> (f64, f64, f64) {
     }
     let of = |stage: f64| seen.prefill * stage / all;
     (of(loads.bootstrap), of(loads.computing), of(loads.sending))
+}
+
+/// The mean number of requests whose KV cache is sent by a prefill worker.
+fn sending(seen: &Evidence) -> f64 {
+    let (_, _, transfer) = stages(seen);
+    if seen.prefill <= 0.0 || seen.prefills == 0 {
+        return 0.0;
+    }
+    let share = transfer / seen.prefill;
+    seen.prefill_legs / seen.seconds * share / seen.prefills as f64
 }
 
 /// Decode's part of TTFT without the time of one step, which it takes without any load.

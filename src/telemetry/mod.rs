@@ -13,7 +13,7 @@ mod window;
 
 use std::time::Instant;
 
-pub(crate) use advice::{Evidence, advise};
+pub(crate) use advice::{Evidence, Loads, advise};
 pub(crate) use metrics::{Gaps, Metrics, OPENMETRICS, Sources, TEXT};
 pub(crate) use record::{Cause, FailedAttempt, Legs, Pair, Part, Parts, Record, Suspect};
 pub(crate) use requests::{LiveRequest, Progress, Requests, Row, Shown, Snapshot};

@@ -74,7 +74,7 @@ async fn a_wrong_filter_gets_a_clear_error() {
     let cluster = one_pair().await;
     for query in ["prefill=http://127.0.0.1:1", "decode=%zz", "worker=x"] {
         let answer = get(cluster.address(), &format!("/dashboard/data?{query}")).await;
-        assert_eq!(answer.outcome(), (400, Some("invalid_option")), "{query}");
+        assert_eq!(answer.outcome(), (400, Some("bad_query")), "{query}");
         let message = answer.json()["error"]["message"].to_string();
         assert!(message.contains("the query"), "{message}");
     }

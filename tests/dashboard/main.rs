@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod advice;
 mod cluster;
 mod page;
 mod pictures;

@@ -1,7 +1,11 @@
 //! The page in a real Chromium. Without one these tests pass with a line that says so.
 
+use std::time::Duration;
+
+use mini_lb::sim::SimOptions;
 use serde_json::{Value, json};
 use support::browser::{Browser, Scheme};
+use support::program::get;
 use support::sim::quick;
 use support::{Client, post};
 
@@ -65,6 +69,24 @@ async fn the_numbers_on_the_page_are_those_of_a_known_load() {
         browser.text("routes").await.replace("Route1 min15 min", ""),
         "generate4343"
     );
+    let metrics = get(cluster.address(), "/metrics").await;
+    let of_metrics = |family: &str| -> f64 {
+        let samples = metrics
+            .text()
+            .lines()
+            .filter(|line| line.starts_with(family));
+        samples
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    };
+    for (id, family) in [
+        ("r-requests-15", "mini_lb_requests_total{route=\"generate\""),
+        ("r-streams-15", "mini_lb_ttft_seconds_count"),
+        ("r-events-15", "mini_lb_events_total{direction=\"sent\"}"),
+    ] {
+        let shown: f64 = browser.text(id).await.parse().unwrap();
+        assert_eq!(shown, of_metrics(family), "{family}: {}", metrics.text());
+    }
     let in_map = "[...document.querySelectorAll('#map td button')].reduce((sum, cell) => sum + (Number(cell.textContent) || 0), 0)";
     assert_eq!(browser.value(in_map).await, 40);
     let advice = browser.text("advice-text").await;
@@ -134,6 +156,48 @@ async fn a_cell_of_the_map_filters_everything_and_escape_shows_all_again() {
     wait_for_requests(&mut browser, of_row).await;
     let focus = browser.value("document.activeElement.textContent").await;
     assert_eq!(focus, "P2", "the focus stays while numbers change");
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_request_is_shown_step_by_step_while_it_runs_and_after() {
+    let slow = SimOptions {
+        time_per_output_token: Duration::from_secs(600),
+        ..quick()
+    };
+    let cluster = Cluster::start((1, 1), &slow, |config| config).await;
+    let Some(mut browser) = opened(&cluster).await else {
+        return;
+    };
+    let in_fall =
+        |text: &str| format!("document.getElementById('waterfall').textContent.includes('{text}')");
+    cluster.load(1, 3, &stream(20, 1)).await;
+    browser
+        .wait_for("document.querySelectorAll('#request-rows tr').length === 3")
+        .await;
+    let second = "document.querySelectorAll('#request-rows button')[1]";
+    let id = browser.value(&format!("{second}.textContent")).await;
+    browser.value(&format!("{second}.click()")).await;
+    browser.wait_for(&in_fall(id.as_str().unwrap())).await;
+    browser.wait_for(&in_fall("prefill")).await;
+
+    // Its first event comes at once, and its second one never.
+    let mut client = Client::connect(cluster.address()).await;
+    let request = post("/generate", &stream(20, 2));
+    client
+        .send(request.replace("\r\n\r\n", "\r\nx-request-id: job-7\r\n\r\n"))
+        .await;
+    client.head().await;
+    browser
+        .value("document.querySelector('input[value=live]').click()")
+        .await;
+    browser.wait_for(&in_fall("job-7")).await;
+    browser.wait_for(&in_fall("stream")).await;
+    let ended = "document.querySelector('#request-rows tr').cells[6].textContent";
+    assert_eq!(browser.value(ended).await, "live: stream");
+    browser
+        .wait_for("document.getElementById('n-live').textContent === '1'")
+        .await;
     assert_eq!(browser.complaints, [""; 0]);
 }
 

@@ -6,18 +6,19 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::means;
 use crate::fleet::{Condition, Fleet, Members, Role, Worker, WorkerId};
 use crate::pd::Route;
-use crate::telemetry::{Counts, Evidence, Filter, Part, Summary, Telemetry, View, advise};
+use crate::telemetry::{Counts, Evidence, Filter, Loads, Part, Summary, Telemetry, View, advise};
 
 /// The most workers of each role that the page gets. Those that are not well come first.
 const MAX_ROWS: usize = 200;
 
 /// The data of the requests that the filter leaves.
 pub(super) fn of(
-    fleet: &Fleet,
-    members: &Members,
+    (fleet, members): (&Fleet, &Members),
     telemetry: &Telemetry,
+    loads: Option<Loads>,
     filter: Filter,
     now: Instant,
 ) -> Bytes {
@@ -32,7 +33,7 @@ pub(super) fn of(
     let data = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": view.elapsed as u64,
-        "advice": advice(fleet, members, all.as_ref().unwrap_or(&view)),
+        "advice": advice(fleet, members, loads, all.as_ref().unwrap_or(&view)),
         "live": live(members, filter),
         "waiting": fleet.waiting(),
         "per_second": {
@@ -80,7 +81,7 @@ fn live(members: &Members, filter: Filter) -> usize {
     left.map(|worker| worker.in_flight()).sum()
 }
 
-fn advice(fleet: &Fleet, members: &Members, view: &View) -> Value {
+fn advice(fleet: &Fleet, members: &Members, loads: Option<Loads>, view: &View) -> Value {
     let serving = |role| {
         let workers = members.of(role).iter();
         workers.filter(|worker| worker.is_usable()).count()
@@ -94,6 +95,7 @@ fn advice(fleet: &Fleet, members: &Members, view: &View) -> Value {
     let seen = Evidence {
         prefills,
         decodes,
+        loads,
         limits: used(Role::Prefill, prefills).zip(used(Role::Decode, decodes)),
         ..Evidence::of(view)
     };
@@ -157,6 +159,7 @@ fn workers(rows: &[(&Worker, Condition)], view: &View) -> Vec<Value> {
             "state": condition.name(),
             "breaker_open": matches!(condition, Condition::SetAside | Condition::OnTrial),
             "in_flight": worker.in_flight(),
+            "load": means::of(worker),
             "requests": sum.map_or(0, |sum| sum.counts.requests),
             "failures": sum.map_or(0, |sum| sum.counts.failures),
             "ttft_p90_ms": sum.and_then(|sum| sum.ttft.quantile(0.9)).map(rounded),

@@ -8,10 +8,12 @@
 //! | `page.html`, `page.css`, `page.js` | the page |
 //! | `data.rs` | what it shows, as JSON |
 //! | `filter.rs` | which requests it shows: the query |
+//! | `means.rs` | what the workers say about their load |
 //! | `shared.rs` | the data that several pages share |
 
 mod data;
 mod filter;
+mod means;
 mod shared;
 
 use std::sync::{Arc, LazyLock};
@@ -28,6 +30,7 @@ use crate::endpoint::{WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::Fleet;
 use crate::telemetry::Telemetry;
+use means::Means;
 use shared::Shared;
 
 const STYLE: &str = include_str!("page.css");
@@ -47,6 +50,7 @@ pub(super) struct Dashboard {
     fleet: Arc<Fleet>,
     telemetry: Arc<Telemetry>,
     shared: Shared,
+    means: Means,
 }
 
 impl Dashboard {
@@ -55,6 +59,7 @@ impl Dashboard {
             fleet,
             telemetry,
             shared: Shared::default(),
+            means: Means::default(),
         }
     }
 
@@ -80,11 +85,12 @@ impl Dashboard {
         let members = self.fleet.members();
         let filter = match filter::parse(request.query.as_deref(), &members) {
             Ok(filter) => filter,
-            Err(why) => return error::error(&request.path, Code::InvalidOption, &why),
+            Err(why) => return error::error(&request.path, Code::BadQuery, &why),
         };
         let now = Instant::now();
         let data = self.shared.get(filter, now, || {
-            data::of(&self.fleet, &members, &self.telemetry, filter, now)
+            let loads = self.means.with(&members, now);
+            data::of((&self.fleet, &members), &self.telemetry, loads, filter, now)
         });
         protect(WholeResponse::new(StatusCode::OK, "application/json", data))
     }

@@ -5,6 +5,7 @@
 const POLL_MS = 1000;
 const TIMEOUT_MS = 5000;
 const MAX_AXIS = 48; // rows and columns of the map
+const ROWS = 25; // requests in the list
 const PARTS = {
   read: "the client sends its request",
   queue: "no pair has capacity",
@@ -383,9 +384,7 @@ function drawRates() {
 // ---------------------------------------------------------------- requests
 
 function drawRequests() {
-  const list = picked("list");
-  const all = requests ? requests[list] || [] : [];
-  const shown = all.filter((request) => matches("prefill", request.prefill ?? null) && matches("decode", request.decode ?? null));
+  const shown = requests && requests.list === picked("list") ? requests.rows : [];
   const chosen = shown.find((request) => request.key === view.chosen) || shown[0];
   keyed($("request-rows"), shown, (request) => request.key,
     (request) => {
@@ -402,11 +401,11 @@ function drawRequests() {
       text(row.cells[3], millis(request.ttft));
       text(row.cells[4], millis(request.total));
       text(row.cells[5], count(request.events));
-      text(row.cells[6], request.ended || "live");
-      row.cells[6].classList.toggle("bad", Boolean(request.ended) && request.ended !== "ok");
+      text(row.cells[6], request.ended);
+      row.cells[6].classList.toggle("bad", request.bad);
     });
   $("requests-none").hidden = shown.length > 0;
-  text($("requests-none"), requests ? "No such request." : "No requests yet.");
+  text($("requests-none"), requests && requests.off ? "Requests are not remembered: debug_requests_capacity is 0." : "No such request.");
   drawWaterfall(chosen);
 }
 
@@ -416,11 +415,11 @@ function drawWaterfall(request) {
   const steps = [];
   let at = 0;
   for (const [name, ms] of request.parts) {
-    if (ms > 0) steps.push({ name, at, ms });
+    if (ms >= 0.05) steps.push({ name, at, ms });
     at += ms;
   }
   const rest = request.total - at;
-  if (rest > 0) steps.push({ name: "stream", at, ms: rest });
+  if (rest > 0.05) steps.push({ name: request.rest, at, ms: rest });
   const whole = Math.max(request.total, at, 1e-6);
   const lanes = steps.flatMap((step) => {
     const bar = make("i", { className: `p-${step.name}` });
@@ -430,7 +429,10 @@ function drawWaterfall(request) {
   });
   const head = make("p", { className: "fall-head" }, make("strong", {}, request.id));
   if (request.attempts > 1) head.append(make("span", { className: "muted" }, `${request.attempts} attempts`));
-  head.append(make("span", { className: "muted" }, `TTFT ${millis(request.ttft)}, in all ${millis(request.total)}`));
+  const ttft = request.ttft === null ? "" : `TTFT ${millis(request.ttft)}, `;
+  head.append(make("span", { className: "muted" }, `${ttft}in all ${millis(request.total)}`));
+  for (const { worker, cause } of request.failed) head.append(make("span", { className: "fault" }, `${cause} at ${short(worker)}`));
+  if (request.error) head.append(make("span", { className: "fault" }, request.error));
   place.replaceChildren(head, make("div", { className: "fall" }, ...lanes));
 }
 
@@ -459,8 +461,40 @@ async function update() {
   draw();
 }
 
-function readRequests() {
-  return null;
+/** The list of requests that is shown: a row for each, with the times in milliseconds. */
+async function readRequests() {
+  const list = picked("list");
+  const filter = query();
+  try {
+    const answer = await get(`debug/requests?${list}=${ROWS}${filter ? `&${filter}` : ""}`);
+    const slowest = answer.slowest && (answer.slowest.by_ttft.length ? answer.slowest.by_ttft : answer.slowest.by_e2e);
+    return { list, rows: (answer[list] && list !== "slowest" ? answer[list] : slowest || []).map(row) };
+  } catch (error) {
+    // Not remembered: `debug_requests_capacity` is 0. The filter: its worker is new, and no request knows it.
+    if (error.status === 404 || error.status === 400) return { list, rows: [], off: error.status === 404 };
+    throw error;
+  }
+}
+
+function row(request) {
+  const is_live = request.state === "live";
+  return {
+    key: `${request.number} ${request.id} ${request.sample ?? ""}`,
+    id: request.id,
+    route: request.route,
+    prefill: request.prefill,
+    decode: request.decode,
+    attempts: request.attempts,
+    failed: request.failed || [],
+    error: request.error,
+    events: request.events,
+    ttft: request.ttft_ms,
+    total: is_live ? request.started_ago_ms : request.e2e_ms,
+    ended: is_live ? `live: ${request.step}` : request.ended,
+    bad: !is_live && request.ended !== "ok",
+    rest: request.stream ? "stream" : "response",
+    parts: Object.entries(request.parts_ms || {}),
+  };
 }
 
 function note(state, words) {
@@ -486,7 +520,8 @@ async function poll() {
 }
 
 readHash();
-for (const name of ["metric", "span", "list"]) $(name).addEventListener("change", () => data && draw());
+for (const name of ["metric", "span"]) $(name).addEventListener("change", () => data && draw());
+$("list").addEventListener("change", poll);
 $("filter-clear").addEventListener("click", () => choose(null, null));
 addEventListener("keydown", (event) => { if (event.key === "Escape" && query()) choose(null, null); });
 addEventListener("hashchange", () => { readHash(); poll(); });

@@ -15,6 +15,16 @@ impl Display for Advice {
                     self.streams
                 )
             }
+            // Without the loads a long wait for prefill's response may have another reason.
+            Verdict::Prefill if !self.has_loads => {
+                write!(
+                    f,
+                    "Prefill-bound, or slow in the transfer: {} of TTFT waits for prefill's response; {}. With load_poll_interval_secs \
+                     the loads of the workers tell which, and how busy decode is.",
+                    percent(shares.prefill),
+                    self.prefill(),
+                )
+            }
             Verdict::Prefill => {
                 write!(
                     f,
@@ -74,13 +84,6 @@ impl Display for Advice {
             Verdict::Balanced => {
                 write!(f, "No bottleneck: {}, {}.", self.prefill(), self.decode())
             }
-        }?;
-        // Without the loads a long wait for prefill may have another reason.
-        match self.verdict {
-            Verdict::Prefill if !self.has_loads => f.write_str(
-                " The loads of the workers are not polled, so this includes the transfer and any wait for decode's memory.",
-            ),
-            _ => Ok(()),
         }
     }
 }

@@ -172,8 +172,8 @@ fn without_loads_the_advice_says_what_it_cannot_tell() {
     );
     assert_eq!(advice.balance, None);
     let words = words(&seen);
-    assert!(words.contains("cannot be seen without its load"), "{words}");
-    assert!(words.contains("are not polled"), "{words}");
+    assert!(words.contains("or slow in the transfer"), "{words}");
+    assert!(words.contains("load_poll_interval_secs"), "{words}");
 }
 
 #[test]
