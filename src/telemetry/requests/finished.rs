@@ -25,7 +25,7 @@ const LISTS: usize = 4;
 pub(super) const MAX_CAPACITY: usize = MAX_REQUESTS - LISTS * SLOWEST;
 
 /// The memory of one list of the slowest, in bytes. The last requests have the rest.
-const SLOWEST_BYTES: usize = MAX_BYTES / 4 / LISTS;
+const SLOWEST_BYTES: usize = MAX_BYTES / 5 / LISTS;
 
 /// How long the slowest are collected. They are remembered for one more period, so that those of the last ten minutes are
 /// always there.
