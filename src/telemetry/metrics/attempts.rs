@@ -36,12 +36,9 @@ impl PairFailures {
     }
 
     /// How often each pair has failed.
-    pub(super) fn counts(&self) -> Vec<((WorkerId, WorkerId), u64)> {
+    pub(super) fn counts(&self) -> BTreeMap<(WorkerId, WorkerId), u64> {
         let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failures
-            .iter()
-            .map(|(pair, count)| (*pair, *count))
-            .collect()
+        failures.clone()
     }
 }
 

@@ -1,7 +1,6 @@
 //! From the values to the library's encoder, series by series. Gauges are read here, so that they cost nothing until
 //! somebody asks.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -23,6 +22,9 @@ type Written = fmt::Result;
 
 /// No series has an exemplar: they would need an id that a client chose.
 const NO_EXEMPLAR: Option<&Exemplar<NoLabelSet, u64>> = None;
+
+/// The most pairs that have a series before one of them has failed.
+const MAX_PAIRS: usize = 256;
 
 /// One metric being written.
 struct Series<'a> {
@@ -172,15 +174,18 @@ impl Values {
         Ok(())
     }
 
+    /// Each pair where they are few, so that the first failure of one is seen as an increase; else those that have failed.
     fn pairs(&self, to: &mut DescriptorEncoder<'_>, members: &Members) -> Written {
-        let urls: HashMap<_, _> = members
-            .workers()
-            .map(|worker| (worker.id(), worker.url()))
-            .collect();
+        let failures = self.pair_failures.counts();
+        let (prefills, decodes) = (members.of(Role::Prefill), members.of(Role::Decode));
+        let few = prefills.len() * decodes.len() <= MAX_PAIRS;
         let mut series = begin(to, &family::PAIRS)?;
-        for ((prefill, decode), count) in self.pair_failures.counts() {
-            if let (Some(prefill), Some(decode)) = (urls.get(&prefill), urls.get(&decode)) {
-                series.counter([prefill, decode], count)?;
+        for prefill in prefills {
+            for decode in decodes {
+                let count = failures.get(&(prefill.id(), decode.id())).copied();
+                if few || count.is_some() {
+                    series.counter([prefill.url(), decode.url()], count.unwrap_or(0))?;
+                }
             }
         }
         Ok(())

@@ -214,7 +214,13 @@ fn a_removed_worker_takes_its_series_along_and_brings_its_own_counts_back() {
     let removed = "worker=\"http://127.0.0.1:1\"";
     let before = balancer.text();
     assert!(before.contains("what=\"kv_usage\"} 0.5"), "{before}");
-    assert!(before.contains("mini_lb_pair_failures_total{prefill=\"http://127.0.0.1:1\""));
+    let pair = |decode| {
+        format!(
+            "mini_lb_pair_failures_total{{prefill=\"http://127.0.0.1:1\",decode=\"http://127.0.0.1:{decode}\"}}"
+        )
+    };
+    assert_eq!(balancer.value(&pair(3)).as_deref(), Some("1"));
+    assert_eq!(balancer.value(&pair(4)).as_deref(), Some("0"));
     balancer
         .fleet
         .replace(Members::new(balancer.workers[1..].to_vec()));
