@@ -80,6 +80,7 @@
 //! | `cli` | [`cli`] with [`doctor`], and the binary with its log on stderr and its allocator |
 //! | `sim` | [`sim`]; with `cli`, `mini-lb sim` and `mini-lb demo` |
 //! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
+//! | `otel` | traces for OpenTelemetry: without it `enable_trace` has no effect |
 
 #[cfg(feature = "bench")]
 #[doc(hidden)]

@@ -80,8 +80,6 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("postgres-pool-max", Takes::One),
     ("redis-pool-max", Takes::One),
     ("redis-retention-days", Takes::One),
-    ("enable-trace", Takes::Nothing),
-    ("otlp-traces-endpoint", Takes::One),
     ("control-plane-api-keys", Takes::Any),
     ("control-plane-audit-enabled", Takes::Nothing),
     ("jwt-issuer", Takes::One),

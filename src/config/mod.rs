@@ -112,6 +112,10 @@ pub struct Config {
     pub log_filter: String,
     /// Whether each line of the log is a JSON object.
     pub log_json: bool,
+    /// Whether requests are traced.
+    pub enable_trace: bool,
+    /// Where spans go: a URL, or host and port. `None` leaves it to the variables of OpenTelemetry.
+    pub otlp_traces_endpoint: Option<String>,
     /// Whether the log line of a request leaves out the address of its client.
     pub disable_log_client_address: bool,
     /// How many finished requests are remembered for `/debug/requests`; 0 is none.

@@ -49,6 +49,15 @@ pub(super) fn resolve(
     }
 }
 
+/// A URL, or host and port.
+fn parse_endpoint(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let uri: http::Uri = format!("{scheme}://{rest}").parse().ok()?;
+    let has_host = uri.host().is_some_and(|host| !host.is_empty());
+    let only_host = text.contains("://") || uri.path() == "/" && !text.contains('/');
+    (["http", "https"].contains(&scheme) && has_host && only_host).then(|| text.to_owned())
+}
+
 pub(super) struct Resolver<'a> {
     pub(super) draft: &'a Draft,
     problems: Vec<Problem>,
@@ -92,6 +101,8 @@ impl<'a> Resolver<'a> {
         let log_filter = self.log_filter();
         let log_json = self.get("log_json");
         let debug_requests_capacity = self.get("debug_requests_capacity");
+        let enable_trace = self.get("enable_trace");
+        let otlp_traces_endpoint = self.scalar("otlp_traces_endpoint", parse_endpoint);
         let disable_log_client_address = self.get("disable_log_client_address");
         let (prefill, decode) = self.fleet();
         let server = self.server();
@@ -115,6 +126,8 @@ impl<'a> Resolver<'a> {
             log_filter: log_filter?,
             log_json: log_json?,
             debug_requests_capacity: debug_requests_capacity?,
+            enable_trace: enable_trace?,
+            otlp_traces_endpoint,
             disable_log_client_address: disable_log_client_address?,
             upgrade_wait: upgrade_wait?,
             server: server?,

@@ -289,6 +289,13 @@ const PROCESS: &[Setting] = &[
         .default("1000").value(&["REQUESTS"]).expects("a number of requests from 0 to 9500; 0 turns the page off"),
     Setting::new("log_json", Kind::Switch, "Write each line of the log as one JSON object")
         .default("false"),
+    Setting::new("enable_trace", Kind::Switch,
+        "Trace requests with OpenTelemetry: a span for each request, and one for each of its legs")
+        .default("false"),
+    Setting::new("otlp_traces_endpoint", Kind::Text,
+        "Where spans go: HOST:PORT is OTLP over gRPC, an http:// or https:// URL is OTLP over HTTP, at /v1/traces unless it has a \
+         path. Otherwise OTEL_EXPORTER_OTLP_ENDPOINT, or localhost:4317")
+        .value(&["HOST:PORT|URL"]).expects("an address or a URL of a collector: HOST:PORT, http://HOST:PORT"),
     Setting::new("disable_log_client_address", Kind::Switch,
         "Leave the address of the client out of the log line of a request")
         .default("false"),

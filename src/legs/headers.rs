@@ -5,6 +5,8 @@
 //! Hop-by-hop fields are dropped, and so are those that would override the request id or the bootstrap fields.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`x-override-*`), RFC 9110 section 7.6.1 (hop by hop).
 
+use std::sync::Arc;
+
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
     TRANSFER_ENCODING,
@@ -79,6 +81,15 @@ pub(crate) fn for_legs(
     leg.insert_header(REQUEST_ID, request_id)?;
     leg.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
     Ok(leg)
+}
+
+/// The head of one leg of a request that is traced, whose `traceparent` names the leg's own span.
+pub(crate) fn traced(head: &RequestHeader, traceparent: HeaderValue) -> Arc<RequestHeader> {
+    let mut leg = head.clone();
+    if let Err(error) = leg.insert_header("traceparent", traceparent) {
+        log::debug!("a leg without its span error={error}");
+    }
+    Arc::new(leg)
 }
 
 /// Adds the fields of one worker and the length of the body, in bytes, to the head of the legs.

@@ -15,7 +15,7 @@ mod response;
 pub(crate) use abort::Aborter;
 pub(crate) use attempt::{Attempt, LegError, Plan};
 pub(crate) use first_event::Rejection;
-pub(crate) use headers::{drop_hop_by_hop, for_legs, is_encoded, request_id};
+pub(crate) use headers::{drop_hop_by_hop, for_legs, is_encoded, request_id, traced};
 pub(crate) use prefill::{
     Keep, PrefillLeg, PrefillRequest, Report, evidence, failed, is_event_stream, no_document,
 };

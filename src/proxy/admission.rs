@@ -12,6 +12,7 @@ use crate::endpoint::{Access, METRICS_PATH, REQUEST_ID, WholeResponse};
 use crate::error::{Code, Exhausted, ProxyError, error_response};
 use crate::legs;
 use crate::pd::{ErrorShape, Route};
+use crate::telemetry::Head;
 
 /// Pages for observers that are rendered and sent at once. Each is a response in memory until its client has read it;
 /// scrapers and dashboards ask every few seconds and read within milliseconds.
@@ -39,6 +40,28 @@ impl Proxy {
         record.method = head.method.clone();
         record.target = head.uri.path_and_query().cloned();
         record.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
+        self.begin_trace(session, ctx);
+    }
+
+    /// Gives the request a trace: that of its client, or a new one.
+    fn begin_trace(&self, session: &mut Session, ctx: &mut RequestContext) {
+        let head = || {
+            let digest = session.digest();
+            let head = session.req_header();
+            Head {
+                headers: &head.headers,
+                version: head.version,
+                tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
+            }
+        };
+        let started = ctx.record.times.started;
+        ctx.record.trace = self.telemetry.begin_trace(head, started);
+        if let Some(trace) = &ctx.record.trace
+            && !trace.is_continued()
+        {
+            // It belongs to the trace of a traceparent that is missing or not valid.
+            session.req_header_mut().remove_header("tracestate");
+        }
     }
 
     /// Refuses a request that its head alone, its key, or the load forbids.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use pingora::Result;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use super::Proxy;
@@ -43,6 +43,8 @@ struct Terms<'a> {
     /// `Some` for a suspect.
     trial: Option<Progress>,
     reuse: Reuse,
+    /// The head of prefill's leg and of decode's, without the fields of one worker.
+    heads: [Arc<RequestHeader>; 2],
 }
 
 impl Proxy {
@@ -131,7 +133,17 @@ impl Proxy {
         };
         let seat = ctx.seat.as_ref();
         let trial = ctx.suspicion.as_ref().and_then(|found| found.progress());
-        let terms = Terms { seat, trial, reuse };
+        // Without tracing both have the same.
+        let heads = match &mut ctx.record.trace {
+            None => [request.head.clone(), request.head.clone()],
+            Some(trace) => trace.legs().map(|span| legs::traced(&request.head, span)),
+        };
+        let terms = Terms {
+            seat,
+            trial,
+            reuse,
+            heads,
+        };
         let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, terms);
         ctx.request = Some(request);
         ctx.note_attempt(attempt, rooms);
@@ -213,6 +225,7 @@ impl Proxy {
         terms: Terms<'_>,
     ) -> (Attempt, PrefillFailed) {
         let facts = &request.facts;
+        let [prefill_head, decode_head] = terms.heads;
         let prefill = lease.prefill.clone();
         let leg = PrefillLeg::spawn(PrefillRequest {
             engine: self.engine,
@@ -220,7 +233,7 @@ impl Proxy {
             worker: lease.prefill,
             rooms: prepared.rooms.clone(),
             route: request.route,
-            head: request.head.clone(),
+            head: prefill_head,
             body: prepared.body.body.clone(),
             reuse: terms.reuse,
             keep: match facts.merge {
@@ -239,7 +252,7 @@ impl Proxy {
             route: request.route,
             merge: facts.merge,
             batch: facts.batch,
-            head: request.head.clone(),
+            head: decode_head,
             body: prepared.body,
             ids: Arc::new(prepared.ids),
             fleet: self.fleet.clone(),

@@ -179,12 +179,15 @@ impl RequestContext {
         if let (Some(cause), Some(pair)) = (cause, self.record.pair.clone()) {
             let (legs, mut times) = (self.record.legs, self.record.times);
             times.ended = Some(Instant::now());
+            let trace = self.record.trace.as_mut();
+            let spans = trace.map(|trace| trace.end_attempt()).unwrap_or_default();
             self.record.failed.push(FailedAttempt {
                 worker: blamed,
                 cause,
                 pair,
                 legs,
                 times,
+                spans,
             });
         }
         self.state.retry();

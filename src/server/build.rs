@@ -31,7 +31,7 @@ use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
 use crate::proxy::{Affinity, Proxy, refused_head};
-use crate::telemetry::{Sources, Telemetry};
+use crate::telemetry::{Sources, Telemetry, Traces};
 
 /// Connections to the listener for metrics, which has no key.
 const MAX_SCRAPERS: usize = 64;
@@ -43,6 +43,8 @@ pub(super) struct Built {
     pub(super) probe: Option<Probe>,
     pub(super) loads: Option<LoadPoll>,
     pub(super) names: Names,
+    /// Flushed at the end.
+    pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
 }
 
@@ -72,6 +74,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let max_inflight = &mut config.requests.max_inflight_requests;
     *max_inflight = max_inflight.or_else(affordable_requests);
     let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
+    let telemetry = app.telemetry.clone();
     let app = Arc::new(http_proxy(&conf, app));
     let refusal = Arc::new(Refusal {
         response: refused_head,
@@ -112,6 +115,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
             interval,
         }),
         names: Names::new(fleet.clone()),
+        telemetry,
         probe: config.resilience.probes.map(|probes| Probe {
             fleet,
             client,
@@ -130,7 +134,14 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
     let aborter = Arc::new(Aborter::new(client.clone(), abort_requests));
     let rooms = Arc::<LiveRooms>::default();
     let sources = sources(&fleet, &rooms, &client, &aborter, shutdown);
-    let telemetry = Arc::new(Telemetry::new(sources, config.debug_requests_capacity));
+    let traces = config.enable_trace.then_some(Traces {
+        endpoint: config.otlp_traces_endpoint.as_deref(),
+    });
+    let telemetry = Arc::new(Telemetry::new(
+        sources,
+        config.debug_requests_capacity,
+        traces,
+    ));
     Proxy {
         engine: Engine::default(),
         rooms,

@@ -169,6 +169,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
             pid_file: pid_file.clone(),
         }),
     };
+    let telemetry = built.telemetry;
     let shutdown = built.shutdown.clone();
     let (signals, ready) = Signals::new(shutdown.clone(), conf.upgrade_sock.clone());
     let options = Opt {
@@ -191,6 +192,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
     serve(server, listeners, signals, waiting_parent);
+    telemetry.flush();
     if let Some(pid_file) = pid_file {
         pid_file.remove();
     }
@@ -336,6 +338,9 @@ impl MiniLoadBalancer {
         );
         // Closes the idle connections, as Pingora's own server does when it ends.
         proxy.http_cleanup().await;
+        // Not in this task: it blocks. An error is a panic, which the thread has reported.
+        let telemetry = built.telemetry;
+        let _ = tokio::task::spawn_blocking(move || telemetry.flush()).await;
         Ok(())
     }
 }

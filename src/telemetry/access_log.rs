@@ -304,6 +304,7 @@ mod tests {
                 pair: record.pair.clone().expect("just set"),
                 legs: record.legs,
                 times: record.times,
+                spans: Default::default(),
             });
         }
         record.queued = Duration::from_millis(3);

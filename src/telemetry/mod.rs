@@ -9,15 +9,25 @@ mod fields;
 pub(crate) mod metrics;
 mod record;
 mod requests;
+#[cfg(feature = "otel")]
+mod trace;
+#[cfg(not(feature = "otel"))]
+#[path = "untraced.rs"]
+mod trace;
 mod window;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 pub(crate) use advice::{Evidence, Loads, advise};
 pub(crate) use metrics::{Gaps, Metrics, OPENMETRICS, Sources, TEXT};
 pub(crate) use record::{Cause, FailedAttempt, Legs, Pair, Part, Parts, Record, Suspect};
 pub(crate) use requests::{LiveRequest, Progress, Requests, Row, Shown, Snapshot};
+pub(crate) use trace::{Head, Trace};
 pub(crate) use window::{Counts, Filter, Summary, View, Window};
+
+use trace::Tracing;
 
 /// The sinks of one balancer.
 pub(crate) struct Telemetry {
@@ -25,15 +35,50 @@ pub(crate) struct Telemetry {
     /// What the dashboard shows.
     pub(crate) window: Window,
     pub(crate) requests: Requests,
+    /// `None` without `enable_trace`.
+    tracing: Option<Tracing>,
+}
+
+/// Where spans go.
+pub(crate) struct Traces<'a> {
+    /// A URL, or host and port; `None` where the variables of OpenTelemetry name it.
+    pub(crate) endpoint: Option<&'a str>,
+}
+
+/// Spans that were not exported.
+#[derive(Debug, Default)]
+pub(crate) struct DroppedSpans {
+    /// Too many waited.
+    pub(crate) queue_full: AtomicU64,
+    /// The collector did not take them.
+    pub(crate) export_failed: AtomicU64,
 }
 
 impl Telemetry {
     /// The sinks of a balancer whose state is read from these sources, and which remembers so many finished requests.
-    pub(crate) fn new(sources: Sources, requests: usize) -> Self {
+    pub(crate) fn new(sources: Sources, requests: usize, traces: Option<Traces<'_>>) -> Self {
+        let dropped = Arc::<DroppedSpans>::default();
         Self {
-            metrics: Metrics::new(sources),
+            metrics: Metrics::new(sources, dropped.clone()),
             window: Window::default(),
             requests: Requests::new(requests),
+            tracing: traces.and_then(|traces| Tracing::new(traces.endpoint, dropped)),
+        }
+    }
+
+    /// The trace of a request that began at this moment; `None` without tracing, where its head is not looked at.
+    pub(crate) fn begin_trace<'a>(
+        &self,
+        head: impl FnOnce() -> Head<'a>,
+        started: Instant,
+    ) -> Option<Box<Trace>> {
+        Some(self.tracing.as_ref()?.begin(&head(), started))
+    }
+
+    /// Exports the spans that wait, within some seconds. Blocks.
+    pub(crate) fn flush(&self) {
+        if let Some(tracing) = &self.tracing {
+            tracing.flush();
         }
     }
 
@@ -44,6 +89,9 @@ impl Telemetry {
             .add(record, record.times.ended.unwrap_or_else(Instant::now));
         self.metrics.finished(record);
         self.requests.finish(record);
+        if let Some(tracing) = &self.tracing {
+            tracing.finished(record);
+        }
     }
 
     /// Hands the record of one sample of a request, counted from 0, to the sinks that show it. The request itself is
@@ -53,5 +101,8 @@ impl Telemetry {
         self.window
             .add_sample(record, record.times.ended.unwrap_or_else(Instant::now));
         self.metrics.sample_finished(record);
+        if let Some(tracing) = &self.tracing {
+            tracing.sample_finished(sample, record);
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
+use super::trace::{LegSpans, Trace};
 use crate::fleet::Worker;
 use crate::pd::{Leg, Route};
 
@@ -69,6 +70,8 @@ pub(crate) struct Record {
     pub(crate) ended: Cow<'static, str>,
     /// The error in a sentence.
     pub(crate) error: Option<String>,
+    /// The ids of its spans; `None` without tracing.
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 /// What the loss of a worker means for a request that was, or may have been, the reason.
@@ -112,6 +115,9 @@ pub(crate) struct FailedAttempt {
     pub(crate) legs: Legs,
     /// Its steps; it ended when the next attempt began.
     pub(crate) times: Times,
+    /// The ids of the spans of its legs.
+    #[cfg_attr(not(feature = "otel"), allow(dead_code, reason = "nothing is traced"))]
+    pub(crate) spans: LegSpans,
 }
 
 /// How far the legs of an attempt came. One that still runs when the attempt ends is cancelled, but for prefill's leg of a
@@ -246,6 +252,7 @@ impl Record {
             status: 0,
             ended: "ok".into(),
             error: None,
+            trace: None,
         }
     }
 

@@ -24,4 +24,5 @@ mod process_pair;
 mod server_timing;
 mod steps;
 mod stream_ends;
+mod traces;
 mod worker_health;

@@ -211,7 +211,10 @@ impl Values {
         let mut series = begin(to, &family::BODIES)?;
         series.counter(["received"], read(&self.received_bytes))?;
         series.counter(["sent"], read(&self.sent_bytes))?;
-        begin(to, &family::EVENTS)?.counter(["sent"], read(&self.events))
+        begin(to, &family::EVENTS)?.counter(["sent"], read(&self.events))?;
+        let mut series = begin(to, &family::SPANS)?;
+        series.counter(["queue_full"], read(&self.dropped_spans.queue_full))?;
+        series.counter(["export_failed"], read(&self.dropped_spans.export_failed))
     }
 
     fn own(&self, to: &mut DescriptorEncoder<'_>) -> Written {

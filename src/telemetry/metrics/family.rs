@@ -114,6 +114,8 @@ mod rows {
         "Bytes of bodies, received from clients and sent to them");
     pub(in super::super) static EVENTS: Family = family(Counter, "mini_lb_events", NO_UNIT, &["direction"],
         "Whole events of streamed responses that were sent to clients");
+    pub(in super::super) static SPANS: Family = family(Counter, "mini_lb_spans_dropped", NO_UNIT, &["reason"],
+        "Spans that were not exported: too many waited, or the collector did not take them");
     pub(in super::super) static BUILD: Family = family(Info, "mini_lb_build", NO_UNIT, &["version"],
         "The version of mini-lb; always 1");
     pub(in super::super) static START: Family = family(Gauge, "mini_lb_start_time", SECONDS, &[],
@@ -136,7 +138,7 @@ mod rows {
 pub(super) use rows::*;
 
 /// All metrics, in the order of the text.
-pub static FAMILIES: [&Family; 32] = [
+pub static FAMILIES: [&Family; 33] = [
     &REQUESTS,
     &TTFT,
     &PARTS,
@@ -160,6 +162,7 @@ pub static FAMILIES: [&Family; 32] = [
     &REFUSED,
     &BODIES,
     &EVENTS,
+    &SPANS,
     &BUILD,
     &START,
     &CPU,

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
-use super::{Cause, Part, Parts, Record};
+use super::{Cause, DroppedSpans, Part, Parts, Record};
 use crate::fleet::{Fleet, LiveRooms, Role, Worker};
 use crate::histogram::Histogram;
 use crate::pd::Route;
@@ -81,6 +81,7 @@ struct Values {
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     events: AtomicU64,
+    dropped_spans: Arc<DroppedSpans>,
     /// In seconds of Unix time.
     started: f64,
     sources: Sources,
@@ -88,7 +89,7 @@ struct Values {
 
 impl Metrics {
     /// Metrics without a request.
-    pub(crate) fn new(sources: Sources) -> Self {
+    pub(crate) fn new(sources: Sources, dropped_spans: Arc<DroppedSpans>) -> Self {
         let request = |_| Histogram::new(bounds::REQUEST);
         let values = Arc::new(Values {
             requests: Requests::default(),
@@ -103,6 +104,7 @@ impl Metrics {
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             events: AtomicU64::new(0),
+            dropped_spans,
             started: process::unix_seconds(),
             sources,
         });

@@ -22,14 +22,17 @@ impl Balancer {
             .map(|(port, role)| fleet.new_worker(WorkerParts::for_tests(role, port)))
             .collect();
         fleet.replace(Members::new(workers.clone()));
-        let metrics = Metrics::new(Sources {
-            fleet: fleet.clone(),
-            rooms: Arc::default(),
-            inflight: Box::new(|| 0),
-            connections: Box::new(|| 0),
-            idle_connections: Box::new(|_| 0),
-            aborts: Box::new(|_| 0),
-        });
+        let metrics = Metrics::new(
+            Sources {
+                fleet: fleet.clone(),
+                rooms: Arc::default(),
+                inflight: Box::new(|| 0),
+                connections: Box::new(|| 0),
+                idle_connections: Box::new(|_| 0),
+                aborts: Box::new(|_| 0),
+            },
+            Arc::default(),
+        );
         Self {
             fleet,
             workers,
@@ -95,6 +98,7 @@ fn a_request_is_counted_in_every_metric_that_it_concerns() {
             decode: Leg::Running,
         },
         times: record.times,
+        spans: Default::default(),
     });
     record.attempts = 2;
     balancer.metrics.finished(&record);

@@ -124,6 +124,7 @@ fn a_failure_counts_for_the_worker_to_blame() {
         pair: retried.pair.clone().expect("a pair"),
         legs: retried.legs,
         times: retried.times,
+        spans: Default::default(),
     });
     window.add(&retried, at(1, &window));
     let view = window.view(Filter::default(), at(1, &window));

@@ -42,6 +42,7 @@ fn huge(samples: usize) -> Record {
             pair: pair.clone(),
             legs: record.legs,
             times: record.times,
+            spans: Default::default(),
         });
     }
     record.sampled = (0..samples).map(|_| huge(0)).collect();
