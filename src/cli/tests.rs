@@ -95,7 +95,7 @@ impl Files {
                 return None;
             }
             ("admin_listen", _) => "127.0.0.1:1".to_owned(),
-            ("host", _) => "::1".to_owned(),
+            ("host" | "prometheus_host", _) => "::1".to_owned(),
             ("policy" | "prefill_policy" | "decode_policy", _) => "session".to_owned(),
             ("otlp_traces_endpoint", _) => "http://[::1]:4318".to_owned(),
             ("session_header", _) => "x-conversation".to_owned(),
