@@ -44,7 +44,7 @@ pub(crate) struct Record {
     /// The sample that this is the record of, from 0; `None` for a request.
     pub(crate) sample: Option<usize>,
     /// The records of the samples that have ended.
-    pub(crate) sampled: Vec<Record>,
+    pub(crate) sampled: Vec<Arc<Record>>,
     /// Attempts so far, from 1.
     pub(crate) attempts: u32,
     /// The attempts that failed and were followed by another one, in their order.

@@ -44,7 +44,7 @@ pub(super) struct Family {
     record: Record,
     pub(super) gathering: Gathering,
     /// The record of each sample that has ended.
-    reports: Vec<OnceLock<Record>>,
+    reports: Vec<OnceLock<Arc<Record>>>,
     siblings: Arc<Siblings>,
 }
 
@@ -193,7 +193,7 @@ impl Seat {
     /// The sample has ended.
     pub(in crate::proxy) fn report(&self, record: &Record, telemetry: &Telemetry) {
         telemetry.sample_finished(self.index, record);
-        let _ = self.family.reports[self.index].set(record.clone());
+        let _ = self.family.reports[self.index].set(Arc::new(record.clone()));
     }
 
     /// The failure of a prefill leg, as [`PrefillLeg::failure`] gives it. The other samples learn from the first one

@@ -100,7 +100,7 @@ impl Live {
         for sample in samples {
             let request = requests.binary_search_by_key(&sample.number, |record| record.number);
             if let Ok(index) = request {
-                requests[index].sampled.push(sample);
+                requests[index].sampled.push(Arc::new(sample));
             }
         }
         let rows = requests.into_iter().map(|mut record| {

@@ -99,7 +99,7 @@ impl Row {
                 .sampled
                 .iter()
                 .take(MAX_SAMPLES)
-                .map(Row::of)
+                .map(|sample| Row::of(sample))
                 .collect(),
         }
     }

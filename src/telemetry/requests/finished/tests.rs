@@ -1,5 +1,6 @@
 //! The bounds of what is remembered, and which requests it is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -45,7 +46,7 @@ fn huge(samples: usize) -> Record {
             spans: Default::default(),
         });
     }
-    record.sampled = (0..samples).map(|_| huge(0)).collect();
+    record.sampled = (0..samples).map(|_| Arc::new(huge(0))).collect();
     record
 }
 
