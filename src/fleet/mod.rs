@@ -207,7 +207,7 @@ impl Fleet {
     }
 
     /// The same pair once more, for a request that begins again with it. No limit is applied: the lease that it had is
-    /// about to end.
+    /// about to end. A policy that learns is told the end of that one alone.
     pub fn lease_again(
         self: &Arc<Self>,
         prefill: &Arc<Worker>,

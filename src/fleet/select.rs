@@ -1,8 +1,9 @@
 //! SELECT: which pair serves a request. Filter first, then choose.
 //!
 //! The filter leaves the workers that may take the request; then the policy of each role is asked, once, and only
-//! when a pair will come of it. Where both roles choose at random there is a way round the lists: a worker is drawn
-//! and then tested, which in a healthy fleet succeeds at once however large the fleet is.
+//! when a pair will come of it. Where both roles choose at random, all weights are equal and the request names no worker,
+//! there is a way round the lists: a worker is drawn and then tested, which in a healthy fleet succeeds at once however
+//! large the fleet is.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
