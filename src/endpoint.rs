@@ -92,6 +92,8 @@ pub(crate) struct WholeRequest {
     pub(crate) body: Bytes,
     /// Whether the client has sent a key that the proxy accepts, or came by the listener for administration.
     pub(crate) is_trusted: bool,
+    /// Whether clients' keys are for this proxy, so that no worker gets them.
+    pub(crate) is_keyed: bool,
 }
 
 /// A response in memory.

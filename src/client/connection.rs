@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -57,21 +58,27 @@ pub(crate) struct Origin {
     pub(crate) kept: Arc<Kept>,
 }
 
-/// The connections of one listener, as an application for Pingora.
-pub(crate) struct Connections<A> {
-    pub(crate) app: Arc<A>,
-    pub(crate) listener: Listener,
-    /// `None` for plain HTTP.
+/// The settings of connections that a reload of the configuration replaces. A connection keeps those that it began with.
+pub(crate) struct ConnectionRules {
+    /// `None` for plain HTTP. The listener for metrics has plain HTTP: scrapers are configured for that.
     pub(crate) tls: Option<Arc<Acceptor>>,
     /// From the opening of a connection to the end of its first head, and from the first byte of each further head to
     /// its end.
     pub(crate) head_timeout: Duration,
     /// From the end of a request to the first byte of the next.
     pub(crate) idle_timeout: Duration,
-    /// `None` for no limit.
-    pub(crate) limit: Option<Arc<ConnectionLimit>>,
     /// Makes the response to a head that Pingora refuses.
     pub(crate) refusal: Arc<Refusal>,
+}
+
+/// The connections of one listener, as an application for Pingora.
+pub(crate) struct Connections<A> {
+    pub(crate) app: Arc<A>,
+    pub(crate) listener: Listener,
+    /// What applies to the next connection. All listeners have the same.
+    pub(crate) rules: Arc<ArcSwap<ConnectionRules>>,
+    /// `None` for no limit.
+    pub(crate) limit: Option<Arc<ConnectionLimit>>,
     /// The open connections. Pingora would close idle ones as soon as it stops listening; here they stay open for one
     /// more request until the shutdown is complete.
     pub(crate) open: Arc<Inflight>,
@@ -104,14 +111,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
     }
 
     /// Completes the TLS handshake, if any. A failure affects this client only.
-    async fn accept_tls(&self, stream: Stream) -> Option<Stream> {
-        let Some(tls) = &self.tls else {
+    async fn accept_tls(&self, rules: &ConnectionRules, stream: Stream) -> Option<Stream> {
+        let tls = rules.tls.as_ref();
+        let Some(tls) = tls.filter(|_| self.listener != Listener::Metrics) else {
             return Some(stream);
         };
         let socket = stream.into_any().downcast::<Socket>().ok()?;
         // Boxed because it is large: inline, each connection would reserve its size for as long as it is open.
         let handshake = Box::pin(tls.tls_handshake(*socket));
-        match tokio::time::timeout(self.head_timeout, handshake).await {
+        match tokio::time::timeout(rules.head_timeout, handshake).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 log::debug!("connection closed, TLS handshake failed error={error}");
@@ -216,9 +224,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         };
         let overflow = permit.as_ref().is_some_and(Permit::is_overflow);
         let _open = self.open.enter();
-        let stream = self.accept_tls(stream).await?;
+        let rules = self.rules.load_full();
+        let stream = self.accept_tls(&rules, stream).await?;
         let counter = Arc::<ReadCounter>::default();
-        let stream = CountedStream::new(stream, counter.clone(), self.refusal.clone());
+        let stream = CountedStream::new(stream, counter.clone(), rules.refusal.clone());
         let mut session = ServerSession::new_http1(Box::new(stream));
         // A connection over the limit must free its place after one response.
         let origin = Origin {
@@ -229,9 +238,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let keep_alive = !*shutdown.borrow() && !overflow;
         session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
         let mut deadline = HeadDeadline {
-            idle: self.head_timeout,
+            idle: rules.head_timeout,
             // The first head shares its time with the handshake, which is over by now.
-            head: self.head_timeout.saturating_sub(opened.elapsed()),
+            head: rules.head_timeout.saturating_sub(opened.elapsed()),
             begun: true,
         };
         while let Some(next) = self
@@ -244,8 +253,8 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
                 settings.apply_to_session(&mut session);
             }
             deadline = HeadDeadline {
-                idle: self.idle_timeout,
-                head: self.head_timeout,
+                idle: rules.idle_timeout,
+                head: rules.head_timeout,
                 begun: counter.next_request(),
             };
         }

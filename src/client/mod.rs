@@ -28,7 +28,7 @@ mod request_head;
 mod shutdown;
 
 pub(crate) use auth::{KeyRefused, Keys};
-pub(crate) use connection::{Connections, Listener, NO_IDLE_TIMER, head_received};
+pub(crate) use connection::{ConnectionRules, Connections, Listener, NO_IDLE_TIMER, head_received};
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use cors::Cors;
 pub(crate) use inflight::{Admitted, Inflight};

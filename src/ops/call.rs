@@ -287,6 +287,7 @@ mod tests {
             headers: map,
             body: Bytes::from_static(body.as_bytes()),
             is_trusted: false,
+            is_keyed: false,
         };
         let id = HeaderValue::from_static("id-1");
         Call::new(

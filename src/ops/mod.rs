@@ -59,10 +59,6 @@ pub(crate) struct Ops {
     /// What the pages for observers show.
     telemetry: Arc<Telemetry>,
     dashboard: Dashboard,
-    /// The longest body that goes to workers, in bytes.
-    max_body_bytes: usize,
-    /// Whether clients' keys are for this proxy, so that no worker gets them.
-    has_client_keys: bool,
     /// Whether the process is shutting down, so that it is not ready any more.
     shutting_down: watch::Receiver<bool>,
 }
@@ -73,8 +69,6 @@ impl Ops {
         fleet: Arc<Fleet>,
         client: Arc<Client>,
         telemetry: Arc<Telemetry>,
-        max_body_bytes: usize,
-        has_client_keys: bool,
         shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -82,8 +76,6 @@ impl Ops {
             fleet,
             client,
             telemetry,
-            max_body_bytes,
-            has_client_keys,
             shutting_down,
         }
     }
@@ -93,7 +85,7 @@ impl Ops {
 impl Endpoints for Ops {
     fn body_limit(&self, method: &Method, path: &str) -> usize {
         match table::find(path) {
-            Some(row) if row.reads_body(method) => self.max_body_bytes,
+            Some(row) if row.reads_body(method) => usize::MAX,
             _ => 0,
         }
     }
@@ -170,7 +162,7 @@ impl Ops {
         let (worker_path, timeout) = target(row, &request);
         let key = match row.access() {
             Access::Admins => Key::Admin,
-            _ if self.has_client_keys => Key::None,
+            _ if request.is_keyed => Key::None,
             _ => Key::Client,
         };
         let worker_path = worker_path.unwrap_or(&path);

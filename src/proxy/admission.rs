@@ -5,8 +5,8 @@ use pingora::Result;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 
-use super::Proxy;
 use super::request::RequestContext;
+use super::{Proxy, Rules};
 use crate::client::{self, KeyRefused, Listener, NO_IDLE_TIMER};
 use crate::endpoint::{Access, METRICS_PATH, REQUEST_ID, WholeResponse};
 use crate::error::{Code, Exhausted, ProxyError, error_response};
@@ -26,11 +26,11 @@ impl Proxy {
         let upgrades = session.is_upgrade_req();
         session.set_keepalive((keeps && !upgrades && !ctx.overflow).then_some(NO_IDLE_TIMER));
         self.announce_shutdown(session);
-        session.set_write_timeout(Some(self.limits.client_stall_timeout));
+        session.set_write_timeout(Some(ctx.rules.limits.client_stall_timeout));
         // Allows pipelined requests. The price: Pingora reads no further, so that it notices by the next write alone that
         // such a client has left.
         session.downstream_session.set_pipelining_enabled(true);
-        if self.logs_client_addresses {
+        if ctx.rules.logs_client_addresses {
             let client = session.client_addr().and_then(SocketAddr::as_inet);
             ctx.record.client = client.copied();
         }
@@ -80,18 +80,18 @@ impl Proxy {
             return self.admit_scraper(head.uri.path() == METRICS_PATH, ctx);
         }
         let by_clients = ctx.listener == Listener::Clients;
-        if by_clients && self.needs_admin_listener(access) {
+        if by_clients && self.needs_admin_listener(&ctx.rules, access) {
             return Err(ctx.refuse(ProxyError::AdminsOnly));
         }
         // Answered by this process at any load, as health checks are, for what this listener serves.
-        if self.cors.is_preflight(head) {
+        if ctx.rules.cors.is_preflight(head) {
             return Ok(());
         }
         let probes = [Access::Open, Access::Probers, Access::Observers];
         ctx.record.is_probe = probes.contains(&access);
         // The listener for administration is as good as a key for what only makes workers generate.
         if by_clients || access != Access::Probers {
-            match self.keys.check(access, head) {
+            match ctx.rules.keys.check(access, head) {
                 Ok(key) => ctx.record.key = key.cloned(),
                 Err(KeyRefused) if access == Access::Observers => {
                     return Err(ctx.refuse(ProxyError::LoginNeeded));
@@ -100,12 +100,14 @@ impl Proxy {
             }
         }
         if ctx.record.route.is_some() {
-            ctx.timing = self.timing(head, by_clients);
+            ctx.timing = self.timing(&ctx.rules, head, by_clients);
         }
-        self.keys.strip(access, session.req_header_mut());
+        ctx.rules.keys.strip(access, session.req_header_mut());
         if ctx.timing.is_some() {
             // No worker gets the key that lets a request know its pair.
-            self.keys.strip(Access::Observers, session.req_header_mut());
+            ctx.rules
+                .keys
+                .strip(Access::Observers, session.req_header_mut());
         }
         self.admit_load(access, ctx)
     }
@@ -141,11 +143,11 @@ impl Proxy {
     }
 
     /// Whether a path with this access is refused at the clients' listener.
-    pub(super) fn needs_admin_listener(&self, access: Access) -> bool {
+    pub(super) fn needs_admin_listener(&self, rules: &Rules, access: Access) -> bool {
         self.has_admin_listener
             && match access {
                 Access::Admins | Access::Observers => true,
-                Access::Probers => !self.keys.has_client_keys(),
+                Access::Probers => !rules.keys.has_client_keys(),
                 Access::Open | Access::Clients => false,
             }
     }
@@ -163,7 +165,7 @@ impl Proxy {
         if ctx.overflow {
             return Some(ProxyError::Overloaded(Exhausted::Connections));
         }
-        let limit = self.limits.max_inflight_requests;
+        let limit = ctx.rules.limits.max_inflight_requests;
         if limit.is_some_and(|limit| self.inflight.live() > limit) {
             return Some(ProxyError::Overloaded(Exhausted::Requests));
         }

@@ -10,9 +10,8 @@ use std::time::Instant;
 use http::StatusCode;
 use pingora::{Error, ErrorSource, Result};
 
-use super::Proxy;
 use super::request::RequestContext;
-use super::{deadlines, session};
+use super::{Proxy, Rules, deadlines, session};
 use crate::error::{Fault, ProxyError, Timeout};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
@@ -76,7 +75,7 @@ impl Proxy {
     fn verdict(&self, ctx: &RequestContext) -> Verdict {
         let own_rid = ctx.request.as_ref().is_some_and(|r| r.facts.rid.is_some());
         ctx.state.verdict(RetryRules {
-            attempts: match (ctx.head_is_out(), self.limits.max_attempts()) {
+            attempts: match (ctx.head_is_out(), ctx.rules.limits.max_attempts()) {
                 // The head may be decode's, whose response it no longer is.
                 (true, _) => ctx.state.attempt(),
                 (false, 1) => 1,
@@ -121,7 +120,7 @@ impl Proxy {
             return error;
         }
         error.set_retry(false);
-        let limits = &self.limits;
+        let limits = &ctx.rules.limits;
         let overdue = match error.etype() {
             etype if *etype == session::PREFILL_FAILED => return self.prefill_failed(ctx),
             etype if *etype == session::SHUTTING_DOWN => {
@@ -242,7 +241,7 @@ impl Proxy {
         if let Some(attempt) = &ctx.attempt {
             let leg = attempt.prefill_state();
             Self::note_pair(attempt, leg);
-            if let Some(error) = self.wrong_key(attempt.prefill(), leg) {
+            if let Some(error) = Self::wrong_key(&ctx.rules, attempt.prefill(), leg) {
                 return ctx.refuse(error);
             }
         }
@@ -256,11 +255,11 @@ impl Proxy {
 
     /// The error of a worker that refuses a key which the client does not know: the operator's fault, not the client's.
     /// Where the client's own key went to the worker, the refusal is the client's response.
-    pub(super) fn wrong_key(&self, worker: &Worker, leg: Leg) -> Option<ProxyError> {
+    pub(super) fn wrong_key(rules: &Rules, worker: &Worker, leg: Leg) -> Option<ProxyError> {
         let Leg::Rejected(status @ (401 | 403)) = leg else {
             return None;
         };
-        let not_the_clients = worker.authorization().is_some() || self.keys.has_client_keys();
+        let not_the_clients = worker.authorization().is_some() || rules.keys.has_client_keys();
         not_the_clients
             .then(|| ProxyError::WorkerKey(worker.role(), worker.url().to_owned(), status))
     }

@@ -43,6 +43,8 @@ struct Terms<'a> {
     /// `Some` for a suspect.
     trial: Option<Progress>,
     reuse: Reuse,
+    /// The longest body of prefill's leg that is kept, in bytes.
+    most_kept: usize,
     /// The head of prefill's leg and of decode's, without the fields of one worker.
     heads: [Arc<RequestHeader>; 2],
 }
@@ -61,7 +63,10 @@ impl Proxy {
         if legs::is_encoded(&session.req_header().headers) {
             return Err(ctx.refuse(ProxyError::Encoded));
         }
-        let (limit, timeout) = (self.limits.max_body_bytes, self.limits.body_timeout);
+        let (limit, timeout) = (
+            ctx.rules.limits.max_body_bytes,
+            ctx.rules.limits.body_timeout,
+        );
         // With space for the fields of one prompt, so that preparing it moves no byte.
         let reserve = self.engine.tail_reserve(1);
         let share = ctx.share.insert(self.body_memory.share());
@@ -69,7 +74,7 @@ impl Proxy {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };
-        let facts = match parse(self.engine, route, &body, &self.limits) {
+        let facts = match parse(self.engine, route, &body, &ctx.rules.limits) {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -77,14 +82,15 @@ impl Proxy {
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
         let headers = &session.req_header().headers;
-        let targets = match self.targets(headers) {
+        let targets = match self.targets(&ctx.rules, headers) {
             Ok(targets) => targets,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let affinity = self.affinity.as_ref();
+        let affinity = ctx.rules.affinity.as_ref();
         let key = RoutingKey {
             session: affinity.and_then(|affinity| affinity.session(headers, &body)),
-            prefix: self
+            prefix: ctx
+                .rules
                 .reads_prefixes
                 .then(|| Arc::new(Prefix::of(route, &body))),
             ..RoutingKey::new(route, &facts, body.len())
@@ -119,7 +125,7 @@ impl Proxy {
         }
         let (request, prepared) = self.prepare(request, bootstrap);
         let (stream, started) = (request.facts.stream, ctx.record.times.started);
-        let deadlines = Deadlines::new(&self.limits, stream, started);
+        let deadlines = Deadlines::new(&ctx.rules.limits, stream, started);
         let body = prepared.body.clone();
         let follower = Follower {
             events: self.engine.stream_end(request.route),
@@ -142,6 +148,7 @@ impl Proxy {
             seat,
             trial,
             reuse,
+            most_kept: ctx.rules.limits.max_body_bytes,
             heads,
         };
         let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, terms);
@@ -165,7 +172,7 @@ impl Proxy {
     /// The comments of the response, where the configuration asks for them and its clients expect events of a name or of
     /// OpenAI's: those of `/generate` take every line for data. A sample's events are gathered before they go out.
     fn keepalive(&self, session: &Session, ctx: &mut RequestContext) -> Result<Option<Keepalive>> {
-        let (Some(every), Some(request)) = (self.limits.stream_keepalive, &ctx.request) else {
+        let (Some(every), Some(request)) = (ctx.rules.limits.stream_keepalive, &ctx.request) else {
             return Ok(None);
         };
         if !request.facts.stream || request.route == Route::Generate || ctx.seat.is_some() {
@@ -188,7 +195,9 @@ impl Proxy {
         let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
         head.insert_header(CONTENT_TYPE, EVENT_STREAM)?;
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
-        self.cors.apply(&session.req_header().headers, &mut head)?;
+        ctx.rules
+            .cors
+            .apply(&session.req_header().headers, &mut head)?;
         ctx.add_timing(&mut head)?;
         Ok(Box::new(head))
     }
@@ -238,7 +247,7 @@ impl Proxy {
             reuse: terms.reuse,
             keep: match facts.merge {
                 Merge::None => Keep::Nothing,
-                Merge::InputLogprobs | Merge::Echo => Keep::Body(self.limits.max_body_bytes),
+                Merge::InputLogprobs | Merge::Echo => Keep::Body(terms.most_kept),
             },
             fleet: self.fleet.clone(),
             trial: terms.trial,

@@ -22,7 +22,7 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if self.cors.is_preflight(session.req_header()) {
+        if ctx.rules.cors.is_preflight(session.req_header()) {
             return self.answer_preflight(session, ctx).await;
         }
         let (request, at_end) = self.read_whole(session, ctx).await?;
@@ -44,8 +44,8 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        client::drain_body(session, self.limits.body_timeout).await?;
-        let Some(response) = self.cors.preflight(&session.req_header().headers) else {
+        client::drain_body(session, ctx.rules.limits.body_timeout).await?;
+        let Some(response) = ctx.rules.cors.preflight(&session.req_header().headers) else {
             return Err(ctx.refuse(ProxyError::OriginNotAllowed));
         };
         note_response(ctx, &response);
@@ -71,7 +71,9 @@ impl Proxy {
         head.insert_header(header::CONTENT_LENGTH, response.body.len())?;
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         if !ctx.is_page {
-            self.cors.apply(&session.req_header().headers, &mut head)?;
+            ctx.rules
+                .cors
+                .apply(&session.req_header().headers, &mut head)?;
         }
         ctx.add_timing(&mut head)?;
         session.write_response_header(Box::new(head), false).await?;
@@ -87,17 +89,18 @@ impl Proxy {
     ) -> Result<(WholeRequest, bool)> {
         let head = session.req_header();
         let limit = self.endpoints.body_limit(&head.method, head.uri.path());
-        let limit = limit.min(self.limits.max_body_bytes);
+        let limit = limit.min(ctx.rules.limits.max_body_bytes);
         let mut request = WholeRequest {
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
             query: head.uri.query().map(str::to_owned),
             headers: head.headers.clone(),
             body: Bytes::new(),
+            is_keyed: ctx.rules.keys.has_client_keys(),
             // Such a request without its key has been refused.
-            is_trusted: ctx.listener == Listener::Admins || self.keys.has_client_keys(),
+            is_trusted: ctx.listener == Listener::Admins || ctx.rules.keys.has_client_keys(),
         };
-        let timeout = self.limits.body_timeout;
+        let timeout = ctx.rules.limits.body_timeout;
         if limit == 0 {
             let at_end = client::drain_body(session, timeout).await?;
             return Ok((request, at_end));

@@ -30,6 +30,7 @@ mod finish;
 mod live;
 mod request;
 mod respond;
+mod rules;
 mod samples;
 mod session;
 mod suspects;
@@ -41,6 +42,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -49,17 +51,17 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 
-use crate::client::{self, BodyMemory, Cors, Inflight, Keys, ShutdownWatcher};
+use crate::client::{self, BodyMemory, Inflight, ShutdownWatcher};
 use crate::endpoint::Endpoints;
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, Suspects};
 use crate::legs::Aborter;
-use crate::limits::RequestLimits;
 use crate::net::Client;
 use crate::pd::Engine;
 use crate::telemetry::Telemetry;
 pub(crate) use admission::refused_head;
 pub(crate) use affinity::Affinity;
 use request::RequestContext;
+pub(crate) use rules::Rules;
 use samples::Sample;
 
 /// The proxy of one balancer. The listeners share it.
@@ -78,19 +80,12 @@ pub(crate) struct Proxy {
     /// Pages for observers that are being sent.
     pub(crate) pages: Arc<Inflight>,
     pub(crate) body_memory: Arc<BodyMemory>,
-    pub(crate) keys: Keys,
-    pub(crate) cors: Cors,
     /// Whether administration has a listener of its own.
     pub(crate) has_admin_listener: bool,
     pub(crate) shutdown: ShutdownWatcher,
-    /// Whether the record of a request has the address of its client.
-    pub(crate) logs_client_addresses: bool,
-    /// Finds the session of a request; `None` where no policy asks for it.
-    pub(crate) affinity: Option<Affinity>,
-    /// Whether a policy asks for the beginning of the prompt.
-    pub(crate) reads_prefixes: bool,
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) limits: RequestLimits,
+    /// What applies to the next request.
+    pub(crate) rules: Arc<ArcSwap<Rules>>,
 }
 
 #[async_trait]
@@ -99,7 +94,7 @@ impl ProxyHttp for Proxy {
     type CTX = Box<RequestContext>;
 
     fn new_ctx(&self) -> Box<RequestContext> {
-        Box::new(RequestContext::new())
+        Box::new(RequestContext::new(self.rules.load_full()))
     }
 
     fn on_connection_reuse(

@@ -12,6 +12,7 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
+use super::Rules;
 use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use super::suspects::Suspicion;
@@ -31,6 +32,7 @@ const RETRY: ErrorType = ErrorType::new("Retry");
 
 /// One request, with legs or without.
 pub(crate) struct RequestContext {
+    pub(super) rules: Arc<Rules>,
     pub(super) record: Record,
     /// The request once it has been read; every attempt is made of it.
     pub(super) request: Option<Request>,
@@ -97,9 +99,10 @@ pub(super) enum Body {
 }
 
 impl RequestContext {
-    /// A request whose head has arrived.
-    pub(super) fn new() -> Self {
+    /// A request whose head has arrived, with the rules of now.
+    pub(super) fn new(rules: Arc<Rules>) -> Self {
         Self {
+            rules,
             record: Record::new(Instant::now()),
             request: None,
             lease: None,
@@ -129,6 +132,7 @@ impl RequestContext {
     /// Makes this the request of a sample, which has been let in, read and parsed.
     pub(super) fn begin_sample(&mut self, sample: Sample) {
         self.timing = sample.timing();
+        self.rules = sample.rules();
         let (request, record, seat, admitted) = sample.begin();
         self.request = Some(request);
         self.record = record;

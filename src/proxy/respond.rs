@@ -67,7 +67,7 @@ impl Proxy {
                 }
             }
             Decision::Proceed => {
-                let max_event_bytes = self.limits.max_body_bytes;
+                let max_event_bytes = ctx.rules.limits.max_body_bytes;
                 if let Err(error) = ctx.attempt()?.begin_response(head, max_event_bytes) {
                     return Err(ctx.fail(error.into()));
                 }
@@ -80,7 +80,7 @@ impl Proxy {
                 }
             }
         }
-        self.cors.apply(&session.req_header().headers, head)?;
+        ctx.rules.cors.apply(&session.req_header().headers, head)?;
         ctx.record.status = head.status.as_u16();
         if !head.status.is_success() {
             ctx.record.ended = error::rejected(Role::Decode, head.status).into();
@@ -97,12 +97,13 @@ impl Proxy {
         ctx: &mut RequestContext,
         leg: Leg,
     ) -> Result<()> {
+        let rules = ctx.rules.clone();
         let attempt = ctx.attempt()?;
         attempt.cancel_prefill();
         let begun = attempt.begin_rejection(head);
         attempt.report_decode(evidence(leg));
         Self::note_pair(attempt, leg);
-        match self.wrong_key(attempt.decode(), leg) {
+        match Self::wrong_key(&rules, attempt.decode(), leg) {
             Some(error) => Err(ctx.refuse(error)),
             None => begun.map_err(|error| ctx.fail(error.into())),
         }

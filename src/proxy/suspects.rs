@@ -210,7 +210,7 @@ impl Proxy {
         waiting: &Waiting,
     ) -> Result<std::result::Result<(), Wait>> {
         let members = self.fleet.members();
-        let overdue = waiting.begun.elapsed() >= self.limits.queue_timeout / ALONE_FOR;
+        let overdue = waiting.begun.elapsed() >= ctx.rules.limits.queue_timeout / ALONE_FOR;
         let avoided = |avoid: &[WorkerId]| {
             let now = Instant::now();
             self.suspects.avoided(digest, &members, avoid, overdue, now)

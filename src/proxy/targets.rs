@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, HeaderName};
 
-use super::Proxy;
+use super::{Proxy, Rules};
 use crate::endpoint::{DECODE_WORKER, PREFILL_WORKER};
 use crate::error::ProxyError;
 use crate::fleet::{Role, Targets, WorkerId};
@@ -13,15 +13,20 @@ impl Proxy {
     ///
     /// # Errors
     /// It names one that is not a member with that role, or may not name any.
-    pub(super) fn targets(&self, headers: &HeaderMap) -> Result<Targets, ProxyError> {
+    pub(super) fn targets(
+        &self,
+        rules: &Rules,
+        headers: &HeaderMap,
+    ) -> Result<Targets, ProxyError> {
         Ok(Targets {
-            prefill: self.target(headers, &PREFILL_WORKER, Role::Prefill)?,
-            decode: self.target(headers, &DECODE_WORKER, Role::Decode)?,
+            prefill: self.target(rules, headers, &PREFILL_WORKER, Role::Prefill)?,
+            decode: self.target(rules, headers, &DECODE_WORKER, Role::Decode)?,
         })
     }
 
     fn target(
         &self,
+        rules: &Rules,
         headers: &HeaderMap,
         name: &HeaderName,
         role: Role,
@@ -30,7 +35,7 @@ impl Proxy {
             return Ok(None);
         };
         let url = value.to_str().unwrap_or_default().trim_end_matches('/');
-        if !self.limits.allow_target_headers {
+        if !rules.limits.allow_target_headers {
             return Err(ProxyError::TargetNotAllowed(name.clone()));
         }
         let members = self.fleet.members();

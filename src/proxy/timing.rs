@@ -11,8 +11,8 @@ use http::{HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::Proxy;
 use super::request::RequestContext;
+use super::{Proxy, Rules};
 use crate::endpoint::{Access, DECODE_WORKER, PREFILL_WORKER, TIMING};
 use crate::limits::ServerTiming;
 
@@ -31,24 +31,29 @@ pub(super) type TimingFields = Vec<(HeaderName, HeaderValue)>;
 
 impl Proxy {
     /// The timing of this request, where it asks for it and may know, or where the configuration gives it to all.
-    pub(super) fn timing(&self, head: &RequestHeader, by_clients: bool) -> Option<Timing> {
+    pub(super) fn timing(
+        &self,
+        rules: &Rules,
+        head: &RequestHeader,
+        by_clients: bool,
+    ) -> Option<Timing> {
         let asks = || head.headers.get(TIMING).is_some_and(|value| value == "1");
-        let gets = match self.limits.server_timing {
+        let gets = match rules.limits.server_timing {
             ServerTiming::Off => false,
-            ServerTiming::Observers => asks() && self.is_observer(head, by_clients),
+            ServerTiming::Observers => asks() && self.is_observer(rules, head, by_clients),
             ServerTiming::OnRequest => asks(),
             ServerTiming::Always => true,
         };
         gets.then(|| Timing {
-            origin: self.cors.allowed_origin(&head.headers).cloned(),
+            origin: rules.cors.allowed_origin(&head.headers).cloned(),
         })
     }
 
     /// Whether this request could see the pages for observers, which name all workers.
-    fn is_observer(&self, head: &RequestHeader, by_clients: bool) -> bool {
+    fn is_observer(&self, rules: &Rules, head: &RequestHeader, by_clients: bool) -> bool {
         let access = Access::Observers;
-        let is_elsewhere = by_clients && self.needs_admin_listener(access);
-        !is_elsewhere && self.keys.check(access, head).is_ok()
+        let is_elsewhere = by_clients && self.needs_admin_listener(rules, access);
+        !is_elsewhere && rules.keys.check(access, head).is_ok()
     }
 }
 

@@ -102,7 +102,7 @@ impl Proxy {
 
     /// The end of a wait that began then, and its error. The deadlines of the response run while the request waits.
     pub(super) fn wait_deadline(&self, ctx: &RequestContext, begun: Instant) -> (Instant, Timeout) {
-        let limit = self.limits.queue_timeout;
+        let limit = ctx.rules.limits.queue_timeout;
         let queue = (begun + limit, Timeout::Queue(limit));
         match self.response_deadline(ctx) {
             Some(other) if other.0 < queue.0 => other,
@@ -112,7 +112,7 @@ impl Proxy {
 
     /// The first deadline of a response that has not begun; `None` without any.
     pub(super) fn response_deadline(&self, ctx: &RequestContext) -> Option<(Instant, Timeout)> {
-        let limits = &self.limits;
+        let limits = &ctx.rules.limits;
         let stream = ctx
             .request
             .as_ref()

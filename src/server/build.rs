@@ -6,20 +6,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
-use pingora::listeners::tls::Acceptor;
-use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 
 use super::limits::{affordable_connections, affordable_requests};
-use super::listen::{Apps, ProxyConnections};
+use super::listen::Apps;
 use super::shutdown::Shutdown;
 use super::{StartError, tls};
 use crate::client::{
-    BodyMemory, ConnectionLimit, Connections, Cors, Keys, Listener, Refusal, ShutdownWatcher,
+    BodyMemory, ConnectionLimit, ConnectionRules, Connections, Cors, Keys, Listener, Refusal,
+    ShutdownWatcher,
 };
 use crate::config::{
-    AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, Resilience, Secret, WorkerSpec,
+    AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience, Secret,
+    WorkerSpec,
 };
 use crate::discovery::{LoadPoll, Names, Probe};
 use crate::fleet::{
@@ -30,7 +32,7 @@ use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
 use crate::ops::Ops;
 use crate::pd::{Bootstrap, Engine};
-use crate::proxy::{Affinity, Proxy, refused_head};
+use crate::proxy::{Affinity, Proxy, Rules, refused_head};
 use crate::telemetry::{Sources, Telemetry, Traces};
 
 /// Connections to the listener for metrics, which has no key.
@@ -57,10 +59,6 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         log::warn!("{warning}");
     }
     let mut conf = std::mem::take(&mut config.server);
-    let acceptor = match &config.tls.listener {
-        Some(identity) => Some(tls::acceptor(identity)?),
-        None => None,
-    };
     let dialling = Dialling {
         connect_timeout: config.workers.connect_timeout,
         trust: tls::trust(&config, &mut conf)?,
@@ -71,24 +69,16 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
     let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));
-    let max_inflight = &mut config.requests.max_inflight_requests;
-    *max_inflight = max_inflight.or_else(affordable_requests);
     let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
     let telemetry = app.telemetry.clone();
     let app = Arc::new(http_proxy(&conf, app));
-    let refusal = Arc::new(Refusal {
-        response: refused_head,
-        cors: cors(&config.clients),
-    });
-    let listener = |listener| {
-        let refusal = refusal.clone();
-        connections(
-            app.clone(),
-            listener,
-            acceptor.clone(),
-            refusal,
-            &config.clients,
-        )
+    let rules = Arc::new(ArcSwap::from_pointee(connection_rules(&config)?));
+    let listener = |listener| Connections {
+        app: app.clone(),
+        listener,
+        rules: rules.clone(),
+        limit: None,
+        open: Arc::default(),
     };
     Ok(Built {
         apps: Apps {
@@ -103,8 +93,6 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
                 .is_some()
                 .then(|| listener(Listener::Admins)),
             metrics: config.prometheus.is_some().then(|| Connections {
-                // As that of sglang_router: scrapers are configured for plain HTTP.
-                tls: None,
                 limit: Some(Arc::new(ConnectionLimit::new(MAX_SCRAPERS, None))),
                 ..listener(Listener::Metrics)
             }),
@@ -129,7 +117,6 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
 }
 
 fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shutdown) -> Proxy {
-    let keys = &config.client_keys;
     let abort_requests = !config.resilience.disable_abort_requests;
     let aborter = Arc::new(Aborter::new(client.clone(), abort_requests));
     let rooms = Arc::<LiveRooms>::default();
@@ -152,30 +139,56 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
             fleet.clone(),
             client.clone(),
             telemetry.clone(),
-            config.requests.max_body_bytes,
-            !keys.api.is_empty(),
             shutdown.unready(),
         )),
         fleet,
         client,
         inflight: shutdown.requests.clone(),
         pages: Arc::default(),
-        cors: cors(&config.clients),
         has_admin_listener: config.admin_listen.is_some(),
         shutdown: ShutdownWatcher::new(shutdown.stage()),
         body_memory: BodyMemory::new(config.clients.max_buffered_body_bytes),
+        telemetry,
+        rules: Arc::new(ArcSwap::from_pointee(rules(config))),
+    }
+}
+
+/// What applies to requests.
+fn rules(config: &Config) -> Rules {
+    let keys = &config.client_keys;
+    Rules {
+        limits: RequestLimits {
+            max_inflight_requests: config
+                .requests
+                .max_inflight_requests
+                .or_else(affordable_requests),
+            ..config.requests.clone()
+        },
         keys: Keys::new(
             keys.api
                 .iter()
                 .map(|named| (named.key.expose(), &*named.name)),
             keys.admin.iter().map(|key| (key.expose(), "admin_api_key")),
         ),
+        cors: cors(&config.clients),
         logs_client_addresses: !config.disable_log_client_address,
         affinity: affinity(&config.policies),
         reads_prefixes: config.policies.prefill == Policy::ExpectedTtft,
-        telemetry,
-        limits: config.requests.clone(),
     }
+}
+
+/// What applies to connections of clients.
+fn connection_rules(config: &Config) -> Result<ConnectionRules, StartError> {
+    let identity = config.tls.listener.as_ref();
+    Ok(ConnectionRules {
+        tls: identity.map(tls::acceptor).transpose()?,
+        head_timeout: config.clients.head_timeout,
+        idle_timeout: config.clients.client_idle_timeout,
+        refusal: Arc::new(Refusal {
+            response: refused_head,
+            cors: cors(&config.clients),
+        }),
+    })
 }
 
 /// What finds the session of a request, where a policy asks for it.
@@ -216,33 +229,19 @@ fn sources(
     }
 }
 
-/// The application of a listener without a connection limit.
-fn connections(
-    app: Arc<HttpProxy<Proxy>>,
-    listener: Listener,
-    tls: Option<Arc<Acceptor>>,
-    refusal: Arc<Refusal>,
-    limits: &ClientLimits,
-) -> ProxyConnections {
-    Connections {
-        app,
-        listener,
-        tls,
-        head_timeout: limits.head_timeout,
-        idle_timeout: limits.client_idle_timeout,
-        limit: None,
-        refusal,
-        open: Arc::default(),
-    }
+fn connection_limit(config: &Config) -> ConnectionLimit {
+    let (max, max_per_ip) = most_connections(config);
+    ConnectionLimit::new(max, max_per_ip)
 }
 
-fn connection_limit(config: &Config) -> ConnectionLimit {
+/// The most connections of clients, and of one address.
+fn most_connections(config: &Config) -> (usize, Option<usize>) {
     let requests = config.requests.max_inflight_requests;
+    let requests = requests.or_else(affordable_requests);
     let affordable = || requests.map_or(usize::MAX, affordable_connections);
-    ConnectionLimit::new(
-        config.clients.max_connections.unwrap_or_else(affordable),
-        config.clients.max_connections_per_ip,
-    )
+    let clients = &config.clients;
+    let max = clients.max_connections.unwrap_or_else(affordable);
+    (max, clients.max_connections_per_ip)
 }
 
 /// The fleet, with the workers of the configuration.

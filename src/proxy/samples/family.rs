@@ -11,6 +11,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::subrequest::server::SubrequestHandle;
 use pingora::proxy::{PreparedSubrequest, Session};
 
+use super::super::Rules;
 use super::super::request::{Body, Request};
 use super::super::session::PrefillFailed;
 use super::super::timing::Timing;
@@ -31,6 +32,8 @@ pub(super) struct Template {
     pub(super) head: Arc<RequestHeader>,
     /// Where each sample, and with it the response, says where its time went.
     pub(super) timing: Option<Timing>,
+    /// Those of the client's request.
+    pub(super) rules: Arc<Rules>,
     /// The client's body without `n`.
     pub(super) body: Bytes,
     /// The space for the fields of the legs, in bytes.
@@ -152,6 +155,11 @@ impl Sample {
     /// Where the response of the sample says where its time went.
     pub(in crate::proxy) fn timing(&self) -> Option<Timing> {
         self.family.template.timing.clone()
+    }
+
+    /// The rules of the client's request.
+    pub(in crate::proxy) fn rules(&self) -> Arc<Rules> {
+        self.family.template.rules.clone()
     }
 
     /// The request and the record that the sample begins with, and what it holds until its end.

@@ -129,7 +129,7 @@ impl Proxy {
             body,
         } = request;
         let (n, prompts) = (facts.n, facts.batch.prompts());
-        let max_samples = self.limits.max_samples;
+        let max_samples = ctx.rules.limits.max_samples;
         if n.saturating_mul(prompts as u64) > max_samples as u64 {
             return Err(ctx.refuse(ProxyError::TooManySamples(n, prompts, max_samples)));
         }
@@ -141,7 +141,7 @@ impl Proxy {
             engine: self.engine,
             route,
             gather: self.engine.gather(route, &facts),
-            limit: self.limits.max_body_bytes,
+            limit: ctx.rules.limits.max_body_bytes,
         };
         let waits = body.len() / prompts.max(1) >= SHARED_PROMPT_BYTES;
         let body = self.engine.sample_body(route, &body, &facts);
@@ -163,6 +163,7 @@ impl Proxy {
             targets,
             head,
             timing: ctx.timing.clone(),
+            rules: ctx.rules.clone(),
             body,
             reserve: self.engine.tail_reserve(prompts),
         };
@@ -173,7 +174,12 @@ impl Proxy {
     /// A seat for each sample, which counts as a request. The first one is counted as the client's request.
     fn seats(&self, ctx: &mut RequestContext, family: &Arc<Family>) -> Result<Vec<Sample>> {
         let n = family.samples();
-        if let Some(limit) = self.limits.max_inflight_requests.filter(|limit| n > *limit) {
+        if let Some(limit) = ctx
+            .rules
+            .limits
+            .max_inflight_requests
+            .filter(|limit| n > *limit)
+        {
             return Err(ctx.refuse(ProxyError::MoreSamplesThanRequests(n, limit)));
         }
         let seat = |index| Sample {
@@ -182,7 +188,7 @@ impl Proxy {
             admitted: (index > 0).then(|| self.inflight.enter()),
         };
         let seats: Vec<_> = (0..n).map(seat).collect();
-        let limit = self.limits.max_inflight_requests;
+        let limit = ctx.rules.limits.max_inflight_requests;
         if limit.is_some_and(|limit| self.inflight.live() > limit) {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Requests)));
         }
@@ -196,7 +202,7 @@ impl Proxy {
         ctx: &mut RequestContext,
         family: &Family,
     ) -> Result<()> {
-        let every = self.limits.stream_keepalive;
+        let every = ctx.rules.limits.stream_keepalive;
         let every = every.filter(|_| family.takes_comments());
         let mut last = tokio::time::Instant::from_std(ctx.record.times.started);
         loop {
@@ -264,7 +270,9 @@ impl Proxy {
                 head.remove_header(&field);
             }
             // The heads of samples answer requests of our own.
-            self.cors.apply(&session.req_header().headers, &mut head)?;
+            ctx.rules
+                .cors
+                .apply(&session.req_header().headers, &mut head)?;
             ctx.record.status = head.status.as_u16();
             let old = session.req_header().version == Version::HTTP_10;
             // A stream has no length, even where it arrives whole.
