@@ -10,9 +10,13 @@
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
 use pingora::server::configuration::ServerConf;
+use signal_hook::consts::SIGUSR1;
+use signal_hook::flag::register_conditional_shutdown;
 
 use super::StartError;
 
@@ -78,6 +82,30 @@ impl PidFile {
                 );
             }
         }
+    }
+}
+
+/// Whether this process is the parent that waits for the one in the background, and ends when that is ready.
+///
+/// The process in the background tells it by SIGUSR1. Pingora installs its handler after the fork: a process that is ready
+/// at once would kill its parent, and the start would look failed.
+#[derive(Debug, Clone)]
+pub(super) struct WaitingParent(Arc<AtomicBool>);
+
+impl WaitingParent {
+    /// From now on SIGUSR1 ends this process with success.
+    ///
+    /// # Errors
+    /// The handler cannot be installed.
+    pub(super) fn before_fork() -> io::Result<Self> {
+        let waits = Arc::new(AtomicBool::new(true));
+        register_conditional_shutdown(SIGUSR1, 0, waits.clone())?;
+        Ok(Self(waits))
+    }
+
+    /// The process in the background is not the parent: SIGUSR1 does not end it.
+    pub(super) fn after_fork(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError, MiniLbConfig};
 use build::build;
-use daemon::PidFile;
+use daemon::{PidFile, WaitingParent};
 use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
 use shutdown::{HandlersInstalled, Signals};
 
@@ -178,7 +178,13 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         upgrade: false,
         ..options
     };
-    let waiting_parent = (conf.daemon && conf.daemon_wait_for_ready).then(|| ready.installed());
+    let waiting_parent = match conf.daemon && conf.daemon_wait_for_ready {
+        true => {
+            let parent = WaitingParent::before_fork().map_err(StartError::Signals)?;
+            Some(ready.installed(parent))
+        }
+        false => None,
+    };
     let listeners = Listeners {
         opening: Some(Opening {
             sockets,

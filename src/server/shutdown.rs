@@ -25,6 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use super::StartError;
+use super::daemon::WaitingParent;
 use super::upgrade::marker;
 use crate::client::{Inflight, Listener, Stage};
 use crate::config::ShutdownConfig;
@@ -181,7 +182,10 @@ pub(super) struct SignalsReady {
 }
 
 /// One of Pingora's services, which is ready when the signal handlers are installed.
-pub(super) struct HandlersInstalled(watch::Receiver<bool>);
+pub(super) struct HandlersInstalled {
+    installed: watch::Receiver<bool>,
+    parent: WaitingParent,
+}
 
 #[async_trait]
 impl ServiceWithDependents for HandlersInstalled {
@@ -192,7 +196,8 @@ impl ServiceWithDependents for HandlersInstalled {
         _listeners_per_fd: usize,
         ready: ServiceReadyNotifier,
     ) {
-        let _ = self.0.wait_for(|installed| *installed).await;
+        let _ = self.installed.wait_for(|installed| *installed).await;
+        self.parent.after_fork();
         ready.notify_ready();
     }
 
@@ -206,9 +211,12 @@ impl ServiceWithDependents for HandlersInstalled {
 }
 
 impl SignalsReady {
-    /// A service on which others can depend.
-    pub(super) fn installed(&self) -> HandlersInstalled {
-        HandlersInstalled(self.installed.clone())
+    /// A service on which others can depend, in the process that `parent` waits for.
+    pub(super) fn installed(&self, parent: WaitingParent) -> HandlersInstalled {
+        HandlersInstalled {
+            installed: self.installed.clone(),
+            parent,
+        }
     }
 
     /// Hands over the sockets that a new process would get, and waits until the handlers are installed, so that no

@@ -229,6 +229,36 @@ async fn a_successor_in_the_background_that_gets_no_sockets_says_so_and_leaves_t
     assert_eq!(place.names(), ["conf.yaml", "here.log", "here.pid"]);
 }
 
+/// Needs strace, which delays the parent: Pingora installs its handler in the runtime that the parent creates after the fork.
+#[tokio::test]
+async fn a_process_that_is_ready_before_its_parent_waits_does_not_kill_it() {
+    if Command::new("strace").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no strace on this machine");
+        return;
+    }
+    let mut place = Place::new("daemon: true\npid_file: here.pid\nerror_log: here.log\n");
+    let binary = env!("CARGO_BIN_EXE_mini-lb");
+    let delay = "-e trace=epoll_create1 -e inject=epoll_create1:delay_enter=5000000";
+    let strace = format!("exec strace -o trace {delay} {binary} --conf conf.yaml");
+    let started = place.shell(&strace).end().await;
+    assert_eq!(started.code, Some(0), "{started:?}");
+    let pid = place.pid("here.pid", "").await;
+    place.address("here.log", 1).await;
+    assert!(is_running(&pid));
+    // The process in the background is no parent: the signal is logged there.
+    Command::new("kill").args(["-USR1", &pid]).status().unwrap();
+    soon("the line of the signal", async {
+        while !fs::read_to_string(place.path("here.log"))
+            .unwrap()
+            .contains("SIGUSR1")
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(is_running(&pid));
+}
+
 #[tokio::test]
 async fn a_missing_directory_is_named_with_its_key_and_line_before_anything_starts() {
     for key in ["pid_file", "error_log"] {
