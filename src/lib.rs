@@ -60,8 +60,8 @@
 //! | `error` | the table of errors | `client`, `endpoint`, `fleet`, `legs`, `net`, `pd` |
 //! | `telemetry` | the record of a request, and the sinks that report it | `error`, `fleet`, `histogram`, `pd` |
 //! | `proxy` | Pingora's `ProxyHttp`: the life of a request, hook by hook | `client`, `endpoint`, `error`, `fleet`, `legs`, `limits`, `net`, `pd`, `telemetry` |
-//! | `discovery` | what makes and watches the workers: names and probes | `fleet`, `net` |
-//! | `ops` | the endpoints without legs | `endpoint`, `error`, `fleet`, `net`, `pd`, `telemetry` |
+//! | `discovery` | what makes and watches the workers: the registry of all sources, names and probes | `fleet`, `net`, `pd` |
+//! | `ops` | the endpoints without legs | `discovery`, `endpoint`, `error`, `fleet`, `net`, `pd`, `telemetry` |
 //! | [`config`] | the user's settings, and the values that the program needs | `limits`, `pd` |
 //! | [`sim`] | simulated SGLang workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |

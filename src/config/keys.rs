@@ -48,7 +48,7 @@ fn checked_name(name: &str) -> Result<String, Fault> {
 }
 
 /// Checks that a key can follow `Bearer ` in a header.
-pub(super) fn checked_key(text: &str) -> Result<Secret, Fault> {
+pub(crate) fn checked_key(text: &str) -> Result<Secret, Fault> {
     match text {
         "" => Err(Fault::Empty),
         Secret::MASK => Err(Fault::MaskedKey),

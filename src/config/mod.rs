@@ -49,6 +49,7 @@ pub use background::Background;
 pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
+pub(crate) use keys::checked_key;
 pub use library::MiniLbConfig;
 #[doc(hidden)]
 pub use origins::AllowedOrigins;
@@ -62,6 +63,7 @@ pub use tls::{Identity, Tls};
 pub use worker::UrlFault;
 #[doc(hidden)]
 pub use worker::{BootstrapSpec, Secret, WorkerSpec, WorkerUrl};
+pub(crate) use worker::{bracketed, parse_host};
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -92,6 +94,8 @@ pub struct Config {
     pub prefill: Vec<WorkerSpec>,
     /// The decode workers, at least one, each URL once in the whole configuration.
     pub decode: Vec<WorkerSpec>,
+    /// The keys of workers that have none of their own.
+    pub worker_keys: WorkerKeys,
     /// How a pair is chosen.
     pub policies: PolicyConfig,
     /// Connections and memory of clients.
@@ -337,6 +341,16 @@ setting_group! {
         /// The time that live requests get after that. Never zero.
         grace: Duration = "shutdown_grace_period_secs",
     }
+}
+
+/// The keys of workers that have none of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[doc(hidden)]
+pub struct WorkerKeys {
+    /// For requests.
+    pub api: Option<Secret>,
+    /// For administration; `None` is that for requests.
+    pub admin: Option<Secret>,
 }
 
 /// The keys that clients need.

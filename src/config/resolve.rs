@@ -104,7 +104,7 @@ impl<'a> Resolver<'a> {
         let enable_trace = self.get("enable_trace");
         let otlp_traces_endpoint = self.scalar("otlp_traces_endpoint", parse_endpoint);
         let disable_log_client_address = self.get("disable_log_client_address");
-        let (prefill, decode) = self.fleet();
+        let (prefill, decode, worker_keys) = self.fleet();
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
         let upgrade_wait = self.get("upgrade_wait_secs");
@@ -116,6 +116,7 @@ impl<'a> Resolver<'a> {
             tls,
             prefill,
             decode,
+            worker_keys,
             policies: policies?,
             clients: clients?,
             client_keys,

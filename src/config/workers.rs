@@ -11,14 +11,14 @@ use super::keys::{checked_key, read_key};
 use super::resolve::Resolver;
 use super::settings::worker_key;
 use super::worker::{bracketed, nonzero_port, parse_host};
-use super::{BootstrapSpec, Fault, Place, Role, Secret, WorkerSpec, WorkerUrl};
+use super::{BootstrapSpec, Fault, Place, Role, Secret, WorkerKeys, WorkerSpec, WorkerUrl};
 
 impl Resolver<'_> {
-    /// Both lists, prefill first.
-    pub(super) fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>) {
+    /// Both lists, prefill first, and the keys of workers that have none of their own.
+    pub(super) fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>, WorkerKeys) {
         // sglang_router has one key for clients and workers. A problem with it has been reported.
         let of_clients = |resolver: &Self| checked_key(&resolver.given("api_key")?.value).ok();
-        let shared = SharedKeys {
+        let shared = WorkerKeys {
             api: self
                 .filed_key("worker_api_key_file")
                 .or_else(|| of_clients(self)),
@@ -33,10 +33,10 @@ impl Resolver<'_> {
         let (prefill, decode): (Vec<_>, Vec<_>) = (specs(prefill), specs(decode));
         self.warnings
             .extend(unreachable_bootstraps(&prefill, &decode));
-        (prefill, decode)
+        (prefill, decode, shared)
     }
 
-    fn workers(&mut self, role: Role, shared: &SharedKeys) -> Vec<Given<WorkerSpec>> {
+    fn workers(&mut self, role: Role, shared: &WorkerKeys) -> Vec<Given<WorkerSpec>> {
         let key = match role {
             Role::Prefill => "prefill",
             Role::Decode => "decode",
@@ -57,7 +57,7 @@ impl Resolver<'_> {
         &mut self,
         role: Role,
         draft: &WorkerDraft,
-        shared: &SharedKeys,
+        shared: &WorkerKeys,
     ) -> Option<Given<WorkerSpec>> {
         let own_key = self.worker_key(draft, worker_key::API_KEY, worker_key::API_KEY_FILE);
         let own_admin_key = self.worker_key(
@@ -175,12 +175,6 @@ impl Resolver<'_> {
             self.report(&worker.place, fault);
         }
     }
-}
-
-/// The keys of workers that set none.
-struct SharedKeys {
-    api: Option<Secret>,
-    admin: Option<Secret>,
 }
 
 /// A URL without user and password, to be shown.

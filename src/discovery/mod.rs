@@ -1,12 +1,21 @@
-//! What watches the members of the fleet: their names are resolved, they are probed, and asked for their load.
+//! What makes and watches the members of the fleet.
 //!
-//! All follow the members: a worker that is added is watched from then on, one that is removed no longer.
+//! [`Registry`] has the workers of all sources and decides which are members. The others follow the members: their names
+//! are resolved, they are probed, and asked for their load; a worker that is added is watched from then on, one that is
+//! removed no longer.
 
 mod dns;
 mod follow;
 mod loads;
 mod probe;
+#[allow(dead_code, reason = "the admin API and other sources come next")]
+mod registry;
 
 pub(crate) use dns::Names;
 pub(crate) use loads::LoadPoll;
 pub(crate) use probe::Probe;
+#[allow(unused_imports, reason = "the admin API and other sources come next")]
+pub(crate) use registry::{
+    Conflict, DRAIN_TIME, Describe, Description, Details, Examiner, First, Leave, Life, Listed,
+    Registry, Shown, Source,
+};

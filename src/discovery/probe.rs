@@ -32,7 +32,7 @@ const START_TIMEOUT: Duration = Duration::from_millis(500);
 const RESPONSE_LIMIT: usize = 64 << 10;
 
 /// The path at which a worker tells its role.
-const MODEL_INFO: &str = "/model_info";
+pub(super) const MODEL_INFO: &str = "/model_info";
 
 /// Probes each member of the fleet at an interval.
 pub(crate) struct Probe {
@@ -174,8 +174,8 @@ fn complaint(response: &Fetched) -> Option<Complaint> {
     }
 }
 
-/// The role in the body of a worker's [`MODEL_INFO`].
-fn told_role(body: &[u8]) -> Option<Role> {
+/// The role in the body of a worker's [`MODEL_INFO`], or its `/server_info`.
+pub(super) fn told_role(body: &[u8]) -> Option<Role> {
     let info: serde_json::Value = serde_json::from_slice(body).ok()?;
     let mode = info.get("disaggregation_mode")?.as_str()?;
     [Role::Prefill, Role::Decode]

@@ -47,6 +47,8 @@ pub enum Condition {
     NoAddress,
     /// It says that it has another role than the one that it is listed with.
     OtherRole,
+    /// It gets no new request, and ends those that it has.
+    Draining,
 }
 
 impl Condition {
@@ -60,6 +62,7 @@ impl Condition {
             Condition::SetAside => "set aside",
             Condition::NoAddress => "no address",
             Condition::OtherRole => "other role",
+            Condition::Draining => "draining",
         }
     }
 }

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `mod.rs` | [`Fleet`]: the members, and the evidence of legs and probes |
 //! | `members.rs` | the snapshot of the members |
+//! | `parts.rs` | what a worker is made of |
 //! | `worker.rs` | one worker, and the load that a request puts on it |
 //! | `select.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
+//! | `drain.rs` | workers that get no new request while they end those that they have |
 //! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
@@ -20,9 +22,11 @@
 
 mod breaker;
 mod budget;
+mod drain;
 mod loads;
 mod members;
 mod pairs;
+mod parts;
 mod policy;
 mod queue;
 mod rooms;
@@ -47,6 +51,7 @@ pub use budget::RetryBudget;
 pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
+pub use parts::{Origin, WorkerParts};
 use policy::Ended;
 pub use policy::{Candidate, Expected, Policies, Policy, RolePolicy};
 pub use queue::{Queue, Refusal, Ticket, Turn};
@@ -57,7 +62,7 @@ pub use siblings::Siblings;
 pub use suspects::{SuspectLimits, Suspects};
 pub use tally::{Outcome, Tally};
 pub(crate) use worker::digest;
-pub use worker::{Load, Origin, Worker, WorkerId, WorkerParts};
+pub use worker::{Load, Worker, WorkerId};
 
 /// The workers, and what decides which of them serve a request.
 pub struct Fleet {
@@ -172,6 +177,17 @@ impl Fleet {
         self.serve_waiting();
     }
 
+    /// Says whether a worker is being drained: it gets no new request then, not even where there is no other worker. When
+    /// this returns, no request is on its way to it whose load is not counted.
+    pub fn set_draining(self: &Arc<Self>, worker: &Worker, draining: bool) {
+        // The lock is what matters: a choice holds it until its load is counted. The list itself stays.
+        self.members.send_if_modified(|_| {
+            worker.note_draining(draining);
+            false
+        });
+        self.serve_waiting();
+    }
+
     /// The members now.
     pub fn members(&self) -> Arc<Members> {
         self.members.borrow().clone()
@@ -186,7 +202,7 @@ impl Fleet {
     ///
     /// Workers and pairs that are set aside are not chosen, nor workers that failed the request before, unless there
     /// is no other: a worker that looks dead is better than no response. Nor are workers that do not answer probes. A
-    /// worker without an address, or one that says that it has another role, is never chosen.
+    /// worker without an address, one that says that it has another role, or one that is being drained, is never chosen.
     /// `draw` gives uniformly distributed 64-bit values. The limit of a queue is not applied: [`Fleet::admit`] does
     /// that.
     ///

@@ -1,8 +1,8 @@
-//! One worker: its parts, its address, its health and its load.
+//! One worker: its address, its health and its load.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
+use super::drain::Drain;
+use super::parts::{Origin, WorkerParts};
 use super::policy::{Candidate, Ended};
 use super::{Fleet, Loads, Tally};
 use crate::addresses::Addresses;
@@ -18,45 +20,6 @@ use crate::pd::{Bootstrap, Prefix, Role, Usage};
 /// The id of a worker, which no other worker of the process has or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub(super) u64);
-
-/// The properties that a worker keeps for as long as it lives.
-pub struct WorkerParts {
-    /// Prefill or decode.
-    pub role: Role,
-    /// The name of the worker in logs and responses: `http://host:port` or `https://host:port`, without a path.
-    pub url: String,
-    /// Where the worker is dialled: the same URL in pieces.
-    pub origin: Origin,
-    /// The value of the `Host` header that the worker gets.
-    pub host: HeaderValue,
-    /// Where decode workers find the bootstrap registry of a prefill worker; `None` for a decode worker.
-    pub bootstrap: Option<Bootstrap>,
-    /// Replaces the client's `Authorization`; `None` passes that on.
-    pub authorization: Option<HeaderValue>,
-    /// The same on the worker's admin endpoints; `None` means `authorization`.
-    pub admin_authorization: Option<HeaderValue>,
-    /// The worker's share of the requests, beside those of the others of its role; at least 1.
-    pub weight: u32,
-}
-
-/// The pieces of a worker's URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
-    /// A name or an IP address, lower case; IPv6 without brackets.
-    pub host: String,
-    /// Not zero.
-    pub port: u16,
-    /// Whether the worker is spoken to over TLS. Its certificate must then name `host`.
-    pub tls: bool,
-}
-
-impl Origin {
-    /// The address of a host that is written as one; `None` for a name, which must be looked up.
-    pub fn literal(&self) -> Option<SocketAddr> {
-        let address: IpAddr = self.host.parse().ok()?;
-        Some((address, self.port).into())
-    }
-}
 
 /// A worker and its counters.
 pub struct Worker {
@@ -75,6 +38,9 @@ pub struct Worker {
     unhealthy: AtomicBool,
     /// Whether the worker says that it has another role.
     misplaced: AtomicBool,
+    pub(super) drain: Drain,
+    /// That of the parts, until another one is set.
+    weight: AtomicU32,
     breaker: Mutex<Breaker>,
     /// Whether the last request without legs got no response.
     unanswered: AtomicBool,
@@ -91,6 +57,7 @@ impl Worker {
         Self {
             id,
             shared_url: parts.url.as_str().into(),
+            weight: AtomicU32::new(parts.weight),
             parts,
             addresses: Arc::new(Addresses::new(address)),
             in_flight: AtomicUsize::new(0),
@@ -98,6 +65,7 @@ impl Worker {
             digest,
             unhealthy: AtomicBool::new(address.is_none()),
             misplaced: AtomicBool::new(false),
+            drain: Drain::default(),
             breaker: Mutex::default(),
             unanswered: AtomicBool::new(false),
             tally: Tally::default(),
@@ -115,9 +83,10 @@ impl Worker {
         !self.unhealthy.load(Ordering::Relaxed) || (self.is_usable() && self.breaker().admits(now))
     }
 
-    /// Whether it can serve a request at all: it has an address, and does not say that it has another role.
+    /// Whether it can get a request at all: it has an address, does not say that it has another role, and is not being
+    /// drained.
     pub fn is_usable(&self) -> bool {
-        self.address().is_some() && !self.is_misplaced()
+        self.address().is_some() && !self.is_misplaced() && !self.is_draining()
     }
 
     /// Whether it says that it has another role than the one that it is listed with.
@@ -135,6 +104,9 @@ impl Worker {
         if !self.unhealthy.load(Ordering::Relaxed) {
             return Condition::Serving;
         }
+        if self.is_draining() {
+            return Condition::Draining;
+        }
         match (self.address(), self.is_misplaced()) {
             (None, _) => Condition::NoAddress,
             (_, true) => Condition::OtherRole,
@@ -148,6 +120,13 @@ impl Worker {
         let changed = self.misplaced.swap(misplaced, Ordering::Relaxed) != misplaced;
         self.store_health(&breaker);
         changed
+    }
+
+    /// Notes whether the worker is being drained. Called under the lock of the members.
+    pub(super) fn note_draining(&self, draining: bool) {
+        let breaker = self.breaker();
+        self.drain.hold(draining);
+        self.store_health(&breaker);
     }
 
     /// Under the lock of the breaker, so that a note at the same time does not store the old state.
@@ -295,9 +274,24 @@ impl Worker {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Whether it has a request, as seen after [`Worker::note_draining`] by all threads.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) > 0
+    }
+
     /// The share of the requests, beside those of the others of the role.
     pub fn weight(&self) -> u32 {
-        self.parts.weight
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Sets its share. The members must be replaced after that, because they know whether all shares are equal.
+    pub fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// What it was made of.
+    pub fn parts(&self) -> &WorkerParts {
+        &self.parts
     }
 
     /// The worker as a policy sees it now.
@@ -306,7 +300,7 @@ impl Worker {
             id: self.id,
             in_flight: self.in_flight(),
             body_bytes: self.body_bytes.load(Ordering::Relaxed),
-            weight: self.parts.weight,
+            weight: self.weight(),
             digest: self.digest,
         }
     }
@@ -332,8 +326,11 @@ impl Worker {
 
     /// Counts one request less.
     pub(super) fn release(&self, body_bytes: usize) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.body_bytes.fetch_sub(body_bytes, Ordering::Relaxed);
+        // Ordered with `Worker::drained`, which looks at the two in the other order.
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.drain.note_idle();
+        }
     }
 
     #[cfg(test)]
@@ -344,32 +341,6 @@ impl Worker {
     #[cfg(test)]
     pub(crate) fn of_parts(parts: WorkerParts) -> Self {
         Self::new(WorkerId(0), parts)
-    }
-}
-
-#[cfg(test)]
-impl WorkerParts {
-    /// A worker on this port of this machine, without keys and bootstrap.
-    pub(crate) fn for_tests(role: Role, port: u16) -> Self {
-        Self::named_for_tests(role, "127.0.0.1", port)
-    }
-
-    /// The same on another host.
-    pub(crate) fn named_for_tests(role: Role, host: &str, port: u16) -> Self {
-        Self {
-            role,
-            url: format!("http://{host}:{port}"),
-            origin: Origin {
-                host: host.to_owned(),
-                port,
-                tls: false,
-            },
-            host: HeaderValue::from_static("worker"),
-            bootstrap: None,
-            authorization: None,
-            admin_authorization: None,
-            weight: 1,
-        }
     }
 }
 

@@ -4,34 +4,30 @@
 //! configuration.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 
 use super::limits::{affordable_connections, affordable_requests};
 use super::listen::Apps;
 use super::shutdown::Shutdown;
+use super::workers::{examiner, fleet, registry};
 use super::{StartError, tls};
 use crate::client::{
     BodyMemory, ConnectionLimit, ConnectionRules, Connections, Cors, Keys, Listener, Refusal,
     ShutdownWatcher,
 };
 use crate::config::{
-    AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience, Secret,
-    WorkerSpec,
+    AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience,
 };
-use crate::discovery::{LoadPoll, Names, Probe};
-use crate::fleet::{
-    BreakerLimits, Fleet, LiveRooms, Members, Origin, Policies, Queue, RetryBudget, Role,
-    RolePolicy, SuspectLimits, Suspects, WorkerParts,
-};
+use crate::discovery::{Examiner, LoadPoll, Names, Probe, Registry};
+use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
 use crate::ops::Ops;
-use crate::pd::{Bootstrap, Engine};
+use crate::pd::Engine;
 use crate::proxy::{Affinity, Proxy, Rules, refused_head};
 use crate::telemetry::{Sources, Telemetry, Traces};
 
@@ -45,6 +41,8 @@ pub(super) struct Built {
     pub(super) probe: Option<Probe>,
     pub(super) loads: Option<LoadPoll>,
     pub(super) names: Names,
+    pub(super) registry: Arc<Registry>,
+    pub(super) examiner: Examiner,
     /// Flushed at the end.
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
@@ -63,7 +61,8 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         connect_timeout: config.workers.connect_timeout,
         trust: tls::trust(&config, &mut conf)?,
     };
-    let fleet = fleet(&config)?;
+    let fleet = fleet(&config);
+    let registry = Arc::new(registry(&config, &fleet)?);
     // Pingora counts connections: one for each attempt and for the one that begins again, and as many that took no byte.
     conf.max_retries = 2 * (config.requests.max_retries as usize + 2);
     let conf = Arc::new(conf);
@@ -103,6 +102,8 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
             interval,
         }),
         names: Names::new(fleet.clone()),
+        registry,
+        examiner: examiner(&config, client.clone()),
         telemetry,
         probe: config.resilience.probes.map(|probes| Probe {
             fleet,
@@ -244,98 +245,10 @@ fn most_connections(config: &Config) -> (usize, Option<usize>) {
     (max, clients.max_connections_per_ip)
 }
 
-/// The fleet, with the workers of the configuration.
-fn fleet(config: &Config) -> Result<Arc<Fleet>, StartError> {
-    let policies = Policies {
-        prefill: role_policy(config.policies.prefill),
-        decode: role_policy(config.policies.decode),
-    };
-    let fleet = Fleet::new(policies, breaker_limits(&config.resilience));
-    let limits = &config.workers;
-    let fleet = Arc::new(match limits.max_concurrent_requests {
-        Some(per_worker) => {
-            let queue = Queue::new(per_worker, limits.queue_size, Instant::now, rand::random);
-            fleet.limited(queue)
-        }
-        None => fleet,
-    });
-    let prefill = config.prefill.iter().map(|spec| (Role::Prefill, spec));
-    let decode = config.decode.iter().map(|spec| (Role::Decode, spec));
-    let mut workers = Vec::new();
-    for (role, spec) in prefill.chain(decode) {
-        workers.push(fleet.new_worker(parts(role, spec)?));
-    }
-    fleet.replace(Members::new(workers));
-    Ok(fleet)
-}
-
-fn role_policy(policy: Policy) -> RolePolicy {
-    match policy {
-        Policy::Random => RolePolicy::Random,
-        Policy::RoundRobin => RolePolicy::round_robin(),
-        Policy::PowerOfTwo => RolePolicy::power_of_two(),
-        Policy::LeastRequests => RolePolicy::least_requests(),
-        Policy::LeastTokens => RolePolicy::least_bytes(),
-        Policy::Session => RolePolicy::session(),
-        Policy::ExpectedTtft => RolePolicy::expected_ttft(),
-    }
-}
-
 fn suspect_limits(resilience: &Resilience) -> Option<SuspectLimits> {
     let memory = resilience.suspects.as_ref()?;
     Some(SuspectLimits {
         window: memory.window,
         capacity: memory.capacity,
-    })
-}
-
-fn breaker_limits(resilience: &Resilience) -> BreakerLimits {
-    let slow_start = resilience.slow_start.unwrap_or(Duration::ZERO);
-    match &resilience.breaker {
-        None => BreakerLimits {
-            failures: 0,
-            slow_start,
-            ..BreakerLimits::default()
-        },
-        Some(breaker) => BreakerLimits {
-            failures: breaker.failures,
-            window: breaker.window,
-            successes: breaker.successes,
-            pause: breaker.pause,
-            slow_start,
-        },
-    }
-}
-
-pub(super) fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartError> {
-    let not_a_header = |what| StartError::NotAHeader {
-        url: spec.url.to_string(),
-        what,
-    };
-    let host =
-        HeaderValue::try_from(spec.url.host_field()).map_err(|_| not_a_header("host name"))?;
-    let bearer = |key: &Secret| {
-        let bearer = [b"Bearer ", key.expose()].concat();
-        let mut value = HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
-        value.set_sensitive(true);
-        Ok(value)
-    };
-    let bootstrap = spec
-        .bootstrap
-        .as_ref()
-        .map(|bootstrap| Bootstrap::new(&bootstrap.host, bootstrap.port));
-    Ok(WorkerParts {
-        role,
-        url: spec.url.to_string(),
-        origin: Origin {
-            host: spec.url.host().to_owned(),
-            port: spec.url.port(),
-            tls: spec.url.is_tls(),
-        },
-        host,
-        bootstrap,
-        authorization: spec.api_key.as_ref().map(bearer).transpose()?,
-        admin_authorization: spec.admin_api_key.as_ref().map(bearer).transpose()?,
-        weight: spec.weight,
     })
 }

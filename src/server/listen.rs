@@ -20,7 +20,7 @@ use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
-use crate::discovery::{LoadPoll, Names, Probe};
+use crate::discovery::{Examiner, LoadPoll, Names, Probe, Registry};
 use crate::proxy::Proxy;
 
 /// The connections of a listener, whose requests go to the proxy.
@@ -231,6 +231,8 @@ pub(super) struct Listeners {
     pub(super) probe: Option<Probe>,
     pub(super) loads: Option<LoadPoll>,
     pub(super) names: Names,
+    pub(super) registry: Arc<Registry>,
+    pub(super) examiner: Examiner,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
 }
@@ -282,6 +284,7 @@ impl PingoraService for Listeners {
             () = probing => {}
             () = polling => {}
             () = self.names.watch() => {}
+            () = self.registry.run(&self.examiner) => {}
         }
     }
 

@@ -6,6 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `build` | from a configuration to fleet, client, proxy and the applications of the listeners |
+//! | `workers` | the fleet, and the registry of its workers |
 //! | `listen` | the sockets, and Pingora's services on them |
 //! | `limits` | how many requests and connections the open files allow |
 //! | `tls` | certificates for the listeners and for connections to workers |
@@ -24,6 +25,7 @@ mod reach;
 mod shutdown;
 mod tls;
 mod upgrade;
+mod workers;
 
 use std::fmt;
 use std::io;
@@ -194,6 +196,8 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         probe: built.probe,
         loads: built.loads,
         names: built.names,
+        registry: built.registry,
+        examiner: built.examiner,
         ready: Some(ready),
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
@@ -329,6 +333,8 @@ impl MiniLoadBalancer {
             probe: built.probe,
             loads: built.loads,
             names: built.names,
+            registry: built.registry,
+            examiner: built.examiner,
             ready: None,
         };
         self.bound.send_replace(addresses);

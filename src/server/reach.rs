@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pingora::server::configuration::ServerConf;
 
-use super::build::parts;
+use super::workers::parts;
 use super::{StartError, tls};
 use crate::config::{Config, WorkerSpec};
 use crate::fleet::{BreakerLimits, Fleet, Policies, Role, Worker};

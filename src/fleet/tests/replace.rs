@@ -223,3 +223,47 @@ fn a_replacement_waits_until_the_loads_of_choices_under_way_are_counted() {
     });
     assert!(workers.iter().all(|worker| worker.in_flight() == 0));
 }
+
+#[tokio::test]
+async fn a_worker_that_drains_gets_no_request_even_where_there_is_no_other() {
+    let fleet = fleet(1, 1);
+    let now = Instant::now();
+    let decode = fleet.member(Role::Decode, 0);
+    let lease = fleet.select(wanted(now, &[]), draws()).unwrap();
+    fleet.set_draining(&decode, true);
+    let refused = fleet.select(wanted(now, &[]), draws()).err();
+    assert_eq!(refused, Some(NoWorker(Role::Decode)));
+    assert!(!fleet.has_pair(now));
+    assert_eq!(fleet.condition(&decode, now), Condition::Draining);
+    let drained = decode.drained();
+    tokio::pin!(drained);
+    let pending = futures_util::poll!(drained.as_mut());
+    assert!(pending.is_pending(), "it has a request");
+    drop(lease);
+    drained.await;
+    fleet.set_draining(&decode, false);
+    assert!(fleet.select(wanted(now, &[]), draws()).is_ok());
+}
+
+#[test]
+fn a_drain_waits_until_the_loads_of_choices_under_way_are_counted() {
+    let (asked, replacing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let policies = Policies {
+        prefill: RolePolicy::Random,
+        decode: RolePolicy::stateful(Slow {
+            asked: asked.clone(),
+            replacing: replacing.clone(),
+        }),
+    };
+    let fleet = populated(empty(policies), 1, 1);
+    let decode = fleet.member(Role::Decode, 0);
+    std::thread::scope(|scope| {
+        let selecting = scope.spawn(|| fleet.select(wanted(Instant::now(), &[]), || 0));
+        wait_for(&asked);
+        replacing.store(true, Ordering::SeqCst);
+        fleet.set_draining(&decode, true);
+        assert_eq!(decode.in_flight(), 1);
+        drop(selecting.join().unwrap());
+    });
+    assert_eq!(decode.in_flight(), 0);
+}

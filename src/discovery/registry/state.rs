@@ -1,0 +1,487 @@
+//! All entries, and every change of them. Nothing here waits: what takes time is asked for as a [`Task`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::entry::{Entry, Learned, Life, Seq, key_of};
+use super::listing::{First, Listed, Source};
+use crate::fleet::{Fleet, Members, Role, Worker};
+
+/// The most workers that were refused and are remembered.
+const MAX_FAILED: usize = 100;
+
+/// How a worker leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// When its last request has ended, or after this long. Requests that still run then are not cut off.
+    Within(Duration),
+    /// At once. Its requests go on until they end.
+    Now,
+}
+
+/// A wait for a worker.
+pub(super) struct Task {
+    pub(super) id: TaskId,
+    pub(super) worker: Arc<Worker>,
+    /// Resolves when the wait is in vain.
+    pub(super) vain: oneshot::Receiver<()>,
+    pub(super) until: Until,
+}
+
+/// The entry that a task is for, and the number of the task. The result of one that is no longer the entry's says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TaskId(Seq, u64);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// It has been probed as this asks.
+    Well(First),
+    /// It has no request, or this time has come.
+    Idle(Option<Instant>),
+}
+
+/// What a probe has learnt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Where it was asked.
+    pub(super) role: Option<Role>,
+    pub(super) bootstrap_port: Option<u16>,
+}
+
+/// Why a worker does not serve yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Complaint {
+    /// Another probe may end better.
+    ForNow(String),
+    /// It is not what its description says.
+    Contradicts(String),
+}
+
+/// A source lists a worker that another list has in the other role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    pub(crate) url: String,
+    /// The role that it has.
+    pub(crate) role: Role,
+    pub(crate) sources: Vec<Source>,
+}
+
+pub(super) struct State {
+    fleet: Arc<Fleet>,
+    tasks: mpsc::UnboundedSender<Task>,
+    entries: BTreeMap<Seq, Entry>,
+    by_key: HashMap<(String, u16), Seq>,
+    last: Seq,
+    last_task: u64,
+    /// Workers that were removed by the API while a source lists them: it does not bring them back.
+    removed: HashSet<(Source, (String, u16))>,
+    /// What the last lists of the sources contradict one another in.
+    pub(super) conflicts: BTreeMap<(Source, String), Conflict>,
+    members_changed: bool,
+}
+
+impl State {
+    pub(super) fn new(fleet: Arc<Fleet>, tasks: mpsc::UnboundedSender<Task>) -> Self {
+        Self {
+            fleet,
+            tasks,
+            entries: BTreeMap::new(),
+            by_key: HashMap::new(),
+            last: 0,
+            last_task: 0,
+            removed: HashSet::new(),
+            conflicts: BTreeMap::new(),
+            members_changed: false,
+        }
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    pub(super) fn get(&self, seq: Seq) -> Option<&Entry> {
+        self.entries.get(&seq)
+    }
+
+    pub(super) fn at(&self, key: &(String, u16)) -> Option<Seq> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(super) fn with_id(&self, id: &str) -> Option<Seq> {
+        let mut all = self.entries.iter();
+        all.find(|(_, entry)| entry.id == id).map(|(seq, _)| *seq)
+    }
+
+    /// Makes the members those that the entries say. To be called after every change.
+    pub(super) fn commit(&mut self) {
+        if std::mem::take(&mut self.members_changed) {
+            let members = self.entries.values().filter(|entry| entry.is_member);
+            self.fleet
+                .replace(Members::new(members.map(|entry| entry.worker.clone())));
+        }
+    }
+
+    /// The whole list of a source.
+    pub(super) fn set(&mut self, source: &Source, listed: Vec<Listed>, leave: Leave) {
+        let wanted: HashSet<_> = listed.iter().map(|listed| key_of(&listed.parts)).collect();
+        let gone: Vec<Seq> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.is_listed_by(source))
+            .filter(|(_, entry)| !wanted.contains(&key_of(entry.worker.parts())))
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in gone {
+            self.unlist(seq, source, leave);
+        }
+        self.removed
+            .retain(|(by, key)| by != source || wanted.contains(key));
+        self.conflicts.retain(|(by, _), _| by != source);
+        let mut seen = HashSet::new();
+        for listed in listed {
+            let key = key_of(&listed.parts);
+            // The first wish for a worker counts.
+            if !seen.insert(key.clone()) || self.removed.contains(&(source.clone(), key)) {
+                continue;
+            }
+            if let Err(conflict) = self.list(source, listed) {
+                log::error!(
+                    "worker is in the lists of both roles, and stays as it was role={} worker={} source={source}",
+                    conflict.role,
+                    conflict.url
+                );
+                let key = (source.clone(), conflict.url.clone());
+                self.conflicts.insert(key, conflict);
+            }
+        }
+    }
+
+    /// One worker more in the list of a source, or other wishes for one that it lists.
+    ///
+    /// # Errors
+    /// [`Conflict`]: the worker has the other role, and stays as it is.
+    pub(super) fn list(&mut self, source: &Source, listed: Listed) -> Result<Seq, Conflict> {
+        let key = key_of(&listed.parts);
+        self.removed.remove(&(source.clone(), key.clone()));
+        let Some(seq) = self.at(&key) else {
+            return Ok(self.begin(source, listed));
+        };
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return Ok(self.begin(source, listed));
+        };
+        let role = entry.worker.role();
+        let agrees = listed.first.asks_role() || listed.parts.role == role || !entry.knows_role();
+        let gone = matches!(entry.life, Life::Leaving | Life::Failed);
+        if gone && !(agrees && entry.life == Life::Leaving) {
+            // Its requests go on. What is listed now has nothing in common with it but the address.
+            self.forget(seq);
+            return Ok(self.begin(source, listed));
+        }
+        if !agrees && !entry.learned.switched {
+            return Err(Conflict {
+                url: entry.worker.url().to_owned(),
+                role,
+                sources: entry.shown().sources,
+            });
+        }
+        match entry.listings.iter_mut().find(|(by, _)| by == source) {
+            Some((_, old)) => *old = listed,
+            None => entry.listings.push((source.clone(), listed)),
+        }
+        if gone {
+            self.serve(seq);
+        }
+        self.apply(seq);
+        Ok(seq)
+    }
+
+    fn begin(&mut self, source: &Source, listed: Listed) -> Seq {
+        self.last += 1;
+        let seq = self.last;
+        let worker = self.fleet.new_worker(listed.parts.clone());
+        self.by_key.insert(key_of(&listed.parts), seq);
+        let first = listed.first;
+        self.entries.insert(
+            seq,
+            Entry {
+                id: uuid(),
+                listings: vec![(source.clone(), listed.clone())],
+                listed,
+                learned: Learned::default(),
+                worker,
+                life: Life::Pending,
+                is_member: false,
+                problem: None,
+                task: None,
+                since: Instant::now(),
+            },
+        );
+        match first {
+            First::Serve => self.join(seq),
+            _ => self.probe(seq, first),
+        }
+        seq
+    }
+
+    /// The worker is a member and serves.
+    fn join(&mut self, seq: Seq) {
+        if let Some(entry) = self.turn(seq, Life::Serving) {
+            let joins = !std::mem::replace(&mut entry.is_member, true);
+            self.members_changed |= joins;
+        }
+    }
+
+    /// One source less that lists the worker. Without any it leaves.
+    pub(super) fn unlist(&mut self, seq: Seq, source: &Source, leave: Leave) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        entry.listings.retain(|(by, _)| by != source);
+        match entry.listings.is_empty() {
+            true => self.leave(seq, leave),
+            false => self.apply(seq),
+        }
+    }
+
+    /// Takes the worker out of all lists. Their sources do not bring it back as long as they list it.
+    pub(super) fn remove(&mut self, seq: Seq, leave: Leave) {
+        if let Some(entry) = self.entries.get_mut(&seq) {
+            let key = key_of(entry.worker.parts());
+            for (source, _) in entry.listings.drain(..) {
+                if source != Source::Api {
+                    self.removed.insert((source, key.clone()));
+                }
+            }
+            self.leave(seq, leave);
+        }
+    }
+
+    fn leave(&mut self, seq: Seq, leave: Leave) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        match leave {
+            Leave::Within(time) if entry.is_member => {
+                let until = Instant::now().checked_add(time);
+                self.drain(seq, Life::Leaving, until);
+            }
+            _ => self.forget(seq),
+        }
+    }
+
+    fn forget(&mut self, seq: Seq) {
+        if let Some(entry) = self.entries.remove(&seq) {
+            self.members_changed |= entry.is_member;
+            self.by_key.remove(&key_of(entry.worker.parts()));
+            let (role, url) = (entry.worker.role(), entry.worker.url());
+            let in_flight = entry.worker.in_flight();
+            log::info!("worker removed role={role} worker={url} in_flight={in_flight}");
+        }
+    }
+
+    /// The worker gets no new request from now on.
+    pub(super) fn drain(&mut self, seq: Seq, life: Life, until: Option<Instant>) {
+        let fleet = self.fleet.clone();
+        let Some(entry) = self.turn(seq, life) else {
+            return;
+        };
+        fleet.set_draining(&entry.worker, true);
+        let (role, url) = (entry.worker.role(), entry.worker.url());
+        let in_flight = entry.worker.in_flight();
+        log::info!("worker drains role={role} worker={url} in_flight={in_flight}");
+        self.wait(seq, Until::Idle(until));
+    }
+
+    /// The worker serves once it has been probed.
+    pub(super) fn probe(&mut self, seq: Seq, first: First) {
+        if self.turn(seq, Life::Pending).is_some() {
+            self.wait(seq, Until::Well(first));
+        }
+    }
+
+    /// The worker serves from now on.
+    pub(super) fn serve(&mut self, seq: Seq) {
+        self.join(seq);
+        if let Some(entry) = self.entries.get(&seq) {
+            let (role, url) = (entry.worker.role(), entry.worker.url());
+            log::info!("worker serves role={role} worker={url}");
+            if entry.worker.is_draining() {
+                self.fleet.set_draining(&entry.worker, false);
+            }
+        }
+    }
+
+    /// Begins another part of a life, which ends the wait of the last one.
+    fn turn(&mut self, seq: Seq, life: Life) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&seq)?;
+        entry.task = None;
+        entry.problem = None;
+        entry.life = life;
+        entry.since = Instant::now();
+        Some(entry)
+    }
+
+    fn wait(&mut self, seq: Seq, until: Until) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        let (task, vain) = oneshot::channel();
+        self.last_task += 1;
+        let id = TaskId(seq, self.last_task);
+        entry.task = Some((id, task));
+        // An error after the end of the process' tasks, when nothing is waited for any more.
+        let _ = self.tasks.send(Task {
+            id,
+            worker: entry.worker.clone(),
+            vain,
+            until,
+        });
+    }
+
+    /// Lets the wishes of the first source count.
+    fn apply(&mut self, seq: Seq) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        if let Some((_, first)) = entry.listings.first() {
+            entry.listed = first.clone();
+        }
+        let parts = entry.parts();
+        if entry.worker.weight() != parts.weight {
+            entry.worker.set_weight(parts.weight);
+            self.members_changed |= entry.is_member;
+        }
+        let mut same = entry.worker.parts().clone();
+        same.weight = parts.weight;
+        if same != parts {
+            self.replace(seq);
+        }
+    }
+
+    /// Another worker for the entry, because it has other parts. Requests of the old one go on.
+    fn replace(&mut self, seq: Seq) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        let worker = self.fleet.new_worker(entry.parts());
+        if worker.origin() == entry.worker.origin() {
+            worker.set_addresses(entry.worker.addresses().all().to_vec());
+        }
+        // Not a member yet: no lock is needed.
+        if entry.worker.is_draining() {
+            self.fleet.set_draining(&worker, true);
+        }
+        entry.worker = worker;
+        self.members_changed |= entry.is_member;
+        let (life, first) = (entry.life, entry.listed.first);
+        // The wait was for the old one.
+        match life {
+            Life::Pending => self.probe(seq, first),
+            Life::Leaving => self.drain(seq, life, None),
+            _ => {}
+        }
+    }
+
+    /// The worker has no request any more, or its time is over.
+    pub(super) fn note_idle(&mut self, id: TaskId) {
+        if self
+            .current(id)
+            .is_some_and(|entry| entry.life == Life::Leaving)
+        {
+            self.forget(id.0);
+        }
+    }
+
+    /// The entry of a task that is still its own.
+    fn current(&mut self, id: TaskId) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&id.0)?;
+        let is_its_own = entry.task.as_ref().is_some_and(|(task, _)| *task == id);
+        is_its_own.then_some(entry)
+    }
+
+    /// The result of a probe. True where another one is needed.
+    pub(super) fn note_probe(&mut self, id: TaskId, told: Result<Told, Complaint>) -> bool {
+        let seq = id.0;
+        let Some(entry) = self.current(id) else {
+            return false;
+        };
+        let complaint = match told {
+            Ok(told) => {
+                self.learn(seq, &told);
+                self.serve(seq);
+                return false;
+            }
+            Err(complaint) => complaint,
+        };
+        let (role, url) = (entry.worker.role(), entry.worker.url());
+        let is_of_api = entry.listings.iter().all(|(by, _)| *by == Source::Api);
+        let (Complaint::ForNow(why) | Complaint::Contradicts(why)) = &complaint;
+        if entry.problem.as_ref() != Some(why) {
+            log::warn!("worker is not ready role={role} worker={url} why=\"{why}\"");
+        }
+        let why = Some(why.clone());
+        let refused = matches!(complaint, Complaint::Contradicts(_));
+        if refused && is_of_api && !entry.is_member {
+            entry.life = Life::Failed;
+            entry.since = Instant::now();
+            entry.problem = why;
+            self.forget_old_failures();
+            return false;
+        }
+        entry.problem = why;
+        true
+    }
+
+    fn learn(&mut self, seq: Seq, told: &Told) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        entry.learned.role = told.role.or(entry.learned.role);
+        entry.learned.bootstrap_port = told.bootstrap_port.or(entry.learned.bootstrap_port);
+        self.apply(seq);
+    }
+
+    /// The worker has another role from now on, and is probed. It must be draining.
+    pub(super) fn switch(&mut self, seq: Seq, role: Role, bootstrap_port: Option<u16>) {
+        let Some(entry) = self.entries.get_mut(&seq) else {
+            return;
+        };
+        entry.learned = Learned {
+            role: Some(role),
+            switched: true,
+            bootstrap_port: bootstrap_port.or(entry.learned.bootstrap_port),
+        };
+        self.apply(seq);
+        self.probe(seq, First::Probe);
+    }
+
+    fn forget_old_failures(&mut self) {
+        let failed = self.entries.iter();
+        let failed: Vec<_> = failed
+            .filter(|(_, entry)| entry.life == Life::Failed)
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in failed.iter().rev().skip(MAX_FAILED) {
+            self.forget(*seq);
+        }
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn uuid() -> String {
+    let random: u128 = rand::rng().random();
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
+}
