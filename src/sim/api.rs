@@ -30,6 +30,7 @@ use super::responses::Responses;
 use super::routes::{self, Endpoint, Generation, Management};
 use super::server_info::{model_info, server_info};
 use super::stream::{self, Head, Render, refusal, refusal_event};
+use super::vllm;
 use super::wire::{self, Payload, SimBody, SimResponse};
 
 /// The API, shared by all connections of a worker.
@@ -111,6 +112,9 @@ impl Api {
     }
 
     async fn respond(&self, client: &mut ClientGuard, head: &Parts, body: Bytes) -> SimResponse {
+        if self.engine.is_vllm() {
+            return vllm::respond(self, client, head, &body).await;
+        }
         let path = head.uri.path();
         if let Some(id) = path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()) {
             return match (self.may_enter(head, false), head.method == Method::GET) {
@@ -182,7 +186,8 @@ impl Api {
         }
     }
 
-    fn journal(&self, method: &Method) -> SimResponse {
+    /// `/sim/journal`.
+    pub(super) fn journal(&self, method: &Method) -> SimResponse {
         let journal = &self.engine.journal;
         if method == Method::DELETE {
             journal.clear();
@@ -193,13 +198,15 @@ impl Api {
             "open_connections":journal.open_connections(),
             "connections_total":journal.connections_total(),
             "open_rooms":journal.open_rooms(),
+            "open_leases":journal.open_leases(),
             "violations":journal.violations(),
             "entries":journal.entries(),
         });
         wire::json(200, body.to_string())
     }
 
-    fn script(&self, method: &Method, body: &[u8]) -> SimResponse {
+    /// `/sim/chaos`.
+    pub(super) fn script(&self, method: &Method, body: &[u8]) -> SimResponse {
         let script = match (method == Method::DELETE, std::str::from_utf8(body)) {
             (true, _) => Ok(Script::default()),
             (false, Ok(text)) => Script::parse(text).map_err(|error| error.to_string()),
@@ -341,7 +348,8 @@ impl Api {
     }
 }
 
-async fn whole_or_streamed<R: Render>(
+/// The response of a batch, as its request wants it.
+pub(super) async fn whole_or_streamed<R: Render>(
     engine: &Engine,
     batch: &Batch,
     runs: Vec<Run>,
@@ -373,6 +381,6 @@ fn parse(endpoint: Generation, head: &Parts, body: &[u8]) -> Result<Value, Failu
     serde_json::from_slice(body).map_err(|error| request::not_json(endpoint.site(), &error, body))
 }
 
-fn unauthorized() -> SimResponse {
+pub(super) fn unauthorized() -> SimResponse {
     wire::json(401, "{\"error\":\"Unauthorized\"}")
 }

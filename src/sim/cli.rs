@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+pub use super::vllm::cli::VllmArgs;
+
 use super::chaos::Script;
 use super::{DisconnectNotice, Reported, Role, SimOptions, Worker};
 
@@ -28,6 +30,12 @@ pub enum SimRole {
     Decode(WorkerArgs),
     /// An ordinary worker, without disaggregation.
     Single(WorkerArgs),
+    /// A vLLM prefill worker: computes prompts, and holds their blocks for decode workers.
+    VllmPrefill(VllmArgs),
+    /// A vLLM decode worker: reads the blocks of prompts from prefill workers, and generates.
+    VllmDecode(VllmArgs),
+    /// An ordinary vLLM worker, without a KV connector.
+    VllmSingle(VllmArgs),
 }
 
 /// The listeners and options of a simulated worker.
@@ -232,21 +240,22 @@ impl From<Knobs> for SimOptions {
 /// # Errors
 /// When a port cannot be bound, or stdout is closed.
 pub async fn run_sim(args: SimArgs) -> io::Result<()> {
-    let (role, args) = match args.role {
-        SimRole::Prefill(args) => (Role::Prefill, args),
-        SimRole::Decode(args) => (Role::Decode, args),
-        SimRole::Single(args) => (Role::Ordinary, args),
+    let (role, count, mut options): (Role, usize, SimOptions) = match args.role {
+        SimRole::Prefill(args) => (Role::Prefill, args.workers, args.into()),
+        SimRole::Decode(args) => (Role::Decode, args.workers, args.into()),
+        SimRole::Single(args) => (Role::Ordinary, args.workers, args.into()),
+        SimRole::VllmPrefill(args) => (Role::Prefill, args.worker.workers, args.into()),
+        SimRole::VllmDecode(args) => (Role::Decode, args.worker.workers, args.into()),
+        SimRole::VllmSingle(args) => (Role::Ordinary, args.worker.workers, args.into()),
     };
-    let count = args.workers;
-    let mut options = SimOptions::from(args);
     let mut workers = Vec::with_capacity(count);
     for _ in 0..count {
         let worker = Worker::start(role, options.clone()).await?;
         writeln!(io::stdout(), "{}", ready_line(&worker))?;
         workers.push(worker);
         options.port = 0;
-        if role == Role::Prefill {
-            // On decode it is the port of prefill's registry, and stays.
+        if role == Role::Prefill || options.vllm.is_some() {
+            // On SGLang's decode it is the port of prefill's registry, and stays.
             options.bootstrap_port = 0;
         }
     }
@@ -298,18 +307,22 @@ pub async fn demo_workers(
     Ok((started, decodes))
 }
 
-/// `prefill http://127.0.0.1:30000 bootstrap 8998`.
+/// `prefill http://127.0.0.1:30000 bootstrap 8998`, or of vLLM `vllm-prefill http://127.0.0.1:8000 side-channel 5600`.
 fn ready_line(worker: &Worker) -> String {
     let name = match worker.role() {
         Role::Prefill => "prefill",
         Role::Decode => "decode",
         Role::Ordinary => "single",
     };
-    let bootstrap = worker
+    let (engine, port) = match worker.is_vllm() {
+        true => ("vllm-", "side-channel"),
+        false => ("", "bootstrap"),
+    };
+    let port = worker
         .bootstrap_port()
-        .map(|port| format!(" bootstrap {port}"))
+        .map(|number| format!(" {port} {number}"))
         .unwrap_or_default();
-    format!("{name} {}{bootstrap}", worker.url())
+    format!("{engine}{name} {}{port}", worker.url())
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -330,7 +343,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

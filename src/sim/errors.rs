@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+use super::vllm::{self, errors::Refusal};
+
 /// A family of endpoints whose errors have the same shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -16,6 +18,10 @@ pub(crate) enum Family {
     Responses,
     /// `/v1/messages`.
     Messages,
+    /// vLLM's endpoints.
+    Vllm,
+    /// vLLM's `/v1/messages`.
+    VllmMessages,
 }
 
 /// Why a request fails.
@@ -33,7 +39,9 @@ pub(crate) enum Failure {
     Engine { status: u16, message: String },
     /// The engine refused an item: 400, and in a stream an item that ends as an abort with one token of padding.
     Refused(String),
-    /// 500 as plain text.
+    /// A refusal of vLLM.
+    Vllm(Refusal),
+    /// 500 as plain text; by vLLM its JSON.
     Internal,
 }
 
@@ -46,12 +54,16 @@ impl Failure {
             | Failure::Value(_)
             | Failure::Refused(_) => 400,
             Failure::Engine { status, .. } => *status,
+            Failure::Vllm(refusal) => refusal.status,
             Failure::Internal => 500,
         }
     }
 
     /// The JSON body of the response; none for [`Failure::Internal`].
     pub(crate) fn body(&self, family: Family) -> Option<Value> {
+        if matches!(family, Family::Vllm | Family::VllmMessages) {
+            return Some(vllm::errors::body(self, family));
+        }
         let (message, kind) = match self {
             Failure::Schema(message) => (message, "Bad Request"),
             Failure::Contract(message) => return Some(json!({"error":message})),
@@ -63,7 +75,7 @@ impl Failure {
             } => (message, "BadRequestError"),
             Failure::Value(message) => (message, "BadRequest"),
             Failure::Engine { message, .. } => (message, "500"),
-            Failure::Internal => return None,
+            Failure::Vllm(_) | Failure::Internal => return None,
         };
         let code = self.status();
         let flat = json!({"object":"error","message":message,"type":kind,"param":null,"code":code});
@@ -79,8 +91,10 @@ impl Failure {
             }
             (Family::Messages, Failure::Schema(_)) => anthropic("invalid_request_error", message),
             (Family::Messages, _) if invalid => anthropic(kind, message),
-            // This family hides the message of a 5xx.
-            (Family::Messages, _) => anthropic("api_error", "Internal server error"),
+            // This family hides the message of a 5xx. vLLM's have returned already.
+            (Family::Messages | Family::Vllm | Family::VllmMessages, _) => {
+                anthropic("api_error", "Internal server error")
+            }
         })
     }
 
@@ -93,9 +107,10 @@ impl Failure {
             | Failure::Value(message)
             | Failure::Refused(message) => (message.as_str(), 400),
             Failure::Engine { status, message } => (message.as_str(), *status),
-            Failure::Internal => ("Internal Server Error", 500),
+            Failure::Vllm(_) | Failure::Internal => ("Internal Server Error", 500),
         };
         match family {
+            Family::Vllm | Family::VllmMessages => vllm::errors::event(self, family),
             Family::Native => json!({"error":{
                 "message":message,"type":"invalid_request_error","code":status,"retryable":false}})
             .to_string(),

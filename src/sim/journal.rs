@@ -58,6 +58,8 @@ pub enum Event {
     },
     /// A room changed its state.
     RoomState { room: String, state: RoomState },
+    /// The blocks that a vLLM worker holds for the reader of a request changed their state.
+    Lease { rid: String, state: LeaseState },
     /// `/abort_request` matched this request id.
     AbortByRid { rid: String },
     /// The client left before its response was complete.
@@ -102,6 +104,22 @@ pub enum RoomState {
     Failed,
 }
 
+/// The states of the blocks that a vLLM prefill worker holds.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseState {
+    /// The request is answered, and its blocks wait for decode.
+    Held,
+    /// Decode wants them, and waits for memory.
+    Renewed,
+    /// Decode has read them.
+    Read,
+    /// Decode needs them no longer, without having read them.
+    Released,
+    /// Decode did not come in time.
+    Expired,
+}
+
 /// A rule of the protocol that a balancer broke.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "snake_case")]
@@ -124,6 +142,22 @@ pub enum Violation {
     SharedRoom,
     /// `logprob_start_len` is below -1, in a request that wants logprobs.
     LogprobStartOutOfRange,
+    /// vLLM: blocks were read for a request after those of another request had been read under the same params.
+    ParamsUsedTwice,
+    /// vLLM: blocks were read for another prompt than the one that they were computed for.
+    ParamsOfAnotherBody,
+    /// vLLM: blocks were read after their lease.
+    ParamsAfterLease,
+    /// vLLM: a request had `kv_transfer_params` that no prefill worker has given, or had them twice.
+    ForeignParams,
+    /// vLLM: a prefill leg asked for more than one token.
+    LongPrefillLeg,
+    /// vLLM: a prefill leg asked for a stream, whose events have no params.
+    StreamedPrefillLeg,
+    /// vLLM: a prefill leg reached a decode worker.
+    PrefillLegOnDecode,
+    /// vLLM: a decode leg reached a prefill worker.
+    DecodeLegOnPrefill,
 }
 
 /// The journal of one worker. Cheap to clone; all clones are the same journal.
@@ -146,6 +180,7 @@ struct State {
     open_connections: usize,
     connections_total: u64,
     open_rooms: usize,
+    open_leases: usize,
     violations: BTreeMap<Violation, u64>,
 }
 
@@ -234,6 +269,12 @@ impl Journal {
         self.state().open_rooms
     }
 
+    /// Number of answered requests whose blocks wait for decode, on a vLLM worker.
+    #[must_use]
+    pub fn open_leases(&self) -> usize {
+        self.state().open_leases
+    }
+
     /// How often each rule was broken, since the start or the last [`Journal::clear`].
     #[must_use]
     pub fn violations(&self) -> BTreeMap<Violation, u64> {
@@ -287,6 +328,23 @@ impl Journal {
     pub(crate) fn room_closed(&self, room: i128, state: RoomState) {
         self.state().open_rooms -= 1;
         self.room(room, state);
+    }
+
+    pub(crate) fn lease(&self, rid: &str, state: LeaseState) {
+        self.push(|| Event::Lease {
+            rid: rid.to_owned(),
+            state,
+        });
+    }
+
+    pub(crate) fn lease_opened(&self, rid: &str) {
+        self.state().open_leases += 1;
+        self.lease(rid, LeaseState::Held);
+    }
+
+    pub(crate) fn lease_closed(&self, rid: &str, state: LeaseState) {
+        self.state().open_leases -= 1;
+        self.lease(rid, state);
     }
 
     pub(crate) fn violation(&self, rule: Violation, detail: impl FnOnce() -> String) {

@@ -1,4 +1,4 @@
-//! Simulated SGLang workers: prefill, decode and ordinary, with a real rendezvous over TCP.
+//! Simulated SGLang and vLLM workers: prefill, decode and ordinary, with a real rendezvous over TCP.
 //!
 //! They make it possible to try, test and measure prefill/decode disaggregation without a GPU. They speak
 //! SGLang 0.5.23's HTTP, its bootstrap registry, and between the ranks a small line protocol in place of ZeroMQ and
@@ -23,6 +23,7 @@
 //! | `errors` | every error body, by family of endpoints |
 //! | `management`, `server_info` | the endpoints without generation |
 //! | `journal` | the events of a worker in order, for assertions |
+//! | `vllm` | the same for vLLM: its endpoints, and its transfer of KV blocks |
 //! | `chaos` | fault injection: scripts, and what they do to requests, bodies and connections |
 //! | `cli` | `mini-lb sim` and the workers of `mini-lb demo` |
 //!
@@ -56,6 +57,7 @@ mod responses;
 mod routes;
 mod server_info;
 mod stream;
+mod vllm;
 mod wire;
 mod worker;
 
@@ -63,6 +65,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 pub use journal::{Entry, Event, Journal};
+pub use vllm::{FailedLoad, VllmOptions};
 pub use worker::Worker;
 
 /// A worker's part in a request.
@@ -161,6 +164,8 @@ pub struct SimOptions {
     pub journal_entries: usize,
     /// What `/server_info` and `/model_info` say beyond the options above.
     pub reported: Reported,
+    /// What makes it a vLLM worker, such as [`SimOptions::vllm`] gives; without it the worker is SGLang's.
+    pub vllm: Option<VllmOptions>,
     /// Scripted faults; none by default.
     pub chaos: chaos::Script,
 }
@@ -228,6 +233,7 @@ impl Default for SimOptions {
             disconnect: DisconnectNotice::AtOnce,
             journal_entries: 65_536,
             reported: Reported::default(),
+            vllm: None,
             chaos: chaos::Script::default(),
         }
     }

@@ -3,6 +3,8 @@
 //! Workers with the same seed therefore agree without communication, and a request gets the same response from an
 //! ordinary worker and from a prefill/decode pair. Pure: no requests and no time.
 
+use serde::{Deserialize, Serialize};
+
 /// Number of words that can be generated, with ids from 0. A prime, so that a token's rank can be computed.
 pub(crate) const WORDS: u32 = 8191;
 /// The end of sequence: the last word, with rank 0 in one of 256 contexts.
@@ -122,7 +124,7 @@ fn append_word(token: u32, out: &mut Vec<u8>) {
 }
 
 /// The state of the model after some tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Context {
     hash: u64,
     last_is_word: bool,
@@ -140,6 +142,17 @@ impl Context {
         Context {
             hash: mix(self.hash ^ u64::from(token).wrapping_mul(0x2545_f491_4f6c_dd1d)),
             last_is_word: token < WORDS,
+        }
+    }
+
+    /// Another state for each sample of a prompt; 0 leaves the state as it is.
+    pub(crate) fn sampled(self, sample: u64) -> Context {
+        match sample {
+            0 => self,
+            _ => Context {
+                hash: mix(self.hash ^ mix(sample)),
+                ..self
+            },
         }
     }
 
@@ -185,6 +198,14 @@ impl Context {
     /// A hash of the tokens so far, with which two workers compare their prompts.
     pub(crate) fn fingerprint(self) -> u64 {
         self.hash
+    }
+
+    /// How many tokens are more probable than this one as the next. Tokens of prompts come after all words.
+    pub(crate) fn rank_of(self, token: u32) -> u32 {
+        match token {
+            0..WORDS => self.rank(token),
+            _ => WORDS + (mix(self.hash ^ u64::from(token)) % u64::from(WORDS)) as u32,
+        }
     }
 
     /// The distance, modulo the prime `WORDS`, from a token to the next less probable one.

@@ -19,6 +19,7 @@ use super::journal::{ClosedBy, Journal};
 use super::management::Ports;
 use super::registry::Registry;
 use super::rendezvous::serve_rank;
+use super::vllm::nixl;
 use super::{Role, SimOptions};
 
 /// Pause after a failed accept: without one, a process out of descriptors would retry in a tight loop.
@@ -34,7 +35,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Binds the ports of the role and serves: the API, and on prefill the registry and the rank port.
+    /// Binds the ports of the role and serves: the API, and on prefill the registry and the rank port, or with
+    /// [`SimOptions::vllm`] the side channel of prefill and decode.
     ///
     /// # Errors
     /// When a port cannot be bound.
@@ -44,7 +46,14 @@ impl Worker {
         let address = listener.local_addr()?;
         let (alive, all_ended) = mpsc::channel(1);
         let wanted_bootstrap_port = options.bootstrap_port;
-        let engine = Engine::new(role, options, alive);
+        let side_channel = match options.vllm.is_some() && role != Role::Ordinary {
+            true => Some(TcpListener::bind((host, wanted_bootstrap_port)).await?),
+            false => None,
+        };
+        let side_channel_address = side_channel.as_ref().map(TcpListener::local_addr);
+        let side_channel_address = side_channel_address.transpose()?;
+        let is_vllm = options.vllm.is_some();
+        let engine = Engine::new(role, options, side_channel_address, alive);
         let mut ports = Ports {
             api: address.port(),
             bootstrap: match wanted_bootstrap_port {
@@ -52,8 +61,11 @@ impl Worker {
                 port => port,
             },
         };
-        let mut bootstrap_port = None;
-        if role == Role::Prefill {
+        let mut bootstrap_port = side_channel_address.map(|address| address.port());
+        if let Some(listener) = side_channel {
+            engine.spawn_tracked(serve_side_channel(engine.clone(), listener));
+        }
+        if role == Role::Prefill && !is_vllm {
             let registry = TcpListener::bind((host, wanted_bootstrap_port)).await?;
             let rank = TcpListener::bind((host, 0)).await?;
             ports.bootstrap = registry.local_addr()?.port();
@@ -115,7 +127,13 @@ impl Worker {
         self.engine.role
     }
 
-    /// Port of the bootstrap registry; only prefill has one.
+    /// Whether it is a vLLM worker.
+    #[must_use]
+    pub fn is_vllm(&self) -> bool {
+        self.engine.is_vllm()
+    }
+
+    /// Port of the bootstrap registry, which only prefill has; on a vLLM worker that of its side channel.
     #[must_use]
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap_port
@@ -269,6 +287,14 @@ async fn serve_registry(engine: Arc<Engine>, listener: TcpListener, registry: Ar
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
+    }
+}
+
+async fn serve_side_channel(engine: Arc<Engine>, listener: TcpListener) {
+    let ended = engine.phase_ends();
+    tokio::pin!(ended);
+    while let Some((stream, _)) = accept(&listener, &mut ended).await {
+        engine.spawn(nixl::serve(stream, engine.clone()));
     }
 }
 

@@ -10,4 +10,7 @@ mod fidelity_of_errors;
 mod prefix_cache;
 mod rendezvous;
 mod samples;
+mod vllm;
+mod vllm_fidelity;
+mod vllm_http;
 mod worker_faults;

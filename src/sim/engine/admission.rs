@@ -26,6 +26,9 @@ const TIMEOUT_SECONDS: f64 = 300.0;
 impl Run {
     pub(super) async fn admit(&mut self) -> Result<(), Failure> {
         let engine = self.engine.clone();
+        if engine.is_vllm() {
+            return self.admit_vllm().await;
+        }
         let fake = self.item.bootstrap.is_fake();
         let meets = engine.role != Role::Ordinary && !fake;
         if meets && self.item.bootstrap.room.is_none() {
@@ -42,16 +45,21 @@ impl Run {
                 .ok_or_else(|| self.aborted_in_queue())?,
         }
         if engine.role != Role::Prefill {
-            self.stage.enter(Stage::Ready);
-            let permit = self
-                .abort
-                .race(engine.running.clone().acquire_owned())
-                .await;
-            self.permits
-                .extend(permit.ok_or_else(|| self.aborted_in_queue())?.ok());
+            self.await_turn()
+                .await
+                .ok_or_else(|| self.aborted_in_queue())?;
         }
         self.stage.enter(Stage::Running);
         Ok(())
+    }
+
+    /// Waits for a place among those that generate; none when aborted.
+    pub(super) async fn await_turn(&mut self) -> Option<()> {
+        self.stage.enter(Stage::Ready);
+        let running = self.engine.running.clone();
+        let permit = self.abort.race(running.acquire_owned()).await?;
+        self.permits.extend(permit.ok());
+        Some(())
     }
 
     fn check_logprob_start(&self) -> Result<(), Failure> {
@@ -204,9 +212,9 @@ impl Run {
     }
 
     /// The forward pass over the prompt; none when aborted.
-    async fn compute(&mut self) -> Option<()> {
+    pub(super) async fn compute(&mut self) -> Option<()> {
         self.stage.enter(Stage::Queued);
-        let rank = self.engine.rank(self.item.bootstrap.room).clone();
+        let rank = self.engine.rank(&self.item).clone();
         let options = &self.engine.options;
         let computed = if options.chunked_prefill_tokens > 0 {
             let queued = rank.queue(self.item.prompt.as_slice().into(), self.reusable());
@@ -239,7 +247,9 @@ impl Run {
     /// before the first position whose logprob is wanted.
     fn reusable(&self) -> usize {
         let logprobs = &self.item.logprobs;
-        let wanted = logprobs.start.filter(|_| logprobs.wanted);
+        let wanted = logprobs
+            .start
+            .filter(|_| logprobs.wanted || self.engine.is_vllm());
         let most = self.item.prompt.len().saturating_sub(1);
         most.min(wanted.unwrap_or(most))
     }

@@ -1,9 +1,10 @@
 //! The state that a worker's requests share: memory, queues, live request ids, the worker's phase; and aborts.
 //!
-//! `rules` refuses requests that break a rule, `admission` brings an item to its first token, `run` to its last. The
-//! shape of a response belongs to its endpoint.
+//! `rules` refuses requests that break a rule, `admission` brings an item to its first token, `run` to its last; on a vLLM
+//! worker `nixl` takes the place of the first two. The shape of a response belongs to its endpoint.
 
 mod admission;
+mod nixl;
 mod radix;
 mod rank;
 mod rules;
@@ -12,8 +13,10 @@ mod stage;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
@@ -22,6 +25,7 @@ use super::errors::{self, Failure};
 use super::journal::{Event, Journal, Violation};
 use super::rendezvous::{Peers, Room, Rooms};
 use super::request::{Batch, Item};
+use super::vllm::nixl::Nixl;
 use super::{Role, SimOptions};
 
 pub(crate) use admission::DEFAULT_BOOTSTRAP_PORT;
@@ -46,6 +50,12 @@ pub(crate) struct Engine {
     pub(crate) journal: Journal,
     pub(crate) rooms: Rooms,
     pub(crate) chaos: Chaos,
+    /// vLLM's part in KV transfers; an ordinary worker has none.
+    pub(crate) nixl: Option<Nixl>,
+    /// vLLM: nothing is scheduled while this is true.
+    pub(crate) paused: watch::Sender<bool>,
+    /// vLLM: the worker says that it sleeps.
+    pub(crate) sleeping: AtomicBool,
     peers: Peers,
     phase: watch::Sender<Phase>,
     /// Every task holds a clone. The worker has stopped when all are dropped.
@@ -98,14 +108,24 @@ impl Abort {
 }
 
 impl Engine {
-    pub(crate) fn new(role: Role, options: SimOptions, alive: mpsc::Sender<()>) -> Arc<Engine> {
+    /// `side_channel` is the address of the side channel of a vLLM worker.
+    pub(crate) fn new(
+        role: Role,
+        options: SimOptions,
+        side_channel: Option<SocketAddr>,
+        alive: mpsc::Sender<()>,
+    ) -> Arc<Engine> {
         let journal = Journal::new(options.journal_entries);
+        let nixl = side_channel.map(|address| Nixl::of(&options, journal.clone(), address));
         // Prefill is lost after two missed heartbeats, 5 s apart. Source: `SGLANG_DISAGGREGATION_HEARTBEAT_*`.
         let peers = Peers::new(journal.clone(), options.timer(1.0), options.timer(10.0));
         Arc::new(Engine {
             role,
             chaos: Chaos::new(role, options.chaos.clone()),
             rooms: Rooms::new(journal.clone()),
+            nixl,
+            paused: watch::Sender::new(false),
+            sleeping: AtomicBool::new(false),
             peers,
             phase: watch::Sender::new(Phase::Serving),
             alive: Mutex::new(Some(alive)),
@@ -125,7 +145,8 @@ impl Engine {
 
     /// Starts the forward passes of chunked prefill.
     pub(crate) fn start(&self) {
-        if self.options.chunked_prefill_tokens > 0 && self.role != Role::Decode {
+        let computes = self.role != Role::Decode || self.is_vllm();
+        if self.options.chunked_prefill_tokens > 0 && computes {
             for rank in &self.ranks {
                 self.spawn(rank.clone().passes(self.options.clone()));
             }
@@ -134,14 +155,27 @@ impl Engine {
 
     /// The rank that computes an item: the room decides on prefill, so that decode finds it.
     /// Source: SGLang 0.5.23, `arg_groups/serving_hook.py` (`follow_bootstrap_room`).
-    fn rank(&self, room: Option<Room>) -> &Arc<Rank> {
+    fn rank(&self, item: &Item) -> &Arc<Rank> {
         let ranks = self.ranks.len();
-        let index = match room.filter(|_| self.role == Role::Prefill) {
+        let room = item.bootstrap.room.filter(|_| self.role == Role::Prefill);
+        let index = match (room, item.rank) {
             // The remainder is below the number of ranks.
-            Some(room) => usize::try_from(room.rem_euclid(ranks as Room)).unwrap_or(0),
-            None => self.next_rank.fetch_add(1, Ordering::Relaxed) % ranks,
+            (Some(room), _) => usize::try_from(room.rem_euclid(ranks as Room)).unwrap_or(0),
+            (None, Some(named)) => named % ranks,
+            (None, None) => self.next_rank.fetch_add(1, Ordering::Relaxed) % ranks,
         };
         &self.ranks[index]
+    }
+
+    /// Whether the worker is vLLM's, and not SGLang's.
+    pub(crate) fn is_vllm(&self) -> bool {
+        self.options.vllm.is_some()
+    }
+
+    /// How long a vLLM worker holds blocks for decode.
+    pub(crate) fn lease(&self) -> Duration {
+        let lease = self.options.vllm.as_ref().map(|options| options.lease);
+        self.options.timer(lease.unwrap_or_default().as_secs_f64())
     }
 
     /// What waits on each rank.
@@ -222,14 +256,20 @@ impl Engine {
 
     /// Aborts the item with exactly this request id, or all items. An unknown id is ignored.
     pub(crate) fn abort(&self, rid: Option<&str>) {
+        self.abort_those(|live| rid.is_none_or(|rid| rid == live));
+    }
+
+    /// Aborts the items with such request ids, and gives their number.
+    pub(crate) fn abort_those(&self, is_meant: impl Fn(&str) -> bool) -> usize {
         let live = self.live();
-        let matching = live
-            .iter()
-            .filter(|(live, _)| rid.is_none_or(|rid| rid == live.as_str()));
+        let matching = live.iter().filter(|(rid, _)| is_meant(rid));
+        let mut aborted = 0;
         for (rid, abort) in matching {
             self.journal.push(|| Event::AbortByRid { rid: rid.clone() });
             abort.request();
+            aborted += 1;
         }
+        aborted
     }
 
     /// Registers the items of a batch, which can be aborted from then on.
@@ -242,10 +282,12 @@ impl Engine {
         batch: &Batch,
         fault: ItemFault,
     ) -> Result<Vec<Run>, Failure> {
-        rules::check(self.role, batch).map_err(|broken| {
-            self.journal.violation(broken.rule, || broken.rid);
-            broken.failure
-        })?;
+        if !self.is_vllm() {
+            rules::check(self.role, batch).map_err(|broken| {
+                self.journal.violation(broken.rule, || broken.rid);
+                broken.failure
+            })?;
+        }
         let mut runs = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
             runs.push(self.run(request, item, fault)?);
@@ -267,8 +309,8 @@ impl Engine {
             std::collections::hash_map::Entry::Vacant(free) => free.insert(abort.clone()),
         };
         self.in_flight.send_modify(|items| *items += 1);
-        let run = Run::new(self.clone(), item.clone(), fault, abort);
-        if self.role != Role::Ordinary && !item.bootstrap.is_fake() {
+        let run = Run::new(self.clone(), request, item.clone(), fault, abort);
+        if self.role != Role::Ordinary && !self.is_vllm() && !item.bootstrap.is_fake() {
             match item.bootstrap.room {
                 None => self
                     .journal

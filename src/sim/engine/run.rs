@@ -14,10 +14,13 @@ use crate::sim::errors::Failure;
 use crate::sim::model::{self, Context};
 use crate::sim::rendezvous::Record;
 use crate::sim::request::{Item, Sampling};
+use crate::sim::vllm::transfer::Transfer;
 
 /// One item in the engine.
 pub(crate) struct Run {
     pub(super) engine: Arc<Engine>,
+    /// The number of its request in the journal.
+    pub(super) request: u64,
     pub(super) item: Item,
     pub(super) fault: ItemFault,
     pub(super) abort: Arc<Abort>,
@@ -31,6 +34,10 @@ pub(crate) struct Run {
     pub(super) cached_tokens: usize,
     /// Keeps the prompt in the prefix cache until the item has ended.
     pub(super) computed: Option<Computed>,
+    /// The blocks that a vLLM worker holds for decode.
+    pub(super) blocks: Option<Vec<u64>>,
+    /// Whether the prompt's KV cache is another worker's.
+    pub(super) pulled: bool,
     pub(super) times: Times,
     pub(super) stage: Staged,
     pub(super) permits: Vec<OwnedSemaphorePermit>,
@@ -75,6 +82,10 @@ pub(crate) struct Step {
     pub(crate) row: Option<Row>,
     pub(crate) finish: Option<Finish>,
     pub(crate) cached_tokens: usize,
+    /// Whether the prompt's KV cache is another worker's.
+    pub(crate) pulled: bool,
+    /// The `kv_transfer_params` of a vLLM prefill worker, as JSON, with the last step.
+    pub(crate) handed_over: Option<Arc<str>>,
     pub(crate) times: Times,
 }
 
@@ -99,17 +110,33 @@ pub(crate) enum Finish {
 }
 
 impl Run {
-    pub(super) fn new(engine: Arc<Engine>, item: Item, fault: ItemFault, abort: Arc<Abort>) -> Run {
-        let seed = engine.options.seed ^ item.sampling.seed;
-        let first = match engine.role {
-            Role::Prefill => Stage::Bootstrap,
-            Role::Decode => Stage::Preallocating,
-            Role::Ordinary => Stage::Queued,
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        request: u64,
+        item: Item,
+        fault: ItemFault,
+        abort: Arc<Abort>,
+    ) -> Run {
+        let first = match (engine.role, &item.transfer) {
+            (_, Transfer::Pull(_)) => Stage::Preallocating,
+            _ if engine.is_vllm() => Stage::Queued,
+            (Role::Prefill, _) => Stage::Bootstrap,
+            (Role::Decode, _) => Stage::Preallocating,
+            (Role::Ordinary, _) => Stage::Queued,
         };
         let stage = Staged::new(&engine.stages, first);
+        let (seed, sampling) = (engine.options.seed, item.sampling.seed);
+        let context = match engine.is_vllm() {
+            // The KV cache of a prompt does not depend on how tokens are sampled.
+            true => Context::start(seed)
+                .after_all(&item.prompt)
+                .sampled(sampling),
+            false => Context::start(seed ^ sampling).after_all(&item.prompt),
+        };
         Run {
-            context: Context::start(seed).after_all(&item.prompt),
+            context,
             engine,
+            request,
             item,
             fault,
             abort,
@@ -118,6 +145,8 @@ impl Run {
             first: None,
             cached_tokens: 0,
             computed: None,
+            blocks: None,
+            pulled: false,
             times: Times::start(),
             stage,
             permits: Vec::new(),
@@ -150,11 +179,14 @@ impl Run {
             self.pause(self.engine.options.time_per_output_token).await;
         }
         let scripted = matches!(self.fault, ItemFault::AbortAfter(tokens) if produced >= tokens);
-        let step = if scripted || self.abort.is_requested() {
+        let mut step = if scripted || self.abort.is_requested() {
             self.aborted()
         } else {
             self.generate(produced)
         };
+        if step.finish.is_some() {
+            step.handed_over = self.hand_over(step.finish.as_ref(), produced + 1);
+        }
         self.progress = match step.finish {
             Some(_) => Progress::Over,
             None => Progress::Running {
@@ -179,7 +211,8 @@ impl Run {
     }
 
     fn generate(&mut self, produced: usize) -> Step {
-        if self.item.sampling.max_new_tokens == 0 && self.engine.role != Role::Prefill {
+        let hands_over_first = self.engine.role == Role::Prefill && !self.engine.is_vllm();
+        if self.item.sampling.max_new_tokens == 0 && !hands_over_first {
             // The response has no token, but decode's has the logprobs of prefill's record.
             // Source: SGLang 0.5.23, `managers/scheduler_components/output_streamer.py`, `logprob_end`.
             let row = self.first.as_ref().filter(|_| self.item.logprobs.wanted);
@@ -191,7 +224,7 @@ impl Run {
         let row = self.item.logprobs.wanted.then(|| self.row(token, handed));
         self.context = self.context.after(token);
         let text = model::text_of(&[token]);
-        if self.engine.role == Role::Prefill {
+        if hands_over_first {
             return self.step(Some(token), text, row, Some(Finish::Length(0)));
         }
         let (text, stopped) = self.cut_at_stop(text);
@@ -272,6 +305,8 @@ impl Run {
             row,
             finish,
             cached_tokens,
+            pulled: self.pulled,
+            handed_over: None,
             times: self.times(),
         }
     }
@@ -279,6 +314,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        self.give_blocks_back();
         self.engine.live().remove(&self.item.rid);
         self.engine.in_flight.send_modify(|items| *items -= 1);
     }

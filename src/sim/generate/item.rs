@@ -284,6 +284,8 @@ impl NativeItem {
             row: None,
             finish: Some(Finish::Abort),
             cached_tokens: 0,
+            pulled: false,
+            handed_over: None,
             times,
         };
         self.object(&reason, &step, true)

@@ -42,7 +42,7 @@ pub(super) fn bootstrap(
 }
 
 /// An integer of any size, or a string with one, which pydantic reads as an integer.
-pub(super) fn integer(value: &Value) -> Option<i128> {
+pub(in crate::sim) fn integer(value: &Value) -> Option<i128> {
     match value {
         Value::Number(number) => number.as_str().parse().ok(),
         Value::String(text) => text.trim().parse().ok(),
@@ -50,7 +50,7 @@ pub(super) fn integer(value: &Value) -> Option<i128> {
     }
 }
 
-pub(super) fn boolean(value: Option<&Value>) -> bool {
+pub(in crate::sim) fn boolean(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(value)) => *value,
         Some(Value::Number(number)) => number.as_f64() == Some(1.0),
@@ -64,7 +64,7 @@ pub(super) fn boolean(value: Option<&Value>) -> bool {
     }
 }
 
-pub(super) fn token_ids(value: &Value) -> Vec<u32> {
+pub(in crate::sim) fn token_ids(value: &Value) -> Vec<u32> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter()
         .filter_map(integer)
@@ -130,7 +130,7 @@ pub(super) fn rid(body: &Value, index: usize, list: bool) -> String {
     }
 }
 
-pub(super) fn strings(value: Option<&Value>) -> Vec<String> {
+pub(in crate::sim) fn strings(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::String(text)) => vec![text.clone()],
         Some(Value::Array(list)) => list

@@ -54,6 +54,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
             sampling,
             logprobs: native_logprobs(body, index, list),
             bootstrap: bootstrap(body, index, size)?,
+            ..Item::default()
         });
     }
     Ok(Batch {

@@ -5,16 +5,17 @@
 //! values and checks none again. Rooms are parsed as integers and never pass through a float.
 //! Source: SGLang 0.5.23, `managers/io_struct.py`, `entrypoints/openai/protocol.py`, and transcripts.
 
-mod fields;
+pub(super) mod fields;
 mod generate;
-mod openai;
-mod python;
+pub(super) mod openai;
+pub(super) mod python;
 mod report;
 mod samples;
-mod schema;
+pub(super) mod schema;
 
 use super::errors::Failure;
 use super::rendezvous::Room;
+use super::vllm::transfer::Transfer;
 
 pub(crate) use generate::generate;
 pub(crate) use openai::{chat, chat_text, completions, messages, responses, tokenize};
@@ -32,13 +33,17 @@ pub(crate) struct Batch {
 }
 
 /// One prompt, or one sample of one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Item {
     pub(crate) rid: String,
     pub(crate) prompt: Vec<u32>,
     pub(crate) sampling: Sampling,
     pub(crate) logprobs: LogprobPlan,
     pub(crate) bootstrap: Bootstrap,
+    /// vLLM's `kv_transfer_params`.
+    pub(crate) transfer: Transfer,
+    /// The data parallel rank that the request names; on SGLang's prefill its room decides.
+    pub(crate) rank: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -106,6 +106,7 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
             sampling,
             logprobs,
             bootstrap,
+            ..Item::default()
         });
     }
     Ok(Batch {
@@ -204,7 +205,7 @@ pub(crate) fn chat_text(body: &Value) -> String {
     messages.iter().map(message_text).collect::<String>() + "<|assistant|>"
 }
 
-fn message_text(message: &Value) -> String {
+pub(in crate::sim) fn message_text(message: &Value) -> String {
     let role = message
         .get("role")
         .and_then(Value::as_str)
@@ -212,7 +213,7 @@ fn message_text(message: &Value) -> String {
     role_text(role, message.get("content").unwrap_or(&Value::Null))
 }
 
-fn role_text(role: &str, content: &Value) -> String {
+pub(in crate::sim) fn role_text(role: &str, content: &Value) -> String {
     match content {
         Value::Null => String::new(),
         Value::String(text) => format!("<|{role}|>{text}"),
@@ -245,6 +246,7 @@ fn one_prompt(
         sampling,
         logprobs,
         bootstrap,
+        ..Item::default()
     };
     Ok(Batch {
         items: vec![item],
@@ -266,7 +268,7 @@ fn openai_fields(errors: &mut Errors, body: &Value) {
 }
 
 /// A flat list of integers is one prompt; any other list is a batch.
-fn openai_prompts(body: &Value) -> (Vec<Vec<u32>>, bool) {
+pub(in crate::sim) fn openai_prompts(body: &Value) -> (Vec<Vec<u32>>, bool) {
     match body.get("prompt") {
         Some(Value::Array(list)) if list.iter().any(|entry| !entry.is_number()) => {
             (list.iter().map(prompt_of).collect(), true)

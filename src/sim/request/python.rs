@@ -47,7 +47,7 @@ pub(super) fn python(value: &Value) -> String {
     }
 }
 
-pub(super) fn python_string(text: &str) -> String {
+pub(in crate::sim) fn python_string(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {

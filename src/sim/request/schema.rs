@@ -268,7 +268,7 @@ impl Errors {
 }
 
 /// The kind and message of pydantic's error for a value that is not an integer.
-fn no_integer(value: &Value) -> Option<(&'static str, &'static str)> {
+pub(in crate::sim) fn no_integer(value: &Value) -> Option<(&'static str, &'static str)> {
     match value {
         Value::Number(number) if number.as_str().parse::<i128>().is_ok() => None,
         Value::Number(number) if number.as_f64().is_some_and(|float| float.fract() == 0.0) => None,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mini_lb::sim::{Entry, Event, SimOptions, Worker};
+use mini_lb::sim::{Entry, Event, SimOptions, VllmOptions, Worker};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -236,5 +236,71 @@ impl SimPair {
             post(&self.prefill, path, &body),
             post(&self.decode, path, &body)
         )
+    }
+}
+
+/// A simulated vLLM prefill worker and a simulated vLLM decode worker, without a balancer.
+pub struct VllmPair {
+    pub prefill: Worker,
+    pub decode: Worker,
+}
+
+/// A vLLM engine that takes no time, with all of its endpoints but those of development mode.
+pub fn quick_vllm() -> SimOptions {
+    let vllm = SimOptions::vllm();
+    SimOptions {
+        reported: vllm.reported,
+        vllm: vllm.vllm.map(|options| VllmOptions {
+            scale_out: true,
+            ..options
+        }),
+        ..quick()
+    }
+}
+
+impl VllmPair {
+    pub async fn start(options: SimOptions) -> VllmPair {
+        VllmPair {
+            prefill: Worker::start_prefill(options.clone()).await.unwrap(),
+            decode: Worker::start_decode(options).await.unwrap(),
+        }
+    }
+
+    /// The body as a balancer sends it to prefill: one token, no stream, and the request for params.
+    pub fn prefill_body(path: &str, body: &Value) -> Value {
+        let mut body = body.clone();
+        body["kv_transfer_params"] = json!({"do_remote_decode":true,"do_remote_prefill":false});
+        body["stream"] = json!(false);
+        let fields = body.as_object_mut().unwrap();
+        fields.remove("stream_options");
+        fields.remove("n");
+        match path {
+            "/v1/responses" => body["max_output_tokens"] = json!(1),
+            "/inference/v1/generate" => {
+                body["sampling_params"]["max_tokens"] = json!(1);
+                body["sampling_params"]["n"] = json!(1);
+            }
+            _ => {
+                body["max_tokens"] = json!(1);
+                if body.get("max_completion_tokens").is_some() {
+                    body["max_completion_tokens"] = json!(1);
+                }
+            }
+        }
+        body
+    }
+
+    /// The body with prefill's params, as it goes to decode.
+    pub fn decode_body(body: &Value, prefill: &Reply) -> Value {
+        let mut body = body.clone();
+        body["kv_transfer_params"] = prefill.json()["kv_transfer_params"].clone();
+        body
+    }
+
+    /// One leg after the other; decode's response.
+    pub async fn both(&self, path: &str, body: &Value) -> Reply {
+        let first = post(&self.prefill, path, &Self::prefill_body(path, body)).await;
+        assert_eq!(first.status, 200, "{}", first.text());
+        post(&self.decode, path, &Self::decode_body(body, &first)).await
     }
 }

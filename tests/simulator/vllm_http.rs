@@ -1,0 +1,184 @@
+//! The simulated vLLM worker's HTTP: its ids, its errors, and which paths it has.
+
+use std::time::Duration;
+
+use mini_lb::sim::{Event, SimOptions, Worker};
+use serde_json::json;
+use support::sim::{Reply, VllmPair, get, post, quick_vllm, wait_for};
+
+use crate::vllm::{CHAT, COMPLETIONS, PROMPT, completion, with_vllm};
+
+#[tokio::test]
+async fn a_request_id_names_the_response_and_may_serve_both_legs() {
+    let pair = VllmPair::start(quick_vllm()).await;
+    let headers = "content-type: application/json\r\nx-request-id: mine\r\n";
+    let body = VllmPair::prefill_body(COMPLETIONS, &completion(PROMPT)).to_string();
+    let raw = support::sim::send(pair.prefill.address(), "POST", COMPLETIONS, headers, &body).await;
+    let reply = Reply::parse(&raw).json();
+    assert_eq!(reply["id"], "cmpl-mine");
+    let id = reply["kv_transfer_params"]["remote_request_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        id.starts_with("cmpl-mine-0-") && id.len() == "cmpl-mine-0-".len() + 8,
+        "{id}"
+    );
+    let raw = support::sim::send(
+        pair.prefill.address(),
+        "POST",
+        COMPLETIONS,
+        "content-type: application/json\r\nx-data-parallel-rank: 1\r\n",
+        &body,
+    )
+    .await;
+    let refused = Reply::parse(&raw);
+    assert_eq!(refused.status, 400);
+    assert_eq!(
+        refused.json()["error"]["message"],
+        "data_parallel_rank 1 is out of range [0, 1)."
+    );
+}
+
+#[tokio::test]
+async fn errors_have_vllms_words() {
+    let worker = Worker::start_prefill(quick_vllm()).await.unwrap();
+    let table = [
+        (
+            json!({"prompt":"a","max_tokens":1,"min_tokens":5}),
+            "BadRequestError",
+            "min_tokens must be less than or equal to max_tokens=1, got 5.",
+        ),
+        (
+            json!({"prompt":"a","stream_options":{"include_usage":true}}),
+            "BadRequestError",
+            "Stream options can only be defined when `stream=True`.",
+        ),
+        (
+            json!({"prompt":""}),
+            "BadRequestError",
+            "Either prompt or prompt_embeds must be provided and non-empty.",
+        ),
+        (
+            json!({"prompt":[]}),
+            "BadRequestError",
+            "You must pass at least one prompt",
+        ),
+        (
+            json!({"prompt":"a","max_tokens":5000}),
+            "BadRequestError",
+            "max_tokens=5000 cannot be greater than max_model_len=2048.",
+        ),
+        (
+            json!({"prompt":"a","temperature":"hot"}),
+            "Bad Request",
+            "1 validation error:\n  {'type': 'float_parsing', 'loc': 'body.temperature'",
+        ),
+    ];
+    for (body, kind, message) in table {
+        let reply = post(&worker, COMPLETIONS, &body).await;
+        let error = reply.json()["error"].clone();
+        assert_eq!(
+            (reply.status, &error["type"]),
+            (400, &json!(kind)),
+            "{body}"
+        );
+        assert!(
+            error["message"].as_str().unwrap().starts_with(message),
+            "{error}"
+        );
+    }
+    let raw = support::sim::send(
+        worker.address(),
+        "POST",
+        CHAT,
+        "content-type: text/plain\r\n",
+        "{}",
+    )
+    .await;
+    let reply = Reply::parse(&raw).json();
+    assert_eq!(
+        reply["error"]["message"],
+        "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+    );
+}
+
+#[tokio::test]
+async fn paths_are_there_by_their_options() {
+    let plain = Worker::start_decode(with_vllm(|vllm| vllm.scale_out = false))
+        .await
+        .unwrap();
+    assert_eq!(
+        post(&plain, "/inference/v1/generate", &json!({}))
+            .await
+            .status,
+        403
+    );
+    assert_eq!(get(&plain, "/server_info").await.status, 404);
+    assert_eq!(get(&plain, "/get_model_info").await.status, 404);
+    let developed = Worker::start_decode(with_vllm(|vllm| vllm.dev_mode = true))
+        .await
+        .unwrap();
+    let info = get(&developed, "/server_info").await.json();
+    assert_eq!(
+        info["vllm_config"]["kv_transfer_config"]["kv_role"],
+        "kv_consumer"
+    );
+    let paused = |value: bool| json!({"is_paused":value});
+    assert_eq!(
+        post(&developed, "/pause", &json!({})).await.json(),
+        json!({"status":"paused"})
+    );
+    assert_eq!(get(&developed, "/is_paused").await.json(), paused(true));
+    assert_eq!(
+        post(&developed, "/resume", &json!({})).await.json(),
+        json!({"status":"resumed"})
+    );
+    assert_eq!(get(&developed, "/is_paused").await.json(), paused(false));
+    assert_eq!(
+        post(&developed, COMPLETIONS, &completion("a")).await.status,
+        200
+    );
+    let keyed = SimOptions {
+        api_key: Some("secret".to_owned()),
+        ..quick_vllm()
+    };
+    let keyed = Worker::start_decode(keyed).await.unwrap();
+    assert_eq!(get(&keyed, "/v1/models").await.status, 401);
+    assert_eq!(get(&keyed, "/version").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_request_is_aborted_by_the_id_of_its_response() {
+    let options = SimOptions {
+        time_per_output_token: Duration::from_millis(10),
+        ..quick_vllm()
+    };
+    let worker = Worker::start_decode(options).await.unwrap();
+    let mut body = completion(PROMPT);
+    body["max_tokens"] = json!(2000);
+    body["ignore_eos"] = json!(true);
+    body["request_id"] = json!("mine");
+    let waiting = post(&worker, COMPLETIONS, &body);
+    let aborting = async {
+        wait_for(&worker, |event| matches!(event, Event::RequestBody { .. })).await;
+        let ids = json!({"request_ids":["cmpl-mine"]});
+        loop {
+            assert_eq!(
+                post(&worker, "/inference/v1/abort_requests", &ids)
+                    .await
+                    .status,
+                200
+            );
+            let seen = worker.journal().entries();
+            if seen
+                .iter()
+                .any(|entry| matches!(entry.event, Event::AbortByRid { .. }))
+            {
+                return;
+            }
+        }
+    };
+    let (reply, ()) = tokio::join!(waiting, aborting);
+    assert_eq!(reply.json()["choices"][0]["finish_reason"], "abort");
+}
