@@ -36,7 +36,7 @@ pub enum Command {
     #[cfg(feature = "sim")]
     #[command(skip)]
     Demo(Box<Demo>),
-    /// Start one or more simulated SGLang workers.
+    /// Start one or more simulated SGLang or vLLM workers.
     #[cfg(feature = "sim")]
     Sim(Box<SimArgs>),
     /// Measure the latency and throughput of a server under load.

@@ -63,7 +63,7 @@
 //! | `discovery` | what makes and watches the workers: the registry of all sources, names and probes | `fleet`, `net`, `pd` |
 //! | `ops` | the endpoints without legs | `discovery`, `endpoint`, `error`, `fleet`, `net`, `pd`, `telemetry` |
 //! | [`config`] | the user's settings, and the values that the program needs | `limits`, `pd` |
-//! | [`sim`] | simulated SGLang workers | `pd` |
+//! | [`sim`] | simulated SGLang and vLLM workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`doctor`] | `mini-lb doctor`: examines the workers before the first request | `addresses`, `config`, `endpoint`, `fleet`, `net`, `pd`, `server` |
 //! | [`cli`] | the command line | `bench`, `config`, `doctor`, `sim` |

@@ -82,7 +82,7 @@ impl Api {
                 Some(response) => response,
                 None => {
                     let response = self.respond(&mut client, &head, body).await;
-                    fault.apply(response, &faults).await
+                    fault.apply(&self.engine, response, &faults).await
                 }
             },
         };

@@ -2,13 +2,16 @@
 
 use bytes::Bytes;
 
-use super::engine::{Row, Step};
+use super::SimOptions;
+use super::engine::Step;
 use super::errors::Family;
-use super::openai::{self, Generated, StreamOptions, cached_in_all, head, metadata, usage};
+use super::openai::{
+    self, Generated, StreamOptions, cached_in_all, head, metadata, name_and_bytes, token_logprob,
+    usage,
+};
 use super::render::{data, separate, string, write_to};
 use super::request::Batch;
 use super::stream::Render;
-use super::{SimOptions, model};
 
 /// The response of one request.
 pub(crate) struct Chat {
@@ -106,9 +109,10 @@ impl Render for Chat {
     fn absorb(&mut self, index: usize, step: &Step) {
         let choice = &mut self.choices[index];
         let token = choice.generated.absorb(step);
-        if let (Some(token), Some(top), Some(row)) = (token, choice.top, &step.row) {
+        if let (Some(_), Some(top), Some(row)) = (token, choice.top, &step.row) {
             separate(&mut choice.logprobs);
-            token_logprob(token, row, top, &mut choice.logprobs);
+            let best = row.top.iter().take(top).copied();
+            token_logprob(row, best, named_logprob, &mut choice.logprobs);
         }
     }
 
@@ -185,27 +189,10 @@ impl Render for Chat {
     }
 }
 
-fn token_logprob(token: u32, row: &Row, top: usize, out: &mut String) {
-    out.push('{');
-    named_logprob(token, row.logprob, out);
-    out.push_str(",\"top_logprobs\":[");
-    for (index, (logprob, token)) in row.top.iter().take(top).enumerate() {
-        out.push_str(if index > 0 { ",{" } else { "{" });
-        named_logprob(*token, *logprob, out);
-        out.push('}');
-    }
-    out.push_str("]}");
-}
-
 fn named_logprob(token: u32, logprob: f64, out: &mut String) {
-    let name = model::name_of(token);
-    let bytes: Vec<String> = name.bytes().map(|byte| byte.to_string()).collect();
+    let (name, bytes) = name_and_bytes(token);
     write_to(
         out,
-        format_args!(
-            "\"token\":{},\"bytes\":[{}],\"logprob\":{logprob:?}",
-            string(&name),
-            bytes.join(",")
-        ),
+        format_args!("\"token\":{name},\"bytes\":{bytes},\"logprob\":{logprob:?}"),
     );
 }

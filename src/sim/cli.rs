@@ -373,6 +373,16 @@ mod tests {
     }
 
     #[test]
+    fn without_flags_a_vllm_worker_has_the_defaults_of_vllm() {
+        let line = Line::try_parse_from(["sim", "vllm-decode"]).unwrap();
+        let SimRole::VllmDecode(args) = line.sim.role else {
+            unreachable!("another role was parsed")
+        };
+        let options = SimOptions::from(args);
+        assert_eq!(format!("{options:?}"), format!("{:?}", SimOptions::vllm()));
+    }
+
+    #[test]
     fn a_script_is_parsed_with_the_arguments_and_a_bad_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("faults.yaml");

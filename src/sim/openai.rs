@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::engine::{Finish, Step};
+use super::engine::{Finish, Row, Step};
+use super::model;
 use super::render::{escape_into, string};
 use super::request;
 
@@ -79,6 +80,31 @@ pub(crate) fn head(id: &str, object: &str, created: u64, model: &str) -> String 
         string(id),
         string(model)
     )
+}
+
+/// The logprobs of a token and of the most probable ones, each written by `named`.
+pub(crate) fn token_logprob(
+    row: &Row,
+    best: impl Iterator<Item = (f64, u32)>,
+    named: fn(u32, f64, &mut String),
+    out: &mut String,
+) {
+    out.push('{');
+    named(row.token, row.logprob, out);
+    out.push_str(",\"top_logprobs\":[");
+    for (index, (logprob, token)) in best.enumerate() {
+        out.push_str(if index > 0 { ",{" } else { "{" });
+        named(token, logprob, out);
+        out.push('}');
+    }
+    out.push_str("]}");
+}
+
+/// A token's text and its bytes, as JSON.
+pub(crate) fn name_and_bytes(token: u32) -> (String, String) {
+    let name = model::name_of(token);
+    let bytes: Vec<String> = name.bytes().map(|byte| byte.to_string()).collect();
+    (string(&name), format!("[{}]", bytes.join(",")))
 }
 
 /// `"finish_reason":..,"matched_stop":..`.

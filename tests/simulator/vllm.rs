@@ -242,7 +242,7 @@ async fn legs_that_are_not_as_they_must_be_are_violations() {
 }
 
 #[tokio::test]
-async fn blocks_that_nobody_reads_are_freed_after_the_lease() {
+async fn blocks_that_are_not_read_are_freed_after_the_lease() {
     let pair = VllmPair::start(with_vllm(|vllm| vllm.lease = Duration::from_millis(30))).await;
     let (_, second) = legs(&pair, COMPLETIONS, &completion(PROMPT)).await;
     expect_lease(&pair.prefill, LeaseState::Expired).await;
@@ -259,10 +259,11 @@ async fn blocks_that_nobody_reads_are_freed_after_the_lease() {
 
 #[tokio::test]
 async fn a_lease_is_renewed_while_decode_waits_for_memory() {
-    let lease = Duration::from_millis(120);
+    let lease = Duration::from_secs(1);
     let options = SimOptions {
         kv_slots: 1,
-        time_per_output_token: Duration::from_millis(20),
+        // The first request has the memory for longer than a lease.
+        time_per_output_token: Duration::from_millis(40),
         ..with_vllm(|vllm| vllm.lease = lease)
     };
     let pair = VllmPair::start(options).await;

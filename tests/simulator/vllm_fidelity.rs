@@ -49,7 +49,9 @@ fn exchange(text: &str) -> Exchange {
 
 /// The options of the servers that the transcripts were captured from.
 fn captured_options() -> SimOptions {
-    let quick = quick_vllm();
+    let mut quick = quick_vllm();
+    // Longer than a test: what does not fail at once is seen.
+    quick.vllm.as_mut().unwrap().handshake_timeout = Duration::from_secs(3600);
     let mut reported = quick.reported;
     reported.page_size = 32;
     reported.model_path = "/models/tiny".to_owned();
@@ -312,7 +314,6 @@ async fn a_side_channel_that_cannot_be_reached_is_the_real_error_after_the_timeo
     for name in ["23-dead-prefill", "23-dead-prefill-stream"] {
         let exchange = transcript(name).remove(0);
         let body = exchange.body.replace("35999", &port.to_string());
-        let begun = std::time::Instant::now();
         let raw = send(
             pair.decode.address(),
             "POST",
@@ -321,10 +322,6 @@ async fn a_side_channel_that_cannot_be_reached_is_the_real_error_after_the_timeo
             &body,
         )
         .await;
-        assert!(
-            begun.elapsed() >= timeout,
-            "the handshake is tried for its timeout"
-        );
         assert_alike(name, &Reply::parse(&raw), &exchange.reply);
     }
 }
@@ -341,18 +338,8 @@ async fn a_prefill_that_died_after_a_handshake_is_the_real_error_at_once() {
     let second = VllmPair::decode_body(&body, &first).to_string();
     let VllmPair { prefill, decode } = pair;
     prefill.stop().await;
-    let begun = std::time::Instant::now();
-    let raw = send(
-        decode.address(),
-        "POST",
-        &exchange.path,
-        &exchange.headers,
-        &second,
-    )
-    .await;
-    assert!(
-        begun.elapsed() < Duration::from_secs(5),
-        "no handshake is tried"
-    );
+    let Exchange { path, headers, .. } = &exchange;
+    let sending = send(decode.address(), "POST", path, headers, &second);
+    let raw = support::soon("the error, without a handshake", sending).await;
     assert_alike("25", &Reply::parse(&raw), &exchange.reply);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::json;
-use support::sim::{Reply, VllmPair, get, post, quick_vllm, wait_for};
+use support::sim::{Reply, VllmPair, get, post, post_text, quick_vllm, wait_for};
 
 use crate::vllm::{CHAT, COMPLETIONS, PROMPT, completion, with_vllm};
 
@@ -181,4 +181,20 @@ async fn a_request_is_aborted_by_the_id_of_its_response() {
     };
     let (reply, ()) = tokio::join!(waiting, aborting);
     assert_eq!(reply.json()["choices"][0]["finish_reason"], "abort");
+}
+
+#[tokio::test]
+async fn scripted_errors_have_vllms_shape() {
+    let worker = Worker::start_decode(quick_vllm()).await.unwrap();
+    let script = r#"{"rules":[{"match":{"times":1},"do":{"status":{"code":503}}},{"do":{"error_event":{"events":1}}}]}"#;
+    assert_eq!(post_text(&worker, "/sim/chaos", script).await.status, 200);
+    let reply = post(&worker, COMPLETIONS, &completion(PROMPT)).await;
+    let error = json!({"message":"scripted fault","type":"503","param":null,"code":503});
+    assert_eq!((reply.status, reply.json()), (503, json!({"error":error})));
+    let mut streamed = completion(PROMPT);
+    streamed["stream"] = json!(true);
+    let events = post(&worker, COMPLETIONS, &streamed).await.events();
+    let last: Vec<&str> = events[1..].iter().map(|(_, data)| data.as_str()).collect();
+    let error = r#"{"error": {"message": "scripted fault", "type": "InternalServerError", "param": null, "code": 500}}"#;
+    assert_eq!(last, [error, "[DONE]"]);
 }

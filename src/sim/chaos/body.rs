@@ -8,7 +8,6 @@ use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use super::rule::{Action, End};
-use crate::sim::render;
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
@@ -16,6 +15,7 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 pub(crate) struct FaultyEvents {
     events: Receiver<Bytes>,
     action: Action,
+    error: Bytes,
     /// Events so far.
     seen: usize,
     ready: VecDeque<Bytes>,
@@ -34,10 +34,12 @@ enum Next {
 }
 
 impl FaultyEvents {
-    pub(crate) fn new(events: Receiver<Bytes>, action: Action) -> FaultyEvents {
+    /// `error` is the event of [`Action::ErrorEvent`].
+    pub(crate) fn new(events: Receiver<Bytes>, action: Action, error: Bytes) -> FaultyEvents {
         let mut faulty = FaultyEvents {
             events,
             action,
+            error,
             seen: 0,
             ready: VecDeque::new(),
             next: Next::Event,
@@ -50,7 +52,8 @@ impl FaultyEvents {
     pub(crate) fn cut() -> FaultyEvents {
         let (_, events) = tokio::sync::mpsc::channel(1);
         let end = End::default();
-        FaultyEvents::new(events, Action::CutAfterEvent { events: 0, end })
+        let action = Action::CutAfterEvent { events: 0, end };
+        FaultyEvents::new(events, action, Bytes::new())
     }
 
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -104,22 +107,14 @@ impl FaultyEvents {
                 self.next = Next::FlushAndCut;
             }
             Action::StallAfterEvent { events } if self.seen == *events => self.next = Next::Silence,
-            Action::ErrorEvent { events, message } if self.seen == *events => {
-                let message = message.as_deref().unwrap_or("scripted fault");
-                self.ready.push_back(error_event(message));
+            Action::ErrorEvent { events, .. } if self.seen == *events => {
+                self.ready.push_back(self.error.clone());
                 self.ready.push_back(Bytes::from_static(DONE));
                 self.next = Next::End;
             }
             _ => {}
         }
     }
-}
-
-/// SGLang's error event of `/generate`. Source: SGLang 0.5.23, `entrypoints/http_server.py`.
-fn error_event(message: &str) -> Bytes {
-    let error = serde_json::json!({"error":{
-        "message":message,"type":"InternalServerError","code":500,"retryable":false}});
-    render::data(&error.to_string())
 }
 
 fn last_brace(event: &[u8]) -> usize {

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+
+use serde_json::json;
 
 use super::io::{ConnectionFaults, WireFault};
 use super::rule::{Action, End};
 use super::{FaultyEvents, ItemFault};
 use crate::sim::engine::Engine;
+use crate::sim::render;
+use crate::sim::vllm::errors::internal_event;
 use crate::sim::wire::{self, Payload, SimResponse};
 
 /// The fault of one request.
@@ -65,8 +70,10 @@ impl Fault {
                 content_type,
                 retry_after,
             } => {
-                let mut response =
-                    wire::json(code.0, body.clone().unwrap_or_else(|| error_body(code.0)));
+                let mut response = wire::json(
+                    code.0,
+                    body.clone().unwrap_or_else(|| error_body(engine, code.0)),
+                );
                 if let Some(content_type) = content_type {
                     let value = content_type.0.clone();
                     response.headers_mut().insert(CONTENT_TYPE, value);
@@ -85,6 +92,7 @@ impl Fault {
     /// The engine's response with the fault in it.
     pub(crate) async fn apply(
         &self,
+        engine: &Engine,
         mut response: SimResponse,
         connection: &ConnectionFaults,
     ) -> SimResponse {
@@ -103,7 +111,13 @@ impl Fault {
         let (mut head, payload) = response.into_parts();
         let payload = match (payload, &self.action) {
             (Payload::Events(events), action) => {
-                Payload::Faulty(FaultyEvents::new(events, action.clone()))
+                let error = match action {
+                    Action::ErrorEvent { message, .. } => {
+                        error_event(engine, message.as_deref().unwrap_or("scripted fault"))
+                    }
+                    _ => Bytes::new(),
+                };
+                Payload::Faulty(FaultyEvents::new(events, action.clone(), error))
             }
             (Payload::Whole(mut body), Action::InvalidJson) => {
                 body.truncate(body.len().saturating_sub(1));
@@ -142,9 +156,22 @@ fn closing(mut response: SimResponse) -> SimResponse {
     response
 }
 
-/// An error in SGLang's flat shape.
-fn error_body(code: u16) -> String {
-    let body = serde_json::json!({"object":"error","message":"scripted fault","type":code.to_string(),
-        "param":null,"code":code});
+/// An error in SGLang's flat shape, or in vLLM's.
+fn error_body(engine: &Engine, code: u16) -> String {
+    let (message, kind) = ("scripted fault", code.to_string());
+    let body = match engine.is_vllm() {
+        true => json!({"error":{"message":message,"type":kind,"param":null,"code":code}}),
+        false => json!({"object":"error","message":message,"type":kind,"param":null,"code":code}),
+    };
     body.to_string()
+}
+
+/// The event of SGLang's `/generate`, or vLLM's. Source: SGLang 0.5.23, `entrypoints/http_server.py`; vLLM's transcripts 23.
+fn error_event(engine: &Engine, message: &str) -> Bytes {
+    if engine.is_vllm() {
+        return render::data(&internal_event(message));
+    }
+    let error = json!({"error":{
+        "message":message,"type":"InternalServerError","code":500,"retryable":false}});
+    render::data(&error.to_string())
 }

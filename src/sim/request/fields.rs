@@ -95,7 +95,7 @@ pub(super) fn check_temperature(
     }
 }
 
-pub(super) fn common_sampling(parameters: &Value, seed: &str) -> Sampling {
+pub(in crate::sim) fn common_sampling(parameters: &Value, seed: &str) -> Sampling {
     Sampling {
         max_new_tokens: 0,
         ignore_eos: boolean(parameters.get("ignore_eos")),

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::choice::{Answer, prompt_logprobs, with_top};
-use crate::sim::engine::{Row, Step};
+use crate::sim::engine::Step;
 use crate::sim::errors::Family;
-use crate::sim::model;
+use crate::sim::openai::{name_and_bytes, token_logprob};
 use crate::sim::render::{data, separate, string, write_to};
 use crate::sim::request::Batch;
 use crate::sim::stream::{FailedItem, Render};
@@ -88,7 +88,10 @@ impl Render for Chat {
         let token = choice.absorb(step);
         if let (Some(_), Some(top), Some(row)) = (token, choice.logprobs, &step.row) {
             separate(&mut self.logprobs[index]);
-            token_logprob(row, top, &mut self.logprobs[index]);
+            let best = with_top(row, top);
+            let best = best.into_iter().take(top);
+            let out = &mut self.logprobs[index];
+            token_logprob(row, best, named_logprob, out);
         }
     }
 
@@ -112,21 +115,18 @@ impl Render for Chat {
 
     fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
         self.roles(out);
-        self.answer.failed = true;
-        out.push(data(&item.failure.event(Self::FAMILY)));
-        false
+        self.answer.fail(item.failure, out)
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        if self.answer.include_usage && !self.answer.failed {
-            out.push(data(&format!(
-                "{},\"choices\":[],\"usage\":{},\"system_fingerprint\":{}}}",
-                self.answer.head("chat.completion.chunk"),
-                self.answer.stream_usage(true),
-                string(&self.answer.fingerprint)
-            )));
-        }
-        out.push(data("[DONE]"));
+        let open = format!(
+            "{},\"choices\":[]",
+            self.answer.head("chat.completion.chunk")
+        );
+        let print = string(&self.answer.fingerprint);
+        let close = format!(",\"system_fingerprint\":{print}");
+        let usage = self.answer.stream_usage(true);
+        self.answer.end(&open, &usage, &close, out);
     }
 
     fn whole(&mut self) -> String {
@@ -159,27 +159,11 @@ impl Render for Chat {
     }
 }
 
-fn token_logprob(row: &Row, top: usize, out: &mut String) {
-    out.push('{');
-    named_logprob(row.token, row.logprob, out);
-    out.push_str(",\"top_logprobs\":[");
-    for (index, (logprob, token)) in with_top(row, top).into_iter().take(top).enumerate() {
-        out.push_str(if index > 0 { ",{" } else { "{" });
-        named_logprob(token, logprob, out);
-        out.push('}');
-    }
-    out.push_str("]}");
-}
-
+/// `"token":..,"logprob":..,"bytes":..`: another order than SGLang's.
 fn named_logprob(token: u32, logprob: f64, out: &mut String) {
-    let name = model::name_of(token);
-    let bytes: Vec<String> = name.bytes().map(|byte| byte.to_string()).collect();
+    let (name, bytes) = name_and_bytes(token);
     write_to(
         out,
-        format_args!(
-            "\"token\":{},\"logprob\":{logprob:?},\"bytes\":[{}]",
-            string(&name),
-            bytes.join(",")
-        ),
+        format_args!("\"token\":{name},\"logprob\":{logprob:?},\"bytes\":{bytes}"),
     );
 }

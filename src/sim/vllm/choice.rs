@@ -2,13 +2,15 @@
 //!
 //! Source: transcripts 01 to 08.
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::sim::SimOptions;
 use crate::sim::engine::{Finish, Row, Step};
+use crate::sim::errors::{Failure, Family};
 use crate::sim::model::{self, Context};
 use crate::sim::openai::Generated;
-use crate::sim::render::{separate, string, write_to};
+use crate::sim::render::{data, separate, string, write_to};
 use crate::sim::request::{Batch, Item};
 
 /// The values of a response that all its choices share.
@@ -118,6 +120,21 @@ impl Answer {
             format!(",\"prompt_tokens_details\":{{\"cached_tokens\":{cached}{created}}}")
         });
         format!("{}{details}}}", counts(self.totals()))
+    }
+
+    /// The event of a failure in a stream whose head has been sent.
+    pub(super) fn fail(&mut self, failure: &Failure, out: &mut Vec<Bytes>) -> bool {
+        self.failed = true;
+        out.push(data(&failure.event(Family::Vllm)));
+        false
+    }
+
+    /// The last events of a stream: the usage, where it is wanted, in an event that begins like this, and the end.
+    pub(super) fn end(&self, open: &str, usage: &str, close: &str, out: &mut Vec<Bytes>) {
+        if self.include_usage && !self.failed {
+            out.push(data(&format!("{open},\"usage\":{usage}{close}}}")));
+        }
+        out.push(data("[DONE]"));
     }
 
     /// The members of an event after its choices: its own usage, and the fingerprint of the last one.

@@ -76,27 +76,3 @@ impl From<VllmArgs> for SimOptions {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::sim::cli::{SimArgs, SimRole};
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        sim: SimArgs,
-    }
-
-    #[test]
-    fn without_flags_the_options_are_those_of_a_vllm_worker() {
-        let line = Line::try_parse_from(["sim", "vllm-decode"]).unwrap();
-        let SimRole::VllmDecode(args) = line.sim.role else {
-            unreachable!("another role was parsed")
-        };
-        let options = SimOptions::from(args);
-        assert_eq!(format!("{options:?}"), format!("{:?}", SimOptions::vllm()));
-    }
-}

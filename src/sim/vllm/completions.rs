@@ -85,21 +85,15 @@ impl Render for Completions {
     }
 
     fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
-        self.answer.failed = true;
-        out.push(data(&item.failure.event(Self::FAMILY)));
-        false
+        self.answer.fail(item.failure, out)
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        if self.answer.include_usage && !self.answer.failed {
-            out.push(data(&format!(
-                "{},\"choices\":[],\"usage\":{},\"system_fingerprint\":{}}}",
-                self.answer.head("text_completion"),
-                self.answer.stream_usage(false),
-                string(&self.answer.fingerprint)
-            )));
-        }
-        out.push(data("[DONE]"));
+        let open = format!("{},\"choices\":[]", self.answer.head("text_completion"));
+        let print = string(&self.answer.fingerprint);
+        let close = format!(",\"system_fingerprint\":{print}");
+        let usage = self.answer.stream_usage(false);
+        self.answer.end(&open, &usage, &close, out);
     }
 
     fn whole(&mut self) -> String {

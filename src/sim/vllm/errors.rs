@@ -50,14 +50,8 @@ pub(crate) fn event(failure: &Failure, family: Family) -> String {
         Failure::Vllm(refusal) => refusal,
         _ => &internal,
     };
-    let event = format!(
-        "{{\"error\": {{\"message\": {}, \"type\": \"{}\", \"param\": null, \"code\": {}}}}}",
-        Value::from(refusal.message.as_str()),
-        refusal.kind,
-        refusal.status
-    );
     if family != Family::VllmMessages {
-        return event;
+        return refusal.event();
     }
     // The converter of streams takes the event of chat for a chunk. Source: `entrypoints/anthropic/serving.py`.
     let missing = |name: &str| format!("{name}\n  Field required [type=missing]");
@@ -67,6 +61,26 @@ pub(crate) fn event(failure: &Failure, family: Family) -> String {
         missing("choices")
     );
     json!({"type":"error","error":{"type":"internal_error","message":message}}).to_string()
+}
+
+/// The event of a failure of the engine with another message.
+pub(crate) fn internal_event(message: &str) -> String {
+    let refusal = Refusal {
+        message: message.to_owned(),
+        ..internal()
+    };
+    refusal.event()
+}
+
+impl Refusal {
+    fn event(&self) -> String {
+        format!(
+            "{{\"error\": {{\"message\": {}, \"type\": \"{}\", \"param\": null, \"code\": {}}}}}",
+            Value::from(self.message.as_str()),
+            self.kind,
+            self.status
+        )
+    }
 }
 
 /// A check of vLLM's own.

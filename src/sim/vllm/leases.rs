@@ -1,7 +1,7 @@
 //! The blocks that a worker holds for others: which prompt is in which block, and until when.
 //!
-//! A block keeps its contents after its lease until another prompt gets it, as memory does: who reads it late may read
-//! what it wants, or another prompt. The journal tells.
+//! A block keeps its contents after its lease until another prompt gets it, as memory does: a late reader gets its own
+//! prompt or another one. The journal tells.
 //! Source: vLLM 0.32.0, `kv_connector/v1/nixl/pull_scheduler.py` (`request_finished`), `base_worker.py`.
 
 use std::collections::{HashMap, VecDeque};

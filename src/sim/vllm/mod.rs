@@ -54,7 +54,7 @@ use super::{Reported, SimOptions};
 /// `--enable-prompt-tokens-details`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VllmOptions {
-    /// How long a worker holds blocks that nobody has read. Source: `kv_lease_duration`, 30 s.
+    /// How long a worker holds blocks that no decode worker has read. Source: `kv_lease_duration`, 30 s.
     pub lease: Duration,
     /// How long decode tries to reach a side channel that it has not met before. Source: vLLM 0.32.0, 5 s.
     pub handshake_timeout: Duration,

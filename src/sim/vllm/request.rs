@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::body::{self, Kind};
 use super::{errors, transfer};
 use crate::sim::errors::Failure;
-use crate::sim::request::fields::{boolean, integer, strings, token_ids};
+use crate::sim::request::fields::{boolean, common_sampling, integer, strings, token_ids};
 use crate::sim::request::openai::{message_text, openai_prompts, role_text};
 use crate::sim::request::{Batch, Item, LogprobPlan, Sampling, chat_text};
 use crate::sim::{SimOptions, model};
@@ -339,12 +339,7 @@ fn sampling(parameters: &Value, max_new_tokens: usize, sample: usize) -> Samplin
     };
     Sampling {
         max_new_tokens,
-        ignore_eos: boolean(parameters.get("ignore_eos")),
-        stop: strings(parameters.get("stop")),
-        stop_token_ids: parameters
-            .get("stop_token_ids")
-            .map(token_ids)
-            .unwrap_or_default(),
         seed,
+        ..common_sampling(parameters, "seed")
     }
 }

@@ -71,20 +71,14 @@ impl Render for Tokens {
     }
 
     fn failed(&mut self, item: &FailedItem<'_>, out: &mut Vec<Bytes>) -> bool {
-        self.answer.failed = true;
-        out.push(data(&item.failure.event(Self::FAMILY)));
-        false
+        self.answer.fail(item.failure, out)
     }
 
     fn end(&mut self, out: &mut Vec<Bytes>) {
-        if self.answer.include_usage && !self.answer.failed {
-            out.push(data(&format!(
-                "{{\"request_id\":{},\"usage\":{},\"output_mode\":\"tokens\",\"choices\":[]}}",
-                string(&self.answer.id),
-                self.answer.stream_usage(false)
-            )));
-        }
-        out.push(data("[DONE]"));
+        let open = format!("{{\"request_id\":{}", string(&self.answer.id));
+        let close = ",\"output_mode\":\"tokens\",\"choices\":[]";
+        let usage = self.answer.stream_usage(false);
+        self.answer.end(&open, &usage, close, out);
     }
 
     fn whole(&mut self) -> String {
