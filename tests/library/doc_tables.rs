@@ -127,6 +127,14 @@ fn hold_some_options(name: &str, path: &[&str], wanted: impl Fn(&Arg) -> bool) {
 #[test]
 fn the_options_of_simulator_load_generator_and_doctor_have_their_rows() {
     hold_options("options of sim", &["sim", "prefill"]);
+    let command = cli::command();
+    let sim = command.find_subcommand("sim").unwrap();
+    let common = sim.find_subcommand("prefill").unwrap().clone();
+    let is_vllms = |argument: &Arg| {
+        let mut common = common.get_arguments();
+        !common.any(|other| other.get_long() == argument.get_long())
+    };
+    hold_some_options("options of sim vllm", &["sim", "vllm-prefill"], is_vllms);
     hold_options("options of bench", &["bench"]);
     let own = |argument: &Arg| argument.get_help_heading() == Some("Doctor");
     hold_some_options("options of doctor", &["doctor"], own);
