@@ -6,10 +6,11 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::Route;
 use super::sglang::{
-    self, ErrorShape, Facts, Fields, Gather, Injected, Invalid, RequestIds, StreamEnd, WorkerError,
+    self, ErrorShape, Fields, Gather, Injected, Invalid, RequestIds, StreamEnd, WorkerError,
 };
+use super::vllm::{self, Params};
+use super::{Facts, Route};
 
 /// The engine of all workers of a balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,9 +18,51 @@ pub enum Engine {
     /// SGLang. Both legs get the same body at the same time, and find each other by its bootstrap fields.
     #[default]
     Sglang,
+    /// vLLM with NIXL. Prefill's leg is first, and decode's has the parameters of its response.
+    Vllm,
 }
 
 impl Engine {
+    /// All of them.
+    const ALL: [Self; 2] = [Self::Sglang, Self::Vllm];
+
+    /// The engine of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|engine| engine.name() == name)
+    }
+
+    /// The word of the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sglang => "sglang",
+            Self::Vllm => "vllm",
+        }
+    }
+
+    /// Whether decode's leg begins when prefill's has ended.
+    pub const fn prefill_is_first(self) -> bool {
+        match self {
+            Self::Sglang => false,
+            Self::Vllm => true,
+        }
+    }
+
+    /// The route of a path without its query. The path must match exactly, as on the worker.
+    pub fn route(self, path: &str) -> Option<Route> {
+        match self {
+            Self::Sglang => Route::find(path),
+            Self::Vllm => vllm::find(path),
+        }
+    }
+
+    /// The path of a route on the wire.
+    pub const fn path(self, route: Route) -> &'static str {
+        match self {
+            Self::Sglang => route.path(),
+            Self::Vllm => vllm::path(route),
+        }
+    }
+
     /// Reads the facts of a request from its body.
     ///
     /// # Errors
@@ -27,6 +70,7 @@ impl Engine {
     pub fn parse(self, route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         match self {
             Self::Sglang => sglang::parse(route, body),
+            Self::Vllm => vllm::parse(route, body),
         }
     }
 
@@ -39,6 +83,8 @@ impl Engine {
             Self::Sglang => {
                 sglang::options::limit_top_logprobs(route, facts, max).map_err(Invalid::Option)
             }
+            // Its workers have a limit of their own.
+            Self::Vllm => Ok(()),
         }
     }
 
@@ -47,13 +93,15 @@ impl Engine {
     pub fn sample_body(self, route: Route, body: &[u8], facts: &Facts) -> Bytes {
         match self {
             Self::Sglang => sglang::samples::sample_body(route, body, facts),
+            // Samples are the worker's own.
+            Self::Vllm => Bytes::copy_from_slice(body),
         }
     }
 
     /// How the responses for the samples of a request become its own response.
     pub fn gather(self, route: Route, facts: &Facts) -> Gather {
         match self {
-            Self::Sglang => Gather::new(route, facts),
+            Self::Sglang | Self::Vllm => Gather::new(route, facts),
         }
     }
 
@@ -67,13 +115,15 @@ impl Engine {
     ) -> RequestIds {
         match self {
             Self::Sglang => RequestIds::choose(route, facts, draw),
+            // A worker aborts a request as soon as its connection closes.
+            Self::Vllm => RequestIds::Unknown,
         }
     }
 
     /// The `POST` by which a worker aborts the request with this id: its path and its JSON body.
     pub fn abort(self, id: &str) -> (&'static str, String) {
         match self {
-            Self::Sglang => sglang::ids::abort(id),
+            Self::Sglang | Self::Vllm => sglang::ids::abort(id),
         }
     }
 
@@ -81,23 +131,26 @@ impl Engine {
     pub const fn tail_reserve(self, prompts: usize) -> usize {
         match self {
             Self::Sglang => sglang::tail_reserve(prompts),
+            Self::Vllm => 0,
         }
     }
 
-    /// Writes the fields of the first attempt into the client's body, from which `facts` were read.
+    /// Writes the fields of the first attempt into the client's body, from which `facts` were read. With an engine whose
+    /// prefill is first there are none.
     ///
     /// # Panics
     /// There is not exactly one room for each prompt: a defect of the caller.
     pub fn inject(self, body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injected {
         match self {
             Self::Sglang => sglang::inject(body, facts, fields),
+            Self::Vllm => Injected::without_fields(body.freeze()),
         }
     }
 
     /// The client's part of a body, from which `facts` were read, in pieces: all that distinguishes two requests.
     pub fn client_part<'a>(self, body: &'a [u8], facts: &Facts) -> impl Iterator<Item = &'a [u8]> {
         match self {
-            Self::Sglang => sglang::client_part(body, facts),
+            Self::Sglang | Self::Vllm => facts.client_part(body),
         }
     }
 
@@ -108,6 +161,7 @@ impl Engine {
     pub fn inject_again(self, last: &Injected, fields: &Fields<'_>) -> Injected {
         match self {
             Self::Sglang => last.again(fields),
+            Self::Vllm => last.clone(),
         }
     }
 
@@ -116,6 +170,8 @@ impl Engine {
     pub fn conceal(self, text: &[u8], sent: &Injected, fields: &Fields<'_>) -> Option<Vec<u8>> {
         match self {
             Self::Sglang => sglang::conceal::conceal(text, sent, fields),
+            // An error of its workers quotes no more than the field that is wrong.
+            Self::Vllm => None,
         }
     }
 
@@ -124,6 +180,15 @@ impl Engine {
     pub fn stream_error(self, route: Route, first_event: &[u8]) -> Option<WorkerError> {
         match self {
             Self::Sglang => sglang::stream_error(route, first_event),
+            Self::Vllm => vllm::stream_error(route, first_event),
+        }
+    }
+
+    /// Whether this event at the begin of a worker's stream may still be followed by an error of the whole request.
+    pub fn is_preamble(self, route: Route, event: &[u8]) -> bool {
+        match self {
+            Self::Sglang => false,
+            Self::Vllm => vllm::is_preamble(route, event),
         }
     }
 
@@ -131,6 +196,7 @@ impl Engine {
     pub fn document_error(self, route: Route, document: &[u8]) -> Option<WorkerError> {
         match self {
             Self::Sglang => sglang::document_error(route, document),
+            Self::Vllm => None,
         }
     }
 
@@ -138,20 +204,21 @@ impl Engine {
     pub fn tells_of_decode(self, error: &[u8]) -> bool {
         match self {
             Self::Sglang => sglang::tells_of_decode(error),
+            Self::Vllm => false,
         }
     }
 
     /// Follows a stream of this route to its end marker.
     pub fn stream_end(self, route: Route) -> StreamEnd {
         match self {
-            Self::Sglang => StreamEnd::new(route),
+            Self::Sglang | Self::Vllm => StreamEnd::new(route),
         }
     }
 
     /// The event of an error of the proxy in a stream of this route, from the error's JSON.
     pub fn error_event(self, route: Route, json: &str) -> String {
         match self {
-            Self::Sglang => sglang::error_body::error_event(route, json),
+            Self::Sglang | Self::Vllm => sglang::error_body::error_event(route, json),
         }
     }
 
@@ -160,6 +227,38 @@ impl Engine {
     pub fn error_shape(self, route: Option<Route>) -> ErrorShape {
         match self {
             Self::Sglang => ErrorShape::of(route),
+            Self::Vllm => match route {
+                Some(Route::Messages) => ErrorShape::Anthropic,
+                _ => ErrorShape::Nested,
+            },
         }
+    }
+
+    /// The body of prefill's leg where that is first; `None` where decode computes the prompt, or both legs have one body.
+    ///
+    /// `facts` must have been read from this `body`.
+    pub fn prefill_body(self, route: Route, body: &[u8], facts: &Facts) -> Option<Bytes> {
+        match self {
+            Self::Sglang => None,
+            Self::Vllm => vllm::prefill_body(route, body, facts),
+        }
+    }
+
+    /// The parameters of the transfer in prefill's response; `None` where it has none.
+    pub fn params(self, response: &Bytes) -> Option<Params> {
+        match self {
+            Self::Sglang => None,
+            Self::Vllm => vllm::params(response),
+        }
+    }
+
+    /// The body of decode's leg where prefill's is first. Without parameters decode computes the prompt.
+    ///
+    /// `facts` must have been read from this `body`.
+    pub fn decode_body(self, body: &Bytes, facts: &Facts, params: Option<&Params>) -> Injected {
+        Injected::without_fields(match self {
+            Self::Sglang => body.clone(),
+            Self::Vllm => vllm::decode_body(body, facts, params),
+        })
     }
 }

@@ -1,11 +1,12 @@
 //! The prefill/decode protocol as pure functions: bytes in, bytes out.
 //!
-//! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`]), and the parts that all engines share: a JSON
+//! What lives here: the engine's protocol ([`Engine`], which asks [`sglang`] or [`vllm`]), and the parts that all engines share: a JSON
 //! scanner ([`json`]), the events of a stream ([`sse`]), the verdict on the two legs of a request ([`verdict`]), the facts
 //! for a policy ([`RoutingKey`], [`Prefix`]), and the tokens that a worker reports ([`Usage`]). What may not: a socket, a clock, randomness, a log line. All of it is tested as
 //! values in and values out.
 
 mod engine;
+mod facts;
 pub mod json;
 mod prefix;
 mod routing;
@@ -13,19 +14,22 @@ pub mod sglang;
 pub mod sse;
 mod usage;
 pub mod verdict;
+pub mod vllm;
 
 pub use engine::Engine;
+pub use facts::{Batch, Facts, Merge, Rid};
 pub use prefix::{BLOCK_BYTES, Prefix};
 pub use routing::{RoutingKey, named_session};
 pub use sglang::{
-    Batch, Bootstrap, ErrorShape, Facts, Fields, Gather, GatherError, GatherFault, GatherStream,
-    Injected, Invalid, Merge, MergeError, PrefillData, Refusal, RequestId, RequestIds, Rid, Room,
-    StreamEnd, StreamError, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,
-    parse, request, stream_error, tail_reserve,
+    Bootstrap, ErrorShape, Fields, Gather, GatherError, GatherFault, GatherStream, Injected,
+    Invalid, MergeError, PrefillData, Refusal, RequestId, RequestIds, Room, StreamEnd, StreamError,
+    StreamMerger, WorkerError, bootstrap, document_error, inject, merge, parse, request,
+    stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use usage::Usage;
 pub use verdict::{Leg, RequestState, RetryRules, Verdict};
+pub use vllm::Params;
 
 use std::fmt;
 
@@ -35,7 +39,7 @@ use std::fmt;
 /// (`PDRoutingFields`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// SGLang's own `/generate`.
+    /// The engine's own: SGLang's `/generate`, vLLM's `/inference/v1/generate`.
     Generate,
     /// `/v1/chat/completions`.
     ChatCompletions,
@@ -57,12 +61,12 @@ impl Route {
         Self::Messages,
     ];
 
-    /// The route of a path without its query. The path must match exactly, as on the worker.
+    /// The route of a path of SGLang without its query, see [`Engine::route`].
     pub fn find(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|route| route.path() == path)
     }
 
-    /// The path on the wire.
+    /// The path on the wire with SGLang, see [`Engine::path`].
     pub const fn path(self) -> &'static str {
         match self {
             Self::Generate => "/generate",

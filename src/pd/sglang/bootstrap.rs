@@ -140,13 +140,20 @@ pub fn inject(mut body: BytesMut, facts: &Facts, fields: &Fields<'_>) -> Injecte
 ///
 /// `facts` must have been read from this `body`.
 pub fn client_part<'a>(body: &'a [u8], facts: &Facts) -> impl Iterator<Item = &'a [u8]> {
-    let gaps = facts.cuts.ranges();
-    let starts = std::iter::once(0).chain(gaps.iter().map(|gap| gap.end));
-    let ends = gaps.iter().map(|gap| gap.start).chain([facts.close]);
-    starts.zip(ends).map(|(start, end)| &body[start..end])
+    facts.client_part(body)
 }
 
 impl Injected {
+    /// A body that gets no fields.
+    pub fn without_fields(body: Bytes) -> Self {
+        Self {
+            end: body.len(),
+            batch: Batch::Single,
+            bare: false,
+            body,
+        }
+    }
+
     /// The client's part, as [`client_part`] gives it.
     pub fn client_part(&self) -> &[u8] {
         &self.body[..self.end]

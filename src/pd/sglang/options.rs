@@ -215,7 +215,7 @@ impl std::error::Error for OptionError {}
 
 /// The smallest and the largest number of alternatives per token that a request asks for, and 0.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TopLogprobs {
+pub(in crate::pd) struct TopLogprobs {
     least: i64,
     most: i64,
 }

@@ -146,7 +146,7 @@ fn members<'a, const N: usize>(text: &'a [u8], names: [&str; N]) -> Option<[Opti
 }
 
 /// The status that a JSON number gives, if it is 400..=599.
-pub(super) fn status(code: &[u8]) -> Option<u16> {
+pub(in crate::pd) fn status(code: &[u8]) -> Option<u16> {
     let code = std::str::from_utf8(code).ok()?.parse().ok()?;
     (400..=599).contains(&code).then_some(code)
 }

@@ -9,76 +9,15 @@
 use std::fmt;
 
 use super::super::Route;
+pub use super::super::facts::{Batch, Facts, Merge, Rid};
 use super::super::json::{self, Cuts, Kind, Scanner};
-use super::options::{OptionError, Options, TopLogprobs};
+use super::options::{OptionError, Options};
 use super::prompts::{Prompt, completions_prompt, is_kind, is_list_of_lists, prompt};
 use super::samples::{self, Refusal, samples};
 
 /// The fields that only the proxy may set: a client's are cut out. With a `bootstrap_host` a client could make decode
 /// connect to any address.
 const PROXY_FIELDS: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
-
-/// The facts of one request.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    /// Whether the worker will respond with a stream of events.
-    pub stream: bool,
-    /// The number of prompts, and whether they are a list.
-    pub batch: Batch,
-    /// Samples per prompt, at least 1.
-    pub n: u64,
-    /// The part of prefill's response that must be merged into decode's.
-    pub merge: Merge,
-    /// Whether hidden states are asked for, of which a pair has no part of the prompt's.
-    pub hidden_states: bool,
-    /// The request id that the client chose; `None` when it is absent or null.
-    pub rid: Option<Rid>,
-    /// The alternatives per token that the logprobs shall have.
-    pub(super) top_logprobs: TopLogprobs,
-    /// The members of [`PROXY_FIELDS`] that the client sent.
-    pub(super) cuts: Cuts,
-    /// The closing brace, in bytes from the start of the body.
-    pub(super) close: usize,
-}
-
-/// The number of prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Batch {
-    /// One prompt, for which the response is one object.
-    Single,
-    /// A list of prompts, for which the response is a list, even of one.
-    Of(usize),
-}
-
-impl Batch {
-    /// The number of prompts. Each needs a room.
-    pub const fn prompts(self) -> usize {
-        match self {
-            Self::Single => 1,
-            Self::Of(prompts) => prompts,
-        }
-    }
-}
-
-/// The part of the response that only prefill has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Merge {
-    /// Nothing; the body of prefill's response is not needed.
-    None,
-    /// `/generate`: the logprobs of the prompt, and the first row of `output_token_ids_logprobs`.
-    InputLogprobs,
-    /// `/v1/completions` with `echo` and `logprobs`: the prompt's part of the logprob lists.
-    Echo,
-}
-
-/// The client's own request id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rid {
-    /// One id.
-    One(String),
-    /// A list of this many ids, for a batch.
-    Many(usize),
-}
 
 /// Why a body cannot be sent to a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,6 +137,7 @@ pub fn parse(route: Route, body: &[u8]) -> Result<Facts, Invalid> {
         rid: values.rid,
         cuts,
         close,
+        steps: None,
     })
 }
 
@@ -375,7 +315,7 @@ fn integer(s: &mut Scanner<'_>) -> Result<Option<i64>, json::Error> {
     Ok(s.slice(value).parse().ok())
 }
 
-fn is_truthy(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
+pub(in crate::pd) fn is_truthy(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     const WORDS: [&str; 6] = ["1", "true", "t", "yes", "y", "on"];
     match s.kind()? {
         Kind::Text => s
