@@ -15,7 +15,7 @@ use pingora::server::configuration::Opt;
 
 #[cfg(feature = "bench")]
 use crate::bench::cli::BenchArgs;
-use crate::config::foreign::{IGNORED, IMPLIED, Takes};
+use crate::config::foreign::{IGNORED, IMPLIED, Takes, VLLM};
 use crate::config::kind::Kind;
 use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
@@ -137,14 +137,14 @@ fn setting_args() -> impl Iterator<Item = Arg> {
 
 /// The flags of sglang_router that have no effect.
 fn foreign_args() -> impl Iterator<Item = Arg> {
-    let implied = IMPLIED.map(|name| {
+    let implied = IMPLIED.into_iter().chain([VLLM]).map(|name| {
         let arg = hidden(name).action(ArgAction::SetTrue);
         arg.overrides_with(name)
     });
     let ignored = IGNORED
         .iter()
         .map(|(name, takes)| ignored_arg(name, *takes));
-    implied.into_iter().chain(ignored)
+    implied.chain(ignored)
 }
 
 const DOCTOR: &str = "doctor";
@@ -203,6 +203,13 @@ impl Serve {
                 place: flag_place(DAEMON),
             };
             flags.server.insert("daemon".to_owned(), given);
+        }
+        if matches.get_flag(VLLM) {
+            let given = Given {
+                value: "vllm".to_owned(),
+                place: flag_place(VLLM),
+            };
+            flags.scalars.entry("engine").or_insert(given);
         }
         let path = opt.conf.as_ref().map(PathBuf::from);
         let conf = path.map(|value| Given {

@@ -66,6 +66,8 @@ setting_group! {
         allow_target_headers: bool = "allow_target_headers",
         /// How often a request is sent to another pair, where that is safe.
         max_retries: u32 = "retry_max_retries",
+        /// With vLLM: whether decode computes a prompt where its prefill has failed.
+        vllm_decode_alone: bool = "vllm_decode_alone",
     }
 }
 

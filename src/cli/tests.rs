@@ -103,7 +103,10 @@ impl Files {
             (_, Kind::Origins) => "https://app.example".to_owned(),
             (_, Kind::Paths) => self.roots.path().display().to_string(),
             (_, Kind::Path) => self.key.path().display().to_string(),
-            (_, Kind::Word(words)) => words[0].to_owned(),
+            (_, Kind::Word(words)) => {
+                let mut others = words.iter().filter(|word| Some(**word) != setting.default);
+                others.next()?.to_string()
+            }
             (_, Kind::UrlPath) => "/health_generate".to_owned(),
             (_, Kind::Switch) => "true".to_owned(),
             _ => "7".to_owned(),

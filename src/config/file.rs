@@ -159,7 +159,9 @@ impl Reader<'_> {
                     draft.set(setting, texts.join(","), place);
                 }
             }
-            (Kind::Switch, Value::Bool(on)) => draft.set(setting, on.to_string(), place),
+            (Kind::Switch | Kind::Word(_), Value::Bool(on)) => {
+                draft.set(setting, on.to_string(), place);
+            }
             (_, value) => {
                 if let Some(text) = self.scalar(value, setting.expects, &place) {
                     draft.set(setting, text, place);

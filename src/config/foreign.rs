@@ -1,5 +1,5 @@
-//! The flags of sglang_router that have no effect here, and the policies of other routers, so that their command lines
-//! work unchanged.
+//! The flags of sglang_router and vllm-router that have no effect here, and the policies of other routers, so that their
+//! command lines work unchanged.
 //!
 //! The command line is built from these tables. A flag that gets an effect moves to `settings.rs`.
 //!
@@ -22,6 +22,9 @@ pub(crate) enum Takes {
 
 /// Accepted without a warning: this program always does what they ask for.
 pub(crate) const IMPLIED: [&str; 2] = ["pd-disaggregation", "mini-lb"];
+
+/// vllm-router's word for `engine: vllm`.
+pub(crate) const VLLM: &str = "vllm-pd-disaggregation";
 
 /// Accepted with a warning.
 pub(crate) const IGNORED: &[(&str, Takes)] = &[
@@ -86,6 +89,10 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("jwt-audience", Takes::One),
     ("jwt-jwks-uri", Takes::One),
     ("jwt-role-mapping", Takes::Any),
+    // vllm-router's, of which `nixl` is the one that is served.
+    ("kv-connector", Takes::One),
+    ("vllm-discovery-address", Takes::One),
+    ("intra-node-data-parallel-size", Takes::One),
 ];
 
 /// The policies of other routers, each with the one that is nearest to it here.

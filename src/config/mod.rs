@@ -73,6 +73,7 @@ use std::time::Duration;
 use pingora::server::configuration::ServerConf;
 
 use crate::limits::{Group, Settings, setting_group};
+use crate::pd::Engine;
 pub(crate) use crate::pd::Role;
 
 #[doc(hidden)]
@@ -96,6 +97,8 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// The keys of workers that have none of their own.
     pub worker_keys: WorkerKeys,
+    /// The engine of all workers.
+    pub engine: Engine,
     /// How a pair is chosen.
     pub policies: PolicyConfig,
     /// Connections and memory of clients.

@@ -22,6 +22,7 @@ use super::{
     Secret, ShutdownConfig,
 };
 use crate::limits::{FromText, Group, Settings};
+use crate::pd::Engine;
 
 /// Resolves a draft that includes the defaults.
 ///
@@ -97,6 +98,7 @@ impl<'a> Resolver<'a> {
         let requests = self.requests();
         let workers = Group::read(self);
         let resilience = Group::read(self);
+        let engine = self.scalar("engine", Engine::of_name);
         let policies = self.policies();
         let log_filter = self.log_filter();
         let log_json = self.get("log_json");
@@ -117,6 +119,7 @@ impl<'a> Resolver<'a> {
             prefill,
             decode,
             worker_keys,
+            engine: engine?,
             policies: policies?,
             clients: clients?,
             client_keys,

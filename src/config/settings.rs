@@ -171,6 +171,9 @@ const WORKERS: &[Setting] = &[
         "A prefill worker, and the address at which decode workers reach its bootstrap server: PORT, HOST:PORT, or \
          none (decode then uses its own port). Repeat it for each worker"),
     Setting::new("decode", Kind::Workers(Role::Decode), "A decode worker. Repeat it for each worker"),
+    Setting::new("engine", Kind::Word(&["sglang", "vllm"]),
+        "The engine of all workers: sglang, or vllm with its NixlConnector")
+        .default("sglang").expects("sglang or vllm"),
     Setting::new("policy", Kind::Text,
         "How a worker is chosen: random, round_robin, power_of_two, least_requests, least_tokens, session or expected_ttft. The \
          policies of sglang_router and smg mean the one that is nearest to them")
@@ -225,6 +228,9 @@ const FAULTS: &[Setting] = &[
     Setting::new("retry_max_retries", Kind::between(0, 100),
         "How often a request is retried with another pair, where that is safe")
         .default("1").expects("a number from 0 to 100"),
+    Setting::new("vllm_decode_alone", Kind::Word(&["true", "false"]),
+        "With vLLM: let decode compute a prompt where prefill has failed, and there is no other prefill worker")
+        .default("true").expects("true or false"),
     Setting::new("disable_retries", Kind::Switch, "Never retry a request")
         .default("false"),
     Setting::new("cb_failure_threshold", Kind::between(1, 1_000_000),

@@ -75,6 +75,8 @@ pub(crate) enum ProxyError {
     Leg(Role, String, Failure),
     /// The worker of this role, at this URL, refuses the proxy's key with this status.
     WorkerKey(Role, String, u16),
+    /// The prefill worker at this URL has responded without the parameters of the transfer.
+    NoParams(String),
     Merge(MergeError),
     /// The workers took too long.
     Timeout(Timeout),
@@ -173,6 +175,7 @@ impl ProxyError {
             ProxyError::Suspect(_) => Code::SuspectRequest,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
+            ProxyError::NoParams(_) => Code::PrefillBadAnswer,
             ProxyError::Merge(_) | ProxyError::Gather(_) => Code::MergeFailed,
             ProxyError::Timeout(Timeout::Queue(_)) => Code::QueueTimeout,
             ProxyError::Timeout(Timeout::FirstToken(_)) => Code::FirstTokenTimeout,
@@ -350,6 +353,11 @@ impl fmt::Display for ProxyError {
                 f,
                 "the {role} worker {url} refuses the load balancer ({status}): see its api_key and \
                  worker_api_key_file"
+            ),
+            ProxyError::NoParams(url) => write!(
+                f,
+                "the prefill worker {url} has responded without kv_transfer_params: it must be a vLLM server with a \
+                 --kv-transfer-config for NixlConnector"
             ),
             ProxyError::Merge(why) => write!(
                 f,

@@ -60,6 +60,8 @@ pub(crate) struct Attempt {
     prefill: Arc<Worker>,
     /// `None` once the leg was cancelled, or may finish without the request.
     leg: Option<PrefillLeg>,
+    /// Whether the request has no such leg: decode computes the prompt.
+    is_alone: bool,
     decode: Load,
     /// Decode's connection, which Pingora holds until the response has ended.
     connection: PooledHandle,
@@ -78,11 +80,12 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// An attempt whose prefill leg is on its way. Pingora sends decode's, to the peer that [`Self::connect`] gives.
+    /// An attempt whose prefill leg is on its way, or has ended; `None` where decode computes the prompt. Pingora sends
+    /// decode's, to the peer that [`Self::connect`] gives.
     pub(crate) fn new(
         plan: Plan,
         prefill: Arc<Worker>,
-        leg: PrefillLeg,
+        leg: Option<PrefillLeg>,
         decode: Load,
         rooms: Arc<Rooms>,
         reuse: Reuse,
@@ -90,7 +93,8 @@ impl Attempt {
         Self {
             plan,
             prefill,
-            leg: Some(leg),
+            is_alone: leg.is_none(),
+            leg,
             decode,
             connection: PooledHandle::default(),
             reuse,
@@ -166,6 +170,7 @@ impl Attempt {
     /// The progress of prefill's leg.
     pub(crate) fn prefill_state(&self) -> Leg {
         match self.leg.as_ref().and_then(PrefillLeg::outcome) {
+            None if self.is_alone => Leg::Unused,
             None => Leg::Running,
             Some(outcome) => outcome.state(),
         }
@@ -179,6 +184,34 @@ impl Attempt {
     /// What tells of prefill's leg; `None` once it was cancelled, or may finish without the request.
     pub(crate) fn prefill_report(&self) -> Option<&Arc<Report>> {
         self.leg.as_ref().map(PrefillLeg::report)
+    }
+
+    /// Waits for the end of prefill's leg; at once where there is none.
+    pub(crate) async fn prefill_ended(&self) {
+        if let Some(leg) = &self.leg {
+            leg.ended().await;
+        }
+    }
+
+    /// The body of prefill's response, where it was kept and is a document.
+    pub(crate) fn prefill_document(&self) -> Option<&Bytes> {
+        match self.leg.as_ref()?.outcome()? {
+            Outcome::Served {
+                body,
+                streams: false,
+            } => Some(body),
+            _ => None,
+        }
+    }
+
+    /// Gives up a prefill leg that has ended, for another attempt that begins with its response.
+    pub(crate) fn take_prefill(&mut self) -> Option<(Arc<Worker>, PrefillLeg)> {
+        Some((self.prefill.clone(), self.leg.take()?))
+    }
+
+    /// Sets the body of decode's leg, where prefill's response is part of it.
+    pub(crate) fn set_body(&mut self, body: Injected) {
+        self.plan.body = body;
     }
 
     /// The error of a prefill leg that has failed.

@@ -1,5 +1,5 @@
-//! How a stream begins. SGLang reports an early failure as the first event of a 200, and as long as nothing was sent to
-//! the client, that event can still become the status that it names.
+//! How a stream begins. SGLang reports an early failure as the first event of a 200, vLLM also behind the head of a chat, and
+//! as long as nothing was sent to the client, that event can still become the status that it names.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, SERVER};
@@ -22,16 +22,19 @@ pub(super) enum FirstEvent {
 }
 
 impl FirstEvent {
-    /// Reads the first event of a stream that begins with these bytes.
+    /// Reads the first event of a stream that begins with these bytes, and those before it that say nothing.
     pub(super) fn read(engine: Engine, route: Route, begin: &Bytes) -> Self {
         let mut splitter = Splitter::new(FIRST_EVENT_LIMIT);
         splitter.push(begin.clone());
-        match splitter.next_event() {
-            Ok(Some(event)) => engine
-                .stream_error(route, &event)
-                .map_or(FirstEvent::Content, FirstEvent::Error),
-            Ok(None) => FirstEvent::Incomplete,
-            Err(_) => FirstEvent::Content,
+        loop {
+            return match splitter.next_event() {
+                Ok(Some(event)) if engine.is_preamble(route, &event) => continue,
+                Ok(Some(event)) => engine
+                    .stream_error(route, &event)
+                    .map_or(FirstEvent::Content, FirstEvent::Error),
+                Ok(None) => FirstEvent::Incomplete,
+                Err(_) => FirstEvent::Content,
+            };
         }
     }
 }

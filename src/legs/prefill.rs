@@ -281,7 +281,7 @@ pub(crate) fn evidence(leg: Leg) -> Evidence {
         Leg::Served => Evidence::Good,
         Leg::Unsent => Evidence::Absent,
         // These tell of the request, of the load or of the other worker, or of a connection alone.
-        Leg::Running | Leg::Stale | Leg::Aborted(_) | Leg::Rejected(..=499 | 503) => {
+        Leg::Unused | Leg::Running | Leg::Stale | Leg::Aborted(_) | Leg::Rejected(..=499 | 503) => {
             Evidence::Neutral
         }
         Leg::Rejected(_) | Leg::Lost | Leg::Failed => Evidence::Bad,

@@ -28,7 +28,7 @@ pub use sglang::{
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use usage::Usage;
-pub use verdict::{Leg, RequestState, RetryRules, Verdict};
+pub use verdict::{Leg, Order, RequestState, RetryRules, Verdict};
 pub use vllm::Params;
 
 use std::fmt;

@@ -11,6 +11,8 @@ use super::Role;
 /// The progress of one leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leg {
+    /// The request has no such leg.
+    Unused,
     /// Sent; no response yet.
     Running,
     /// Success: for prefill the whole response, for decode the head of one.
@@ -36,6 +38,21 @@ pub struct RetryRules {
     pub attempts: u32,
     /// Whether the request has an id that the client chose. A worker that has seen an id refuses it the second time.
     pub own_rid: bool,
+    /// How prefill's leg stands to decode's.
+    pub order: Order,
+}
+
+/// The order of the legs, where it matters for what may follow from a failure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Both at once: a failed prefill has cost decode's leg too.
+    #[default]
+    Together,
+    /// Prefill first: while its leg runs, no other worker has the request.
+    PrefillFirst {
+        /// Whether decode may compute a prompt where its prefill has failed.
+        alone: bool,
+    },
 }
 
 /// The next step that the state of both legs allows.
@@ -50,6 +67,8 @@ pub enum Verdict {
     /// Another pair may serve the request; the worker of this role is to blame. Without another pair the request
     /// fails with this role.
     Retry(Role),
+    /// The same decode worker may serve the request without a prefill worker.
+    Alone,
     /// The client gets this leg's failure.
     Fail(Role),
 }
@@ -69,16 +88,18 @@ pub struct RequestState {
     stale: Option<Role>,
     /// Whether an attempt has begun again. It happens once: from then on no connection has been idle.
     again: bool,
+    /// Whether decode computes the prompt in this attempt, so that prefill's leg does not matter.
+    alone: bool,
 }
 
 impl Leg {
     /// Whether the leg has ended without success.
     pub fn is_failure(self) -> bool {
-        !matches!(self, Leg::Running | Leg::Served)
+        !matches!(self, Leg::Unused | Leg::Running | Leg::Served)
     }
 
     /// Whether the request is at fault: every worker would refuse it.
-    fn is_request_fault(self) -> bool {
+    pub fn is_request_fault(self) -> bool {
         matches!(self, Leg::Rejected(400..=428 | 430..=499))
     }
 
@@ -92,7 +113,7 @@ impl Leg {
 
     /// Whether the worker may have read the request.
     fn may_have_been_seen(self) -> bool {
-        self != Leg::Unsent
+        !matches!(self, Leg::Unused | Leg::Unsent)
     }
 }
 
@@ -107,6 +128,7 @@ impl Default for RequestState {
             seen: false,
             stale: None,
             again: false,
+            alone: false,
         }
     }
 }
@@ -139,6 +161,11 @@ impl RequestState {
     /// Reports that the first byte goes to the client: from now on there is no other status and no other pair.
     pub fn commit(&mut self) {
         self.committed = true;
+    }
+
+    /// Decode computes the prompt: what became of prefill's leg does not matter in this attempt.
+    pub fn go_alone(&mut self) {
+        self.alone = true;
     }
 
     /// Whether a byte has gone to the client.
@@ -188,9 +215,10 @@ impl RequestState {
         }
         match self.blamed() {
             Some((role, Leg::Stale)) if self.may_begin_again(rules) => Verdict::Again(role),
-            Some((role, leg)) if leg.is_retryable() && self.may_retry(rules) => {
+            Some((role, leg)) if self.is_retryable(role, leg, rules) && self.may_retry(rules) => {
                 Verdict::Retry(role)
             }
+            Some((Role::Decode, Leg::Rejected(500))) if self.may_go_alone(rules) => Verdict::Alone,
             Some((role, _)) => Verdict::Fail(role),
             None if self.decode == Leg::Served => Verdict::Respond,
             None => Verdict::Wait,
@@ -204,6 +232,7 @@ impl RequestState {
         self.decode = Leg::Running;
         self.begun = false;
         self.stale = None;
+        self.alone = false;
         self.attempt += 1;
     }
 
@@ -214,6 +243,7 @@ impl RequestState {
         self.decode = Leg::Running;
         self.begun = false;
         self.stale = Some(stale);
+        self.alone = false;
         self.again = true;
     }
 
@@ -239,7 +269,10 @@ impl RequestState {
     fn blamed(&self) -> Option<(Role, Leg)> {
         let prefill = (Role::Prefill, self.prefill);
         let decode = (Role::Decode, self.decode);
-        match (self.prefill.is_failure(), self.decode.is_failure()) {
+        match (
+            self.prefill.is_failure() && !self.alone,
+            self.decode.is_failure(),
+        ) {
             (false, false) => None,
             (true, false) => Some(prefill),
             (false, true) => Some(decode),
@@ -253,6 +286,21 @@ impl RequestState {
 
     fn may_retry(&self, rules: RetryRules) -> bool {
         self.attempt < rules.attempts && !(rules.own_rid && self.is_seen())
+    }
+
+    /// Whether another worker of this role may serve the request. A prefill worker that is first costs only its own time.
+    fn is_retryable(&self, role: Role, leg: Leg, rules: RetryRules) -> bool {
+        let first = rules.order != Order::Together && role == Role::Prefill;
+        leg.is_retryable() || first && !leg.is_request_fault()
+    }
+
+    /// Whether a failed computation of decode may have been prefill's fault, whose blocks were gone, so that decode may
+    /// compute the prompt.
+    fn may_go_alone(&self, rules: RetryRules) -> bool {
+        rules.order == Order::PrefillFirst { alone: true }
+            && self.prefill == Leg::Served
+            && !self.alone
+            && rules.attempts > 1
     }
 
     fn may_begin_again(&self, rules: RetryRules) -> bool {
@@ -272,6 +320,12 @@ mod tests {
     const FREE: RetryRules = RetryRules {
         attempts: 2,
         own_rid: false,
+        order: Order::Together,
+    };
+
+    const PREFILL_FIRST: RetryRules = RetryRules {
+        order: Order::PrefillFirst { alone: true },
+        ..FREE
     };
 
     fn state(prefill: Leg, decode: Leg) -> RequestState {
@@ -334,6 +388,65 @@ mod tests {
             let state = state(prefill, decode);
             assert_eq!(state.verdict(FREE), verdict, "{prefill:?} {decode:?}");
         }
+    }
+
+    #[test]
+    fn the_table_where_prefill_is_first() {
+        use Leg::{Failed, Lost, Rejected, Running, Served, Stale, Unsent};
+        use Role::{Decode, Prefill};
+        use Verdict::{Again, Alone, Fail, Respond, Retry, Wait};
+        for (prefill, decode, verdict) in [
+            (Running, Running, Wait),
+            (Served, Running, Wait),
+            (Served, Served, Respond),
+            // The request is at fault.
+            (Rejected(400), Running, Fail(Prefill)),
+            (Served, Rejected(404), Fail(Decode)),
+            // Another prefill worker may do better, whatever has become of the first one.
+            (Rejected(500), Running, Retry(Prefill)),
+            (Rejected(429), Running, Retry(Prefill)),
+            (Failed, Running, Retry(Prefill)),
+            (Lost, Running, Retry(Prefill)),
+            (Unsent, Running, Retry(Prefill)),
+            (Stale, Running, Again(Prefill)),
+            (Served, Lost, Retry(Decode)),
+            (Served, Unsent, Retry(Decode)),
+            (Served, Rejected(503), Retry(Decode)),
+            // The blocks may have been gone.
+            (Served, Rejected(500), Alone),
+            (Served, Failed, Fail(Decode)),
+        ] {
+            let state = state(prefill, decode);
+            assert_eq!(
+                state.verdict(PREFILL_FIRST),
+                verdict,
+                "{prefill:?} {decode:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn decode_that_computes_the_prompt_is_judged_without_prefill() {
+        let mut state = state(Leg::Lost, Leg::Running);
+        state.go_alone();
+        assert_eq!(state.verdict(PREFILL_FIRST), Verdict::Wait);
+        state.decode(Leg::Served);
+        assert_eq!(state.verdict(PREFILL_FIRST), Verdict::Respond);
+        state.decode(Leg::Rejected(500));
+        assert_eq!(
+            state.verdict(PREFILL_FIRST),
+            Verdict::Fail(Role::Decode),
+            "there is nothing left to leave out"
+        );
+        state.retry();
+        state.prefill(Leg::Lost);
+        assert_eq!(
+            state.verdict(RetryRules {
+                attempts: 9,
+                ..PREFILL_FIRST
+            }),
+            Verdict::Retry(Role::Prefill)
+        );
     }
 
     #[test]

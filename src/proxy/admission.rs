@@ -39,7 +39,8 @@ impl Proxy {
         record.request_id = legs::request_id(&head.headers, rand::random);
         record.method = head.method.clone();
         record.target = head.uri.path_and_query().cloned();
-        record.route = Route::find(head.uri.path()).filter(|route| takes(*route, &head.method));
+        let route = self.engine.route(head.uri.path());
+        record.route = route.filter(|route| takes(*route, &head.method));
         self.begin_trace(session, ctx);
     }
 

@@ -16,7 +16,7 @@ use crate::error::{Fault, ProxyError, Timeout};
 use crate::fleet::{RetryBudget, Role, Worker};
 use crate::legs::{self, Attempt, ResponseError, evidence};
 use crate::net::{Failure, LostConnection};
-use crate::pd::{Leg, RetryRules, Verdict};
+use crate::pd::{Leg, Order, RetryRules, Verdict};
 use crate::telemetry::Cause;
 
 /// What happens to the request now.
@@ -49,12 +49,22 @@ impl Proxy {
                 let lease = self.fleet.lease_again(prefill, decode, &request.key);
                 Decision::End(ctx.begin_again(role, lease))
             }
+            Verdict::Alone if ctx.head_is_out() => Decision::Fail(Role::Decode),
+            Verdict::Alone => match self.budget().take(Instant::now()) {
+                true => Decision::End(self.begin_alone(ctx)?),
+                false => Decision::Fail(Role::Decode),
+            },
             Verdict::Retry(role) => {
                 let blamed = ctx.attempt()?.worker(role).clone();
                 // Suspects are tried one after the other, so that they multiply no load.
                 let pays = || ctx.suspicion.is_some() || self.budget().take(Instant::now());
                 match self.has_another(ctx, &blamed) && pays() {
-                    true => Decision::End(ctx.retry(blamed)),
+                    true => {
+                        if self.engine.prefill_is_first() && ctx.state.is_unsent(Role::Decode) {
+                            ctx.hand_over();
+                        }
+                        Decision::End(ctx.retry(blamed))
+                    }
                     false => Decision::Fail(role),
                 }
             }
@@ -82,6 +92,12 @@ impl Proxy {
                 (false, attempts) => attempts.saturating_add(ctx.uncounted_attempts()),
             },
             own_rid,
+            order: match self.engine.prefill_is_first() {
+                false => Order::Together,
+                true => Order::PrefillFirst {
+                    alone: ctx.rules.limits.vllm_decode_alone,
+                },
+            },
         })
     }
 

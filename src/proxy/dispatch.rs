@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use pingora::Result;
@@ -37,16 +38,39 @@ struct Prepared {
 }
 
 /// What an attempt has besides its request and its pair.
-struct Terms<'a> {
+pub(super) struct Terms<'a> {
     /// `Some` for one of several samples.
     seat: Option<&'a Seat>,
     /// `Some` for a suspect.
-    trial: Option<Progress>,
-    reuse: Reuse,
+    pub(super) trial: Option<Progress>,
+    pub(super) reuse: Reuse,
     /// The longest body of prefill's leg that is kept, in bytes.
-    most_kept: usize,
+    pub(super) most_kept: usize,
     /// The head of prefill's leg and of decode's, without the fields of one worker.
-    heads: [Arc<RequestHeader>; 2],
+    pub(super) heads: [Arc<RequestHeader>; 2],
+}
+
+impl<'a> Terms<'a> {
+    /// The terms of the next attempt, whose legs share this head.
+    pub(super) fn of(ctx: &'a mut RequestContext, head: &Arc<RequestHeader>) -> Self {
+        // A suspect that is lost must not be taken for one whose idle connection was closed.
+        let reuse = match ctx.state.needs_new_connections() || ctx.suspicion.is_some() {
+            true => Reuse::Never,
+            false => Reuse::Pooled,
+        };
+        // Without tracing both have the same.
+        let heads = match &mut ctx.record.trace {
+            None => [head.clone(), head.clone()],
+            Some(trace) => trace.legs().map(|span| legs::traced(head, span)),
+        };
+        Self {
+            seat: ctx.seat.as_ref(),
+            trial: ctx.suspicion.as_ref().and_then(|found| found.progress()),
+            reuse,
+            most_kept: ctx.rules.limits.max_body_bytes,
+            heads,
+        }
+    }
 }
 
 impl Proxy {
@@ -78,7 +102,8 @@ impl Proxy {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let head = legs::for_legs(session.req_header(), route.path(), &ctx.record.request_id)?;
+        let path = self.engine.path(route);
+        let head = legs::for_legs(session.req_header(), path, &ctx.record.request_id)?;
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
         let headers = &session.req_header().headers;
@@ -120,45 +145,46 @@ impl Proxy {
             let error = ProxyError::Internal("a prefill worker without a bootstrap host".into());
             return Err(ctx.refuse(error));
         };
+        self.note_first(ctx);
+        let (request, prepared) = self.prepare(request, bootstrap);
+        let body = prepared.body.body.clone();
+        let rooms = prepared.rooms.as_slice().len();
+        let terms = Terms::of(ctx, &request.head);
+        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, terms);
+        ctx.request = Some(request);
+        ctx.note_attempt(attempt, rooms);
+        self.install(session, ctx, body, prefill_failed)
+    }
+
+    /// The first attempt of a request pays for retries.
+    pub(super) fn note_first(&self, ctx: &RequestContext) {
         if ctx.state.attempt() == 1 && !ctx.state.needs_new_connections() {
             self.budget().note_request(Instant::now());
         }
-        let (request, prepared) = self.prepare(request, bootstrap);
+    }
+
+    /// Installs the session that gives Pingora this body for decode's leg.
+    pub(super) fn install(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        body: Bytes,
+        prefill_failed: PrefillFailed,
+    ) -> Result<()> {
+        let Some(request) = &ctx.request else {
+            return Err(ctx.refuse(ProxyError::Internal("nothing to send".into())));
+        };
         let (stream, started) = (request.facts.stream, ctx.record.times.started);
         let deadlines = Deadlines::new(&ctx.rules.limits, stream, started);
-        let body = prepared.body.clone();
         let follower = Follower {
             events: self.engine.stream_end(request.route),
             gaps: self.telemetry.metrics.gaps(request.route),
         };
-        let rooms = prepared.rooms.as_slice().len();
-        // A suspect that is lost must not be taken for one whose idle connection was closed.
-        let reuse = match ctx.state.needs_new_connections() || ctx.suspicion.is_some() {
-            true => Reuse::Never,
-            false => Reuse::Pooled,
-        };
-        let seat = ctx.seat.as_ref();
-        let trial = ctx.suspicion.as_ref().and_then(|found| found.progress());
-        // Without tracing both have the same.
-        let heads = match &mut ctx.record.trace {
-            None => [request.head.clone(), request.head.clone()],
-            Some(trace) => trace.legs().map(|span| legs::traced(&request.head, span)),
-        };
-        let terms = Terms {
-            seat,
-            trial,
-            reuse,
-            most_kept: ctx.rules.limits.max_body_bytes,
-            heads,
-        };
-        let (attempt, prefill_failed) = self.spawn_legs(&request, prepared, lease, terms);
-        ctx.request = Some(request);
-        ctx.note_attempt(attempt, rooms);
         let keepalive = self.keepalive(session, ctx)?;
         let shutdown = self.shutdown.clone();
         ctx.installed = Some(install(
             session,
-            body.body,
+            body,
             follower,
             prefill_failed,
             deadlines,
@@ -183,7 +209,10 @@ impl Proxy {
             Merge::None => Some(self.stream_head(session, ctx)?),
             Merge::InputLogprobs | Merge::Echo => None,
         };
-        Ok(Some(Keepalive::new(every, ctx.record.times.started, head)))
+        Ok(Some(match ctx.head_is_out() {
+            false => Keepalive::new(every, ctx.record.times.started, head),
+            true => Keepalive::after_head(every, Instant::now()),
+        }))
     }
 
     /// The head of a stream before a worker has sent one.
@@ -215,6 +244,7 @@ impl Proxy {
         };
         let injected = match request.body {
             Body::Read(body) => self.engine.inject(body, facts, &fields),
+            Body::Kept(body) => self.engine.inject(body.into(), facts, &fields),
             Body::Sent(injected) => self.engine.inject_again(&injected, &fields),
         };
         let body = injected.clone();
@@ -268,7 +298,7 @@ impl Proxy {
             aborter: self.aborter.clone(),
         };
         let (rooms, reuse) = (prepared.rooms, terms.reuse);
-        let attempt = Attempt::new(plan, prefill, leg, lease.decode, rooms, reuse);
+        let attempt = Attempt::new(plan, prefill, Some(leg), lease.decode, rooms, reuse);
         (attempt, prefill_failed)
     }
 }

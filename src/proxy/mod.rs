@@ -5,7 +5,7 @@
 //! | `new_ctx`, `on_connection_reuse` | the record begins; the listener of the connection, and whether it is above the limit | `request.rs`, `client/connection.rs` |
 //! | `early_request_filter` | let in: the head, the key, the limits | `admission.rs` |
 //! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs`, `suspects.rs` |
-//! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg; install the session whose body is the prepared one | `dispatch.rs`, `session.rs` |
+//! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg, and wait for its end where decode's body depends on it; install the session whose body is the prepared one | `dispatch.rs`, `turns.rs`, `session.rs` |
 //! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
 //! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs`, `timing.rs` |
 //! | `response_body_filter` | pass a chunk of decode's body on, merged or as it is | `respond.rs` |
@@ -36,6 +36,7 @@ mod session;
 mod suspects;
 mod targets;
 mod timing;
+mod turns;
 mod wait;
 
 use std::any::Any;
@@ -165,7 +166,12 @@ impl ProxyHttp for Proxy {
         if ctx.attempt.is_none() {
             ctx.restore(session);
             self.select(session, ctx).await?;
-            self.send(session, ctx)?;
+            if self.engine.prefill_is_first() {
+                // Boxed, because it is large: the future of every request would carry it.
+                Box::pin(self.send_in_turn(session, ctx)).await?;
+            } else {
+                self.send(session, ctx)?;
+            }
         }
         Ok(Box::new(ctx.attempt()?.connect(&self.client)?))
     }

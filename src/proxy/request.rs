@@ -17,6 +17,7 @@ use super::samples::{Sample, Seat};
 use super::session::{Installed, Sent};
 use super::suspects::Suspicion;
 use super::timing::Timing;
+use super::turns::Handover;
 use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Targets, Worker, WorkerId};
@@ -46,6 +47,10 @@ pub(crate) struct RequestContext {
     pub(super) decode_cause: Option<Cause>,
     /// When this attempt was sent before it began again: a worker that dies with it has had it since then.
     first_sent: Option<Instant>,
+    /// A response of prefill that the next attempt begins with.
+    pub(super) handover: Option<Box<Handover>>,
+    /// Whether decode computes the prompt in the next attempt.
+    pub(super) goes_alone: bool,
     /// Workers that failed in an earlier attempt.
     pub(super) avoid: Vec<WorkerId>,
     /// Set once a worker was lost with the request, now or earlier.
@@ -94,6 +99,8 @@ pub(super) struct Request {
 pub(super) enum Body {
     /// As the client sent it.
     Read(BytesMut),
+    /// The same, where the body of each leg is made of it anew.
+    Kept(Bytes),
     /// As the legs of the last attempt got it.
     Sent(Injected),
 }
@@ -111,6 +118,8 @@ impl RequestContext {
             state: RequestState::default(),
             decode_cause: None,
             first_sent: None,
+            handover: None,
+            goes_alone: false,
             avoid: Vec::new(),
             suspicion: None,
             share: None,

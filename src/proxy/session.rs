@@ -118,7 +118,11 @@ pub(super) fn install(
     // Connection has been applied to the heads of the legs, and must not be applied to them again.
     head.remove_header(&CONNECTION);
     head.insert_header(CONTENT_LENGTH, body.len())?;
-    let shared = Arc::<Shared>::default();
+    let head_is_out = keepalive.as_ref().is_some_and(|kept| kept.head_is_out);
+    let shared = Arc::new(Shared {
+        head_is_out: head_is_out.into(),
+        ..Shared::default()
+    });
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let client = std::mem::replace(&mut session.downstream_session, placeholder);
     *session.downstream_session = ServerSession::new_custom(Box::new(ReplacedSession {
@@ -130,10 +134,11 @@ pub(super) fn install(
         cut_off: shutdown.cut_off(),
         shutdown,
         held: None,
-        is_stream: false,
+        is_stream: head_is_out,
         gaps: follower.gaps,
         sent: Sent {
             events: follower.events,
+            head_is_out,
             ..Sent::default()
         },
         clock: Clock::new(deadlines),

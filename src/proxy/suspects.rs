@@ -75,6 +75,7 @@ impl Request {
     fn client_len(&self, engine: Engine) -> usize {
         match &self.body {
             Body::Read(body) => engine.client_part(body, &self.facts).map(<[u8]>::len).sum(),
+            Body::Kept(body) => engine.client_part(body, &self.facts).map(<[u8]>::len).sum(),
             Body::Sent(injected) => injected.client_part().len(),
         }
     }
@@ -82,6 +83,7 @@ impl Request {
     fn digest(&self, engine: Engine) -> Digest {
         match &self.body {
             Body::Read(body) => Digest::of(self.route, engine.client_part(body, &self.facts)),
+            Body::Kept(body) => Digest::of(self.route, engine.client_part(body, &self.facts)),
             Body::Sent(injected) => Digest::of(self.route, [injected.client_part()]),
         }
     }

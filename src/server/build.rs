@@ -27,7 +27,6 @@ use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
 use crate::ops::Ops;
-use crate::pd::Engine;
 use crate::proxy::{Affinity, Proxy, Rules, refused_head};
 use crate::telemetry::{Sources, Telemetry, Traces};
 
@@ -63,8 +62,9 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     };
     let fleet = fleet(&config);
     let registry = Arc::new(registry(&config, &fleet)?);
-    // Pingora counts connections: one for each attempt and for the one that begins again, and as many that took no byte.
-    conf.max_retries = 2 * (config.requests.max_retries as usize + 2);
+    // Pingora counts connections: one for each attempt, for the one that begins again and the one that is decode's alone,
+    // and as many that took no byte.
+    conf.max_retries = 2 * (config.requests.max_retries as usize + 3);
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
     let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));
@@ -131,7 +131,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         traces,
     ));
     Proxy {
-        engine: Engine::default(),
+        engine: config.engine,
         rooms,
         aborter,
         budget: RetryBudget::new(Instant::now()).into(),

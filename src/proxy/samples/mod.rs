@@ -246,7 +246,11 @@ impl Proxy {
     }
 
     /// Keeps a silent stream alive. The head goes out with the first comment, so that no failure is a status any more.
-    async fn write_comment(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+    pub(super) async fn write_comment(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
         let head = match ctx.head_is_out() {
             true => None,
             false => Some(self.stream_head(session, ctx)?),

@@ -39,6 +39,8 @@ pub(in super::super) struct Keepalive {
     timer: Pin<Box<Sleep>>,
     /// The balancer's own head. `None` where the head must be decode's.
     head: Option<Box<ResponseHeader>>,
+    /// Whether that has gone out already, while prefill had the request.
+    pub(super) head_is_out: bool,
 }
 
 impl Keepalive {
@@ -54,6 +56,15 @@ impl Keepalive {
             last,
             timer: Box::pin(tokio::time::sleep_until(last + every)),
             head,
+            head_is_out: false,
+        }
+    }
+
+    /// The same where the balancer's own head went out with a comment at `last`.
+    pub(in super::super) fn after_head(every: Duration, last: Instant) -> Self {
+        Self {
+            head_is_out: true,
+            ..Self::new(every, last, None)
         }
     }
 

@@ -72,7 +72,9 @@ fn note_attempt(pair: &Pair, legs: Legs, times: &Times, attempt: Attempt) -> boo
     let decode = decode_outcome(legs.decode, attempt);
     // The response of a prefill worker may come after decode's: it is not waited for.
     let prefill_end = times.prefill_end.or(times.ended);
-    pair.prefill.tally().note(prefill, time(prefill_end));
+    if legs.prefill != Leg::Unused {
+        pair.prefill.tally().note(prefill, time(prefill_end));
+    }
     pair.decode.tally().note(decode, time(times.ended));
     fails_pair(prefill, legs.prefill) || fails_pair(decode, legs.decode)
 }
@@ -99,7 +101,7 @@ fn unserved(leg: Leg) -> Outcome {
     match leg {
         Leg::Rejected(_) => Outcome::Rejected,
         // An error that tells of the end of the other leg.
-        Leg::Running | Leg::Served | Leg::Aborted(_) => Outcome::Cancelled,
+        Leg::Unused | Leg::Running | Leg::Served | Leg::Aborted(_) => Outcome::Cancelled,
         Leg::Unsent | Leg::Lost | Leg::Stale | Leg::Failed => Outcome::Failed,
     }
 }

@@ -112,6 +112,7 @@ pub(super) fn error_type(error: String) -> KeyValue {
 /// How far a leg came, in a word.
 pub(super) fn outcome(leg: Leg) -> &'static str {
     match leg {
+        Leg::Unused => "unused",
         Leg::Running => "cancelled",
         Leg::Served => "served",
         Leg::Rejected(_) => "rejected",

@@ -166,7 +166,9 @@ impl<'a> Frame<'a> {
             return;
         }
         let (pair, spans, legs) = (attempt.pair, attempt.spans, attempt.legs);
-        take(self.leg(&attempt, &pair.prefill, spans.prefill, legs.prefill));
+        if legs.prefill != Leg::Unused {
+            take(self.leg(&attempt, &pair.prefill, spans.prefill, legs.prefill));
+        }
         take(self.leg(&attempt, &pair.decode, spans.decode, legs.decode));
     }
 

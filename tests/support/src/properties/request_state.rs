@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use mini_lb::pd::{Leg, RequestState, RetryRules, Role, Verdict};
+use mini_lb::pd::{Leg, Order, RequestState, RetryRules, Role, Verdict};
 
 use super::decisions::Decisions;
 
@@ -31,7 +31,12 @@ pub fn check(bytes: &[u8]) -> Outcome {
     let attempts = 1 + choices.below(4) as u32;
     let budget = choices.yes();
     let own_rid = choices.yes();
-    let mut corridor = Corridor::new(RetryRules { attempts, own_rid }, budget);
+    let rules = RetryRules {
+        attempts,
+        own_rid,
+        order: Order::Together,
+    };
+    let mut corridor = Corridor::new(rules, budget);
     while !corridor.is_over() {
         let Some(event) = choices.byte() else {
             corridor.leg_ends(Role::Decode, Leg::Failed);
@@ -145,6 +150,7 @@ impl Corridor {
                 self.state.retry();
                 self.start();
             }
+            Verdict::Alone => unreachable!("the legs are sent together"),
             Verdict::Fail(role) => {
                 assert!(!(self.bytes_sent && role == Role::Prefill));
                 self.end(Ended::ToldOf(role));

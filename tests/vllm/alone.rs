@@ -1,0 +1,117 @@
+//! Requests that decode serves without a prefill worker.
+
+use support::{CHAT, Pair, post};
+
+use super::*;
+
+#[tokio::test]
+async fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_alone_as_it_is() {
+    for (path, body) in [
+        ("/v1/completions", r#"{"prompt":["a","b"],"max_tokens":3}"#),
+        (CHAT, r#"{"messages":[],"n":2,"temperature":1}"#),
+        (CHAT, r#"{"messages":[],"prompt_logprobs":1}"#),
+    ] {
+        let mut pair = pair().await;
+        pair.client.send(post(path, body)).await;
+        let decode = pair.decode.request().await;
+        assert_eq!(text(&decode), body);
+        assert!(!pair.prefill.has_request(), "{body}");
+        decode.answer("200 OK", r#"{"served":1}"#).await;
+        assert_eq!(pair.client.answer().await.text(), r#"{"served":1}"#);
+    }
+}
+
+#[tokio::test]
+async fn where_no_prefill_worker_is_left_decode_computes_the_prompt() {
+    for failure in [
+        "500 Internal Server Error",
+        "503 Service Unavailable",
+        "429 Too Many Requests",
+        "",
+    ] {
+        let mut pair = pair().await;
+        pair.client.send(post(CHAT, BODY)).await;
+        let prefill = pair.prefill.request().await;
+        match failure {
+            "" => prefill.reset(),
+            status => prefill.answer(status, "{}").await,
+        }
+        let decode = pair.decode.request().await;
+        assert_eq!(text(&decode), BODY, "{failure}");
+        decode.answer("200 OK", r#"{"served":1}"#).await;
+        let answer = pair.client.answer().await;
+        assert_eq!(
+            (answer.status(), answer.text()),
+            (200, r#"{"served":1}"#),
+            "{failure}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn decode_computes_no_prompt_where_the_configuration_forbids_it() {
+    let mut pair = Pair::with(|config| vllm(config).set("vllm_decode_alone", false)).await;
+    pair.client.send(post(CHAT, BODY)).await;
+    pair.prefill.request().await.reset();
+    pair.bad_gateway("prefill is lost", "prefill_lost").await;
+    assert!(pair.is_idle());
+}
+
+#[tokio::test]
+async fn decode_that_failed_to_fetch_the_blocks_computes_the_prompt() {
+    let mut pair = pair().await;
+    pair.client.send(post(CHAT, BODY)).await;
+    pair.prefill
+        .request()
+        .await
+        .answer("200 OK", PREFILLED)
+        .await;
+    let decode = pair.decode.request().await;
+    assert!(text(&decode).contains("remote_block_ids"));
+    let failed = r#"{"error":{"message":"Internal server error","type":"InternalServerError","param":null,"code":500}}"#;
+    decode.answer("500 Internal Server Error", failed).await;
+    let again = pair.decode.request().await;
+    assert_eq!(text(&again), BODY);
+    assert!(!pair.prefill.has_request());
+    // It has failed by itself this time.
+    again.answer("500 Internal Server Error", failed).await;
+    let answer = pair.client.answer().await;
+    assert_eq!((answer.status(), answer.text()), (500, failed));
+    assert!(pair.is_idle());
+}
+
+#[tokio::test]
+async fn blocks_that_are_gone_cost_a_stream_no_event() {
+    // As vLLM 0.32.0 reports it: the head of a chat, the error, and the end marker, at once.
+    let failed = [
+        r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"tiny","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}"#,
+        r#"data: {"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}"#,
+        "data: [DONE]",
+        "",
+    ]
+    .join("\n\n");
+    let (head, rest) = failed.split_at(failed.find("data: {\"error\"").unwrap());
+    let mut pair = pair().await;
+    pair.client.send(post(CHAT, STREAM)).await;
+    pair.prefill
+        .request()
+        .await
+        .answer("200 OK", PREFILLED)
+        .await;
+    let mut decode = pair.decode.request().await;
+    decode.begin_stream().await;
+    decode.chunk(head).await;
+    decode.chunk(rest).await;
+    let mut again = pair.decode.request().await;
+    assert_eq!(text(&again), STREAM);
+    again.begin_stream().await;
+    again.chunk(head).await;
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\" a\"}}]}\n\n";
+    again.chunk(token).await;
+    pair.client.head().await;
+    let mut got = String::new();
+    while got.len() < head.len() + token.len() {
+        got.push_str(&pair.client.chunk().await.unwrap());
+    }
+    assert_eq!(got, [head, token].concat());
+}
