@@ -224,6 +224,7 @@ impl Serve {
                 conf,
                 problems,
                 warnings: warnings(matches),
+                ..Sources::default()
             },
         }
     }

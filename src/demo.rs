@@ -12,7 +12,7 @@ use mini_lb::sim::cli::demo_workers;
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Form, log_to_stderr};
+use crate::{Form, logger};
 
 /// Far above the time of any response of a simulated worker with default options.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
@@ -48,7 +48,7 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
     // So that the dashboard shows all that it can. A flag has another value.
     let config = config.set("load_poll_interval_secs", 1).with_flags(flags);
     let resolved = config.clone().resolve()?;
-    log_to_stderr(&resolved.log_filter, Form::of(resolved.log_json), false);
+    logger::start(&resolved.log_filter, Form::of(resolved.log_json), false);
     let balancer = MiniLoadBalancer::new(config)?;
     let handle = balancer.handle();
     let serving = tokio::spawn(balancer.start());

@@ -125,6 +125,7 @@ mod telemetry;
 #[doc(hidden)]
 pub mod inside {
     pub use crate::client::check;
+    pub use crate::config::reloads;
     pub use crate::error::{Code, Retry, Row, Side};
     pub use crate::ops::is_served;
     pub use crate::telemetry::metrics::family::{FAMILIES, Family};

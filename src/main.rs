@@ -3,6 +3,7 @@
 #[cfg(feature = "sim")]
 mod demo;
 mod log_json;
+mod logger;
 mod stderr;
 
 use std::fmt::Display;
@@ -11,11 +12,11 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use env_logger::Target;
-use log::{Level, LevelFilter};
+use log::Level;
 #[cfg(feature = "bench")]
 use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Doctor, Serve};
+use mini_lb::config::Reloader;
 use mini_lb::doctor::examine;
 #[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Ok(Command::Demo(demo)) => block_on(demo::run(*demo)),
         #[cfg(feature = "sim")]
         Ok(Command::Sim(args)) => {
-            log_to_stderr("warn", Form::Text, true);
+            logger::start("warn", Form::Text, true);
             block_on(run_sim(*args))
         }
         #[cfg(feature = "bench")]
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 
 fn run(serve: Serve) -> ExitCode {
     let environment = |name: &str| std::env::var_os(name);
+    let sources = serve.sources.clone();
     let (config, effective) = match serve.sources.load(&environment) {
         Ok(loaded) => loaded,
         Err(problems) => return fail(problems),
@@ -67,8 +69,9 @@ fn run(serve: Serve) -> ExitCode {
             }
             let forks = serve.opt.daemon || config.server.daemon;
             let form = Form::of(config.log_json);
-            log_to_stderr(&config.log_filter, form, forks);
-            let ended = mini_lb::run(config, serve.opt);
+            logger::start(&config.log_filter, form, forks);
+            let reloader = Reloader::new(sources, &config, effective, forks, logger::set_filter);
+            let ended = mini_lb::run(config, serve.opt, reloader);
             stderr::flush();
             match ended {
                 Ok(()) => ExitCode::SUCCESS,
@@ -120,37 +123,6 @@ fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCod
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error),
     }
-}
-
-/// Pingora's log lines are for its developers, and some repeat bytes of clients, keys included: hidden unless the
-/// filter names Pingora. Also hides the TLS close errors of clients that have already disconnected.
-fn log_to_stderr(filter: &str, form: Form, directly: bool) {
-    let mut logger = env_logger::Builder::new();
-    let level = filter.trim().to_ascii_lowercase();
-    if !level.contains("pingora") {
-        // One error each second while a process waits for its old one. The server module says it in one line.
-        logger.filter_module("pingora_core::server::transfer_fd", LevelFilter::Off);
-    }
-    if ["info", "warn"].contains(&level.as_str()) {
-        logger.filter_module("pingora_core::protocols::tls", LevelFilter::Error);
-    }
-    match level.as_str() {
-        "info" => logger.filter_module("pingora", LevelFilter::Warn),
-        "debug" | "trace" => logger.filter_module("pingora", LevelFilter::Info),
-        _ => &mut logger,
-    };
-    if !directly
-        && stderr::may_block()
-        && let Ok(lines) = stderr::Lines::start(form)
-    {
-        logger.target(Target::Pipe(Box::new(lines)));
-    }
-    if form == Form::Json {
-        logger.format(log_json::write);
-        // A panic is a line like any other.
-        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    }
-    logger.parse_filters(filter).init();
 }
 
 /// The form of the lines on stderr.

@@ -30,6 +30,7 @@ fn fleet(workers: u16) -> Arc<Fleet> {
                 host: "127.0.0.1".to_owned(),
                 port,
                 tls: false,
+                certified: None,
             },
             host: HeaderValue::from_static("worker"),
             bootstrap: None,

@@ -101,6 +101,7 @@ impl Files {
             ("session_header", _) => "x-conversation".to_owned(),
             ("log_level", _) => "warn".to_owned(),
             (_, Kind::Origins) => "https://app.example".to_owned(),
+            (_, Kind::Addresses) => "127.0.0.1:53".to_owned(),
             (_, Kind::Paths) => self.roots.path().display().to_string(),
             (_, Kind::Path) => self.key.path().display().to_string(),
             (_, Kind::Word(words)) => {

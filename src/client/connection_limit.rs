@@ -17,9 +17,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The limits of one listener, and its open connections.
 pub(crate) struct ConnectionLimit {
-    max: usize,
-    /// `None` for no limit; addresses are not counted then.
-    max_per_ip: Option<usize>,
+    max: AtomicUsize,
+    /// 0 for no limit; addresses are not counted then.
+    max_per_ip: AtomicUsize,
     open: AtomicUsize,
     /// Holds only addresses with open connections.
     open_per_ip: Mutex<HashMap<IpAddr, usize>>,
@@ -45,12 +45,24 @@ impl ConnectionLimit {
     /// At most `max` connections, and `max_per_ip` from one address.
     pub(crate) fn new(max: usize, max_per_ip: Option<usize>) -> Self {
         Self {
-            max,
-            max_per_ip,
+            max: AtomicUsize::new(max),
+            max_per_ip: AtomicUsize::new(max_per_ip.unwrap_or(0)),
             open: AtomicUsize::new(0),
             open_per_ip: Mutex::default(),
             refusals: Mutex::default(),
         }
+    }
+
+    /// Other limits from now on. Open connections stay.
+    pub(crate) fn set(&self, max: usize, max_per_ip: Option<usize>) {
+        self.max.store(max, Ordering::Relaxed);
+        self.max_per_ip
+            .store(max_per_ip.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn max_per_ip(&self) -> Option<usize> {
+        let max = self.max_per_ip.load(Ordering::Relaxed);
+        (max > 0).then_some(max)
     }
 
     /// A permit for one more connection; `None` when it must be closed.
@@ -64,16 +76,17 @@ impl ConnectionLimit {
         // Relaxed: the number alone decides. Counted before it is compared, so that connections that arrive at the
         // same time cannot all see the last free place; the permit takes the count back when it is not returned.
         let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let max = self.max.load(Ordering::Relaxed);
         let mut permit = Permit {
             limit: self.clone(),
             ip: None,
-            overflow: before >= self.max,
+            overflow: before >= max,
         };
-        if before >= self.max.saturating_add(OVERFLOW) {
+        if before >= max.saturating_add(OVERFLOW) {
             self.note_refusal("max_connections", now);
             return None;
         }
-        if let Some(max) = self.max_per_ip
+        if let Some(max) = self.max_per_ip()
             && let Some(address) = address()
         {
             // An IPv4 client of a dual-stack socket has a mapped address, and is counted as the same client.

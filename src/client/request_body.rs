@@ -37,7 +37,7 @@ pub(crate) enum BodyError {
 /// The memory for all request bodies, in bytes.
 pub(crate) struct BodyMemory {
     used: AtomicUsize,
-    limit: usize,
+    limit: AtomicUsize,
 }
 
 /// The part of [`BodyMemory`] that one request uses. Returned when dropped.
@@ -51,8 +51,17 @@ impl BodyMemory {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
-            limit,
+            limit: AtomicUsize::new(limit),
         })
+    }
+
+    /// At most `limit` bytes from now on. What is held stays.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// An empty share.
@@ -64,7 +73,9 @@ impl BodyMemory {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        self.limit.saturating_sub(self.used.load(Ordering::Relaxed)) >= bytes
+        self.limit()
+            .saturating_sub(self.used.load(Ordering::Relaxed))
+            >= bytes
     }
 }
 
@@ -74,7 +85,7 @@ impl Share {
         // Relaxed: the number alone decides. Taken before it is compared, so that requests that grow at the same time
         // cannot all see the same space; the one that passes the limit returns what it took.
         let used = self.memory.used.fetch_add(bytes, Ordering::Relaxed);
-        if used.saturating_add(bytes) > self.memory.limit {
+        if used.saturating_add(bytes) > self.memory.limit() {
             self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
             return false;
         }

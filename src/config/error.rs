@@ -157,6 +157,8 @@ pub enum Fault {
         /// The key of the list.
         key: &'static str,
     },
+    /// A name of DNS in a build without the feature for it.
+    NoDns,
     /// A worker of the file without its URL.
     NoUrl,
     /// An API key of a worker both as text and as a file.
@@ -238,6 +240,7 @@ impl fmt::Display for Fault {
             Fault::NoWorkers { key } => {
                 write!(f, "at least one {key} worker is required, for example --{key} http://10.0.0.1:30000")
             }
+            Fault::NoDns => f.write_str("this build has no resolver for names of workers, it lacks the feature `dns`"),
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys { text, file } => write!(f, "set either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),

@@ -3,6 +3,7 @@
 //! Only text is looked at here. Files that a value names are opened by `resolve.rs`, which also checks values of a
 //! finer form (hosts, policies, log filters) itself.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Role;
@@ -18,6 +19,8 @@ pub(crate) enum Kind {
     Path,
     /// Any number of paths: behind the flag, as a list in the file, with commas in the environment.
     Paths,
+    /// Any number of addresses with their ports, in the same forms as paths.
+    Addresses,
     /// Origins of web pages, in the same forms as paths, or `*`, or `none`.
     Origins,
     /// One of these words.
@@ -52,7 +55,7 @@ impl Kind {
 
     /// Whether the value may be a list: behind the flag, in the file, and with commas as text.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Kind::Paths | Kind::Origins)
+        matches!(self, Kind::Paths | Kind::Addresses | Kind::Origins)
     }
 
     /// Whether a text has this form and is within the bounds.
@@ -70,6 +73,7 @@ impl Kind {
             Kind::Seconds => is_duration(text),
             Kind::SecondsOrZero => is_duration(text) || text.parse() == Ok(0.0),
             Kind::Switch => text.parse::<bool>().is_ok(),
+            Kind::Addresses => addresses(text).is_some(),
             Kind::Origins => AllowedOrigins::from_text(text).is_some(),
         }
     }
@@ -82,6 +86,7 @@ impl Kind {
             Kind::Secret => "a key",
             Kind::Path => "the path of a file",
             Kind::Paths => "a list of paths",
+            Kind::Addresses => "a list of addresses with their ports, such as 10.0.0.10:53",
             Kind::Origins => "`*`, `none`, or origins such as https://app.example",
             Kind::UrlPath => "a path that begins with /",
             Kind::Number { .. } => "a number",
@@ -101,6 +106,7 @@ impl Kind {
             Kind::Secret => &["KEY"],
             Kind::Path | Kind::Paths | Kind::UrlPath => &["PATH"],
             Kind::Origins => &["ORIGIN"],
+            Kind::Addresses => &["ADDRESS:PORT"],
             Kind::Number { .. } => &["N"],
             Kind::Seconds | Kind::SecondsOrZero => &["SECONDS"],
             Kind::Switch => &[],
@@ -108,6 +114,15 @@ impl Kind {
             Kind::Workers(Role::Decode) => &["URL"],
         }
     }
+}
+
+/// The addresses of a list; `None` where one of them is none, or has no port.
+pub(super) fn addresses(text: &str) -> Option<Vec<SocketAddr>> {
+    let items = text.split(',').map(str::trim);
+    let items = items.filter(|item| !item.is_empty());
+    items
+        .map(|item| item.parse().ok().filter(|at: &SocketAddr| at.port() > 0))
+        .collect()
 }
 
 /// Above zero, and small enough that a deadline can be computed from it on every platform.

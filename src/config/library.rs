@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::draft::{Draft, Given, WorkerDraft};
-use super::resolve::resolve;
+use super::resolve::{Files, resolve};
 use super::settings::{find, nearest, settings, worker_key};
 use super::{Config, ConfigError, Fault, Place, Policy, Problem, Sources};
 
@@ -334,7 +334,7 @@ impl MiniLbConfig {
     #[doc(hidden)]
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let draft = self.draft.over(Draft::defaults());
-        resolve(&draft, self.problems, Vec::new())
+        resolve(&draft, Files::default(), self.problems, Vec::new())
     }
 
     fn push(&mut self, key: &str, argument: &str, worker: WorkerDraft) {

@@ -18,12 +18,15 @@
 //! | `log_filter` | the words of log levels |
 //! | `background` | what a process in the background needs of the machine |
 //! | `error` | every problem that a configuration can have, and its place |
+//! | `dns` | names of DNS in place of workers |
 //! | `print` | `--print-config` |
+//! | `reload` | the same sources, read again |
 //!
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs.
 
 mod background;
+mod dns;
 mod draft;
 mod error;
 mod file;
@@ -36,6 +39,7 @@ mod log_filter;
 mod origins;
 mod policy;
 mod print;
+mod reload;
 mod resolve;
 pub(crate) mod settings;
 mod text;
@@ -45,6 +49,8 @@ mod workers;
 
 #[doc(hidden)]
 pub use background::Background;
+#[doc(hidden)]
+pub use dns::{DnsSpec, DnsUrl};
 #[doc(hidden)]
 pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
@@ -59,6 +65,8 @@ pub use policy::PolicyConfig;
 #[doc(hidden)]
 pub use print::Effective;
 #[doc(hidden)]
+pub use reload::{Contents, Reloaded, Reloader};
+#[doc(hidden)]
 pub use tls::{Identity, Tls};
 pub use worker::UrlFault;
 #[doc(hidden)]
@@ -66,6 +74,7 @@ pub use worker::{BootstrapSpec, Secret, WorkerSpec, WorkerUrl};
 pub(crate) use worker::{bracketed, parse_host};
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -91,14 +100,18 @@ pub struct Config {
     pub prometheus: Option<Listen>,
     /// Certificates and keys.
     pub tls: Tls,
-    /// The prefill workers, at least one, each URL once in the whole configuration.
+    /// The prefill workers, each URL once in the whole configuration. At least one, unless they may come later.
     pub prefill: Vec<WorkerSpec>,
-    /// The decode workers, at least one, each URL once in the whole configuration.
+    /// The decode workers, each URL once in the whole configuration. At least one, unless they may come later.
     pub decode: Vec<WorkerSpec>,
     /// The keys of workers that have none of their own.
     pub worker_keys: WorkerKeys,
     /// The engine of all workers.
     pub engine: Engine,
+    /// The names of DNS whose addresses are workers, each once.
+    pub dns: Vec<DnsSpec>,
+    /// The DNS servers for these names; those of the system where there are none.
+    pub dns_servers: Vec<SocketAddr>,
     /// How a pair is chosen.
     pub policies: PolicyConfig,
     /// Connections and memory of clients.
@@ -133,6 +146,10 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// What a process in the background needs of the machine. Empty in the foreground.
     pub background: Background,
+    /// Whether files are watched and read again when they change.
+    pub watch_config: bool,
+    /// The files that were read: that of the configuration first, then those that settings name.
+    pub files: ReadFiles,
 }
 
 impl Config {
@@ -161,10 +178,23 @@ impl Config {
     }
 }
 
+/// Paths of files. `Debug` shows none: where a configuration comes from is no part of what it means.
+#[derive(Clone, Default, PartialEq, Eq)]
+#[doc(hidden)]
+pub struct ReadFiles(pub(crate) Vec<PathBuf>);
+
+impl fmt::Debug for ReadFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadFiles")
+    }
+}
+
 /// The command line, before the environment and the file are laid under it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 #[doc(hidden)]
 pub struct Sources {
+    /// The directory of relative paths; empty for that of the process.
+    pub(crate) base: PathBuf,
     pub(crate) flags: Draft,
     pub(crate) conf: Option<Given<PathBuf>>,
     pub(crate) problems: Vec<Problem>,
@@ -179,23 +209,38 @@ impl Sources {
     /// Every problem of every source.
     pub fn load(self, environment: Environment<'_>) -> Result<(Config, Effective), ConfigError> {
         let (mut problems, mut warnings) = (self.problems, self.warnings);
+        let mut files = Vec::new();
         let variables = Draft::from_environment(environment, &mut problems, &mut warnings);
         let file = match self.conf.or_else(|| conf_of(environment)) {
             None => Draft::default(),
-            Some(conf) => match file::read(&conf, environment, &mut problems) {
-                Some(file) => file,
-                // Without the file, everything that it sets would be reported as missing.
-                None => return Err(ConfigError { problems }),
-            },
+            Some(mut conf) => {
+                conf.value = self.base.join(conf.value);
+                files.push(conf.value.clone());
+                match file::read(&conf, environment, &mut problems) {
+                    Some(file) => file,
+                    // Without the file, everything that it sets would be reported as missing.
+                    None => return Err(ConfigError { problems }),
+                }
+            }
         };
         let draft = self
             .flags
             .over(variables)
             .over(file)
             .over(Draft::defaults());
-        let config = resolve::resolve(&draft, problems, warnings)?;
+        let files = resolve::Files {
+            base: self.base,
+            read: files,
+        };
+        let config = resolve::resolve(&draft, files, problems, warnings)?;
         Ok((config, Effective(draft)))
     }
+}
+
+/// Whether a new value of the setting with this key takes effect by a reload.
+#[doc(hidden)]
+pub fn reloads(key: &str) -> bool {
+    settings::find(key).is_some_and(|setting| setting.reloads)
 }
 
 fn conf_of(environment: Environment<'_>) -> Option<Given<PathBuf>> {

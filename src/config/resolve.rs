@@ -4,7 +4,7 @@
 //! filled, and the values of a finer form are read. All problems are reported, not only the first. Key files and
 //! certificates are read here; nothing else is opened and no worker is contacted.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pingora::server::configuration::ServerConf;
@@ -13,13 +13,15 @@ use serde_yaml::Value;
 use super::background::Background;
 use super::draft::{Draft, Given, server_conf};
 use super::keys::{checked_key, read_key, read_keys};
+use super::kind::addresses;
 use super::log_filter::{NoFilter, translated};
 use super::settings::{find, settings};
 use super::tls::{self, Half, Identity, Tls};
 use super::worker::{parse_host, parse_listen};
+use super::workers::Listed;
 use super::{
-    ClientKey, ClientKeys, Config, ConfigError, Fault, Listen, Place, Problem, RequestLimits,
-    Secret, ShutdownConfig,
+    ClientKey, ClientKeys, Config, ConfigError, Fault, Listen, Place, Problem, ReadFiles,
+    RequestLimits, Secret, ShutdownConfig,
 };
 use crate::limits::{FromText, Group, Settings};
 use crate::pd::Engine;
@@ -30,21 +32,30 @@ use crate::pd::Engine;
 /// All problems: the given ones, then those found here.
 pub(super) fn resolve(
     draft: &Draft,
+    files: Files,
     problems: Vec<Problem>,
     warnings: Vec<String>,
 ) -> Result<Config, ConfigError> {
     let mut resolver = Resolver {
         draft,
+        files,
         problems,
         warnings,
     };
     resolver.check_rows();
     let config = resolver.config();
     let Resolver {
-        problems, warnings, ..
+        problems,
+        warnings,
+        files,
+        ..
     } = resolver;
     match config {
-        Some(config) if problems.is_empty() => Ok(Config { warnings, ..config }),
+        Some(config) if problems.is_empty() => Ok(Config {
+            warnings,
+            files: ReadFiles(files.read),
+            ..config
+        }),
         // A value is missing only when a problem says why.
         _ => Err(ConfigError { problems }),
     }
@@ -59,8 +70,27 @@ fn parse_endpoint(text: &str) -> Option<String> {
     (["http", "https"].contains(&scheme) && has_host && only_host).then(|| text.to_owned())
 }
 
+/// The files that settings name.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// The directory of relative paths; empty for that of the process.
+    pub(super) base: PathBuf,
+    /// Those that have been looked for.
+    pub(super) read: Vec<PathBuf>,
+}
+
+impl Files {
+    /// The path of a file that is about to be read.
+    pub(super) fn path(&mut self, text: &str) -> PathBuf {
+        let path = self.base.join(text);
+        self.read.push(path.clone());
+        path
+    }
+}
+
 pub(super) struct Resolver<'a> {
     pub(super) draft: &'a Draft,
+    pub(super) files: Files,
     problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
 }
@@ -106,7 +136,16 @@ impl<'a> Resolver<'a> {
         let enable_trace = self.get("enable_trace");
         let otlp_traces_endpoint = self.scalar("otlp_traces_endpoint", parse_endpoint);
         let disable_log_client_address = self.get("disable_log_client_address");
-        let (prefill, decode, worker_keys) = self.fleet();
+        let watch_config = self.get("watch_config");
+        // One that is not valid has been reported.
+        let dns_servers = self.given("dns_servers");
+        let dns_servers = dns_servers.and_then(|given| addresses(&given.value));
+        let Listed {
+            prefill,
+            decode,
+            dns,
+            keys,
+        } = self.fleet();
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
         let upgrade_wait = self.get("upgrade_wait_secs");
@@ -118,8 +157,10 @@ impl<'a> Resolver<'a> {
             tls,
             prefill,
             decode,
-            worker_keys,
+            worker_keys: keys,
             engine: engine?,
+            dns,
+            dns_servers: dns_servers.unwrap_or_default(),
             policies: policies?,
             clients: clients?,
             client_keys,
@@ -137,6 +178,8 @@ impl<'a> Resolver<'a> {
             server: server?,
             warnings: Vec::new(),
             background: background?,
+            watch_config: watch_config?,
+            files: ReadFiles::default(),
         })
     }
 
@@ -275,8 +318,9 @@ impl<'a> Resolver<'a> {
                 None
             }
             (Some(certificate), Some(key)) => {
-                let found = tls::read_identity(certificate.value.as_ref(), key.value.as_ref());
-                found
+                let certificate_path = self.files.path(&certificate.value);
+                let key_path = self.files.path(&key.value);
+                tls::read_identity(&certificate_path, &key_path)
                     .map_err(|(half, fault)| match half {
                         Half::Certificate => self.report(&certificate.place, fault),
                         Half::Key => self.report(&key.place, fault),
@@ -293,7 +337,7 @@ impl<'a> Resolver<'a> {
         let paths = given.value.split(',').map(str::trim);
         let mut roots = Vec::new();
         for path in paths.filter(|path| !path.is_empty()) {
-            match tls::read_roots(Path::new(path)) {
+            match tls::read_roots(&self.files.path(path)) {
                 Ok(found) => roots.extend(found),
                 Err(fault) => self.report(&given.place, fault),
             }
@@ -309,7 +353,7 @@ impl<'a> Resolver<'a> {
         };
         let mut api: Vec<_> = self.given_key("api_key").map(named).into_iter().collect();
         if let Some(given) = self.given("api_key_file") {
-            match read_keys(Path::new(&given.value)) {
+            match read_keys(&self.files.path(&given.value)) {
                 Ok(of_file) => api.extend(of_file),
                 Err(fault) => self.report(&given.place, fault),
             }
@@ -326,7 +370,8 @@ impl<'a> Resolver<'a> {
     /// The key in the file that this setting names.
     pub(super) fn filed_key(&mut self, key: &'static str) -> Option<Secret> {
         let given = self.given(key)?;
-        self.key(read_key(Path::new(&given.value)), &given.place)
+        let path = self.files.path(&given.value);
+        self.key(read_key(&path), &given.place)
     }
 
     pub(super) fn key(&mut self, key: Result<Secret, Fault>, place: &Place) -> Option<Secret> {

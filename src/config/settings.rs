@@ -23,6 +23,8 @@ pub(crate) struct Setting {
     /// The names of its values in `--help`.
     pub(crate) value_names: &'static [&'static str],
     pub(crate) help: &'static str,
+    /// Whether a reload makes a new value take effect. Otherwise it needs a new process.
+    pub(crate) reloads: bool,
 }
 
 impl Setting {
@@ -34,7 +36,14 @@ impl Setting {
             expects: kind.expects(),
             value_names: kind.value_names(),
             help,
+            reloads: true,
         }
+    }
+
+    /// A new value takes effect in a new process alone.
+    const fn at_start(mut self) -> Setting {
+        self.reloads = false;
+        self
     }
 
     const fn default(mut self, default: &'static str) -> Setting {
@@ -87,24 +96,24 @@ pub(crate) fn find(key: &str) -> Option<&'static Setting> {
 #[rustfmt::skip]
 const CLIENTS: &[Setting] = &[
     Setting::new("host", Kind::Text, "Address to listen on")
-        .default("0.0.0.0").value(&["HOST"]).expects("a host name or an address"),
+        .default("0.0.0.0").value(&["HOST"]).expects("a host name or an address").at_start(),
     Setting::new("port", Kind::between(0, 65535), "Port to listen on; 0 picks a free one")
-        .default("30000").value(&["PORT"]).expects("a port from 0 to 65535"),
+        .default("30000").value(&["PORT"]).expects("a port from 0 to 65535").at_start(),
     Setting::new("tls_cert_path", Kind::Path,
         "Certificate of the listeners (PEM, with its chain); turns TLS on"),
     Setting::new("tls_key_path", Kind::Path, "Private key of that certificate (PEM)"),
     Setting::new("admin_listen", Kind::Text,
         "Second address to listen on, the only one that accepts worker administration; all other endpoints are \
          served on both")
-        .value(&["HOST:PORT"]).expects("an address to listen on: HOST:PORT"),
+        .value(&["HOST:PORT"]).expects("an address to listen on: HOST:PORT").at_start(),
     // sglang_router listens at 29000 also where no flag is given: a port that is open unasked is a surprise.
     Setting::new("prometheus_port", Kind::between(0, 65535),
         "Port of another listener, which serves /metrics only and asks for no key; 0 picks a free one. 29000 where only \
          prometheus_host is given")
-        .value(&["PORT"]).expects("a port from 0 to 65535"),
+        .value(&["PORT"]).expects("a port from 0 to 65535").at_start(),
     Setting::new("prometheus_host", Kind::Text,
         "Address that it listens on; 0.0.0.0 where only prometheus_port is given")
-        .value(&["HOST"]).expects("a host name or an address"),
+        .value(&["HOST"]).expects("a host name or an address").at_start(),
     Setting::new("max_connections", Kind::at_least(0),
         "Maximum number of client connections; 0 derives it from the limit of open files and max_inflight_requests")
         .default("0").expects("a number of connections; 0 derives the limit from the open files"),
@@ -169,11 +178,17 @@ const CLIENTS: &[Setting] = &[
 const WORKERS: &[Setting] = &[
     Setting::new("prefill", Kind::Workers(Role::Prefill),
         "A prefill worker, and the address at which decode workers reach its bootstrap server: PORT, HOST:PORT, or \
-         none (decode then uses its own port). Repeat it for each worker"),
-    Setting::new("decode", Kind::Workers(Role::Decode), "A decode worker. Repeat it for each worker"),
+         none (decode then uses its own port). Repeat it for each worker. dns+http://NAME:PORT and srv+http://NAME are \
+         all workers of that name of DNS"),
+    Setting::new("decode", Kind::Workers(Role::Decode),
+        "A decode worker, or a name of DNS as for prefill. Repeat it for each worker"),
     Setting::new("engine", Kind::Word(&["sglang", "vllm"]),
         "The engine of all workers: sglang, or vllm with its NixlConnector")
-        .default("sglang").expects("sglang or vllm"),
+        .default("sglang").expects("sglang or vllm").at_start(),
+    Setting::new("dns_servers", Kind::Addresses,
+        "DNS servers for dns+http:// and srv+http:// workers, instead of the system's: a list in the file, or several behind the \
+         flag")
+        .at_start(),
     Setting::new("policy", Kind::Text,
         "How a worker is chosen: random, round_robin, power_of_two, least_requests, least_tokens, session or expected_ttft. The \
          policies of sglang_router and smg mean the one that is nearest to them")
@@ -187,7 +202,7 @@ const WORKERS: &[Setting] = &[
          x-correlation-id do so as well, and the body's session_id and user")
         .value(&["NAME"]).expects("the name of a header"),
     Setting::new("connect_timeout_secs", Kind::Seconds, "Deadline for opening a connection to a worker")
-        .default("2"),
+        .default("2").at_start(),
     Setting::new("load_poll_interval_secs", Kind::SecondsOrZero,
         "Time between two requests for the load of a worker (/v1/loads), for metrics and the dashboard; 0 is never")
         .default("0").expects("a number of seconds up to a year; 0 is never"),
@@ -196,10 +211,10 @@ const WORKERS: &[Setting] = &[
     Setting::new("worker_admin_api_key_file", Kind::Path,
         "File with the key that workers require for their administration (--admin-api-key of SGLang)"),
     Setting::new("ca_cert_paths", Kind::Paths,
-        "Certificates (PEM) of the authorities that sign those of https:// workers, instead of the system's"),
+        "Certificates (PEM) of the authorities that sign those of https:// workers, instead of the system's").at_start(),
     Setting::new("client_cert_path", Kind::Path,
-        "Client certificate (PEM, with its chain) for https:// workers that ask for one"),
-    Setting::new("client_key_path", Kind::Path, "Private key of that certificate (PEM)"),
+        "Client certificate (PEM, with its chain) for https:// workers that ask for one").at_start(),
+    Setting::new("client_key_path", Kind::Path, "Private key of that certificate (PEM)").at_start(),
     // sglang_router limits the requests of the whole router, which does not tell whether one worker is full. Off, as
     // there: the right number depends on the model and the memory of the workers.
     // Source: smg, docs/concepts/reliability/rate-limiting.md.
@@ -253,10 +268,10 @@ const FAULTS: &[Setting] = &[
     Setting::new("suspect_window_secs", Kind::SecondsOrZero,
         "How long a request that a worker was lost with is remembered; after a second loss it gets 503 for as long. 0 \
          is off")
-        .default("300").expects("a number of seconds up to a year; 0 is off"),
+        .default("300").expects("a number of seconds up to a year; 0 is off").at_start(),
     Setting::new("suspect_capacity", Kind::between(1, 1_000_000),
         "How many such requests are remembered at once")
-        .default("1024").expects("a number from 1 to 1000000"),
+        .default("1024").expects("a number from 1 to 1000000").at_start(),
     Setting::new("health_check_interval_secs", Kind::Seconds,
         "Time between two health checks of a worker; one that is set aside is checked every second")
         .default("10"),
@@ -284,7 +299,7 @@ const PROCESS: &[Setting] = &[
     Setting::new("upgrade_wait_secs", Kind::Seconds,
         "How long a process that was started with --upgrade waits for the sockets of the old one, which sends them at \
          SIGQUIT")
-        .default("60"),
+        .default("60").at_start(),
     Setting::new("log_level", Kind::Text, "off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter of env_logger")
         .default("info").value(&["FILTER"]).expects(
         "one of off, critical, fatal, error, warning, warn, info, debug, trace, notset, or a filter such as \
@@ -292,16 +307,19 @@ const PROCESS: &[Setting] = &[
     // With the slowest ones 10,000 at most: see telemetry/requests.
     Setting::new("debug_requests_capacity", Kind::between(0, 9500),
         "How many finished requests /debug/requests remembers, besides the slowest; 0 turns the page off")
-        .default("1000").value(&["REQUESTS"]).expects("a number of requests from 0 to 9500; 0 turns the page off"),
+        .default("1000").value(&["REQUESTS"]).expects("a number of requests from 0 to 9500; 0 turns the page off").at_start(),
     Setting::new("log_json", Kind::Switch, "Write each line of the log as one JSON object")
-        .default("false"),
+        .default("false").at_start(),
     Setting::new("enable_trace", Kind::Switch,
         "Trace requests with OpenTelemetry: a span for each request, and one for each of its legs")
-        .default("false"),
+        .default("false").at_start(),
     Setting::new("otlp_traces_endpoint", Kind::Text,
         "Where spans go: HOST:PORT is OTLP over gRPC, an http:// or https:// URL is OTLP over HTTP, at /v1/traces unless it has a \
          path. Otherwise OTEL_EXPORTER_OTLP_ENDPOINT, or localhost:4317")
-        .value(&["HOST:PORT|URL"]).expects("an address or a URL of a collector: HOST:PORT, http://HOST:PORT"),
+        .value(&["HOST:PORT|URL"]).expects("an address or a URL of a collector: HOST:PORT, http://HOST:PORT").at_start(),
+    Setting::new("watch_config", Kind::Switch,
+        "Reload the configuration when its file, or a file that it names, has changed, as SIGHUP does")
+        .default("false").at_start(),
     Setting::new("disable_log_client_address", Kind::Switch,
         "Leave the address of the client out of the log line of a request")
         .default("false"),

@@ -20,7 +20,7 @@ use super::Fault;
 use super::text::read_bytes;
 
 /// The certificates of both sides of the balancer.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct Tls {
     /// The identity of the listeners; `None` is plain HTTP.
     pub listener: Option<Identity>,
@@ -46,6 +46,12 @@ impl Identity {
     /// The private key of the first certificate.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain && self.key.secret_der() == other.key.secret_der()
     }
 }
 

@@ -4,7 +4,7 @@
 //! over TLS, at the root of a host and port.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustls::pki_types::ServerName;
 
@@ -15,6 +15,8 @@ use super::Listen;
 pub struct WorkerSpec {
     /// The root of its API.
     pub url: WorkerUrl,
+    /// The name that its certificate must have, and that it is called by; `None` is the host of the URL.
+    pub server_name: Option<String>,
     /// The address of its bootstrap server. `Some` for every prefill worker, `None` for decode.
     pub bootstrap: Option<BootstrapSpec>,
     /// The key that the worker was started with (`--api-key` of SGLang).
@@ -23,6 +25,20 @@ pub struct WorkerSpec {
     pub admin_api_key: Option<Secret>,
     /// Its share of the requests, beside those of the others of its role; at least 1.
     pub weight: u32,
+}
+
+impl WorkerSpec {
+    /// The value of the `Host` header: the name that the certificate has, where that is not the host of the URL.
+    pub fn host_field(&self) -> String {
+        match &self.server_name {
+            None => self.url.host_field(),
+            Some(name) => WorkerUrl {
+                host: name.clone(),
+                ..self.url.clone()
+            }
+            .host_field(),
+        }
+    }
 }
 
 /// The address of a prefill worker's bootstrap server, as decode workers reach it.
@@ -81,10 +97,24 @@ impl WorkerUrl {
             (None, None) => return Err(UrlFault::NoPort),
         };
         // rustls must be able to compare the certificate with it.
-        if tls && ServerName::try_from(host.as_str()).is_err() {
+        if tls && !is_server_name(&host) {
             return Err(UrlFault::Host);
         }
         Ok(WorkerUrl { tls, host, port })
+    }
+
+    /// The URL of a worker at this address, whose port is not zero.
+    pub(super) fn of_address(tls: bool, address: SocketAddr) -> WorkerUrl {
+        WorkerUrl {
+            tls,
+            host: address.ip().to_string(),
+            port: address.port(),
+        }
+    }
+
+    /// The host as the value of `bootstrap_host`.
+    pub(super) fn bootstrap_host(&self) -> String {
+        bracketed(&self.host)
     }
 
     /// Whether the scheme is https.
@@ -137,6 +167,10 @@ pub enum UrlFault {
     Path,
     /// A query or a fragment.
     Query,
+    /// An address where a name of DNS must be.
+    NotAName,
+    /// A port behind a service, which brings its own.
+    PortOfService,
     /// Nothing before the port.
     NoHost,
     /// Neither a host name nor an address.
@@ -154,6 +188,10 @@ impl fmt::Display for UrlFault {
             UrlFault::UserInfo => "user and password are not supported, use api_key_file",
             UrlFault::Path => "a path is not supported, workers serve their API at the root",
             UrlFault::Query => "a query or fragment is not supported",
+            UrlFault::NotAName => "an address cannot be looked up, leave out dns+ or srv+",
+            UrlFault::PortOfService => {
+                "a service brings its own port, leave it out (or use dns+http://NAME:PORT)"
+            }
             UrlFault::NoHost => "the host is missing",
             UrlFault::Host => "the host is neither a name nor an address (IPv6 goes in brackets)",
             UrlFault::NoPort => "the port is missing",
@@ -273,7 +311,12 @@ pub(crate) fn bracketed(host: &str) -> String {
     }
 }
 
-fn host_name(host: &str) -> Result<String, UrlFault> {
+/// Whether rustls can compare a certificate with it.
+pub(super) fn is_server_name(host: &str) -> bool {
+    ServerName::try_from(host).is_ok()
+}
+
+pub(super) fn host_name(host: &str) -> Result<String, UrlFault> {
     if host.is_empty() {
         return Err(UrlFault::NoHost);
     }
@@ -381,6 +424,7 @@ mod tests {
     fn a_secret_is_never_shown() {
         let spec = WorkerSpec {
             url: WorkerUrl::parse("http://h:1").unwrap(),
+            server_name: None,
             bootstrap: None,
             api_key: Some(Secret::new("sk-1")),
             admin_api_key: Some(Secret::new("sk-1")),

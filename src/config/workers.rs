@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
 
 #[cfg(feature = "cli")]
 use super::Config;
@@ -11,11 +10,14 @@ use super::keys::{checked_key, read_key};
 use super::resolve::Resolver;
 use super::settings::worker_key;
 use super::worker::{bracketed, nonzero_port, parse_host};
-use super::{BootstrapSpec, Fault, Place, Role, Secret, WorkerKeys, WorkerSpec, WorkerUrl};
+use super::{
+    BootstrapSpec, DnsSpec, DnsUrl, Fault, Place, Role, Secret, UrlFault, WorkerKeys, WorkerSpec,
+    WorkerUrl,
+};
 
 impl Resolver<'_> {
-    /// Both lists, prefill first, and the keys of workers that have none of their own.
-    pub(super) fn fleet(&mut self) -> (Vec<WorkerSpec>, Vec<WorkerSpec>, WorkerKeys) {
+    /// All workers, the names that bring some, and the keys of workers that have none of their own.
+    pub(super) fn fleet(&mut self) -> Listed {
         // sglang_router has one key for clients and workers. A problem with it has been reported.
         let of_clients = |resolver: &Self| checked_key(&resolver.given("api_key")?.value).ok();
         let shared = WorkerKeys {
@@ -24,41 +26,58 @@ impl Resolver<'_> {
                 .or_else(|| of_clients(self)),
             admin: self.filed_key("worker_admin_api_key_file"),
         };
-        let prefill = self.workers(Role::Prefill, &shared);
-        let decode = self.workers(Role::Decode, &shared);
-        self.each_worker_once(&prefill, &decode);
-        let specs = |workers: Vec<Given<WorkerSpec>>| {
-            workers.into_iter().map(|worker| worker.value).collect()
-        };
-        let (prefill, decode): (Vec<_>, Vec<_>) = (specs(prefill), specs(decode));
+        let mut listed = Vec::new();
+        for role in [Role::Prefill, Role::Decode] {
+            self.workers(role, &shared, &mut listed);
+        }
+        self.each_worker_once(&listed);
+        #[cfg(not(feature = "dns"))]
+        for name in &listed {
+            if matches!(name.value, Item::Name(_)) {
+                self.report(&name.place, Fault::NoDns);
+            }
+        }
+        let mut all = Listed::default();
+        for Given { value, .. } in listed {
+            match value {
+                Item::Worker(Role::Prefill, worker) => all.prefill.push(worker),
+                Item::Worker(Role::Decode, worker) => all.decode.push(worker),
+                Item::Name(name) => all.dns.push(name),
+            }
+        }
         self.warnings
-            .extend(unreachable_bootstraps(&prefill, &decode));
-        (prefill, decode, shared)
+            .extend(unreachable_bootstraps(&all.prefill, &all.decode));
+        all.keys = shared;
+        all
     }
 
-    fn workers(&mut self, role: Role, shared: &WorkerKeys) -> Vec<Given<WorkerSpec>> {
+    fn workers(&mut self, role: Role, shared: &WorkerKeys, listed: &mut Vec<Given<Item>>) {
         let key = match role {
             Role::Prefill => "prefill",
             Role::Decode => "decode",
         };
         let list = self.draft.workers.get(key);
         let drafts = list.map_or(&[][..], |list| &list.value);
-        if drafts.is_empty() {
+        if drafts.is_empty() && !self.may_get_workers_later() {
             let place = list.map_or(Place::Default, |list| list.place.clone());
             self.report(&place, Fault::NoWorkers { key });
         }
-        drafts
-            .iter()
-            .filter_map(|draft| self.worker(role, draft, shared))
-            .collect()
+        let items = drafts.iter().filter_map(|draft| {
+            let value = self.item(role, draft, shared)?;
+            let place = draft.place.clone();
+            Some(Given { value, place })
+        });
+        listed.extend(items);
     }
 
-    fn worker(
-        &mut self,
-        role: Role,
-        draft: &WorkerDraft,
-        shared: &WorkerKeys,
-    ) -> Option<Given<WorkerSpec>> {
+    /// Whether a role may have no worker at the start, because something may bring one.
+    fn may_get_workers_later(&self) -> bool {
+        let is_on = |key| self.given(key).is_some_and(|given| given.value == "true");
+        is_on("watch_config")
+    }
+
+    /// A worker, or a name of DNS that brings some.
+    fn item(&mut self, role: Role, draft: &WorkerDraft, shared: &WorkerKeys) -> Option<Item> {
         let own_key = self.worker_key(draft, worker_key::API_KEY, worker_key::API_KEY_FILE);
         let own_admin_key = self.worker_key(
             draft,
@@ -66,7 +85,7 @@ impl Resolver<'_> {
             worker_key::ADMIN_API_KEY_FILE,
         );
         let given = draft.keys.get(worker_key::URL);
-        let url = given.and_then(|given| match WorkerUrl::parse(&given.value) {
+        let url = given.and_then(|given| match Url::parse(&given.value) {
             Ok(url) => Some(url),
             Err(why) => {
                 self.report(
@@ -104,20 +123,32 @@ impl Resolver<'_> {
                     .filter(|weight| (1..=1000).contains(weight))
             },
         );
-        let url = url?;
-        let bootstrap = (role == Role::Prefill).then(|| BootstrapSpec {
-            host: bracketed(host.as_deref().unwrap_or(url.host())),
-            port: port.flatten(),
-        });
-        Some(Given {
-            value: WorkerSpec {
+        let api_key = own_key.or_else(|| shared.api.clone());
+        let admin_api_key = own_admin_key.or_else(|| shared.admin.clone());
+        Some(match url? {
+            Url::Dns(url) => Item::Name(DnsSpec {
+                role,
                 url,
-                bootstrap,
-                api_key: own_key.or_else(|| shared.api.clone()),
-                admin_api_key: own_admin_key.or_else(|| shared.admin.clone()),
-                weight: weight.unwrap_or(1),
-            },
-            place: draft.place.clone(),
+                bootstrap_host: host.as_deref().map(bracketed),
+                bootstrap_port: port.flatten(),
+                api_key,
+                admin_api_key,
+                weight,
+            }),
+            Url::Worker(url) => Item::Worker(
+                role,
+                WorkerSpec {
+                    bootstrap: (role == Role::Prefill).then(|| BootstrapSpec {
+                        host: bracketed(host.as_deref().unwrap_or(url.host())),
+                        port: port.flatten(),
+                    }),
+                    server_name: None,
+                    api_key,
+                    admin_api_key,
+                    weight: weight.unwrap_or(1),
+                    url,
+                },
+            ),
         })
     }
 
@@ -145,7 +176,10 @@ impl Resolver<'_> {
         match (draft.keys.get(text), draft.keys.get(file)) {
             (None, None) => None,
             (Some(given), None) => self.key(checked_key(&given.value), &given.place),
-            (None, Some(given)) => self.key(read_key(Path::new(&given.value)), &given.place),
+            (None, Some(given)) => {
+                let path = self.files.path(&given.value);
+                self.key(read_key(&path), &given.place)
+            }
             (Some(_), Some(given)) => {
                 self.report(&given.place, Fault::TwoKeys { text, file });
                 None
@@ -153,17 +187,21 @@ impl Resolver<'_> {
         }
     }
 
-    fn each_worker_once(&mut self, prefill: &[Given<WorkerSpec>], decode: &[Given<WorkerSpec>]) {
-        // Keyed by address: one port cannot serve both http and https.
+    fn each_worker_once(&mut self, listed: &[Given<Item>]) {
         let mut seen: HashMap<String, (Role, &Place)> = HashMap::new();
-        let all = prefill.iter().map(|worker| (Role::Prefill, worker));
-        for (role, worker) in all.chain(decode.iter().map(|worker| (Role::Decode, worker))) {
-            let url = &worker.value.url;
-            let Some((first_role, first)) = seen.get(&url.authority()).copied() else {
-                seen.insert(url.authority(), (role, &worker.place));
+        for worker in listed {
+            let (role, key, url) = match &worker.value {
+                // Keyed by address: one port cannot serve both http and https.
+                Item::Worker(role, worker) => {
+                    (*role, worker.url.authority(), worker.url.to_string())
+                }
+                Item::Name(name) => (name.role, name.url.to_string(), name.url.to_string()),
+            };
+            let Some((first_role, first)) = seen.get(&key).copied() else {
+                seen.insert(key, (role, &worker.place));
                 continue;
             };
-            let (url, first) = (url.to_string(), Box::new(first.clone()));
+            let first = Box::new(first.clone());
             let fault = if first_role == role {
                 Fault::Duplicate { url, first }
             } else {
@@ -173,6 +211,36 @@ impl Resolver<'_> {
                 }
             };
             self.report(&worker.place, fault);
+        }
+    }
+}
+
+/// All workers of a configuration, and the names of DNS that bring some.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    pub(super) prefill: Vec<WorkerSpec>,
+    pub(super) decode: Vec<WorkerSpec>,
+    pub(super) dns: Vec<DnsSpec>,
+    pub(super) keys: WorkerKeys,
+}
+
+/// One item of the lists.
+enum Item {
+    Worker(Role, WorkerSpec),
+    Name(DnsSpec),
+}
+
+/// What a URL of the lists is.
+enum Url {
+    Worker(WorkerUrl),
+    Dns(DnsUrl),
+}
+
+impl Url {
+    fn parse(text: &str) -> Result<Self, UrlFault> {
+        match DnsUrl::parse(text) {
+            Some(name) => name.map(Self::Dns),
+            None => WorkerUrl::parse(text).map(Self::Worker),
         }
     }
 }

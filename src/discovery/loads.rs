@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::follow::follow;
 use super::probe::fetch;
@@ -25,7 +26,8 @@ const PATH: &str = "/v1/loads";
 pub(crate) struct LoadPoll {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Arc<Client>,
-    pub(crate) interval: Duration,
+    /// `None` where it is not asked for. A change takes effect at once.
+    pub(crate) interval: watch::Receiver<Option<Duration>>,
 }
 
 impl LoadPoll {
@@ -35,14 +37,26 @@ impl LoadPoll {
     }
 
     async fn watch(&self, worker: Arc<Worker>) {
+        let mut changes = self.interval.clone();
         loop {
+            let Some(interval) = *changes.borrow_and_update() else {
+                worker.note_loads(None);
+                match changes.changed().await {
+                    Ok(()) => continue,
+                    // No change comes any more: the balancer ends.
+                    Err(_) => return,
+                }
+            };
             let response = fetch(&self.client, &worker, PATH, TIMEOUT, RESPONSE_LIMIT).await;
             // A load that is not known is none: an old one would look like a standstill.
             worker.note_loads(match response {
                 Ok(Ok((StatusCode::OK, body))) => read(&body),
                 _ => None,
             });
-            tokio::time::sleep(self.interval).await;
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                Ok(()) = changes.changed() => {}
+            }
         }
     }
 }

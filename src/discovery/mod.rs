@@ -13,7 +13,7 @@ mod registry;
 
 pub(crate) use dns::Names;
 pub(crate) use loads::LoadPoll;
-pub(crate) use probe::Probe;
+pub(crate) use probe::{Probe, ProbeRules};
 #[allow(unused_imports, reason = "the admin API and other sources come next")]
 pub(crate) use registry::{
     Conflict, DRAIN_TIME, Describe, Description, Details, Examiner, First, Leave, Life, Listed,

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
+use tokio::sync::watch;
 
 use super::follow::follow;
 use crate::fleet::{Evidence, Fleet, Role, Worker};
@@ -38,7 +39,13 @@ pub(super) const MODEL_INFO: &str = "/model_info";
 pub(crate) struct Probe {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Arc<Client>,
-    pub(crate) interval: Duration,
+    pub(crate) rules: watch::Receiver<Arc<ProbeRules>>,
+}
+
+/// How workers are probed. A change takes effect at once, also between two probes.
+pub(crate) struct ProbeRules {
+    /// `None` where members are not probed.
+    pub(crate) interval: Option<Duration>,
     /// Of one probe.
     pub(crate) timeout: Duration,
     /// The path that is asked for.
@@ -49,8 +56,14 @@ impl Probe {
     /// Asks all members for their roles, for at most [`START_TIMEOUT`], so that the first requests do not wait on a worker
     /// in the wrong list.
     pub(crate) async fn begin(&self) {
+        let rules = self.rules.borrow().clone();
+        if rules.interval.is_none() {
+            return;
+        }
         let members = self.fleet.members();
-        let roles = members.workers().map(|worker| self.note_role(worker));
+        let roles = members
+            .workers()
+            .map(|worker| self.note_role(worker, &rules));
         // Workers that have not answered by then are asked again by `run`.
         let _ = tokio::time::timeout(START_TIMEOUT, join_all(roles)).await;
     }
@@ -62,24 +75,36 @@ impl Probe {
 
     async fn watch(&self, worker: Arc<Worker>) {
         let mut is_failing = false;
+        let mut changes = self.rules.clone();
         loop {
+            let rules = changes.borrow_and_update().clone();
+            let Some(interval) = rules.interval else {
+                match changes.changed().await {
+                    Ok(()) => continue,
+                    // No change comes any more: the balancer ends.
+                    Err(_) => return,
+                }
+            };
             // Side by side: a paused worker does not answer the one, and the other must not wait for it.
             tokio::join!(
-                self.note_role(&worker),
-                self.note_health(&worker, &mut is_failing)
+                self.note_role(&worker, &rules),
+                self.note_health(&worker, &rules, &mut is_failing)
             );
             let pause = if worker.admits(Instant::now()) && !worker.is_silent() {
-                self.interval
+                interval
             } else {
-                self.interval.min(SOON)
+                interval.min(SOON)
             };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                Ok(()) = changes.changed() => {}
+            }
         }
     }
 
-    async fn note_health(&self, worker: &Worker, is_failing: &mut bool) {
-        let response = self.fetch(worker, &self.path).await;
-        self.log_change(worker, complaint(&response), is_failing);
+    async fn note_health(&self, worker: &Worker, rules: &ProbeRules, is_failing: &mut bool) {
+        let response = self.fetch(worker, &rules.path, rules).await;
+        log_change(worker, &rules.path, complaint(&response), is_failing);
         let evidence = match response {
             Ok(Ok(_) | Err(Failure::Unusable(_))) => Evidence::Present,
             Ok(Err(Failure::Unreachable(_) | Failure::ConnectTimeout)) => Evidence::Absent,
@@ -89,26 +114,8 @@ impl Probe {
         self.fleet.note(worker, evidence, Instant::now());
     }
 
-    /// Logs when the probe of a worker begins to fail, and when it is well again.
-    fn log_change(&self, worker: &Worker, complaint: Option<Complaint>, is_failing: &mut bool) {
-        let Some(complaint) = complaint else { return };
-        let fails = complaint.is_some();
-        if std::mem::replace(is_failing, fails) == fails {
-            return;
-        }
-        let (role, url, path) = (worker.role(), worker.url(), &self.path);
-        match complaint {
-            Some(why) => log::warn!(
-                "probe of a worker fails role={role} worker={url} path={path} why=\"{why}\""
-            ),
-            None => {
-                log::info!("probe of a worker is well again role={role} worker={url} path={path}");
-            }
-        }
-    }
-
-    async fn note_role(&self, worker: &Worker) {
-        let Ok(Ok((status, body))) = self.fetch(worker, MODEL_INFO).await else {
+    async fn note_role(&self, worker: &Worker, rules: &ProbeRules) {
+        let Ok(Ok((status, body))) = self.fetch(worker, MODEL_INFO, rules).await else {
             return;
         };
         // Any other status, such as that of a missing key, says nothing about the role.
@@ -117,8 +124,26 @@ impl Probe {
         }
     }
 
-    async fn fetch(&self, worker: &Worker, path: &str) -> Fetched {
-        fetch(&self.client, worker, path, self.timeout, RESPONSE_LIMIT).await
+    async fn fetch(&self, worker: &Worker, path: &str, rules: &ProbeRules) -> Fetched {
+        fetch(&self.client, worker, path, rules.timeout, RESPONSE_LIMIT).await
+    }
+}
+
+/// Logs when the probe of a worker begins to fail, and when it is well again.
+fn log_change(worker: &Worker, path: &str, complaint: Option<Complaint>, is_failing: &mut bool) {
+    let Some(complaint) = complaint else { return };
+    let fails = complaint.is_some();
+    if std::mem::replace(is_failing, fails) == fails {
+        return;
+    }
+    let (role, url) = (worker.role(), worker.url());
+    match complaint {
+        Some(why) => {
+            log::warn!("probe of a worker fails role={role} worker={url} path={path} why=\"{why}\"")
+        }
+        None => {
+            log::info!("probe of a worker is well again role={role} worker={url} path={path}");
+        }
     }
 }
 

@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use crate::pd::Role;
@@ -52,8 +53,8 @@ pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
 pub use parts::{Origin, WorkerParts};
-use policy::Ended;
 pub use policy::{Candidate, Expected, Policies, Policy, RolePolicy};
+use policy::{Ended, InUse};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
 use select::{Filter, Pair};
@@ -73,10 +74,10 @@ pub struct Fleet {
     /// Locked after the queue and before the records of pairs and a policy.
     members: watch::Sender<Arc<Members>>,
     next_id: AtomicU64,
-    policies: Policies,
-    limits: BreakerLimits,
+    policies: ArcSwap<InUse>,
+    limits: ArcSwap<BreakerLimits>,
     pairs: Pairs,
-    /// `None` when workers take as many requests as come.
+    /// `None`, or off, when workers take as many requests as come.
     queue: Option<Queue>,
 }
 
@@ -114,7 +115,7 @@ impl Lease {
     /// The same, whose prefill half tells the policy of this fleet how it ends, where that learns.
     fn taught(mut self, fleet: &Arc<Fleet>, request: &RoutingKey) -> Self {
         if let Some(prefix) = &request.prefix
-            && fleet.policies.prefill.learns()
+            && fleet.policies.load().prefill.learns()
         {
             self.prefill.teach(fleet.clone(), prefix.clone());
         }
@@ -140,8 +141,8 @@ impl Fleet {
         Self {
             members: watch::Sender::new(Arc::default()),
             next_id: AtomicU64::new(0),
-            policies,
-            limits,
+            policies: ArcSwap::from_pointee(policies.into()),
+            limits: ArcSwap::from_pointee(limits),
             pairs: Pairs::default(),
             queue: None,
         }
@@ -151,6 +152,20 @@ impl Fleet {
     pub fn limited(mut self, queue: Queue) -> Self {
         self.queue = Some(queue);
         self
+    }
+
+    /// Replaces the policies that are given. One that is not keeps what it has learned.
+    pub fn set_policies(&self, prefill: Option<RolePolicy>, decode: Option<RolePolicy>) {
+        let (prefill, decode) = (prefill.map(Arc::new), decode.map(Arc::new));
+        self.policies.rcu(|old| InUse {
+            prefill: prefill.clone().unwrap_or_else(|| old.prefill.clone()),
+            decode: decode.clone().unwrap_or_else(|| old.decode.clone()),
+        });
+    }
+
+    /// Other limits of circuit breakers from now on. What is set aside stays so for its time.
+    pub fn set_limits(&self, limits: BreakerLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// A new worker, with an id that no other worker of this fleet has had. It gets no request before
@@ -169,7 +184,8 @@ impl Fleet {
         let members = Arc::new(members);
         self.members.send_modify(|current| {
             self.pairs.retain(|id| members.contains(id));
-            if let Some(mut policy) = self.policies.prefill.learning() {
+            let policies = self.policies.load();
+            if let Some(mut policy) = policies.prefill.learning() {
                 policy.retain(&|id| members.contains(id));
             }
             *current = members;
@@ -230,7 +246,7 @@ impl Fleet {
         decode: &Arc<Worker>,
         request: &RoutingKey,
     ) -> Lease {
-        let queue_of = self.queue.as_ref().map(|_| self);
+        let queue_of = self.active_queue().map(|_| self);
         let pair = Pair {
             prefill,
             decode,
@@ -248,18 +264,18 @@ impl Fleet {
 
     /// The health of a worker now, in a word.
     pub fn condition(&self, worker: &Worker, now: Instant) -> Condition {
-        worker.condition(now, self.limits.slow_start)
+        worker.condition(now, self.limits.load().slow_start)
     }
 
     /// Notes what a leg or a probe says about its worker. A member that is set aside or comes back is logged.
     pub fn note(self: &Arc<Self>, worker: &Worker, evidence: Evidence, now: Instant) {
-        if let Some(change) = worker.note(evidence, now, &self.limits)
+        if let Some(change) = worker.note(evidence, now, &self.limits.load())
             && self.members.borrow().contains(worker.id())
         {
             let (role, url) = (worker.role(), worker.url());
             match change {
                 Change::SetAside => {
-                    let because = self.limits.because(evidence);
+                    let because = self.limits.load().because(evidence);
                     log::warn!("worker set aside role={role} worker={url} because=\"{because}\"");
                 }
                 Change::Back => {
@@ -297,14 +313,16 @@ impl Fleet {
 
     /// Notes that a worker has lost its prefix cache.
     pub fn note_flushed(&self, worker: &Worker) {
-        if let Some(mut policy) = self.policies.of(worker.role()).learning() {
+        let policies = self.policies.load();
+        if let Some(mut policy) = policies.of(worker.role()).learning() {
             policy.flushed(worker.id());
         }
     }
 
     /// Tells the policy that a leg of its choice has ended.
     fn note_ended(&self, ended: &Ended<'_>) {
-        if let Some(mut policy) = self.policies.prefill.learning() {
+        let policies = self.policies.load();
+        if let Some(mut policy) = policies.prefill.learning() {
             policy.ended(ended);
         }
     }
@@ -349,9 +367,9 @@ impl Fleet {
     ) -> Filter<'a> {
         Filter {
             members,
-            policies: &self.policies,
+            policies: self.policies.load(),
             pairs: &self.pairs,
-            slow_start: self.limits.slow_start,
+            slow_start: self.limits.load().slow_start,
             avoid,
             siblings: None,
             targets: Targets::default(),

@@ -34,8 +34,10 @@ pub struct Origin {
     pub host: String,
     /// Not zero.
     pub port: u16,
-    /// Whether the worker is spoken to over TLS. Its certificate must then name `host`.
+    /// Whether the worker is spoken to over TLS.
     pub tls: bool,
+    /// The name that its certificate must have; `None` is `host`.
+    pub certified: Option<String>,
 }
 
 impl Origin {
@@ -62,6 +64,7 @@ impl WorkerParts {
                 host: host.to_owned(),
                 port,
                 tls: false,
+                certified: None,
             },
             host: HeaderValue::from_static("worker"),
             bootstrap: None,

@@ -17,6 +17,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -25,12 +26,18 @@ use tokio::sync::oneshot;
 use super::{Fleet, Lease, NoWorker, Selection, Siblings, Targets, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
+/// No worker has ever had a limit, so that no request can wait.
+const OFF: usize = 0;
+
+/// No worker has a limit any more. Requests may still wait.
+const LIFTED: usize = usize::MAX;
+
 /// The limit of the workers, and the requests that wait because of it.
 pub struct Queue {
-    /// The most requests in flight on one worker.
-    per_worker: NonZeroUsize,
+    /// The most requests in flight on one worker; [`OFF`], [`LIFTED`].
+    per_worker: AtomicUsize,
     /// The most requests that wait for their first attempt.
-    size: usize,
+    size: AtomicUsize,
     now: Box<dyn Fn() -> Instant + Send + Sync>,
     draw: Box<dyn Fn() -> u64 + Send + Sync>,
     line: Mutex<Line>,
@@ -89,21 +96,30 @@ struct Waiter {
 }
 
 impl Queue {
-    /// An empty queue. A worker takes `per_worker` requests at once, and `size` requests may wait. `now` and `draw`
+    /// An empty queue. A worker takes `per_worker` requests at once, or all where it is `None`, and `size` requests may wait. `now` and `draw`
     /// give the time and uniformly distributed 64-bit values.
     pub fn new(
-        per_worker: NonZeroUsize,
+        per_worker: impl Into<Option<NonZeroUsize>>,
         size: usize,
         now: impl Fn() -> Instant + Send + Sync + 'static,
         draw: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Self {
+        let per_worker = per_worker.into();
         Self {
-            per_worker,
-            size,
+            per_worker: AtomicUsize::new(per_worker.map_or(OFF, NonZeroUsize::get)),
+            size: AtomicUsize::new(size),
             now: Box::new(now),
             draw: Box::new(draw),
             line: Mutex::default(),
         }
+    }
+
+    fn per_worker(&self) -> usize {
+        self.per_worker.load(Ordering::Relaxed)
+    }
+
+    fn size(&self) -> usize {
+        self.size.load(Ordering::Relaxed)
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -141,7 +157,7 @@ impl Fleet {
         wanted: Selection<'_>,
         mut draw: impl FnMut() -> u64,
     ) -> Result<Turn, Refusal> {
-        let Some(queue) = &self.queue else {
+        let Some(queue) = self.active_queue() else {
             let lease = self.select(wanted, draw).map_err(Refusal::NoWorker)?;
             return Ok(Turn::Now(lease));
         };
@@ -158,7 +174,7 @@ impl Fleet {
         // If a request waits already, there is no pair for a newcomer either: the search is skipped.
         if tried || line.untried() == 0 {
             let members = self.members.borrow();
-            let filter = self.filter(&members, avoid, now, queue.per_worker.get());
+            let filter = self.filter(&members, avoid, now, queue.per_worker());
             let filter = filter.among(siblings, targets);
             let found = filter.pair(request, &mut draw);
             if let Some(pair) = found.map_err(Refusal::NoWorker)? {
@@ -168,7 +184,7 @@ impl Fleet {
         }
         // Requests that belong together are let in or refused together: the first of them decides.
         let let_in = siblings.is_some_and(|siblings| siblings.admit());
-        if !tried && !let_in && line.untried() >= queue.size {
+        if !tried && !let_in && line.untried() >= queue.size() {
             return Err(Refusal::QueueFull);
         }
         line.last_number += 1;
@@ -195,6 +211,27 @@ impl Fleet {
         }))
     }
 
+    /// The queue, unless no request can wait in it.
+    pub(super) fn active_queue(&self) -> Option<&Queue> {
+        self.queue
+            .as_ref()
+            .filter(|queue| queue.per_worker() != OFF)
+    }
+
+    /// Other limits from now on; `None` is no limit. A fleet without a queue keeps none. Requests that wait are served, as
+    /// far as the limits allow.
+    pub fn set_queue(self: &Arc<Self>, per_worker: Option<NonZeroUsize>, size: usize) {
+        let Some(queue) = &self.queue else { return };
+        queue.size.store(size, Ordering::Relaxed);
+        let per_worker = match (per_worker, queue.per_worker()) {
+            (Some(per_worker), _) => per_worker.get(),
+            (None, OFF) => OFF,
+            (None, _) => LIFTED,
+        };
+        queue.per_worker.store(per_worker, Ordering::Relaxed);
+        self.serve_waiting();
+    }
+
     /// Requests that wait for a pair.
     pub fn waiting(&self) -> usize {
         let queue = self.queue.as_ref();
@@ -203,20 +240,21 @@ impl Fleet {
 
     /// The most requests in flight on one worker; `None` without a limit.
     pub fn per_worker(&self) -> Option<usize> {
-        Some(self.queue.as_ref()?.per_worker.get())
+        let per_worker = self.active_queue()?.per_worker();
+        (per_worker != LIFTED).then_some(per_worker)
     }
 
     /// Whether a new request would be refused now, so that its body need not be read.
     pub fn is_full(&self) -> bool {
-        let Some(queue) = &self.queue else {
+        let Some(queue) = self.active_queue() else {
             return false;
         };
         let line = queue.line();
         match line.untried() {
-            waiting if waiting < queue.size => false,
+            waiting if waiting < queue.size() => false,
             0 => {
                 let members = self.members.borrow();
-                let filter = self.filter(&members, &[], (queue.now)(), queue.per_worker.get());
+                let filter = self.filter(&members, &[], (queue.now)(), queue.per_worker());
                 matches!(filter.has_pair(&mut &*queue.draw), Ok(false))
             }
             _ => true,
@@ -225,14 +263,14 @@ impl Fleet {
 
     /// Serves the waiting requests that can be served. Callers need it only where nothing but time has passed.
     pub fn serve_waiting(self: &Arc<Self>) {
-        if let Some(queue) = &self.queue {
+        if let Some(queue) = self.active_queue() {
             self.serve(queue, &mut queue.line());
         }
     }
 
     /// Takes one request off a worker, and serves the waiting requests.
     pub(super) fn release(self: &Arc<Self>, worker: &Worker, body_bytes: usize) {
-        let Some(queue) = &self.queue else {
+        let Some(queue) = self.active_queue() else {
             return worker.release(body_bytes);
         };
         let mut line = queue.line();
@@ -248,7 +286,7 @@ impl Fleet {
         let members = self.members.borrow();
         let mut place = 0;
         while let Some(waiter) = line.waiters.get(place) {
-            let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker.get());
+            let filter = self.filter(&members, &waiter.avoid, now, queue.per_worker());
             let filter = filter.among(waiter.siblings.as_ref(), waiter.targets);
             match filter.pair(&waiter.request, &mut &*queue.draw) {
                 Ok(Some(pair)) => {

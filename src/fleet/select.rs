@@ -8,8 +8,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::Guard;
+
 use super::pairs::{Aside, Pairs};
-use super::policy::{Asked, Expected, Policies, Random};
+use super::policy::{Asked, Expected, InUse, Random};
 use super::{Members, NoWorker, Siblings, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
@@ -69,7 +71,7 @@ pub(super) struct Pair<'a> {
 /// All that decides which workers may be chosen at one moment.
 pub(super) struct Filter<'a> {
     pub(super) members: &'a Members,
-    pub(super) policies: &'a Policies,
+    pub(super) policies: Guard<Arc<InUse>>,
     pub(super) pairs: &'a Pairs,
     pub(super) slow_start: Duration,
     pub(super) avoid: &'a [WorkerId],

@@ -242,7 +242,8 @@ impl Worker {
     /// The name that the worker's certificate must have; `None` for a worker without TLS.
     pub fn server_name(&self) -> Option<&str> {
         let origin = &self.parts.origin;
-        origin.tls.then_some(origin.host.as_str())
+        let name = origin.certified.as_ref().unwrap_or(&origin.host);
+        origin.tls.then_some(name.as_str())
     }
 
     /// Sets where the worker is dialled from now on: at the address that was reached last, while it is one of these, or

@@ -6,7 +6,7 @@
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (disconnects are polled every 4 s).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,8 +36,8 @@ const RESPONSE_LIMIT: usize = 64 << 10;
 /// Aborts requests on workers.
 pub(crate) struct Aborter {
     client: Arc<Client>,
-    /// `None` when aborts are switched off.
-    permits: Option<Arc<Semaphore>>,
+    enabled: AtomicBool,
+    permits: Arc<Semaphore>,
     /// Requests that were aborted at a worker, by its role.
     sent: [AtomicU64; 2],
 }
@@ -46,9 +46,15 @@ impl Aborter {
     pub(crate) fn new(client: Arc<Client>, enabled: bool) -> Self {
         Self {
             client,
-            permits: enabled.then(|| Arc::new(Semaphore::new(MAX_CONCURRENT))),
+            enabled: AtomicBool::new(enabled),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             sent: Default::default(),
         }
+    }
+
+    /// Switches aborts on or off.
+    pub(crate) fn set_enabled(&self, enabled: bool) {
+        self.enabled.store(enabled, Ordering::Relaxed);
     }
 
     /// How many requests were aborted at workers of this role.
@@ -64,8 +70,10 @@ impl Aborter {
         ids: &Arc<RequestIds>,
         client_key: Option<&HeaderValue>,
     ) {
-        let permit = self.permits.clone().map(Semaphore::try_acquire_owned);
-        let (Some(Ok(permit)), false) = (permit, **ids == RequestIds::Unknown) else {
+        if !self.enabled.load(Ordering::Relaxed) || **ids == RequestIds::Unknown {
+            return;
+        }
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             return;
         };
         self.sent[worker.role() as usize].fetch_add(1, Ordering::Relaxed);

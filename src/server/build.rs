@@ -3,17 +3,19 @@
 //! Nothing is opened here and no task runs yet. Each module receives the values that it uses, never the whole
 //! configuration.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
+use tokio::sync::watch;
 
 use super::limits::{affordable_connections, affordable_requests};
 use super::listen::Apps;
+use super::reload::Live;
 use super::shutdown::Shutdown;
-use super::workers::{examiner, fleet, registry};
+use super::workers::{fleet, listed, probe_rules, registry};
 use super::{StartError, tls};
 use crate::client::{
     BodyMemory, ConnectionLimit, ConnectionRules, Connections, Cors, Keys, Listener, Refusal,
@@ -22,7 +24,7 @@ use crate::client::{
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience,
 };
-use crate::discovery::{Examiner, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{Examiner, First, LoadPoll, Names, Probe, Registry};
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -33,15 +35,19 @@ use crate::telemetry::{Sources, Telemetry, Traces};
 /// Connections to the listener for metrics, which has no key.
 const MAX_SCRAPERS: usize = 64;
 
+/// The largest value of `retry_max_retries`.
+const MAX_RETRIES: usize = 100;
+
 /// A balancer that is ready to listen.
 pub(super) struct Built {
     pub(super) apps: Apps,
     pub(super) shutdown: Arc<Shutdown>,
-    pub(super) probe: Option<Probe>,
-    pub(super) loads: Option<LoadPoll>,
+    pub(super) probe: Probe,
+    pub(super) loads: LoadPoll,
     pub(super) names: Names,
     pub(super) registry: Arc<Registry>,
     pub(super) examiner: Examiner,
+    pub(super) live: Live,
     /// Flushed at the end.
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
@@ -61,17 +67,38 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         trust: tls::trust(&config, &mut conf)?,
     };
     let fleet = fleet(&config);
-    let registry = Arc::new(registry(&config, &fleet)?);
+    let keys = Arc::new(ArcSwap::from_pointee(config.worker_keys.clone()));
+    let registry = Arc::new(registry(&config, &fleet, keys.clone())?);
+    let probes = watch::Sender::new(Arc::new(probe_rules(&config)));
+    let loads = watch::Sender::new(config.workers.load_poll_interval);
     // Pingora counts connections: one for each attempt, for the one that begins again and the one that is decode's alone,
-    // and as many that took no byte.
-    conf.max_retries = 2 * (config.requests.max_retries as usize + 3);
+    // and as many that took no byte. For the most attempts that there can be, because a reload may allow more than now.
+    conf.max_retries = 2 * (MAX_RETRIES + 3);
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
     let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));
     let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
     let telemetry = app.telemetry.clone();
-    let app = Arc::new(http_proxy(&conf, app));
     let rules = Arc::new(ArcSwap::from_pointee(connection_rules(&config)?));
+    let limit = Arc::new(connection_limit(&config));
+    let (probed, polled) = (probes.subscribe(), loads.subscribe());
+    let live = Live {
+        rules: app.rules.clone(),
+        connections: rules.clone(),
+        connection_limit: limit.clone(),
+        body_memory: app.body_memory.clone(),
+        aborter: app.aborter.clone(),
+        shutdown: shutdown.clone(),
+        fleet: fleet.clone(),
+        registry: registry.clone(),
+        worker_keys: keys,
+        has_roots: tls::needs_pool_roots(&config),
+        probes,
+        loads,
+        listed: Mutex::new(listed(&config, First::Probe)?),
+        policies: Mutex::new(config.policies.clone()),
+    };
+    let app = Arc::new(http_proxy(&conf, app));
     let listener = |listener| Connections {
         app: app.clone(),
         listener,
@@ -82,7 +109,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     Ok(Built {
         apps: Apps {
             clients: Connections {
-                limit: Some(Arc::new(connection_limit(&config))),
+                limit: Some(limit),
                 open: shutdown.connections.clone(),
                 ..listener(Listener::Clients)
             },
@@ -96,22 +123,24 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
                 ..listener(Listener::Metrics)
             }),
         },
-        loads: config.workers.load_poll_interval.map(|interval| LoadPoll {
+        loads: LoadPoll {
             fleet: fleet.clone(),
             client: client.clone(),
-            interval,
-        }),
+            interval: polled,
+        },
         names: Names::new(fleet.clone()),
         registry,
-        examiner: examiner(&config, client.clone()),
+        examiner: Examiner {
+            client: client.clone(),
+            rules: probed.clone(),
+        },
+        live,
         telemetry,
-        probe: config.resilience.probes.map(|probes| Probe {
+        probe: Probe {
             fleet,
             client,
-            interval: probes.interval,
-            timeout: probes.timeout,
-            path: probes.path,
-        }),
+            rules: probed,
+        },
         shutdown,
         conf,
     })
@@ -155,7 +184,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
 }
 
 /// What applies to requests.
-fn rules(config: &Config) -> Rules {
+pub(super) fn rules(config: &Config) -> Rules {
     let keys = &config.client_keys;
     Rules {
         limits: RequestLimits {
@@ -179,7 +208,7 @@ fn rules(config: &Config) -> Rules {
 }
 
 /// What applies to connections of clients.
-fn connection_rules(config: &Config) -> Result<ConnectionRules, StartError> {
+pub(super) fn connection_rules(config: &Config) -> Result<ConnectionRules, StartError> {
     let identity = config.tls.listener.as_ref();
     Ok(ConnectionRules {
         tls: identity.map(tls::acceptor).transpose()?,
@@ -236,7 +265,7 @@ fn connection_limit(config: &Config) -> ConnectionLimit {
 }
 
 /// The most connections of clients, and of one address.
-fn most_connections(config: &Config) -> (usize, Option<usize>) {
+pub(super) fn most_connections(config: &Config) -> (usize, Option<usize>) {
     let requests = config.requests.max_inflight_requests;
     let requests = requests.or_else(affordable_requests);
     let affordable = || requests.map_or(usize::MAX, affordable_connections);

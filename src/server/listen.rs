@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::bind::{self, BoundSocket};
 use super::daemon::PidFile;
+use super::reload::Reload;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
@@ -228,11 +229,13 @@ pub(super) struct Listeners {
     /// Taken at the start.
     pub(super) opening: Option<Opening>,
     pub(super) shutdown: Arc<Shutdown>,
-    pub(super) probe: Option<Probe>,
-    pub(super) loads: Option<LoadPoll>,
+    pub(super) probe: Probe,
+    pub(super) loads: LoadPoll,
     pub(super) names: Names,
     pub(super) registry: Arc<Registry>,
     pub(super) examiner: Examiner,
+    /// `None` in a balancer whose configuration is not read again.
+    pub(super) reload: Option<Reload>,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
 }
@@ -261,28 +264,21 @@ impl PingoraService for Listeners {
         }
         // Bounded in time. Connections meanwhile wait in the backlog of their socket.
         self.names.begin().await;
-        if let Some(probe) = &self.probe {
-            probe.begin().await;
-        }
+        self.probe.begin().await;
         let serving = services
             .iter_mut()
             .map(|service| service.serve(fds.clone(), listeners_per_fd));
-        let probing = async {
-            match &self.probe {
-                Some(probe) => probe.run().await,
-                None => std::future::pending().await,
-            }
-        };
-        let polling = async {
-            match &self.loads {
-                Some(loads) => loads.run().await,
+        let reloading = async {
+            match &mut self.reload {
+                Some(reload) => reload.run().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             _ = join_all(serving) => {}
-            () = probing => {}
-            () = polling => {}
+            () = reloading => {}
+            () = self.probe.run() => {}
+            () = self.loads.run() => {}
             () = self.names.watch() => {}
             () = self.registry.run(&self.examiner) => {}
         }

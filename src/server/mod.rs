@@ -11,6 +11,7 @@
 //! | `limits` | how many requests and connections the open files allow |
 //! | `tls` | certificates for the listeners and for connections to workers |
 //! | `reach` | the workers and the way to them, for the command that examines them |
+//! | `reload` | a configuration that takes effect while the process runs |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
 //! | `daemon` | the files of a process in the background |
@@ -22,6 +23,7 @@ mod limits;
 mod listen;
 #[cfg(feature = "cli")]
 mod reach;
+mod reload;
 mod shutdown;
 mod tls;
 mod upgrade;
@@ -37,12 +39,13 @@ use pingora::apps::HttpServerApp;
 use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 use pingora::services::Service as PingoraService;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use crate::config::{Config, ConfigError, MiniLbConfig};
+use crate::config::{Config, ConfigError, MiniLbConfig, Reloader};
 use build::build;
 use daemon::{PidFile, WaitingParent};
 use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
+use reload::Reload;
 use shutdown::{HandlersInstalled, Signals};
 
 #[cfg(feature = "cli")]
@@ -145,14 +148,15 @@ impl std::error::Error for StartError {
 }
 
 /// Runs the process until a signal ends it: SIGTERM lets live requests finish, SIGINT does not, SIGQUIT hands the
-/// listeners to a new process that was started with `-u`, and then lets live requests finish. SIGHUP, SIGUSR1 and SIGUSR2
-/// are logged. With `daemon` the process forks, and the parent exits within this call.
+/// listeners to a new process that was started with `-u`, and then lets live requests finish. SIGHUP reads the configuration
+/// again by `reloader`. SIGUSR1 and SIGUSR2 are logged. With `daemon` the process forks, and the parent exits within this call.
 ///
 /// # Errors
 /// [`StartError`]: nothing was served then.
-pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
+pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), StartError> {
     let listen = ListenAddresses::of(&config);
     let upgrade_wait = config.upgrade_wait;
+    let watches = config.watch_config;
     // Bind first, so that a busy port fails fast. On an upgrade the sockets are the old process's, which keeps serving
     // until this one listens.
     let bound = (!options.upgrade)
@@ -173,7 +177,10 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
     };
     let telemetry = built.telemetry;
     let shutdown = built.shutdown.clone();
-    let (signals, ready) = Signals::new(shutdown.clone(), conf.upgrade_sock.clone());
+    let hangup = Arc::<Notify>::default();
+    let (signals, ready) =
+        Signals::new(shutdown.clone(), conf.upgrade_sock.clone(), hangup.clone());
+    let reload = Reload::new(built.live, reloader, hangup, watches, telemetry.clone());
     let options = Opt {
         conf: None,
         // The sockets are taken by `Takeover`.
@@ -198,6 +205,7 @@ pub fn run(config: Config, options: Opt) -> Result<(), StartError> {
         names: built.names,
         registry: built.registry,
         examiner: built.examiner,
+        reload: Some(reload),
         ready: Some(ready),
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
@@ -335,6 +343,7 @@ impl MiniLoadBalancer {
             names: built.names,
             registry: built.registry,
             examiner: built.examiner,
+            reload: None,
             ready: None,
         };
         self.bound.send_replace(addresses);

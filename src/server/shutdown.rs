@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::{ServiceReadyNotifier, ServiceWithDependents};
@@ -46,7 +47,7 @@ const TAKEOVER_POLL: Duration = Duration::from_millis(20);
 
 /// The state of the shutdown, and the counts of the requests and connections that it waits for.
 pub(super) struct Shutdown {
-    config: ShutdownConfig,
+    config: ArcSwap<ShutdownConfig>,
     unready: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
     /// True when the admin listener must close: at the end, or when a new process listens.
@@ -61,7 +62,7 @@ pub(super) struct Shutdown {
 impl Shutdown {
     pub(super) fn new(config: ShutdownConfig) -> Self {
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             unready: watch::Sender::new(false),
             stage: watch::Sender::new(Stage::Serving),
             admin_closed: watch::Sender::new(false),
@@ -70,6 +71,11 @@ impl Shutdown {
             failure: Mutex::default(),
             failed: Notify::new(),
         }
+    }
+
+    /// Other times from now on. A shutdown that has begun keeps its own.
+    pub(super) fn set(&self, config: ShutdownConfig) {
+        self.config.store(Arc::new(config));
     }
 
     /// Ends the process: it cannot listen.
@@ -112,31 +118,33 @@ impl Shutdown {
 
     /// Settles and drains. Until the end, the admin listener reports that the process is not ready.
     pub(super) async fn leave(&self) {
+        let config = self.config.load_full();
         self.unready.send_replace(true);
         self.stage.send_replace(Stage::Settling);
         // Logged after the state has changed, because a reader of the log may act on it.
         log::info!(
             "leaving settle_secs={} grace_secs={} requests={} connections={}",
-            self.config.settle.as_secs_f64(),
-            self.config.grace.as_secs_f64(),
+            config.settle.as_secs_f64(),
+            config.grace.as_secs_f64(),
             self.requests.live(),
             self.connections.live(),
         );
-        tokio::time::sleep(self.config.settle).await;
-        self.drain().await;
+        tokio::time::sleep(config.settle).await;
+        self.drain(config.grace).await;
         self.admin_closed.send_replace(true);
     }
 
     /// Drains. The new process has the sockets and is ready.
     async fn hand_over_and_drain(&self) {
+        let grace = self.config.load().grace;
         log::info!(
             "successor listens, leaving grace_secs={} requests={} connections={}",
-            self.config.grace.as_secs_f64(),
+            grace.as_secs_f64(),
             self.requests.live(),
             self.connections.live(),
         );
         self.admin_closed.send_replace(true);
-        self.drain().await;
+        self.drain(grace).await;
     }
 
     /// Resolves when no client is connected and no request of an administrator is live.
@@ -146,7 +154,7 @@ impl Shutdown {
     }
 
     /// Closes the clients' listener, and resolves when the live requests have ended or have been cut off.
-    async fn drain(&self) {
+    async fn drain(&self, grace: Duration) {
         self.stage.send_replace(Stage::Draining);
         let ended = async {
             tokio::select! {
@@ -154,7 +162,7 @@ impl Shutdown {
                 () = self.requests.none_for(IDLE_TIME) => {}
             }
         };
-        if tokio::time::timeout(self.config.grace, ended).await.is_ok() {
+        if tokio::time::timeout(grace, ended).await.is_ok() {
             return;
         }
         log::warn!(
@@ -167,10 +175,12 @@ impl Shutdown {
     }
 }
 
-/// The signal handlers of the process: SIGTERM, SIGINT and SIGQUIT, and those that are ignored.
+/// The signal handlers of the process: SIGTERM, SIGINT, SIGQUIT and SIGHUP, and those that are ignored.
 pub(super) struct Signals {
     shutdown: Arc<Shutdown>,
     upgrade_sock: String,
+    /// Notified by SIGHUP.
+    hangup: Arc<Notify>,
     installed: watch::Sender<bool>,
     sockets: watch::Receiver<Option<ListenFds>>,
 }
@@ -229,12 +239,17 @@ impl SignalsReady {
 }
 
 impl Signals {
-    pub(super) fn new(shutdown: Arc<Shutdown>, upgrade_sock: String) -> (Self, SignalsReady) {
+    pub(super) fn new(
+        shutdown: Arc<Shutdown>,
+        upgrade_sock: String,
+        hangup: Arc<Notify>,
+    ) -> (Self, SignalsReady) {
         let (installed, is_installed) = watch::channel(false);
         let (give, sockets) = watch::channel(None);
         let signals = Self {
             shutdown,
             upgrade_sock,
+            hangup,
             installed,
             sockets,
         };
@@ -250,6 +265,7 @@ impl Signals {
         let mut quit = signal(SignalKind::quit())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut ignored = Ignored::new()?;
         self.installed.send_replace(true);
         let upgraded = async {
@@ -266,8 +282,15 @@ impl Signals {
                 _ = terminate.recv() => self.shutdown.leave().await,
             }
         };
+        let hung_up = async {
+            loop {
+                hangup.recv().await;
+                self.hangup.notify_one();
+            }
+        };
         tokio::select! {
             () = left => {}
+            () = hung_up => {}
             () = ignored.log() => {}
             () = self.shutdown.failed.notified() => {}
             _ = interrupt.recv() => log::info!("interrupted"),
@@ -316,7 +339,6 @@ impl Signals {
 
 /// Signals that would end the process if it had no handler for them, and that mean nothing here.
 struct Ignored {
-    hangup: Signal,
     user_1: Signal,
     user_2: Signal,
 }
@@ -324,7 +346,6 @@ struct Ignored {
 impl Ignored {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
             user_1: signal(SignalKind::user_defined1())?,
             user_2: signal(SignalKind::user_defined2())?,
         })
@@ -334,7 +355,6 @@ impl Ignored {
     async fn log(&mut self) {
         loop {
             let name = tokio::select! {
-                _ = self.hangup.recv() => "SIGHUP",
                 _ = self.user_1.recv() => "SIGUSR1",
                 _ = self.user_2.recv() => "SIGUSR2",
             };

@@ -26,10 +26,17 @@ pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError>
 
 /// The trust of connections to workers. Also sets the roots that Pingora's pools load.
 pub(super) fn trust(config: &Config, conf: &mut ServerConf) -> Result<Trust, StartError> {
-    let mut workers = config.prefill.iter().chain(&config.decode);
-    let by_pool = config.tls.roots.is_empty() && workers.any(|worker| worker.url.is_tls());
+    let by_pool = needs_pool_roots(config);
     conf.ca_file = pool_roots(conf.ca_file.take(), by_pool).map_err(StartError::Roots)?;
     let client = config.tls.client.as_ref();
     let identity = client.map(|identity| (identity.chain(), identity.key()));
     Ok(Trust::new(&config.tls.roots, identity))
+}
+
+/// Whether the certificate of a worker is verified with the roots of Pingora's pools, which load them at the start.
+pub(super) fn needs_pool_roots(config: &Config) -> bool {
+    let mut workers = config.prefill.iter().chain(&config.decode);
+    let is_tls = workers.any(|worker| worker.url.is_tls())
+        || config.dns.iter().any(|name| name.url.is_tls());
+    config.tls.roots.is_empty() && is_tls
 }

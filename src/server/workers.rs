@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 use super::StartError;
@@ -10,9 +11,10 @@ use crate::config::{
     BootstrapSpec, Config, Policy, Resilience, Secret, WorkerKeys, WorkerSpec, WorkerUrl,
     bracketed, checked_key, parse_host,
 };
-use crate::discovery::{Describe, Description, Details, Examiner, First, Listed, Registry, Source};
+use crate::discovery::{
+    Describe, Description, Details, First, Listed, ProbeRules, Registry, Source,
+};
 use crate::fleet::{BreakerLimits, Fleet, Origin, Policies, Queue, Role, RolePolicy, WorkerParts};
-use crate::net::Client;
 use crate::pd::Bootstrap;
 
 /// The path and the time of a probe where health checks are off: a new worker is probed all the same.
@@ -26,21 +28,25 @@ pub(super) fn fleet(config: &Config) -> Arc<Fleet> {
     };
     let fleet = Fleet::new(policies, breaker_limits(&config.resilience));
     let limits = &config.workers;
-    Arc::new(match limits.max_concurrent_requests {
-        Some(per_worker) => {
-            let queue = Queue::new(per_worker, limits.queue_size, Instant::now, rand::random);
-            fleet.limited(queue)
-        }
-        None => fleet,
-    })
+    // Also without a limit: a reload may set one.
+    Arc::new(fleet.limited(Queue::new(
+        limits.max_concurrent_requests,
+        limits.queue_size,
+        Instant::now,
+        rand::random,
+    )))
 }
 
 /// The registry of a fleet, with the workers of the configuration: they serve at once.
 ///
 /// # Errors
 /// [`StartError::NotAHeader`].
-pub(super) fn registry(config: &Config, fleet: &Arc<Fleet>) -> Result<Registry, StartError> {
-    let registry = Registry::new(fleet.clone(), describe(config.worker_keys.clone()));
+pub(super) fn registry(
+    config: &Config,
+    fleet: &Arc<Fleet>,
+    keys: Arc<ArcSwap<WorkerKeys>>,
+) -> Result<Registry, StartError> {
+    let registry = Registry::new(fleet.clone(), describe(keys));
     registry.set(&Source::Config, listed(config, First::Serve)?);
     Ok(registry)
 }
@@ -62,21 +68,21 @@ pub(super) fn listed(config: &Config, first: First) -> Result<Vec<Listed>, Start
     all.collect()
 }
 
-/// What a new worker is asked, with the time and the path of health checks.
-pub(super) fn examiner(config: &Config, client: Arc<Client>) -> Examiner {
+/// How workers are probed.
+pub(super) fn probe_rules(config: &Config) -> ProbeRules {
     let probes = config.resilience.probes.as_ref();
     let (path, timeout) = probes.map_or(PROBE, |probes| (&probes.path, probes.timeout));
-    Examiner {
-        client,
+    ProbeRules {
+        interval: probes.map(|probes| probes.interval),
         timeout,
         path: path.to_owned(),
     }
 }
 
-/// Makes workers of descriptions, with the rules of the configuration and these keys.
-fn describe(keys: WorkerKeys) -> Describe {
+/// Makes workers of descriptions, with the rules of the configuration and the keys of the moment.
+fn describe(keys: Arc<ArcSwap<WorkerKeys>>) -> Describe {
     Box::new(move |role, description| {
-        let spec = spec(role, description, &keys)?;
+        let spec = spec(role, description, &keys.load())?;
         parts(role, &spec).map_err(|error| error.to_string())
     })
 }
@@ -106,11 +112,12 @@ fn spec(role: Role, described: &Description, keys: &WorkerKeys) -> Result<Worker
             port: described.bootstrap_port,
         }),
         weight,
+        server_name: None,
         url,
     })
 }
 
-fn role_policy(policy: Policy) -> RolePolicy {
+pub(super) fn role_policy(policy: Policy) -> RolePolicy {
     match policy {
         Policy::Random => RolePolicy::Random,
         Policy::RoundRobin => RolePolicy::round_robin(),
@@ -122,7 +129,7 @@ fn role_policy(policy: Policy) -> RolePolicy {
     }
 }
 
-fn breaker_limits(resilience: &Resilience) -> BreakerLimits {
+pub(super) fn breaker_limits(resilience: &Resilience) -> BreakerLimits {
     let slow_start = resilience.slow_start.unwrap_or(Duration::ZERO);
     match &resilience.breaker {
         None => BreakerLimits {
@@ -145,8 +152,7 @@ pub(super) fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartE
         url: spec.url.to_string(),
         what,
     };
-    let host =
-        HeaderValue::try_from(spec.url.host_field()).map_err(|_| not_a_header("host name"))?;
+    let host = HeaderValue::try_from(spec.host_field()).map_err(|_| not_a_header("host name"))?;
     let bearer = |key: &Secret| {
         let bearer = [b"Bearer ", key.expose()].concat();
         let mut value = HeaderValue::from_bytes(&bearer).map_err(|_| not_a_header("API key"))?;
@@ -164,6 +170,7 @@ pub(super) fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartE
             host: spec.url.host().to_owned(),
             port: spec.url.port(),
             tls: spec.url.is_tls(),
+            certified: spec.server_name.clone(),
         },
         host,
         bootstrap,

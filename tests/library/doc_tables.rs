@@ -8,7 +8,7 @@ use std::fs;
 
 use clap::Arg;
 use mini_lb::cli;
-use mini_lb::inside::{Code, FAMILIES};
+use mini_lb::inside::{Code, FAMILIES, reloads};
 use serde_json::Value;
 use support::markdown::{
     Cells, backticked, code_or_nothing, hold, is_described, marked, note, quoted, reconciled, rows,
@@ -37,6 +37,12 @@ fn every_setting_has_its_row_with_flag_variable_default_and_help() {
             code_or_nothing(&format!("--{}", argument.get_long().unwrap())),
             code_or_nothing(&variable),
             code_or_nothing(&note(&help, "default").unwrap_or_default()),
+            (if reloads(argument.get_id().as_str()) {
+                "yes"
+            } else {
+                "no"
+            })
+            .to_owned(),
             marked(meaning),
         ];
         let heading = argument.get_help_heading().unwrap().to_owned();
@@ -48,6 +54,7 @@ fn every_setting_has_its_row_with_flag_variable_default_and_help() {
         "flag",
         "environment variable",
         "default",
+        "reload",
         "meaning",
     ];
     for (heading, expected) in headings {

@@ -73,6 +73,9 @@ fn the_board_and_the_alerts_name_metrics_that_exist() {
             "mini_lb_start_time_seconds",
             "mini_lb_live_rooms",
             "mini_lb_client_connections",
+            // Of the configuration, not of requests.
+            "mini_lb_config_reloads_total",
+            "mini_lb_config_last_reload_seconds",
             // Of the export of traces, not of requests.
             "mini_lb_spans_dropped_total",
         ];

@@ -76,19 +76,17 @@ async fn while_it_settles_it_serves_everybody_and_says_that_it_is_not_ready() {
 }
 
 #[tokio::test]
-async fn signals_without_a_meaning_are_logged_and_cut_no_stream() {
+async fn signals_that_do_not_end_the_process_are_logged_and_cut_no_stream() {
     let mut pair = ProcessPair::start("").await;
     let (mut client, mut decode) = pair.stream().await;
-    for (signal, name) in [
-        (Signal::Hangup, "SIGHUP"),
-        (Signal::User1, "SIGUSR1"),
-        (Signal::User2, "SIGUSR2"),
-        (Signal::Hangup, "SIGHUP"),
+    for (signal, line) in [
+        (Signal::Hangup, "config reloaded because=\"SIGHUP\""),
+        (Signal::User1, "signal ignored signal=SIGUSR1"),
+        (Signal::User2, "signal ignored signal=SIGUSR2"),
+        (Signal::Hangup, "config reloaded because=\"SIGHUP\""),
     ] {
         pair.process.signal(signal).await;
-        pair.process
-            .line(&format!("signal ignored signal={name}"))
-            .await;
+        pair.process.line(line).await;
     }
     decode.chunk("data: 2\n\n").await;
     assert_eq!(client.chunk().await.as_deref(), Some("data: 2\n\n"));

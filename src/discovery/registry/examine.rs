@@ -4,13 +4,13 @@
 //! (`disaggregation_mode`, `disaggregation_bootstrap_port`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
+use tokio::sync::watch;
 
-use super::super::probe::{Fetched, MODEL_INFO, Unanswered, fetch, told_role};
+use super::super::probe::{Fetched, MODEL_INFO, ProbeRules, Unanswered, fetch, told_role};
 use super::listing::First;
 use super::state::{Complaint, Told};
 use crate::fleet::{Role, Worker};
@@ -25,10 +25,8 @@ const SERVER_INFO: &str = "/server_info";
 /// Asks workers before their first request.
 pub(crate) struct Examiner {
     pub(crate) client: Arc<Client>,
-    /// Of one question.
-    pub(crate) timeout: Duration,
-    /// The path that answers 200 when the worker is well.
-    pub(crate) path: String,
+    /// With the path that answers 200 when the worker is well.
+    pub(crate) rules: watch::Receiver<Arc<ProbeRules>>,
 }
 
 impl Examiner {
@@ -41,8 +39,10 @@ impl Examiner {
             return Ok(Told::default());
         }
         resolve(&worker).await?;
-        let health = async { well(&self.path, self.fetch(&worker, &self.path).await) };
-        let facts = self.facts(&worker, first);
+        let rules = self.rules.borrow().clone();
+        let path = &rules.path;
+        let health = async { well(path, self.fetch(&worker, path, &rules).await) };
+        let facts = self.facts(&worker, first, &rules);
         let (health, facts) = tokio::join!(health, facts);
         // A role that is wrong is wrong whatever the health.
         let facts = facts?;
@@ -50,10 +50,15 @@ impl Examiner {
         Ok(facts)
     }
 
-    async fn facts(&self, worker: &Worker, first: First) -> Result<Told, Complaint> {
+    async fn facts(
+        &self,
+        worker: &Worker,
+        first: First,
+        rules: &ProbeRules,
+    ) -> Result<Told, Complaint> {
         let told = match first {
-            First::Ask { .. } => self.fetch(worker, SERVER_INFO).await,
-            _ => self.fetch(worker, MODEL_INFO).await,
+            First::Ask { .. } => self.fetch(worker, SERVER_INFO, rules).await,
+            _ => self.fetch(worker, MODEL_INFO, rules).await,
         };
         let (path, asks_role) = match first {
             First::Ask { role } => (SERVER_INFO, role),
@@ -81,8 +86,8 @@ impl Examiner {
         }
     }
 
-    async fn fetch(&self, worker: &Worker, path: &str) -> Fetched {
-        fetch(&self.client, worker, path, self.timeout, RESPONSE_LIMIT).await
+    async fn fetch(&self, worker: &Worker, path: &str, rules: &ProbeRules) -> Fetched {
+        fetch(&self.client, worker, path, rules.timeout, RESPONSE_LIMIT).await
     }
 }
 

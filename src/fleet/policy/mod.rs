@@ -143,11 +143,28 @@ impl Policies {
             decode: RolePolicy::Random,
         }
     }
+}
 
+/// The policies that a fleet uses now.
+pub(super) struct InUse {
+    pub(super) prefill: Arc<RolePolicy>,
+    pub(super) decode: Arc<RolePolicy>,
+}
+
+impl From<Policies> for InUse {
+    fn from(policies: Policies) -> Self {
+        Self {
+            prefill: policies.prefill.into(),
+            decode: policies.decode.into(),
+        }
+    }
+}
+
+impl InUse {
     /// Whether both roles choose at random.
     pub(super) fn are_random(&self) -> bool {
         matches!(
-            (&self.prefill, &self.decode),
+            (&*self.prefill, &*self.decode),
             (RolePolicy::Random, RolePolicy::Random)
         )
     }

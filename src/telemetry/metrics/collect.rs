@@ -221,6 +221,12 @@ impl Values {
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         begin(to, &family::BUILD)?.encoder.encode_info(&build)?;
         begin(to, &family::START)?.gauge([], self.started)?;
+        let mut series = begin(to, &family::RELOADS)?;
+        for (result, count) in ["applied", "refused"].into_iter().zip(&self.reloads) {
+            series.counter([result], count.load(Ordering::Relaxed))?;
+        }
+        let last = f64::from_bits(self.last_reload.load(Ordering::Relaxed));
+        begin(to, &family::LAST_RELOAD)?.gauge([], last)?;
         let process = Process::now();
         if let Some(seconds) = process.cpu_seconds {
             let mut series = begin(to, &family::CPU)?;

@@ -120,6 +120,10 @@ mod rows {
         "The version of mini-lb; always 1");
     pub(in super::super) static START: Family = family(Gauge, "mini_lb_start_time", SECONDS, &[],
         "When the balancer was made, in Unix time");
+    pub(in super::super) static RELOADS: Family = family(Counter, "mini_lb_config_reloads", NO_UNIT, &["result"],
+        "Reloads of the configuration: applied, or refused because of a problem");
+    pub(in super::super) static LAST_RELOAD: Family = family(Gauge, "mini_lb_config_last_reload", SECONDS, &[],
+        "When a configuration last took effect, the one of the start included, in Unix time");
     pub(in super::super) static CPU: Family = family(Counter, "process_cpu", SECONDS, &[],
         "CPU time of the process, user and system");
     pub(in super::super) static RESIDENT: Family = family(Gauge, "process_resident_memory", BYTES, &[],
@@ -138,7 +142,7 @@ mod rows {
 pub(super) use rows::*;
 
 /// All metrics, in the order of the text.
-pub static FAMILIES: [&Family; 33] = [
+pub static FAMILIES: [&Family; 35] = [
     &REQUESTS,
     &TTFT,
     &PARTS,
@@ -165,6 +169,8 @@ pub static FAMILIES: [&Family; 33] = [
     &SPANS,
     &BUILD,
     &START,
+    &RELOADS,
+    &LAST_RELOAD,
     &CPU,
     &RESIDENT,
     &VIRTUAL,

@@ -82,6 +82,10 @@ struct Values {
     sent_bytes: AtomicU64,
     events: AtomicU64,
     dropped_spans: Arc<DroppedSpans>,
+    /// Reloads that took effect, and those that were refused.
+    reloads: [AtomicU64; 2],
+    /// The bits of the time of the last one that took effect, in seconds of Unix time.
+    last_reload: AtomicU64,
     /// In seconds of Unix time.
     started: f64,
     sources: Sources,
@@ -105,6 +109,8 @@ impl Metrics {
             sent_bytes: AtomicU64::new(0),
             events: AtomicU64::new(0),
             dropped_spans,
+            reloads: Default::default(),
+            last_reload: AtomicU64::new(process::unix_seconds().to_bits()),
             started: process::unix_seconds(),
             sources,
         });
@@ -125,6 +131,17 @@ impl Metrics {
     /// Counts the attempts of one sample of a request.
     pub(super) fn sample_finished(&self, record: &Record) {
         self.values.note_attempts(record);
+    }
+
+    /// Counts a reload of the configuration, which took effect or was refused.
+    pub(crate) fn note_reload(&self, applied: bool) {
+        let [took_effect, refused] = &self.values.reloads;
+        if applied {
+            let now = process::unix_seconds().to_bits();
+            self.values.last_reload.store(now, Ordering::Relaxed);
+        }
+        let count = if applied { took_effect } else { refused };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts the gaps between the events of one stream.

@@ -1,0 +1,9 @@
+//! Where workers and settings come from while the process runs: the file, read again; certificates; names of DNS.
+
+#![allow(clippy::unwrap_used)]
+
+mod certificates;
+mod configured;
+mod reload;
+mod under_load;
+mod watched;
