@@ -22,6 +22,9 @@ pub(crate) trait Render: Send + 'static {
     /// The shape of errors.
     const FAMILY: Family;
 
+    /// Whether a stream is cut when an item has failed, because its handler has no event for it.
+    const CUTS: bool = false;
+
     /// Adds the next step of item `index`.
     fn absorb(&mut self, index: usize, step: &Step);
 
@@ -152,6 +155,9 @@ async fn drive<R: Render>(
         };
         if last {
             render.end(&mut out);
+            if R::CUTS && matches!(next, Some((_, Err(_), _))) {
+                out.push(wire::CUT);
+            }
         }
         if let Some(started) = started.take_if(|_| !out.is_empty()) {
             // An error means that the head was sent immediately.

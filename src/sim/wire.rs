@@ -35,6 +35,9 @@ pub(crate) enum Payload {
     Cut,
 }
 
+/// In place of an event: the connection is cut. No event is empty.
+pub(crate) const CUT: Bytes = Bytes::new();
+
 /// A JSON body in one piece.
 pub(crate) fn json(status: u16, body: impl Into<Bytes>) -> SimResponse {
     whole(status, Some("application/json"), body.into())
@@ -229,6 +232,12 @@ impl<G: OnFinish> Body for SimBody<G> {
             }
             Payload::Events(events) => match events.poll_recv(context) {
                 Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(event)) if event == CUT => {
+                    // One pending poll first, in which hyper flushes its buffer.
+                    this.payload = Payload::Cut;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Ready(next) => next,
             },
             Payload::Faulty(events) => match std::task::ready!(events.poll(context)) {

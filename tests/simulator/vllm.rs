@@ -378,3 +378,53 @@ async fn faults_of_the_transfer_meet_the_second_leg() {
         200
     );
 }
+
+#[tokio::test]
+async fn a_failed_load_ends_each_stream_as_vllm_does() {
+    let pair = VllmPair::start(quick_vllm()).await;
+    let messages = json!([{"role":"user","content":PROMPT}]);
+    let error = r#"{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}"#;
+    for (path, body) in [
+        (COMPLETIONS, completion(PROMPT)),
+        (
+            "/inference/v1/generate",
+            json!({"token_ids":[5],"sampling_params":{"max_tokens":4}}),
+        ),
+        (
+            "/v1/messages",
+            json!({"model":"sim","messages":messages,"max_tokens":4}),
+        ),
+        (
+            "/v1/responses",
+            json!({"input":PROMPT,"max_output_tokens":4}),
+        ),
+    ] {
+        let (_, mut second) = legs(&pair, path, &body).await;
+        second["kv_transfer_params"]["remote_engine_id"] = json!("another");
+        let whole = post(&pair.decode, path, &second).await;
+        assert_eq!(whole.status, 500, "{path} {}", whole.text());
+        second["stream"] = json!(true);
+        let (head, text) = ("content-type: application/json\r\n", second.to_string());
+        let raw = support::sim::send(pair.decode.address(), "POST", path, head, &text).await;
+        let reply = Reply::parse(&raw);
+        let events = reply.events();
+        let names: Vec<&str> = events
+            .iter()
+            .filter_map(|(name, _)| name.as_deref())
+            .collect();
+        match path {
+            "/v1/messages" => assert_eq!(names, ["message_start", "error"]),
+            "/v1/responses" => assert_eq!(names, ["response.created", "response.in_progress"]),
+            _ => assert_eq!(
+                events,
+                [(None, error.to_owned()), (None, "[DONE]".to_owned())]
+            ),
+        }
+        // Only the stream of responses is cut.
+        assert_eq!(
+            raw.ends_with(b"0\r\n\r\n"),
+            path != "/v1/responses",
+            "{path}"
+        );
+    }
+}

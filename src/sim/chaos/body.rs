@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::Receiver;
 
 use super::rule::{Action, End};
+use crate::sim::wire::CUT;
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
@@ -81,6 +82,10 @@ impl FaultyEvents {
     }
 
     fn take(&mut self, event: Bytes) {
+        if event == CUT {
+            self.next = Next::FlushAndCut;
+            return;
+        }
         self.seen += 1;
         match &self.action {
             Action::InvalidJson if self.seen == 1 => {

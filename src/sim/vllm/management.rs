@@ -237,7 +237,11 @@ fn metrics(engine: &Engine) -> String {
             (",reason=\"deferred\"", deferred as f64),
         ],
     );
-    let usage = engine.nixl.as_ref().map_or(0.0, |nixl| nixl.leases.usage());
+    let held = engine.nixl.as_ref().map_or(0.0, |nixl| nixl.leases.usage());
+    let slots = engine.options.kv_slots.max(1) as f64;
+    let own = (running + engine.stages.count(Stage::Receiving) + engine.stages.count(Stage::Ready))
+        as f64;
+    let usage = (held + own / slots).min(1.0);
     series(
         "kv_cache_usage_perc",
         gauge,

@@ -125,6 +125,9 @@ impl Responses {
 
 impl Render for Responses {
     const FAMILY: Family = Family::Vllm;
+    // The handler takes the error for one of its events, and fails on it.
+    // Source: vLLM 0.32.0, `entrypoints/openai/responses/serving.py`.
+    const CUTS: bool = true;
 
     fn absorb(&mut self, index: usize, step: &Step) {
         self.answer.choices[index].absorb(step);
@@ -146,8 +149,6 @@ impl Render for Responses {
     }
 
     fn failed(&mut self, _item: &FailedItem<'_>, _out: &mut Vec<Bytes>) -> bool {
-        // The error is no event of this endpoint, and the handler fails on it: the stream just ends.
-        // Source: vLLM 0.32.0, `entrypoints/openai/responses/serving.py`.
         self.answer.failed = true;
         false
     }
