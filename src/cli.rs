@@ -70,6 +70,8 @@ pub struct Doctor {
 pub struct Demo {
     /// Its own flags.
     pub args: DemoArgs,
+    /// Whether the workers are vLLM's, as the balancer's flag says.
+    pub is_vllm: bool,
     /// The flags of the load balancer.
     pub flags: Sources,
 }
@@ -235,8 +237,10 @@ impl Demo {
     fn from_matches(matches: &ArgMatches) -> Result<Demo, clap::Error> {
         let mut problems = Vec::new();
         let flags = flags(matches, settings().filter(demo_takes), &mut problems);
+        let mut engines = matches.get_raw("engine").into_iter().flatten();
         Ok(Demo {
             args: DemoArgs::from_arg_matches(matches)?,
+            is_vllm: engines.next_back().is_some_and(|engine| engine == "vllm"),
             flags: Sources {
                 flags,
                 problems,

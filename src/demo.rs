@@ -9,6 +9,7 @@ use std::io::Write;
 
 use mini_lb::cli::Demo;
 use mini_lb::sim::cli::demo_workers;
+use mini_lb::sim::{SimOptions, VllmOptions};
 use mini_lb::{MiniLbConfig, MiniLoadBalancer};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,19 +23,25 @@ const REQUEST_TIMEOUT_SECS: u64 = 60;
 ///
 /// # Errors
 /// When a flag is wrong, a port is in use, or stdout is closed.
-pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn run(demo: Demo) -> Result<(), Box<dyn Error>> {
+    let Demo {
+        args,
+        is_vllm,
+        flags,
+    } = demo;
     // Before anything is printed: a program that reads the output may send the signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let model = args.knobs.served_model_name.clone();
     let keys = (args.knobs.api_key.clone(), args.knobs.admin_api_key.clone());
     let counts = (args.prefills, args.decodes);
-    let (prefills, decodes) = demo_workers(counts, args.worker_port, args.knobs.into()).await?;
+    let options = options(args.knobs.into(), is_vllm);
+    let (prefills, decodes) = demo_workers(counts, args.worker_port, options).await?;
     let mut config = MiniLbConfig::new(
         "127.0.0.1".into(),
         args.port,
         prefills
             .iter()
-            .map(|worker| (worker.url(), worker.bootstrap_port()))
+            .map(|worker| (worker.url(), worker.bootstrap_port().filter(|_| !is_vllm)))
             .collect(),
         decodes.iter().map(|worker| worker.url()).collect(),
         REQUEST_TIMEOUT_SECS,
@@ -64,7 +71,8 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
         workers += &format!("  decode   {}\n", worker.url());
     }
     let pages = handle.admin_address().await.unwrap_or(address);
-    let welcome = welcome(&workers, &address.to_string(), &pages.to_string(), &model);
+    let (address_text, pages) = (address.to_string(), pages.to_string());
+    let welcome = welcome(is_vllm, &workers, &address_text, &pages, &model);
     std::io::stdout().write_all(welcome.as_bytes())?;
     #[cfg(feature = "bench")]
     let load = match args.load {
@@ -83,9 +91,24 @@ pub(crate) async fn run(Demo { args, flags }: Demo) -> Result<(), Box<dyn Error>
     Ok(serving.await??)
 }
 
-fn welcome(workers: &str, address: &str, pages: &str, model: &str) -> String {
+/// The options of the workers, which with vLLM serve all of the endpoints that the balancer knows.
+fn options(common: SimOptions, is_vllm: bool) -> SimOptions {
+    match is_vllm {
+        false => common,
+        true => common.of_vllm(VllmOptions {
+            scale_out: true,
+            ..VllmOptions::default()
+        }),
+    }
+}
+
+fn welcome(is_vllm: bool, workers: &str, address: &str, pages: &str, model: &str) -> String {
+    let (engine, last) = match is_vllm {
+        true => ("vLLM", prompt_logprobs_of_decode(address, model)),
+        false => ("SGLang", prompt_logprobs_of_prefill(address)),
+    };
     format!(
-        r#"The demo is running: simulated SGLang workers, and mini-lb in front of them.
+        r#"The demo is running: simulated {engine} workers, and mini-lb in front of them.
 
 {workers}  mini-lb  http://{address}
   dashboard  http://{pages}/dashboard
@@ -102,12 +125,27 @@ The same as a stream, token by token:
   curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
     -d '{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}],"stream":true}}'
 
-Logprobs of the prompt, which mini-lb merges from prefill's response into decode's:
-
-  curl http://{address}/generate -H 'content-type: application/json' \
-    -d '{{"text":"Hello","return_logprob":true,"logprob_start_len":0,"sampling_params":{{"max_new_tokens":4}}}}'
+{last}
 
 Press Ctrl-C to stop the demo.
 "#
+    )
+}
+
+fn prompt_logprobs_of_prefill(address: &str) -> String {
+    format!(
+        r#"Logprobs of the prompt, which mini-lb merges from prefill's response into decode's:
+
+  curl http://{address}/generate -H 'content-type: application/json' \
+    -d '{{"text":"Hello","return_logprob":true,"logprob_start_len":0,"sampling_params":{{"max_new_tokens":4}}}}'"#
+    )
+}
+
+fn prompt_logprobs_of_decode(address: &str, model: &str) -> String {
+    format!(
+        r#"Logprobs of the prompt, which vLLM's decode computes itself:
+
+  curl http://{address}/v1/completions -H 'content-type: application/json' \
+    -d '{{"model":"{model}","prompt":"Hello","prompt_logprobs":1,"max_tokens":4}}'"#
     )
 }

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
-use support::{BODY, Client, Process, Signal, mini_lb, post};
+use support::{BODY, CHAT, Client, Process, Signal, mini_lb, post};
 
 /// A demo with one worker of each role.
 fn demo(more: &[&str]) -> Process {
@@ -96,6 +96,23 @@ async fn a_demo_names_its_dashboard_and_keeps_a_load_on() {
     }
     demo.signal(Signal::Interrupt).await;
     assert_eq!(demo.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_demo_has_the_engine_that_the_balancer_is_told() {
+    let mut demo = demo(&["--engine", "vllm"]);
+    demo.line("simulated vLLM workers").await;
+    let balancer = demo.address_in("  mini-lb  ").await;
+    let mut client = Client::connect(balancer).await;
+    let body = r#"{"messages":[{"role":"user","content":"Hello"}],"max_tokens":4}"#;
+    client.send(post(CHAT, body)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    let fingerprint = answer.json()["system_fingerprint"].clone();
+    assert!(
+        fingerprint.as_str().unwrap().starts_with("vllm-"),
+        "{fingerprint}"
+    );
 }
 
 /// What a closed terminal sends, whether or not the process has a handler for it.

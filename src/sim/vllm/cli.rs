@@ -54,25 +54,22 @@ pub struct VllmKnobs {
 impl From<VllmArgs> for SimOptions {
     fn from(args: VllmArgs) -> SimOptions {
         let knobs = args.vllm;
-        let common = SimOptions::from(args.worker);
-        let vllm = SimOptions::vllm();
+        let options = SimOptions::from(args.worker).of_vllm(VllmOptions {
+            lease: Duration::from_millis(knobs.kv_lease_ms),
+            handshake_timeout: Duration::from_millis(knobs.handshake_timeout_ms),
+            failed_load: knobs.kv_load_failure_policy,
+            scale_out: knobs.enable_scale_out,
+            dev_mode: knobs.server_dev_mode,
+        });
         SimOptions {
             bootstrap_port: knobs.side_channel_port,
-            cache_report: common.cache_report || knobs.enable_prompt_tokens_details,
+            cache_report: options.cache_report || knobs.enable_prompt_tokens_details,
             reported: Reported {
                 version: knobs.vllm_version,
                 page_size: knobs.block_size,
-                transfer_backend: vllm.reported.transfer_backend,
-                ..common.reported
+                ..options.reported
             },
-            vllm: Some(VllmOptions {
-                lease: Duration::from_millis(knobs.kv_lease_ms),
-                handshake_timeout: Duration::from_millis(knobs.handshake_timeout_ms),
-                failed_load: knobs.kv_load_failure_policy,
-                scale_out: knobs.enable_scale_out,
-                dev_mode: knobs.server_dev_mode,
-            }),
-            ..common
+            ..options
         }
     }
 }

@@ -91,15 +91,21 @@ impl SimOptions {
     /// The options of a vLLM worker: [`SimOptions::default`] with vLLM's version and blocks of 16 tokens.
     #[must_use]
     pub fn vllm() -> SimOptions {
+        SimOptions::default().of_vllm(VllmOptions::default())
+    }
+
+    /// These options for a vLLM worker, with vLLM's version and blocks of 16 tokens.
+    #[must_use]
+    pub fn of_vllm(self, vllm: VllmOptions) -> SimOptions {
         SimOptions {
-            vllm: Some(VllmOptions::default()),
+            vllm: Some(vllm),
             reported: Reported {
                 version: "0.32.0".to_owned(),
                 page_size: 16,
                 transfer_backend: "NixlConnector".to_owned(),
-                ..Reported::default()
+                ..self.reported
             },
-            ..SimOptions::default()
+            ..self
         }
     }
 }
