@@ -228,15 +228,7 @@ impl Api {
         head: &Parts,
         body: &[u8],
     ) -> SimResponse {
-        if !head.headers.contains_key(CONTENT_LENGTH)
-            && !head.headers.contains_key(TRANSFER_ENCODING)
-        {
-            self.engine
-                .journal
-                .violation(Violation::MissingContentLength, || {
-                    head.uri.path().to_owned()
-                });
-        }
+        self.note_length(head);
         let family = endpoint.family();
         let body = match parse(endpoint, head, body) {
             Ok(body) => body,
@@ -322,6 +314,16 @@ impl Api {
         });
         if head.headers.contains_key(TRANSFER_ENCODING) {
             journal.violation(Violation::ChunkedRequestBody, || head.uri.path().to_owned());
+        }
+    }
+
+    /// A request that generates must say how long its body is.
+    pub(super) fn note_length(&self, head: &Parts) {
+        let says = [CONTENT_LENGTH, TRANSFER_ENCODING];
+        if !says.iter().any(|name| head.headers.contains_key(name)) {
+            let rule = Violation::MissingContentLength;
+            let path = || head.uri.path().to_owned();
+            self.engine.journal.violation(rule, path);
         }
     }
 

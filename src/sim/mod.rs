@@ -1,8 +1,8 @@
 //! Simulated SGLang and vLLM workers: prefill, decode and ordinary, with a real rendezvous over TCP.
 //!
 //! They make it possible to try, test and measure prefill/decode disaggregation without a GPU. They speak
-//! SGLang 0.5.23's HTTP, its bootstrap registry, and between the ranks a small line protocol in place of ZeroMQ and
-//! RDMA. Their HTTP stack is hyper, not the proxy's, so that the two do not share a framing error. There is no global
+//! SGLang 0.5.23's HTTP and its bootstrap registry, or vLLM 0.32.0's HTTP, and between the ranks a small line protocol in
+//! place of ZeroMQ and RDMA. Their HTTP stack is hyper, not the proxy's, so that the two do not share a framing error. There is no global
 //! state: workers in one process meet only over TCP, as workers in several processes do.
 //!
 //! | file | what lives there |
@@ -30,8 +30,8 @@
 //! A request that breaks a rule of the protocol gets an error, and the journal a [`journal::Violation`]; the worker goes
 //! on. Only a rule of [`chaos`] takes a worker down.
 //!
-//! Source: raw transcripts of SGLang 0.5.23 pairs (`tests/fixtures/sglang-0.5.23`),
-//! and its sources where no transcript shows a behaviour.
+//! Source: raw transcripts of SGLang 0.5.23 and vLLM 0.32.0 pairs (`tests/fixtures`), and their sources where no transcript
+//! shows a behaviour.
 
 mod api;
 #[doc(hidden)]
@@ -109,7 +109,7 @@ pub struct SimOptions {
     /// Port of the API; with 0 the system chooses one.
     pub port: u16,
     /// Prefill: port of the registry; with 0 the system chooses one. Decode: the port for a request whose
-    /// `bootstrap_port` is null, with 0 8998.
+    /// `bootstrap_port` is null, with 0 8998. vLLM: port of the side channel of both; with 0 the system chooses one.
     pub bootstrap_port: u16,
     /// Seed of the toy model. It stands for the weights: workers with the same seed give the same tokens.
     pub seed: u64,
@@ -173,7 +173,7 @@ pub struct SimOptions {
 /// What a worker says about its engine, for tools that compare workers. Only the page size changes what it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reported {
-    /// Version of SGLang.
+    /// Version of the engine.
     pub version: String,
     /// `--model-path`.
     pub model_path: String,

@@ -197,4 +197,55 @@ async fn scripted_errors_have_vllms_shape() {
     let last: Vec<&str> = events[1..].iter().map(|(_, data)| data.as_str()).collect();
     let error = r#"{"error": {"message": "scripted fault", "type": "InternalServerError", "param": null, "code": 500}}"#;
     assert_eq!(last, [error, "[DONE]"]);
+    let script = r#"{"rules":[{"do":"out_of_memory"}]}"#;
+    assert_eq!(post_text(&worker, "/sim/chaos", script).await.status, 200);
+    let dying = post(&worker, COMPLETIONS, &completion(PROMPT)).await;
+    let kind = dying.json()["error"]["type"].clone();
+    assert_eq!((dying.status, kind), (500, json!("InternalServerError")));
+}
+
+#[tokio::test]
+async fn params_name_the_last_sample_or_the_first_prompt() {
+    let pair = VllmPair::start(quick_vllm()).await;
+    let mut samples = VllmPair::prefill_body(
+        CHAT,
+        &json!({"messages":[{"role":"user","content":PROMPT}]}),
+    );
+    samples["n"] = json!(2);
+    let prompts = VllmPair::prefill_body(COMPLETIONS, &json!({"prompt":["a b","c d"]}));
+    for (path, body, wanted) in [
+        (CHAT, samples, "1_chatcmpl-"),
+        (COMPLETIONS, prompts, "cmpl-"),
+    ] {
+        let given = post(&pair.prefill, path, &body).await.json();
+        let id = given["kv_transfer_params"]["remote_request_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(id.starts_with(wanted), "{id}");
+        assert!(path == CHAT || id.contains("-0-"), "{id}");
+    }
+    // The others' blocks are held as well, and no params name them.
+    assert_eq!(pair.prefill.journal().open_leases(), 4);
+}
+
+#[tokio::test]
+async fn a_prompt_that_ends_at_its_first_token_has_params_all_the_same() {
+    let pair = VllmPair::start(quick_vllm()).await;
+    let body = json!({"token_ids":[5,12,19],"sampling_params":{"max_tokens":4,"temperature":0}});
+    let path = "/inference/v1/generate";
+    let first = post(&pair.decode, path, &body).await.json();
+    let token = first["choices"][0]["token_ids"][0].clone();
+    let mut stopped = VllmPair::prefill_body(path, &body);
+    stopped["sampling_params"]["stop_token_ids"] = json!([token]);
+    let given = post(&pair.prefill, path, &stopped).await.json();
+    let choice = &given["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["stop_reason"]),
+        (&json!("stop"), &token)
+    );
+    assert_eq!(
+        given["kv_transfer_params"]["do_remote_prefill"],
+        json!(true)
+    );
 }

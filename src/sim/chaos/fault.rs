@@ -12,7 +12,9 @@ use super::io::{ConnectionFaults, WireFault};
 use super::rule::{Action, End};
 use super::{FaultyEvents, ItemFault};
 use crate::sim::engine::Engine;
+use crate::sim::errors::{Failure, Family};
 use crate::sim::render;
+use crate::sim::stream::refusal;
 use crate::sim::vllm::errors::internal_event;
 use crate::sim::wire::{self, Payload, SimResponse};
 
@@ -62,7 +64,11 @@ impl Fault {
             Action::Close => Some(wire::cut()),
             Action::OutOfMemory => {
                 connection.crash_on_close();
-                Some(closing(wire::internal_error()))
+                let error = match engine.is_vllm() {
+                    true => refusal(&Failure::Internal, Family::Vllm),
+                    false => wire::internal_error(),
+                };
+                Some(closing(error))
             }
             Action::Status {
                 code,

@@ -147,7 +147,7 @@ pub enum Action {
     Status {
         /// Status code of the response.
         code: FinalStatus,
-        /// Body; an error in SGLang's shape unless given.
+        /// Body; an error in the engine's shape unless given.
         #[serde(default)]
         body: Option<String>,
         /// `content-type`; `application/json` unless given.
@@ -170,7 +170,7 @@ pub enum Action {
     InvalidJson,
     /// The size of the first chunk is not a hexadecimal number.
     BadChunk,
-    /// The stream ends with SGLang's error event and `[DONE]`.
+    /// The stream ends with the engine's error event and `[DONE]`.
     ErrorEvent {
         /// Number of events before it.
         events: usize,
@@ -202,7 +202,8 @@ pub enum Action {
     },
     /// The worker does not notice that the client left, and goes on.
     Zombie,
-    /// The KV transfer fails with SGLang's 500. Decode reports it to prefill; prefill does not report it to decode.
+    /// The KV transfer fails with the engine's 500. SGLang's decode reports it to prefill; its prefill does not report it to
+    /// decode. vLLM's prefill has answered by then: its own loss shows at decode.
     LoseKv,
     /// The worker goes down during the KV transfer; decode notices a missing prefill by its heartbeats.
     CrashInTransfer,

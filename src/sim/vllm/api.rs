@@ -85,6 +85,7 @@ async fn generate(
     head: &Parts,
     raw: &[u8],
 ) -> SimResponse {
+    api.note_length(head);
     let engine = &api.engine;
     let family = match endpoint {
         Generation::Messages => Family::VllmMessages,
