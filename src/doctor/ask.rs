@@ -15,12 +15,14 @@ use serde_json::Value;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::engine;
 use super::facts::Facts;
 use super::report::Check;
 use crate::addresses::Addresses;
 use crate::config::WorkerSpec;
 use crate::fleet::{Role, Worker};
 use crate::net::{Client, Failure, Target, readable};
+use crate::pd::Engine;
 
 /// The longest response that is read, in bytes. `/server_info` has 60 KB for each data parallel rank.
 const RESPONSE_LIMIT: usize = 16 << 20;
@@ -38,6 +40,8 @@ pub(super) struct Asker {
     pub(super) connect_timeout: Duration,
     /// The path of health checks; `None` where they are switched off.
     pub(super) health_path: Option<String>,
+    /// The engine of the configuration.
+    pub(super) engine: Engine,
 }
 
 /// A worker of the configuration.
@@ -77,7 +81,7 @@ impl Answer {
         serde_json::from_slice(body).ok()
     }
 
-    fn refuses_key(&self) -> bool {
+    pub(super) fn refuses_key(&self) -> bool {
         matches!(
             self.status,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
@@ -121,6 +125,10 @@ impl Asker {
         let milliseconds = answered.elapsed.as_millis();
         let message = format!("{address} answers in {milliseconds} ms");
         visit.checks.push(Check::ok("reachable", message));
+        if self.engine == Engine::Vllm {
+            visit.checks.extend(health);
+            return engine::question_vllm(self, visit, answered).await;
+        }
         visit.checks.push(key(&visit.subject, answered));
         visit.checks.extend(health);
         if answered.refuses_key() {
@@ -132,6 +140,9 @@ impl Asker {
         // `/v1/models` alone is not enough: other servers have it as well.
         if told.is_none() && model.is_none() {
             visit.facts = Facts::default();
+            if let Some(check) = engine::mistaken_for_sglang(self, &worker).await {
+                return visit.checks.push(check);
+            }
             let check = Check::fail(
                 "server_info",
                 "the server answers, but has neither /server_info nor /model_info",
@@ -301,13 +312,13 @@ impl Asker {
         }
     }
 
-    async fn get(&self, worker: &Worker, path: &str) -> Result<Answer, Trouble> {
+    pub(super) async fn get(&self, worker: &Worker, path: &str) -> Result<Answer, Trouble> {
         let key = worker.authorization();
         self.exchange(worker, Method::GET, path, Bytes::new(), key)
             .await
     }
 
-    async fn exchange(
+    pub(super) async fn exchange(
         &self,
         worker: &Worker,
         method: Method,
@@ -399,7 +410,7 @@ fn written(addresses: &[SocketAddr]) -> String {
 }
 
 /// Whether the worker takes the configured key, or needs none.
-fn key(subject: &Subject, answer: &Answer) -> Check {
+pub(super) fn key(subject: &Subject, answer: &Answer) -> Check {
     let is_configured = subject.spec.api_key.is_some();
     let status = answer.status.as_u16();
     match (answer.refuses_key(), is_configured) {

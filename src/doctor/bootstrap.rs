@@ -15,6 +15,7 @@ use super::report::{Check, Status};
 use crate::addresses::Addresses;
 use crate::config::BootstrapSpec;
 use crate::fleet::Worker;
+use crate::pd::Engine;
 
 pub(super) const PORT: &str = "bootstrap_port";
 const ADDRESS: &str = "bootstrap_address";
@@ -30,6 +31,10 @@ pub(super) async fn examine(
     let Some(bootstrap) = &visit.subject.spec.bootstrap else {
         return Vec::new();
     };
+    // The address of vLLM's side channel is part of what prefill tells decode.
+    if asker.engine == Engine::Vllm {
+        return Vec::new();
+    }
     // It has answered and is no prefill worker that can be used: its port says nothing.
     if !visit.facts.is_empty() && !visit.is_usable {
         return Vec::new();

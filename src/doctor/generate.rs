@@ -15,7 +15,7 @@ use crate::addresses::Addresses;
 use crate::config::{ClientKeys, Config, MiniLbConfig, WorkerSpec};
 use crate::endpoint::ERROR_CODE;
 use crate::net::{Client, Reuse, Target};
-use crate::pd::sse;
+use crate::pd::{Engine, sse};
 use crate::server::MiniLoadBalancer;
 
 pub(super) const NAME: &str = "generation";
@@ -41,6 +41,7 @@ pub(super) async fn generate(
         Ok(config) => config,
         Err(why) => return (failed(why, "this is a defect of mini-lb: report it"), None),
     };
+    let engine = config.engine;
     let balancer = MiniLoadBalancer::from_config(config);
     let handle = balancer.handle();
     // Ended by `stop` below, and aborted where that takes too long.
@@ -54,7 +55,7 @@ pub(super) async fn generate(
         return (failed(why, advice), None);
     };
     let addresses = Addresses::new(Some(address));
-    let exchange = exchange(client, &addresses, takes_ids);
+    let exchange = exchange(client, &addresses, engine, takes_ids);
     let ended = match timeout(patience + MARGIN, exchange).await {
         Ok(ended) => ended,
         Err(_) => Err(Refusal::late(patience)),
@@ -94,6 +95,9 @@ fn restricted(
         .health_check_interval(None)
         .retries(0);
     let mut own = own.resolve().map_err(|problems| problems.to_string())?;
+    own.engine = config.engine;
+    // A prefill worker that fails must show.
+    own.requests.vllm_decode_alone = false;
     own.prefill = vec![prefill.clone()];
     own.decode = vec![decode.clone()];
     own.client_keys = ClientKeys {
@@ -143,10 +147,15 @@ const NOT_MET: &str = "the two workers do not meet, or one is busy or paused: ch
 async fn exchange(
     client: &Client,
     addresses: &Addresses,
+    engine: Engine,
     takes_ids: bool,
 ) -> Result<(Times, u64), Refusal> {
     let defect = |error: String| Refusal::of(format!("the request was not sent ({error})"));
-    let mut head = RequestHeader::build_no_case(Method::POST, b"/generate", Some(1))
+    let (path, body) = match engine {
+        Engine::Sglang => ("/generate", body(takes_ids)),
+        Engine::Vllm => ("/v1/completions", vllm_body()),
+    };
+    let mut head = RequestHeader::build_no_case(Method::POST, path.as_bytes(), Some(1))
         .map_err(|error| defect(error.to_string()))?;
     head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .map_err(|error| defect(error.to_string()))?;
@@ -160,7 +169,7 @@ async fn exchange(
         authorization: None,
     };
     let begun = Instant::now();
-    let body = Bytes::from(body(takes_ids).to_string());
+    let body = Bytes::from(body.to_string());
     let mut reply = client
         .send_once(to, &head, &body, Reuse::Never)
         .await
@@ -204,6 +213,14 @@ fn body(takes_ids: bool) -> Value {
         false => body["text"] = json!("Hello, my name is"),
     }
     body
+}
+
+/// A request without the name of a model is for the one that there is.
+fn vllm_body() -> Value {
+    json!({
+        "prompt": "Hello, my name is", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": true,
+        "stream": true, "stream_options": {"include_usage": true},
+    })
 }
 
 /// A response that is no stream, in one sentence.
@@ -256,7 +273,8 @@ fn tokens(stream: Bytes) -> Result<u64, Refusal> {
                 "the generation was aborted ({message})"
             )));
         }
-        tokens = meta["completion_tokens"].as_u64().unwrap_or(tokens);
+        let counted = [meta, &event["usage"]].map(|counts| counts["completion_tokens"].as_u64());
+        tokens = counted.into_iter().flatten().next().unwrap_or(tokens);
     }
     match is_done {
         true => Ok(tokens),

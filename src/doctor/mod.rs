@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cli` | the flags |
 //! | `ask` | the questions to one worker, with a deadline each |
+//! | `engine` | whether a worker is of the engine of the configuration, and the questions to one of vLLM |
 //! | `facts` | the settings that a worker reports |
 //! | `agreement` | whether the facts of all workers fit together |
 //! | `bootstrap` | the port and the address that decode dials |
@@ -17,6 +18,7 @@ mod agreement;
 mod ask;
 mod bootstrap;
 pub mod cli;
+mod engine;
 mod facts;
 mod generate;
 mod json;
@@ -79,6 +81,7 @@ pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, 
             .probes
             .as_ref()
             .map(|probes| probes.path.clone()),
+        engine: config.engine,
     };
     let specs = config.prefill.iter().chain(&config.decode).cloned();
     let subjects = workers.into_iter().zip(specs);

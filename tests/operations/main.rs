@@ -10,6 +10,7 @@ mod daemon;
 mod debug_requests;
 mod demo;
 mod doctor;
+mod doctor_vllm;
 mod doctor_workers;
 mod fan_out;
 mod hyper_client;

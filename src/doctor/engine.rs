@@ -1,0 +1,110 @@
+//! The engine of a worker against the one of the configuration, and the questions to a worker of vLLM.
+//!
+//! vLLM tells neither its role nor its connector, except in development mode. So a prefill worker is asked what a request
+//! would ask it: one token, and the parameters of the transfer.
+//!
+//! Source: vLLM 0.32.0, `entrypoints/serve/` (`/version`, which SGLang has not).
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::ask::{Answer, Asker, Visit, key};
+use super::facts::Facts;
+use super::report::Check;
+use crate::fleet::{Role, Worker};
+use crate::pd::Engine;
+
+const ENGINE: &str = "engine";
+const CONNECTOR: &str = "kv_connector";
+
+/// The check of a worker of SGLang's configuration that has none of SGLang's endpoints, where it is one of vLLM.
+pub(super) async fn mistaken_for_sglang(asker: &Asker, worker: &Worker) -> Option<Check> {
+    let version = vllm_version(asker, worker).await?;
+    let message = format!("it is vLLM {version}, and this balancer has workers of SGLang");
+    Some(Check::fail(
+        ENGINE,
+        message,
+        "start the balancer with --engine vllm",
+    ))
+}
+
+/// Asks a worker of vLLM's configuration. `answered` is any response that it has given.
+pub(super) async fn question_vllm(asker: &Asker, visit: &mut Visit, answered: &Answer) {
+    let worker = visit.subject.worker.clone();
+    visit.checks.push(key(&visit.subject, answered));
+    let Some(version) = vllm_version(asker, &worker).await else {
+        let check = Check::fail(
+            ENGINE,
+            "it has no /version, which every worker of vLLM has",
+            "check host and port; workers of SGLang need --engine sglang",
+        );
+        return visit.checks.push(check);
+    };
+    visit
+        .checks
+        .push(Check::ok(ENGINE, format!("vLLM {version}")));
+    let models = asker.get(&worker, "/v1/models").await.ok();
+    if models.as_ref().is_some_and(Answer::refuses_key) {
+        return visit.checks.push(models_key(&models));
+    }
+    let list = models.and_then(|answer| answer.json());
+    visit.facts = Facts::read(None, None, list.as_ref());
+    if worker.role() == Role::Prefill {
+        let check = connector(asker, &worker, list.as_ref()).await;
+        visit.checks.push(check);
+    }
+    visit.is_usable = true;
+}
+
+/// The check of a key that only the endpoints under `/v1` ask for.
+fn models_key(answer: &Option<Answer>) -> Check {
+    let status = answer.as_ref().map_or(401, |answer| answer.status.as_u16());
+    Check::fail(
+        "key",
+        format!("/v1/models refuses the configured key, or needs one ({status})"),
+        "set worker_api_key_file, or the worker's api_key_file, to the value of its --api-key",
+    )
+}
+
+async fn vllm_version(asker: &Asker, worker: &Worker) -> Option<String> {
+    let told = asker.get(worker, "/version").await.ok()?.json()?;
+    Some(told["version"].as_str()?.to_owned())
+}
+
+/// Whether a prefill worker gives the parameters of a transfer.
+async fn connector(asker: &Asker, worker: &Worker, models: Option<&Value>) -> Check {
+    let mut body = json!({
+        "prompt": "Hello, my name is",
+        "max_tokens": 1,
+        "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false},
+    });
+    if let Some(model) = models.and_then(|list| list["data"][0]["id"].as_str()) {
+        body["model"] = model.into();
+    }
+    let body = Bytes::from(body.to_string());
+    let key = worker.authorization();
+    let path = Engine::Vllm.path(crate::pd::Route::Completions);
+    let asked = asker.exchange(worker, Method::POST, path, body, key).await;
+    let Ok(answer) = asked else {
+        return Check::skip(
+            CONNECTOR,
+            "the worker did not answer a request for one token",
+        );
+    };
+    if answer.status != StatusCode::OK {
+        let message = format!(
+            "a request for one token is answered {}",
+            answer.status.as_u16()
+        );
+        return Check::warn(CONNECTOR, message, "see the log of the worker");
+    }
+    match Engine::Vllm.params(&answer.body) {
+        Some(_) => Check::ok(CONNECTOR, "it gives kv_transfer_params"),
+        None => Check::fail(
+            CONNECTOR,
+            "it gives no kv_transfer_params, which decode needs",
+            "start it with --kv-transfer-config '{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"kv_producer\"}'",
+        ),
+    }
+}
