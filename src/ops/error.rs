@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_wrong_method_is_answered_with_the_right_ones() {
-        let row = table::find("/generate").unwrap();
+        let row = table::find(crate::pd::Engine::Sglang, "/generate").unwrap();
         let response = method_not_allowed("/generate", row);
         assert_eq!(response.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(response.headers[header::ALLOW], "PUT, POST");

@@ -17,7 +17,7 @@
 //! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
-//! Source: SGLang 0.5.23 `entrypoints/http_server.py`.
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py`, vLLM 0.32.0 `entrypoints/`.
 
 mod call;
 mod dashboard;
@@ -43,6 +43,7 @@ use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::{Fleet, Role};
 use crate::net::Client;
+use crate::pd::Engine;
 use crate::telemetry::Telemetry;
 use call::{Call, CallResult, Key};
 use dashboard::Dashboard;
@@ -54,6 +55,7 @@ const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of s
 
 /// The endpoints without legs of one fleet.
 pub(crate) struct Ops {
+    engine: Engine,
     fleet: Arc<Fleet>,
     client: Arc<Client>,
     /// What the pages for observers show.
@@ -66,12 +68,14 @@ pub(crate) struct Ops {
 impl Ops {
     /// The endpoints of this fleet. The fields of [`Ops`] say what each argument is.
     pub(crate) fn new(
+        engine: Engine,
         fleet: Arc<Fleet>,
         client: Arc<Client>,
         telemetry: Arc<Telemetry>,
         shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            engine,
             dashboard: Dashboard::new(fleet.clone(), telemetry.clone()),
             fleet,
             client,
@@ -84,20 +88,20 @@ impl Ops {
 #[async_trait]
 impl Endpoints for Ops {
     fn body_limit(&self, method: &Method, path: &str) -> usize {
-        match table::find(path) {
+        match table::find(self.engine, path) {
             Some(row) if row.reads_body(method) => usize::MAX,
             _ => 0,
         }
     }
 
     fn access(&self, path: &str) -> Access {
-        table::find(path).map_or(Access::Clients, Row::access)
+        table::find(self.engine, path).map_or(Access::Clients, Row::access)
     }
 
     async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse {
         let path = request.path.clone();
-        let Some(row) = table::find(&path) else {
-            return not_in_table(&request);
+        let Some(row) = table::find(self.engine, &path) else {
+            return not_in_table(self.engine, &request);
         };
         if let Kind::NotServed(why) = row.kind {
             let message = format!("{path} is not served: {why}");
@@ -120,9 +124,9 @@ impl Endpoints for Ops {
     }
 }
 
-/// Whether a raw path is in the table, so that it is not 404.
+/// Whether a raw path is in the table of SGLang, so that it is not 404.
 pub fn is_served(path: &str) -> bool {
-    table::find(path).is_some()
+    table::find(Engine::Sglang, path).is_some()
 }
 
 impl Ops {
@@ -207,16 +211,16 @@ fn target(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration)
 }
 
 /// The response where no row has this path.
-fn not_in_table(request: &WholeRequest) -> WholeResponse {
+fn not_in_table(engine: Engine, request: &WholeRequest) -> WholeResponse {
     let path = request.path.as_str();
     // The request about the server itself. Source: RFC 9110, section 9.3.7.
     if path == "*" && request.method == Method::OPTIONS {
         return options("GET, HEAD, OPTIONS, POST, PUT");
     }
-    if let Some(redirect) = paths::redirect(path, request.query.as_deref()) {
+    if let Some(redirect) = paths::redirect(engine, path, request.query.as_deref()) {
         return redirect;
     }
-    let hint = paths::meant(path).map(|meant| format!("; did you mean {meant}?"));
+    let hint = paths::meant(engine, path).map(|meant| format!("; did you mean {meant}?"));
     let message = format!("there is no endpoint {path}{}", hint.unwrap_or_default());
     error::error(path, Code::NotFound, &message)
 }

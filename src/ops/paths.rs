@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::table::{self, Row};
 use crate::endpoint::WholeResponse;
+use crate::pd::Engine;
 
 /// The longest path that is compared with those of the table, in bytes. Theirs have up to 58.
 const MAX_COMPARED: usize = 96;
@@ -17,12 +18,12 @@ const MAX_COMPARED: usize = 96;
 const LIKENESS: f64 = 0.8;
 
 /// The redirect to the same path without the slashes at its end, if that is in the table.
-pub(super) fn redirect(path: &str, query: Option<&str>) -> Option<WholeResponse> {
+pub(super) fn redirect(engine: Engine, path: &str, query: Option<&str>) -> Option<WholeResponse> {
     let meant = path.trim_end_matches('/');
     if meant == path || meant.is_empty() {
         return None;
     }
-    table::find(meant)?;
+    table::find(engine, meant)?;
     // A reference without scheme and host: those of the client's own URL are right behind another proxy too.
     let location = match query {
         Some(query) => HeaderValue::try_from(format!("{meant}?{query}")),
@@ -34,8 +35,8 @@ pub(super) fn redirect(path: &str, query: Option<&str>) -> Option<WholeResponse>
 }
 
 /// The served path that was probably meant: one that differs in slashes, in a prefix, or in a few letters.
-pub(super) fn meant(path: &str) -> Option<&'static str> {
-    let served = || table::served().map(|row: &Row| row.path);
+pub(super) fn meant(engine: Engine, path: &str) -> Option<&'static str> {
+    let served = || table::served(engine).map(|row: &Row| row.path);
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let plain = format!("/{}", parts.join("/")).to_ascii_lowercase();
     let same = |known: &&'static str| *known == plain;
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn slashes_at_the_end_lead_to_the_path_without_them() {
         let location = |path, query| {
-            let response = redirect(path, query)?;
+            let response = redirect(Engine::Sglang, path, query)?;
             assert_eq!(response.status, 307);
             Some(
                 response.headers[header::LOCATION]
@@ -105,11 +106,11 @@ mod tests {
             ("/heatlh", "/health"),
             ("/flush_cahce", "/flush_cache"),
         ] {
-            assert_eq!(meant(path), Some(hint), "{path}");
+            assert_eq!(meant(Engine::Sglang, path), Some(hint), "{path}");
         }
         let long = format!("/{}", "v1/chat/completion".repeat(1000));
         for path in ["/nope", "/favicon.ico", "*", "/v2/whatever", &long] {
-            assert_eq!(meant(path), None, "{path}");
+            assert_eq!(meant(Engine::Sglang, path), None, "{path}");
         }
     }
 }

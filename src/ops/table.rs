@@ -1,7 +1,9 @@
-//! The only table of paths: the methods that each accepts, and how it is answered.
+//! The only tables of paths, one for each engine: the methods that each accepts, and how it is answered.
 //!
 //! Routing, 405, 501, the required key and the limit of a body are all read from it. A path that is not in it is 404.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (its routes and their methods), `entrypoints/v1_loads.py`.
+
+mod vllm;
 
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use http::Method;
 
 use super::pages::Page;
 use crate::endpoint::Access;
+use crate::pd::Engine;
 
 /// One path.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ const MAX_QUERY_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Empties the prefix caches.
 const FLUSH: &str = "/flush_cache";
+/// The same with vLLM.
+const RESET: &str = "/reset_prefix_cache";
 
 /// For responses that need no scheduler, or one turn of its loop, which a long prefill delays by seconds.
 pub(super) const SHORT: Duration = Duration::from_secs(30);
@@ -77,14 +82,21 @@ const PROFILE: Duration = Duration::from_secs(600);
 pub(super) const HEALTH: Duration = Duration::from_secs(25);
 
 /// The row of a raw path.
-pub(super) fn find(path: &str) -> Option<&'static Row> {
-    TABLE.iter().find(|row| row.matches(path))
+pub(super) fn find(engine: Engine, path: &str) -> Option<&'static Row> {
+    table(engine).iter().find(|row| row.matches(path))
+}
+
+fn table(engine: Engine) -> &'static [Row] {
+    match engine {
+        Engine::Sglang => TABLE,
+        Engine::Vllm => vllm::TABLE,
+    }
 }
 
 /// The rows of the paths that are served, without those that stand for many paths.
-pub(super) fn served() -> impl Iterator<Item = &'static Row> {
+pub(super) fn served(engine: Engine) -> impl Iterator<Item = &'static Row> {
     let is_served = |row: &&Row| !matches!(row.kind, Kind::NotServed(_));
-    let rows = TABLE.iter().filter(is_served);
+    let rows = table(engine).iter().filter(is_served);
     rows.filter(|row| !row.path.ends_with('*'))
 }
 
@@ -117,7 +129,13 @@ impl Row {
 
     /// Whether a worker that succeeds has no prefix cache any more.
     pub(super) fn empties_caches(&self) -> bool {
-        matches!(self.kind, Kind::Every { path: FLUSH, .. })
+        matches!(
+            self.kind,
+            Kind::Every {
+                path: FLUSH | RESET,
+                ..
+            }
+        )
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -308,13 +326,22 @@ mod tests {
     use super::*;
     use crate::pd::Route;
 
+    fn find(path: &str) -> Option<&'static Row> {
+        super::find(Engine::Sglang, path)
+    }
+
     #[test]
     fn every_route_with_two_legs_has_a_row_and_no_other_path_has_such_a_row() {
-        let legs = |row: &&Row| row.kind == Kind::Legs;
-        for route in Route::ALL {
-            assert_eq!(find(route.path()).unwrap().kind, Kind::Legs, "{route:?}");
+        for engine in [Engine::Sglang, Engine::Vllm] {
+            for route in Route::ALL {
+                let row = super::find(engine, engine.path(route)).unwrap();
+                assert_eq!(row.kind, Kind::Legs, "{route:?}");
+            }
+            for row in table(engine) {
+                let is_route = engine.route(row.path).is_some();
+                assert_eq!(row.kind == Kind::Legs, is_route, "{}", row.path);
+            }
         }
-        assert_eq!(TABLE.iter().filter(legs).count(), Route::ALL.len());
     }
 
     #[test]
@@ -325,8 +352,10 @@ mod tests {
 
     #[test]
     fn a_path_stands_in_the_table_once() {
-        let paths: BTreeSet<_> = TABLE.iter().map(|row| row.path).collect();
-        assert_eq!(paths.len(), TABLE.len());
+        for table in [TABLE, vllm::TABLE] {
+            let paths: BTreeSet<_> = table.iter().map(|row| row.path).collect();
+            assert_eq!(paths.len(), table.len());
+        }
     }
 
     #[test]

@@ -166,6 +166,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         budget: RetryBudget::new(Instant::now()).into(),
         suspects: Arc::new(Suspects::new(suspect_limits(&config.resilience))),
         endpoints: Arc::new(Ops::new(
+            config.engine,
             fleet.clone(),
             client.clone(),
             telemetry.clone(),

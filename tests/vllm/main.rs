@@ -6,6 +6,7 @@
 
 mod alone;
 mod faults;
+mod management;
 mod simulated;
 mod steps;
 
