@@ -417,7 +417,11 @@ impl Attempt {
     /// Reports to the fleet that both legs have succeeded.
     pub(crate) fn report_success(&mut self) {
         self.report_decode(Evidence::Good);
-        self.plan.fleet.note_pair_good(&self.prefill, &self.decode);
+        // Decode that has computed the prompt says nothing of the two workers together.
+        let first = self.plan.engine.prefill_is_first();
+        if !first || self.prefill_state() == Leg::Served {
+            self.plan.fleet.note_pair_good(&self.prefill, &self.decode);
+        }
         self.let_prefill_finish();
     }
 

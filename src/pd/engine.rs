@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// The path of a route on the wire.
+    /// The path of a route on the wire. vLLM has more than one for chats.
     pub const fn path(self, route: Route) -> &'static str {
         match self {
             Self::Sglang => route.path(),

@@ -102,7 +102,8 @@ impl Proxy {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let path = self.engine.path(route);
+        // Without the query.
+        let path = session.req_header().uri.path();
         let head = legs::for_legs(session.req_header(), path, &ctx.record.request_id)?;
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();

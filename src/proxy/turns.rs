@@ -251,7 +251,6 @@ impl RequestContext {
         };
         let served = attempt.prefill_document().is_some();
         let ended = attempt.prefill_times().end.filter(|_| served);
-        self.note_legs();
         let taken = self.attempt.as_mut().and_then(Attempt::take_prefill);
         self.handover = ended.zip(taken).map(|(ended, (prefill, leg))| {
             Box::new(Handover {

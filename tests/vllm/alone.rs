@@ -8,6 +8,10 @@ use super::*;
 async fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_alone_as_it_is() {
     for (path, body) in [
         ("/v1/completions", r#"{"prompt":["a","b"],"max_tokens":3}"#),
+        (
+            "/v1/chat/completions/batch",
+            r#"{"messages":[[{"role":"user","content":"a"}]]}"#,
+        ),
         (CHAT, r#"{"messages":[],"n":2,"temperature":1}"#),
         (CHAT, r#"{"messages":[],"prompt_logprobs":1}"#),
     ] {
@@ -15,6 +19,7 @@ async fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_alone_a
         pair.client.send(post(path, body)).await;
         let decode = pair.decode.request().await;
         assert_eq!(text(&decode), body);
+        assert!(decode.request.head.starts_with(&format!("POST {path} ")));
         assert!(!pair.prefill.has_request(), "{body}");
         decode.answer("200 OK", r#"{"served":1}"#).await;
         assert_eq!(pair.client.answer().await.text(), r#"{"served":1}"#);

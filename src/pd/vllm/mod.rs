@@ -22,8 +22,14 @@ use super::Route;
 /// The path of vLLM's own endpoint for token ids. Source: vLLM 0.32.0, `entrypoints/serve/disagg/`.
 const GENERATE: &str = "/inference/v1/generate";
 
+/// A list of chats, each of which is a prompt: else it is as `/v1/chat/completions`.
+const CHAT_BATCH: &str = "/v1/chat/completions/batch";
+
 /// The route of a path without its query.
 pub fn find(path: &str) -> Option<Route> {
+    if path == CHAT_BATCH {
+        return Some(Route::ChatCompletions);
+    }
     Route::ALL
         .into_iter()
         .find(|route| self::path(*route) == path)
@@ -46,5 +52,6 @@ mod tests {
         assert_eq!(find("/inference/v1/generate"), Some(Route::Generate));
         assert_eq!(find("/generate"), None);
         assert_eq!(find("/v1/messages"), Some(Route::Messages));
+        assert_eq!(find(CHAT_BATCH), Some(Route::ChatCompletions));
     }
 }

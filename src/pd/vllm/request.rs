@@ -76,6 +76,8 @@ struct Values {
     /// The prompts of a list; `None` where there is no list.
     prompts: Option<usize>,
     embeddings: bool,
+    /// Whether there is a list of chats.
+    chats: bool,
     echo: bool,
     logprobs: bool,
     prompt_logprobs: bool,
@@ -272,6 +274,7 @@ impl Values {
                 s.skip()?;
             }
             (Route::Completions, "prompt") => self.prompts = prompts(s)?,
+            (Route::ChatCompletions, "messages") => self.chats = is_list_of_lists(s)?,
             (Route::Completions, "prompt_embeds") => self.embeddings = is_there(s)?,
             (Route::Completions, "echo") => self.echo = is_truthy(s)?,
             (Route::Completions, "logprobs") => self.logprobs = is_there(s)?,
@@ -346,6 +349,7 @@ impl Values {
         odd || self.samples == Samples::Several
             || self.prompts.is_some_and(|prompts| prompts != 1)
             || self.embeddings
+            || self.chats
             || self.prompt_logprobs
             || self.echo && self.logprobs
             || self.beams
@@ -359,6 +363,19 @@ fn is_there(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
     let kind = s.kind()?;
     s.skip()?;
     Ok(kind != Kind::Null)
+}
+
+/// Whether the value is a list that begins with a list.
+fn is_list_of_lists(s: &mut Scanner<'_>) -> Result<bool, json::Error> {
+    if s.kind()? != Kind::Array {
+        return s.skip().map(|_| false);
+    }
+    let mut nested = false;
+    s.array(|s, element| {
+        nested |= element == 0 && s.kind()? == Kind::Array;
+        s.skip().map(drop)
+    })?;
+    Ok(nested)
 }
 
 fn boolean(s: &mut Scanner<'_>) -> Result<Value, json::Error> {

@@ -58,6 +58,10 @@ fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_as_it_is() {
         (Route::Completions, r#"{"prompt":["a","b"]}"#),
         (Route::Completions, r#"{"prompt":[[1],[2]]}"#),
         (Route::Completions, r#"{"prompt":[]}"#),
+        (
+            Route::ChatCompletions,
+            r#"{"messages":[[{"role":"user","content":"a"}],[]]}"#,
+        ),
         (Route::Completions, r#"{"prompt_embeds":"AAAA"}"#),
         // Several samples.
         (Route::ChatCompletions, r#"{"n":2}"#),
