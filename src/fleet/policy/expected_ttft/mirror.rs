@@ -14,6 +14,10 @@ use crate::fleet::WorkerId;
 /// The most blocks of all workers together. One takes up to 110 bytes.
 const MAX_BLOCKS: usize = 600_000;
 
+/// Factors on what a worker is thought to hold, with each prompt of which it holds more than that, or less.
+const MORE: f64 = 1.05;
+const LESS: f64 = 0.9;
+
 /// The place of a worker in the sets of the index.
 type Slot = usize;
 
@@ -124,13 +128,13 @@ impl Mirrors {
         }
     }
 
-    /// Blocks that were expected are there, or some of them are not: the worker has more room than was thought, or less.
-    pub(super) fn correct(&mut self, worker: WorkerId, were_there: bool) {
+    /// The worker holds more of a prompt than was expected, or less: it has more room than was thought, or less.
+    pub(super) fn correct(&mut self, worker: WorkerId, holds_more: bool) {
         if let Some(cache) = self.caches.get_mut(&worker) {
-            cache.capacity = match were_there {
-                true => (cache.capacity * 1.01).min(self.max_blocks as f64),
+            cache.capacity = match holds_more {
+                true => (cache.capacity * MORE).min(self.max_blocks as f64),
                 // From what is there now: a bound above it says nothing.
-                false => cache.capacity.min(cache.len() as f64) * 0.95,
+                false => cache.capacity.min(cache.len() as f64) * LESS,
             };
         }
     }

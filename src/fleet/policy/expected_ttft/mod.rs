@@ -9,15 +9,17 @@
 //! |---|---|
 //! | `mirror.rs` | what each worker's prefix cache holds |
 //! | `cost.rs` | how long a prompt takes |
+//! | `line.rs` | the prompts that a worker has got and not answered |
 
 mod cost;
+mod line;
 mod mirror;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::Instant;
 
 use self::cost::{Cost, Work};
+use self::line::{Line, Prompt};
 use self::mirror::{Held, Mirrors};
 use super::{Asked, Candidate, Choice, Ended, Expected, Learning};
 use crate::fleet::WorkerId;
@@ -31,7 +33,7 @@ const RATIO_DECAY: f64 = 0.99;
 
 /// Expectations that differ by less than this factor are alike: the worker is then chosen at random among them, so that a
 /// fleet without load is used evenly.
-const ALIKE: f64 = 1.02;
+const ALIKE: f64 = 1.005;
 
 /// How many blocks more must have been cached than were, so that the worker has lost its whole cache.
 const LOST_BLOCKS: f64 = 4.0;
@@ -46,36 +48,6 @@ pub(in super::super) struct ExpectedTtft {
     tokens: f64,
 }
 
-/// The prompts that a worker has got and not answered, in their order, and how fast it is.
-struct Line {
-    prompts: VecDeque<Prompt>,
-    /// The seconds that all of them take on a worker whose factor is 1.
-    seconds: f64,
-    /// Since when the worker computes the first of them.
-    since: Option<Instant>,
-    factor: f64,
-    /// Responses in a row with far fewer cached tokens than were expected.
-    losses: u32,
-}
-
-struct Prompt {
-    prefix: Arc<Prefix>,
-    work: Work,
-    seconds: f64,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self {
-            prompts: VecDeque::new(),
-            seconds: 0.0,
-            since: None,
-            factor: 1.0,
-            losses: 0,
-        }
-    }
-}
-
 impl Default for ExpectedTtft {
     fn default() -> Self {
         Self {
@@ -85,41 +57,6 @@ impl Default for ExpectedTtft {
             bytes: BYTES_PER_TOKEN,
             tokens: 1.0,
         }
-    }
-}
-
-impl Line {
-    /// The seconds until the worker has computed all that it has.
-    fn wait(&self, now: Instant) -> f64 {
-        let Some(first) = self.prompts.front() else {
-            return 0.0;
-        };
-        let since = self.since.unwrap_or(now);
-        let done = now.saturating_duration_since(since).as_secs_f64();
-        (self.seconds * self.factor) - done.min(first.seconds * self.factor)
-    }
-
-    fn add(&mut self, prompt: Prompt, now: Instant) {
-        if self.prompts.is_empty() {
-            (self.seconds, self.since) = (0.0, Some(now));
-        }
-        self.seconds += prompt.seconds;
-        self.prompts.push_back(prompt);
-    }
-
-    /// Takes a prompt out, with the seconds that it took since the last response. Prompts that the worker computes in one
-    /// step end together: the first of them took the time of all.
-    fn take(&mut self, ended: &Ended<'_>) -> Option<(Prompt, f64)> {
-        let is_it = |prompt: &Prompt| Arc::ptr_eq(&prompt.prefix, ended.prefix);
-        let place = self.prompts.iter().position(is_it)?;
-        let prompt = self.prompts.remove(place)?;
-        let since = self.since.unwrap_or(ended.now);
-        self.seconds = (self.seconds - prompt.seconds).max(0.0);
-        if ended.served || place == 0 {
-            self.since = Some(ended.now);
-        }
-        let took = ended.now.saturating_duration_since(since);
-        Some((prompt, took.as_secs_f64()))
     }
 }
 
@@ -148,7 +85,7 @@ impl ExpectedTtft {
         let own = self.cost.seconds(work);
         match self.lines.get(&worker) {
             None => own,
-            Some(line) => line.wait(now) + own * line.factor,
+            Some(line) => line.wait(now) + own * line.speed.factor(),
         }
     }
 
@@ -163,16 +100,13 @@ impl ExpectedTtft {
         line.losses = if is_lost { line.losses + 1 } else { 0 };
         let is_flushed = line.losses >= 2;
         // A cache that is too small for what it is asked for looks like one that is flushed again and again.
-        if work.cached > block {
-            self.mirrors.correct(worker, lacks <= 2.0 * block);
+        if lacks.abs() > 2.0 * block {
+            self.mirrors.correct(worker, lacks < 0.0);
         }
         if is_flushed {
             line.losses = 0;
-            let waiting: Vec<_> = line
-                .prompts
-                .iter()
-                .map(|prompt| prompt.prefix.clone())
-                .collect();
+            let waiting = line.prefixes();
+            line.lose_cache(|work| self.cost.seconds(work));
             self.mirrors.forget(worker);
             for prompt in waiting {
                 self.mirrors.add(worker, prompt.blocks());
@@ -229,7 +163,7 @@ impl Learning for ExpectedTtft {
         };
         let Some(usage) = ended.usage else {
             if ended.served {
-                self.cost.learn(prompt.work, seconds, &mut line.factor);
+                self.cost.learn(prompt.work, seconds, &mut line.speed);
             }
             return;
         };
@@ -242,7 +176,7 @@ impl Learning for ExpectedTtft {
                 computed: (tokens - cached).max(1.0),
             };
         }
-        self.cost.learn(work, seconds, &mut line.factor);
+        self.cost.learn(work, seconds, &mut line.speed);
         self.bytes = self.bytes * RATIO_DECAY + prompt.prefix.bytes() as f64;
         self.tokens = self.tokens * RATIO_DECAY + tokens.max(1.0);
         if usage.cached_tokens.is_some() {

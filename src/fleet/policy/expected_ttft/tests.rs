@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::tests::{candidates, key};
@@ -271,7 +272,7 @@ fn nothing_is_left_of_requests_that_have_ended_and_of_workers_that_are_gone() {
     }
     cluster.respond(1e6);
     for line in cluster.policy.lines.values() {
-        assert!(line.prompts.is_empty());
+        assert!(line.is_empty());
         assert_eq!(line.wait(cluster.begun), 0.0);
     }
     cluster.policy.retain(&|id| id == cluster.candidates[1].id);
