@@ -29,7 +29,37 @@ pub fn machine(programs: &[&'static str]) -> BTreeMap<&'static str, String> {
     machine
 }
 
-/// The same as text, one line each.
+/// The CPU time of all programs so far, and of all cores whether idle or not, in ticks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ticks {
+    busy: u64,
+    all: u64,
+}
+
+impl Ticks {
+    /// Source: proc(5), `/proc/stat`.
+    pub fn now() -> Ticks {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        let fields = line.split_whitespace().skip(1).take(8);
+        let ticks: Vec<u64> = fields.filter_map(|field| field.parse().ok()).collect();
+        let all: u64 = ticks.iter().sum();
+        // The fourth is idle time, the fifth that of waiting for a disk.
+        let idle: u64 = ticks.iter().skip(3).take(2).sum();
+        Ticks {
+            busy: all - idle,
+            all,
+        }
+    }
+
+    /// Percent of the time since an earlier reading in which the cores were busy.
+    pub fn busy_since(self, earlier: Ticks) -> f64 {
+        let all = self.all.saturating_sub(earlier.all).max(1);
+        100.0 * self.busy.saturating_sub(earlier.busy) as f64 / all as f64
+    }
+}
+
+/// A machine as text, one line for each value.
 pub fn text(machine: &BTreeMap<&'static str, String>) -> String {
     machine
         .iter()

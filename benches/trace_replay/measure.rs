@@ -15,10 +15,11 @@ use mini_lb::bench::{
     fetch,
 };
 
+use super::Arguments;
 use super::fleet::Fleet;
 use super::model::Workers;
-use super::{Arguments, CHUNK_TOKENS};
 use crate::programs::balancer::{ReservedPort, Worker, serving};
+use crate::programs::machine::Ticks;
 
 /// What was measured of one target.
 pub struct Reading {
@@ -26,6 +27,8 @@ pub struct Reading {
     pub summary: Summary,
     /// Percent of the prompt tokens that were cached, of each hundred requests in the order of their ends.
     pub cached_by_hundred: Vec<f64>,
+    /// Percent of the time in which the machine's cores were busy.
+    pub machine_busy: f64,
 }
 
 /// The requests, and the tokens of their prompts in all and cached, at the end of the last hundred.
@@ -57,8 +60,7 @@ pub async fn measured(
     name: &str,
     command: &str,
 ) -> Result<Reading, String> {
-    let chunk = (CHUNK_TOKENS * arguments.token_scale) as usize;
-    let fleet = Fleet::start(&arguments.mini_lb, workers, chunk.max(1), 2)?;
+    let fleet = Fleet::start(&arguments.mini_lb, workers, arguments.chunk(), 2)?;
     let files = tempfile::tempdir().map_err(|error| error.to_string())?;
     let port = ReservedPort::new()?;
     let mut command = fleet
@@ -66,6 +68,7 @@ pub async fn measured(
         .command(command, &arguments.mini_lb, port.number());
     let log = files.path().join("log");
     let _program = serving(name, &mut command, &port, &log).await?;
+    settled(port.address).await?;
     let load = Load {
         concurrency: 4_096.min(trace.requests.len()),
         arrivals: Arrivals::AtTimes(trace.requests.iter().map(|request| request.at).collect()),
@@ -88,7 +91,9 @@ pub async fn measured(
         }
         Ok::<_, String>(())
     };
+    let before = Ticks::now();
     let (tally, flushed) = tokio::join!(load, flush);
+    let machine_busy = Ticks::now().busy_since(before);
     flushed?;
     if let Some(error) = &tally.first_error {
         let said = fs::read_to_string(&log).unwrap_or_default();
@@ -98,7 +103,34 @@ pub async fn measured(
         name: name.to_owned(),
         summary: Summary::of(&tally),
         cached_by_hundred: hundreds.take().percent,
+        machine_busy,
     })
+}
+
+/// A balancer may answer /health before it knows all workers: it has to answer a request, and gets some time after that.
+async fn settled(address: SocketAddr) -> Result<(), String> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const AFTER: Duration = Duration::from_secs(3);
+    let body = r#"{"text":"ready?","sampling_params":{"max_new_tokens":1}}"#;
+    let answered = async {
+        loop {
+            let mut request = Request::new(Full::from(Bytes::from_static(body.as_bytes())));
+            *request.method_mut() = Method::POST;
+            *request.uri_mut() = http::Uri::from_static("/generate");
+            let headers = request.headers_mut();
+            headers.insert(http::header::HOST, HeaderValue::from_static("target"));
+            let json = HeaderValue::from_static("application/json");
+            headers.insert(http::header::CONTENT_TYPE, json);
+            if matches!(fetch(address, request).await, Ok(response) if response.status() == 200) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let answered = tokio::time::timeout(PATIENCE, answered).await;
+    answered.map_err(|_| "it serves, but answers no request".to_owned())?;
+    tokio::time::sleep(AFTER).await;
+    Ok(())
 }
 
 /// As an eviction would: the worker is busy, and would refuse `/flush_cache`.

@@ -4,6 +4,7 @@
 //! cargo bench --bench routing
 //! cargo bench --bench routing -- --trace conversation.jsonl --requests 3000 --policies random,least_tokens
 //! cargo bench --bench routing -- --slow-worker 0.5 --flush-at-half --json routing.json
+//! cargo bench --bench routing -- --offline --trace conversation.jsonl
 //! ```
 //!
 //! Every policy gets the same trace at the same times, with workers of its own that are started anew. The workers are
@@ -11,32 +12,42 @@
 //! take little of the time that is measured. The model says how fast
 //! the workers must be to be as busy as asked under random choices, and what the best choice would make of them.
 //!
+//! With `--offline` the code that chooses stands in front of a model of the workers, and time is virtual.
+//!
 //! | file | what lives there |
 //! |---|---|
 //! | `model` | the queueing model: the calibration and the bound |
+//! | `engine` | a worker in virtual time, with forward passes |
+//! | `cache` | the prefix cache of both |
+//! | `offline` | a policy in front of such workers |
 //! | `fleet` | the simulated workers |
 //! | `measure` | one target under the trace |
 //! | `generator` | the trace of the project |
 //! | `report` | the table and the JSON |
 //! | `programs` | shared with the other benchmarks |
 
+mod cache;
+mod engine;
 mod fleet;
 pub mod generator;
 mod measure;
 pub mod model;
+pub mod offline;
 mod report;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
-use mini_lb::bench::{Cut, Trace};
+use mini_lb::bench::{Cut, Trace, Words};
 
 use crate::programs::balancer::{MINI_LB, TARGET_HELP};
 use crate::programs::machine::{machine, text};
 use crate::programs::{named_command, write};
 use measure::measured;
-use model::{Choice, Workers};
+use model::{Choice, Outcome, Workers};
+use offline::{Asking, Chooser, Setting};
+use report::Row;
 
 /// Tokens before a token whose attention takes as long as the rest of it, for a model of 8B parameters: 2 FLOP for each
 /// parameter, and 4 x 4,096 x 32 for each token before.
@@ -101,6 +112,10 @@ pub struct Arguments {
     /// Send token ids, which not every balancer compares, in place of text.
     #[arg(long)]
     pub ids: bool,
+    /// Put mini-lb's policies in front of a model of the workers, in virtual time: seconds in place of minutes, and the same
+    /// result each time. Other balancers are left out.
+    #[arg(long)]
+    pub offline: bool,
     /// The mini-lb binary, by default the one that was built with this benchmark.
     #[arg(long, value_name = "FILE", default_value = env!("CARGO_BIN_EXE_mini-lb"))]
     pub mini_lb: String,
@@ -113,6 +128,13 @@ pub struct Arguments {
     /// The flag that cargo passes to every benchmark.
     #[arg(long, hide = true)]
     pub bench: bool,
+}
+
+impl Arguments {
+    /// Most tokens of a forward pass.
+    pub fn chunk(&self) -> usize {
+        ((CHUNK_TOKENS * self.token_scale) as usize).max(1)
+    }
 }
 
 /// Runs every policy, and reports the table at the end.
@@ -130,6 +152,12 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     let machine = machine(&[]);
     say(text(&machine));
     say(report::asked(&arguments, &trace, &workers));
+    let mut rows = rows(&arguments, &trace, &workers, &bound);
+    if arguments.offline {
+        rows.extend(offline_rows(&arguments, &trace, &workers)?);
+        say(report::table(&trace, &rows));
+        return Ok(());
+    }
     let mut readings = Vec::new();
     for (name, command) in targets(&arguments) {
         match measured(&arguments, &trace, &workers, &name, &command).await {
@@ -140,7 +168,8 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
             Err(error) => say(error),
         }
     }
-    say(report::table(&trace, &workers, &bound, &readings));
+    rows.extend(readings.iter().map(Row::measured));
+    say(report::table(&trace, &rows));
     if arguments.flush_at_half {
         say(report::hundreds(&bound, &readings));
     }
@@ -150,8 +179,49 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     }
 }
 
+/// What the models say: the bound, the same with forward passes, and random choices, by which the model can be judged.
+fn rows(arguments: &Arguments, trace: &Trace, workers: &Workers, bound: &Outcome) -> Vec<Row> {
+    let flush = arguments.flush_at_half.then(|| trace.span() / 2);
+    let passes = offline::replay(trace, setting(arguments, trace, workers), Chooser::Greedy);
+    let random = model::replay(trace, workers, Choice::Random(1), flush);
+    vec![
+        Row::modelled("bound", bound),
+        Row::modelled("bound, in passes", &passes),
+        Row::modelled("random, modelled", &random),
+    ]
+}
+
+fn offline_rows(
+    arguments: &Arguments,
+    trace: &Trace,
+    workers: &Workers,
+) -> Result<Vec<Row>, String> {
+    let words = match arguments.ids {
+        true => Words::Ids,
+        false => Words::Text,
+    };
+    let requests = offline::routing_keys(trace, words);
+    let setting = setting(arguments, trace, workers);
+    let row = |name: &String| {
+        let policy = offline::policy(name).ok_or_else(|| format!("no policy {name}"))?;
+        let asking = Asking::new(policy, &requests, workers);
+        let outcome = offline::replay(trace, setting, Chooser::Policy(Box::new(asking)));
+        Ok(Row::modelled(name, &outcome))
+    };
+    arguments.policies.iter().map(row).collect()
+}
+
+/// The workers of a measurement, for the model with passes.
+pub fn setting<'a>(arguments: &Arguments, trace: &Trace, workers: &'a Workers) -> Setting<'a> {
+    Setting {
+        workers,
+        chunk: arguments.chunk(),
+        flush: arguments.flush_at_half.then(|| trace.span() / 2),
+    }
+}
+
 /// The trace in the time that it is given.
-fn trace(arguments: &Arguments) -> Result<Trace, String> {
+pub fn trace(arguments: &Arguments) -> Result<Trace, String> {
     let cut = Cut {
         skip: arguments.skip,
         requests: arguments.requests,
@@ -174,7 +244,8 @@ fn trace(arguments: &Arguments) -> Result<Trace, String> {
     Ok(trace)
 }
 
-fn workers(arguments: &Arguments, trace: &Trace) -> Workers {
+/// Workers that are as busy as asked.
+pub fn workers(arguments: &Arguments, trace: &Trace) -> Workers {
     let mut speeds = vec![1.0; arguments.prefills.max(1)];
     speeds[0] = arguments.slow_worker;
     let workers = Workers {

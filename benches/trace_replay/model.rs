@@ -6,12 +6,14 @@
 //! policy, which must estimate caches, queues and lengths, is measured with. The random one says how busy a fleet would be.
 //! Pure: no clock and no process.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use mini_lb::bench::{Trace, TraceRequest};
+use mini_lb::bench::Trace;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+use super::cache::Cache;
 
 /// The workers of a measurement, all of one kind but for their speed.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,13 +80,13 @@ pub fn replay(
     for request in &trace.requests {
         let now = request.at.as_secs_f64();
         if flush.take_if(|flush| *flush <= request.at).is_some() {
-            fleet.iter_mut().for_each(Worker::flush);
+            fleet.iter_mut().for_each(|worker| worker.cache.flush());
         }
         let chosen = match choice {
             Choice::Random(_) => draws.random_range(0..fleet.len()),
             Choice::Greedy => {
                 let cost = |worker: &mut Worker| {
-                    let new = request.input_tokens - worker.cached(trace, request);
+                    let new = request.input_tokens - worker.cache.cached(trace, request);
                     (worker.queued_tokens(now) + new as f64) / worker.speed
                 };
                 let costs = fleet.iter_mut().map(cost).enumerate();
@@ -93,8 +95,8 @@ pub fn replay(
             }
         };
         let worker = &mut fleet[chosen];
-        let cached = worker.cached(trace, request);
-        worker.keep(trace, request);
+        let cached = worker.cache.cached(trace, request);
+        worker.cache.keep(trace, request, request.input_tokens);
         let seconds = workers.service_seconds(cached, request.input_tokens) / worker.speed;
         work += seconds;
         let end = worker.run(now, seconds, request.input_tokens - cached);
@@ -134,7 +136,8 @@ pub fn calibrated(trace: &Trace, workers: &Workers, attention: f64, busy: f64) -
 }
 
 impl Workers {
-    fn service_seconds(&self, cached: usize, input: usize) -> f64 {
+    /// The time for a prompt of `input` tokens of which `cached` need not be computed, on a worker of speed 1.
+    pub fn service_seconds(&self, cached: usize, input: usize) -> f64 {
         let (cached, new) = (cached as f64, (input - cached) as f64);
         new * self.token_seconds + (new * cached + new * new / 2.0) * self.attention_seconds
     }
@@ -145,13 +148,7 @@ struct Worker {
     free_at: f64,
     /// Begin, end and tokens of the prompts that are not computed yet.
     queue: VecDeque<(f64, f64, usize)>,
-    capacity: usize,
-    held: usize,
-    /// The last use of each block, its place in its prompt, and its tokens.
-    blocks: HashMap<u64, (u64, usize, usize)>,
-    /// The same by last use; of one prompt the last block goes first.
-    by_use: BTreeSet<(u64, std::cmp::Reverse<usize>, u64)>,
-    uses: u64,
+    cache: Cache,
 }
 
 impl Worker {
@@ -160,18 +157,8 @@ impl Worker {
             speed,
             free_at: 0.0,
             queue: VecDeque::new(),
-            capacity,
-            held: 0,
-            blocks: HashMap::new(),
-            by_use: BTreeSet::new(),
-            uses: 0,
+            cache: Cache::new(capacity),
         }
-    }
-
-    fn flush(&mut self) {
-        self.blocks.clear();
-        self.by_use.clear();
-        self.held = 0;
     }
 
     fn queued_tokens(&mut self, now: f64) -> f64 {
@@ -191,37 +178,5 @@ impl Worker {
         self.free_at = begin + seconds;
         self.queue.push_back((begin, self.free_at, tokens));
         self.free_at
-    }
-
-    /// Tokens of the prompt that the cache holds; the last one is always computed.
-    fn cached(&self, trace: &Trace, request: &TraceRequest) -> usize {
-        let found = request
-            .blocks
-            .iter()
-            .take_while(|block| self.blocks.contains_key(block))
-            .count();
-        trace.block_start(found).min(request.input_tokens - 1)
-    }
-
-    fn keep(&mut self, trace: &Trace, request: &TraceRequest) {
-        self.uses += 1;
-        for (place, &block) in request.blocks.iter().enumerate() {
-            let end = trace.block_start(place + 1).min(request.input_tokens);
-            let tokens = end.saturating_sub(trace.block_start(place));
-            if let Some((used, ..)) = self.blocks.insert(block, (self.uses, place, tokens)) {
-                self.by_use.remove(&(used, std::cmp::Reverse(place), block));
-            } else {
-                self.held += tokens;
-            }
-            self.by_use
-                .insert((self.uses, std::cmp::Reverse(place), block));
-        }
-        while self.held > self.capacity {
-            let Some((.., block)) = self.by_use.pop_first() else {
-                return;
-            };
-            let removed = self.blocks.remove(&block);
-            self.held -= removed.map_or(0, |(.., tokens)| tokens);
-        }
     }
 }

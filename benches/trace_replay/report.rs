@@ -39,8 +39,45 @@ pub fn line(reading: &Reading) -> String {
     )
 }
 
-/// The table: a row for the bound, one for random choices in the model, by which it can be judged, and one for each target.
-pub fn table(trace: &Trace, workers: &Workers, bound: &Outcome, readings: &[Reading]) -> String {
+/// A row of the table.
+pub struct Row {
+    name: String,
+    /// p50, p90 and p99.
+    ttft_ms: [f64; 3],
+    cached_tokens: f64,
+    /// Failed requests, the 99th percentile of their lateness, and how busy the machine was: of a measurement.
+    more: Vec<String>,
+}
+
+impl Row {
+    /// What came of a model.
+    pub fn modelled(name: &str, outcome: &Outcome) -> Row {
+        Row {
+            name: name.to_owned(),
+            ttft_ms: [0.5, 0.9, 0.99].map(|part| outcome.quantile_ms(part)),
+            cached_tokens: outcome.cached_tokens as f64,
+            more: Vec::new(),
+        }
+    }
+
+    pub fn measured(reading: &Reading) -> Row {
+        let summary = &reading.summary;
+        let ttft = &summary.ttft_ms;
+        Row {
+            name: reading.name.clone(),
+            ttft_ms: [ttft.p50, ttft.p90, ttft.p99],
+            cached_tokens: summary.prompts.cached_tokens as f64,
+            more: vec![
+                summary.failed.to_string(),
+                number(summary.late_ms.p99),
+                format!("{:.0}", reading.machine_busy),
+            ],
+        }
+    }
+}
+
+/// The table. The first row is what the others are compared with.
+pub fn table(trace: &Trace, rows: &[Row]) -> String {
     let head = [
         "policy",
         "TTFT p50",
@@ -53,48 +90,28 @@ pub fn table(trace: &Trace, workers: &Workers, bound: &Outcome, readings: &[Read
         "of the bound",
         "failed",
         "late p99",
+        "CPU %",
     ];
     let tokens = input_tokens(trace).max(1) as f64;
-    let best = [0.5, 0.9, 0.99].map(|part| bound.quantile_ms(part));
-    let cached_best = bound.cached_tokens as f64;
     let part = |value: f64, of: f64| match of > 0.0 {
-        true => number(value / of),
+        true => format!("{:.2}", value / of),
         false => String::new(),
     };
-    let mut rows = vec![head.map(str::to_owned).to_vec()];
-    let mut row = vec!["bound".to_owned()];
-    row.extend(best.map(number));
-    row.extend(["1", "1", "1"].map(str::to_owned));
-    row.extend([number(100.0 * cached_best / tokens), "1".to_owned()]);
-    rows.push(row);
-    let random = replay(trace, workers, Choice::Random(1), None);
-    let modelled = [0.5, 0.9, 0.99].map(|part| random.quantile_ms(part));
-    let cached = random.cached_tokens as f64;
-    let mut row = vec!["random, modelled".to_owned()];
-    row.extend(modelled.map(number));
-    row.extend(
-        modelled
-            .iter()
-            .zip(best)
-            .map(|(value, of)| part(*value, of)),
-    );
-    row.extend([number(100.0 * cached / tokens), part(cached, cached_best)]);
-    rows.push(row);
-    for Reading { name, summary, .. } in readings {
-        let seen = [
-            summary.ttft_ms.p50,
-            summary.ttft_ms.p90,
-            summary.ttft_ms.p99,
-        ];
-        let cached = summary.prompts.cached_tokens as f64;
-        let mut row = vec![name.clone()];
-        row.extend(seen.map(number));
-        row.extend(seen.iter().zip(best).map(|(value, of)| part(*value, of)));
-        row.extend([number(100.0 * cached / tokens), part(cached, cached_best)]);
-        row.extend([summary.failed.to_string(), number(summary.late_ms.p99)]);
-        rows.push(row);
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let Some(bound) = rows.first() else {
+        return String::new();
+    };
+    for row in rows {
+        let mut line = vec![row.name.clone()];
+        line.extend(row.ttft_ms.map(number));
+        let pairs = row.ttft_ms.into_iter().zip(bound.ttft_ms);
+        line.extend(pairs.map(|(value, of)| part(value, of)));
+        line.push(number(100.0 * row.cached_tokens / tokens));
+        line.push(part(row.cached_tokens, bound.cached_tokens));
+        line.extend(row.more.iter().cloned());
+        lines.push(line);
     }
-    format!("\nTimes in milliseconds.\n\n{}", columns(&rows))
+    format!("\nTimes in milliseconds.\n\n{}", columns(&lines))
 }
 
 /// The cached part of each hundred requests, a line for the bound and for each target.
@@ -129,6 +146,7 @@ pub fn json(
                 "policy": reading.name,
                 "measured": reading.summary,
                 "cached_percent_by_hundred": reading.cached_by_hundred,
+                "machine_busy_percent": reading.machine_busy,
             })
         })
         .collect();

@@ -53,8 +53,10 @@ pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
 pub use parts::{Origin, WorkerParts};
-pub use policy::{Candidate, Expected, Policies, Policy, RolePolicy};
-use policy::{Ended, InUse};
+use policy::InUse;
+pub use policy::{
+    Asked, Candidate, Choice, Ended, Expected, Learning, Policies, Policy, RolePolicy,
+};
 pub use queue::{Queue, Refusal, Ticket, Turn};
 pub use rooms::{LiveRooms, Rooms};
 use select::{Filter, Pair};

@@ -296,7 +296,7 @@ impl Worker {
     }
 
     /// The worker as a policy sees it now.
-    pub(super) fn candidate(&self) -> Candidate {
+    pub fn candidate(&self) -> Candidate {
         Candidate {
             id: self.id,
             in_flight: self.in_flight(),

@@ -214,7 +214,7 @@ impl RolePolicy {
     }
 
     /// [`Learning::choose`] of this role's policy.
-    pub(super) fn choose(&self, asked: &Asked<'_>, candidates: &[Candidate]) -> Option<Choice> {
+    pub fn choose(&self, asked: &Asked<'_>, candidates: &[Candidate]) -> Option<Choice> {
         let index = match self {
             Self::Random => Random.choose(asked.request, candidates, asked.draw),
             Self::Stateful(policy) => locked(policy).choose(asked.request, candidates, asked.draw),
@@ -227,7 +227,7 @@ impl RolePolicy {
     }
 
     /// The policy, where it learns.
-    pub(super) fn learning(&self) -> Option<MutexGuard<'_, Box<dyn Learning>>> {
+    pub fn learning(&self) -> Option<MutexGuard<'_, Box<dyn Learning>>> {
         match self {
             Self::Learning(policy) => Some(locked(policy)),
             Self::Random | Self::Stateful(_) => None,
