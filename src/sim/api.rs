@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::administration;
 use super::chaos::{ConnectionFaults, FAULT_HEADER, Fault, Script};
 use super::chat::Chat;
 use super::client::ClientGuard;
@@ -123,6 +124,18 @@ impl Api {
                 (true, false) => wire::method_not_allowed("GET"),
             };
         }
+        if let Some(rest) = path.strip_prefix("/v1/responses/") {
+            let methods = if rest.ends_with("/cancel") {
+                "POST"
+            } else {
+                "GET"
+            };
+            return match (self.may_enter(head, false), head.method.as_str() == methods) {
+                (false, _) => unauthorized(),
+                (true, true) => administration::store_disabled("response_id"),
+                (true, false) => wire::method_not_allowed(methods),
+            };
+        }
         let Some((_, endpoint, methods)) = routes::find(path) else {
             return match self.may_enter(head, false) {
                 true => wire::json(404, "{\"detail\":\"Not Found\"}"),
@@ -152,6 +165,8 @@ impl Api {
         match endpoint {
             Management::Root => wire::json(200, "\"SGLang is running\""),
             Management::Flag => wire::bare(200, ""),
+            Management::Ready => wire::bare(if engine.pause.is_paused() { 503 } else { 200 }, ""),
+            Management::Told(told) => administration::answer(engine, told, body).await,
             Management::Health => management::health(engine).await,
             Management::ServerInfo => {
                 let Ports { api, bootstrap } = self.ports;
@@ -238,6 +253,12 @@ impl Api {
         let limits = Limits {
             context_length: self.engine.options.context_length,
         };
+        if endpoint == Generation::Responses
+            && let Some(param) = administration::needs_store(&body)
+        {
+            return administration::store_disabled(param);
+        }
+        self.engine.pause.entrance().await;
         let begun = endpoint.batch(&body, limits).and_then(|batch| {
             let runs = self.engine.begin(client.request, &batch, client.fault)?;
             Ok((batch, runs))

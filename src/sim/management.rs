@@ -20,8 +20,20 @@ pub(crate) struct Ports {
     pub(crate) bootstrap: u16,
 }
 
+/// How long a health check waits for its generation. Source: SGLang 0.5.23 `entrypoints/http_server.py`,
+/// `HEALTH_CHECK_TIMEOUT`.
+const HEALTH_SECONDS: f64 = 20.0;
+
 /// `/health`, `/health_generate`: takes the time of a generation of one token.
 pub(crate) async fn health(engine: &Engine) -> SimResponse {
+    // A generation, which waits while the worker is paused.
+    let patience = engine.options.timer(HEALTH_SECONDS);
+    if tokio::time::timeout(patience, engine.pause.entrance())
+        .await
+        .is_err()
+    {
+        return wire::bare(503, "");
+    }
     let time = engine.options.health_time;
     if !time.is_zero() {
         tokio::time::sleep(time).await;

@@ -22,6 +22,7 @@
 //! | `stream` | a batch's items to one body, in one piece or as events |
 //! | `errors` | every error body, by family of endpoints |
 //! | `management`, `server_info` | the endpoints without generation |
+//! | `administration` | pauses, weights, adapters and stored responses |
 //! | `journal` | the events of a worker in order, for assertions |
 //! | `vllm` | the same for vLLM: its endpoints, and its transfer of KV blocks |
 //! | `chaos` | fault injection: scripts, and what they do to requests, bodies and connections |
@@ -33,6 +34,7 @@
 //! Source: raw transcripts of SGLang 0.5.23 and vLLM 0.32.0 pairs (`tests/fixtures`), and their sources where no transcript
 //! shows a behaviour.
 
+mod administration;
 mod api;
 #[doc(hidden)]
 pub mod chaos;

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use super::administration::Told;
 use super::errors::{Failure, Family};
 use super::request::{self, Batch, Limits, Site};
 
@@ -29,6 +30,8 @@ pub(crate) enum Generation {
 pub(crate) enum Management {
     Root,
     Flag,
+    Ready,
+    Told(Told),
     Health,
     ServerInfo,
     ModelInfo,
@@ -51,7 +54,7 @@ use Endpoint::{Generates, Manages};
 use Generation::{Chat, Completions, Messages, Native, Responses};
 use Management::{
     AbortRequest, Cache, Chaos, CountTokens, Detokenize, Flag, FlushCache, Health, Journal, Loads,
-    Metrics, ModelInfo, Models, Root, ServerInfo, StartProfile, StopProfile, Tokenize,
+    Metrics, ModelInfo, Models, Ready, Root, ServerInfo, StartProfile, StopProfile, Tokenize,
 };
 
 /// A path, its endpoint, and the methods that it takes, as `allow` lists them.
@@ -67,7 +70,7 @@ const ROUTES: &[Route] = &[
     ("/v1/messages/count_tokens", Manages(CountTokens), "POST"),
     ("/", Manages(Root), "GET, HEAD"),
     ("/ping", Manages(Flag), "GET"),
-    ("/ready", Manages(Flag), "GET"),
+    ("/ready", Manages(Ready), "GET"),
     ("/health", Manages(Health), "GET"),
     ("/health_generate", Manages(Health), "GET"),
     ("/server_info", Manages(ServerInfo), "GET"),
@@ -77,6 +80,29 @@ const ROUTES: &[Route] = &[
     ("/v1/models", Manages(Models), "GET"),
     ("/flush_cache", Manages(FlushCache), "GET, POST"),
     ("/abort_request", Manages(AbortRequest), "POST"),
+    ("/pause_generation", told(Told::Pause), "POST"),
+    ("/continue_generation", told(Told::Continue), "POST"),
+    (
+        "/update_weights_from_disk",
+        told(Told::UpdateWeights),
+        "POST",
+    ),
+    ("/update_weight_version", told(Told::WeightVersion), "POST"),
+    ("/begin_weight_update", told(Told::WeightSession), "POST"),
+    ("/end_weight_update", told(Told::WeightSession), "POST"),
+    ("/load_lora_adapter", told(Told::Adapter), "POST"),
+    ("/unload_lora_adapter", told(Told::Adapter), "POST"),
+    (
+        "/set_internal_state",
+        told(Told::InternalState),
+        "POST, PUT",
+    ),
+    (
+        "/destroy_weights_update_group",
+        told(Told::DestroyGroup),
+        "POST",
+    ),
+    ("/slow_down", told(Told::Nothing), "GET, POST"),
     ("/v1/loads", Manages(Loads), "GET"),
     ("/metrics", Manages(Metrics), "GET"),
     ("/start_profile", Manages(StartProfile), "GET, POST"),
@@ -89,6 +115,10 @@ const ROUTES: &[Route] = &[
     ("/sim/chaos", Manages(Chaos), "POST, DELETE"),
     ("/sim/cache", Manages(Cache), "DELETE"),
 ];
+
+const fn told(told: Told) -> Endpoint {
+    Manages(Management::Told(told))
+}
 
 /// The row of a path.
 pub(crate) fn find(path: &str) -> Option<&'static Route> {
@@ -110,7 +140,7 @@ impl Endpoint {
     pub(crate) fn is_admin(self) -> bool {
         matches!(
             self,
-            Manages(FlushCache | AbortRequest | StartProfile | StopProfile)
+            Manages(FlushCache | AbortRequest | StartProfile | StopProfile | Management::Told(_))
         )
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod administration;
 mod answers;
 mod chaos;
 mod disconnects;

@@ -29,6 +29,7 @@ impl Run {
         if engine.is_vllm() {
             return self.admit_vllm().await;
         }
+        let _ = self.abort.race(engine.pause.moves()).await;
         let fake = self.item.bootstrap.is_fake();
         let meets = engine.role != Role::Ordinary && !fake;
         if meets && self.item.bootstrap.room.is_none() {
@@ -214,6 +215,8 @@ impl Run {
     /// The forward pass over the prompt; none when aborted.
     pub(super) async fn compute(&mut self) -> Option<()> {
         self.stage.enter(Stage::Queued);
+        let engine = self.engine.clone();
+        self.abort.race(engine.pause.moves()).await?;
         let rank = self.engine.rank(&self.item).clone();
         let options = &self.engine.options;
         let computed = if options.chunked_prefill_tokens > 0 {

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use super::administration::Pause;
 use super::chaos::{Chaos, ItemFault};
 use super::errors::{self, Failure};
 use super::journal::{Event, Journal, Violation};
@@ -56,6 +57,8 @@ pub(crate) struct Engine {
     pub(crate) paused: watch::Sender<bool>,
     /// vLLM: the worker says that it sleeps.
     pub(crate) sleeping: AtomicBool,
+    /// SGLang: whether the worker is paused.
+    pub(crate) pause: Pause,
     peers: Peers,
     phase: watch::Sender<Phase>,
     /// Every task holds a clone. The worker has stopped when all are dropped.
@@ -122,6 +125,7 @@ impl Engine {
         Arc::new(Engine {
             role,
             chaos: Chaos::new(role, options.chaos.clone()),
+            pause: Pause::default(),
             rooms: Rooms::new(journal.clone()),
             nixl,
             paused: watch::Sender::new(false),

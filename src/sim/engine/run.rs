@@ -175,6 +175,9 @@ impl Run {
         let Progress::Running { produced } = self.progress else {
             return None;
         };
+        // A paused worker computes nothing. The caller checks for an abort afterwards.
+        let engine = self.engine.clone();
+        let _ = self.abort.race(engine.pause.moves()).await;
         if produced > 0 {
             self.pause(self.engine.options.time_per_output_token).await;
         }
