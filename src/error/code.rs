@@ -22,6 +22,7 @@ pub enum Code {
     BadTarget,
     BadQuery,
     UnknownRequest,
+    UnknownResponse,
     NotFound,
     MethodNotAllowed,
     UnsupportedEncoding,
@@ -37,6 +38,7 @@ pub enum Code {
     Overloaded,
     QueueFull,
     QueueTimeout,
+    Paused,
     SuspectRequest,
     PrefillUnreachable,
     DecodeUnreachable,
@@ -99,7 +101,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 49] = [
         Self::InvalidJson,
         Self::InvalidOption,
         Self::BatchTooLarge,
@@ -115,6 +117,7 @@ impl Code {
         Self::BadTarget,
         Self::BadQuery,
         Self::UnknownRequest,
+        Self::UnknownResponse,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::UnsupportedEncoding,
@@ -130,6 +133,7 @@ impl Code {
         Self::Overloaded,
         Self::QueueFull,
         Self::QueueTimeout,
+        Self::Paused,
         Self::SuspectRequest,
         Self::PrefillUnreachable,
         Self::DecodeUnreachable,
@@ -168,8 +172,9 @@ impl Code {
             Self::OriginNotAllowed => row("origin_not_allowed", 400, Client, Useless, "a browser asks for leave to send a request from a page whose origin is not in `cors_allowed_origins`"),
             Self::BadFraming => row("bad_framing", 400, Client, Useless, "the body is not framed as HTTP requires"),
             Self::BadTarget => row("bad_target", 400, Client, Useless, "the path or the query cannot be sent to a worker"),
-            Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` or `/dashboard/data` is unknown, or its value has another form"),
+            Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` or `/dashboard/data` is unknown, or its value has another form; or the query of an administration request names no worker that it can be sent to"),
             Self::UnknownRequest => row("unknown_request", 404, Client, Useless, "`/debug/requests` remembers no request with this id"),
+            Self::UnknownResponse => row("unknown_response", 404, Client, Useless, "the worker that has the response is not known, because it was not made by way of this mini-lb, was forgotten for 65,536 newer ones or in a restart, or that worker is gone"),
             Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),
             Self::MethodNotAllowed => row("method_not_allowed", 405, Client, Useless, "the path takes other methods; `Allow` lists them"),
             Self::UnsupportedEncoding => row("unsupported_encoding", 415, Client, Useless, "the body has a `Content-Encoding`; send it uncompressed"),
@@ -185,6 +190,7 @@ impl Code {
             Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, 32 pages for observers are being sent, or the process has no descriptor left for a connection to a worker"),
             Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),
             Self::QueueTimeout => row("queue_timeout", 503, Proxy, Later, "no worker had capacity within `queue_timeout_secs`"),
+            Self::Paused => row("paused", 503, Proxy, Later, "generation is paused (`/pause_generation`), weights are being updated or memory is released, and that was not over within `queue_timeout_secs`, or `queue_size` requests wait already"),
             Self::SuspectRequest => row("suspect_request", 503, Client, Later, "two workers, or one worker three times, were lost with this request within `suspect_window_secs`, so it is not sent to another one until that time is over; or one was, and the trial of an equal request was not over within `queue_timeout_secs`"),
             Self::PrefillUnreachable => row("prefill_unreachable", 502, Prefill, Later, "the prefill worker refuses connections, its host cannot be reached, or its certificate is not accepted"),
             Self::DecodeUnreachable => row("decode_unreachable", 502, Decode, Later, "the same for the decode worker"),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::client::{BadHead, BodyError};
-use crate::fleet::{NoWorker, Role, suspects};
+use crate::fleet::{Closed, NoWorker, Role, suspects};
 use crate::legs::{LegError, Rejection};
 use crate::net::Failure;
 use crate::pd::{GatherError, Invalid, MergeError};
@@ -65,10 +65,14 @@ pub(crate) enum ProxyError {
     TargetNotAllowed(HeaderName),
     /// The request names a worker of this role, by this URL, that is none.
     UnknownTarget(Role, String),
+    /// The worker that had the response with this id, which the request continues, is gone.
+    ResponseGone(String),
     /// The batch has more than this many prompts.
     BatchTooLarge(usize),
     NoWorker(NoWorker),
     QueueFull,
+    /// New requests wait for this reason, which may be over by now, and this one waits no longer.
+    Paused(Option<Closed>, PausedWait),
     /// Workers were lost with this request.
     Suspect(Suspected),
     /// The worker of this role, at this URL, gave no response.
@@ -95,6 +99,15 @@ pub(crate) enum Exhausted {
     Pages,
     /// Memory for request bodies.
     Memory,
+}
+
+/// Why a request does not wait any longer while generation is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PausedWait {
+    /// As many requests wait as may.
+    Full,
+    /// It has waited this long.
+    Late(Duration),
 }
 
 /// Why a request that a worker was lost with is not sent to another one.
@@ -166,10 +179,12 @@ impl ProxyError {
             ProxyError::TooManySamples(..) | ProxyError::MoreSamplesThanRequests(..) => {
                 Code::TooManySamples
             }
+            ProxyError::ResponseGone(_) => Code::UnknownResponse,
             ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
             ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
+            ProxyError::Paused(..) => Code::Paused,
             ProxyError::Suspect(Suspected::NoOther(Role::Prefill, _)) => Code::NoPrefill,
             ProxyError::Suspect(Suspected::NoOther(Role::Decode, _)) => Code::NoDecode,
             ProxyError::Suspect(_) => Code::SuspectRequest,
@@ -223,6 +238,19 @@ impl fmt::Display for Exhausted {
             Exhausted::Pages => "too many pages of metrics or of the dashboard at once",
             Exhausted::Memory => "too many request bodies at once (max_buffered_body_bytes)",
         })
+    }
+}
+
+impl fmt::Display for PausedWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PausedWait::Full => f.write_str("as many requests wait as may (queue_size)"),
+            PausedWait::Late(limit) => write!(
+                f,
+                "this one has waited for {} s (queue_timeout_secs)",
+                limit.as_secs_f64()
+            ),
+        }
     }
 }
 
@@ -339,6 +367,10 @@ impl fmt::Display for ProxyError {
                 "n = {n} is more than {limit} requests at once (max_inflight_requests); send several requests"
             ),
             ProxyError::Gather(why) => write!(f, "the samples could not be gathered: {why}"),
+            ProxyError::ResponseGone(id) => write!(
+                f,
+                "the worker that had the response {id:?} is gone; send the whole conversation instead of previous_response_id"
+            ),
             ProxyError::BatchTooLarge(limit) => write!(
                 f,
                 "the batch has more than {limit} prompts; send several requests"
@@ -348,6 +380,10 @@ impl fmt::Display for ProxyError {
             ProxyError::QueueFull => f.write_str(
                 "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",
             ),
+            ProxyError::Paused(why, wait) => {
+                let why = why.map_or("generation was paused", Closed::name);
+                write!(f, "{why}, and {wait}; try again")
+            }
             ProxyError::Leg(role, url, failure) => write!(f, "the {role} worker {url} {failure}"),
             ProxyError::WorkerKey(role, url, status) => write!(
                 f,

@@ -49,6 +49,8 @@ pub enum Condition {
     OtherRole,
     /// It gets no new request, and ends those that it has.
     Draining,
+    /// It computes nothing until it is told to continue.
+    Paused,
 }
 
 impl Condition {
@@ -63,6 +65,7 @@ impl Condition {
             Condition::NoAddress => "no address",
             Condition::OtherRole => "other role",
             Condition::Draining => "draining",
+            Condition::Paused => "paused",
         }
     }
 }

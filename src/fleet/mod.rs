@@ -10,10 +10,12 @@
 //! | `drain.rs` | workers that get no new request while they end those that they have |
 //! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
+//! | `gate.rs` | requests that wait because generation is paused |
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
 //! | `budget.rs` | how many requests may be tried again |
 //! | `suspects/` | requests that a worker was lost with |
 //! | `tally.rs`, `loads.rs` | what the legs of a worker came to, and what it says about its load |
+//! | `stored.rs` | which pair has a stored response |
 //! | `rooms.rs` | the bootstrap rooms of live requests |
 //!
 //! Nothing here opens a socket or reads a clock: the time and the random numbers are arguments, so that a test decides
@@ -23,6 +25,7 @@
 mod breaker;
 mod budget;
 mod drain;
+mod gate;
 mod loads;
 mod members;
 mod pairs;
@@ -32,6 +35,7 @@ mod queue;
 mod rooms;
 mod select;
 mod siblings;
+mod stored;
 pub mod suspects;
 mod tally;
 mod worker;
@@ -49,6 +53,8 @@ use crate::pd::RoutingKey;
 use breaker::Change;
 pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
+use gate::Gate;
+pub use gate::{AtGate, Closed, Update};
 pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
@@ -62,6 +68,7 @@ pub use rooms::{LiveRooms, Rooms};
 use select::{Filter, Pair};
 pub use select::{Selection, Targets};
 pub use siblings::Siblings;
+pub use stored::{StoredAt, StoredResponses};
 pub use suspects::{SuspectLimits, Suspects};
 pub use tally::{Outcome, Tally};
 pub(crate) use worker::digest;
@@ -81,6 +88,8 @@ pub struct Fleet {
     pairs: Pairs,
     /// `None`, or off, when workers take as many requests as come.
     queue: Option<Queue>,
+    gate: Gate,
+    stored: StoredResponses,
 }
 
 /// The pair of workers that serves one request, and the load that the request puts on each.
@@ -147,6 +156,8 @@ impl Fleet {
             limits: ArcSwap::from_pointee(limits),
             pairs: Pairs::default(),
             queue: None,
+            gate: Gate::new(usize::MAX),
+            stored: StoredResponses::default(),
         }
     }
 
@@ -168,6 +179,12 @@ impl Fleet {
     /// Other limits of circuit breakers from now on. What is set aside stays so for its time.
     pub fn set_limits(&self, limits: BreakerLimits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// The same fleet with room for so many requests while generation is paused.
+    pub fn gated(mut self, size: usize) -> Self {
+        self.gate = Gate::new(size);
+        self
     }
 
     /// A new worker, with an id that no other worker of this fleet has had. It gets no request before
@@ -192,6 +209,7 @@ impl Fleet {
             }
             *current = members;
         });
+        self.review_gate();
         self.serve_waiting();
     }
 
@@ -216,11 +234,17 @@ impl Fleet {
         self.members.subscribe()
     }
 
+    /// Which pairs have which responses.
+    pub fn stored_responses(&self) -> &StoredResponses {
+        &self.stored
+    }
+
     /// Both workers or none: a leg without its peer would wait for the engine's 300 s timer.
     ///
     /// Workers and pairs that are set aside are not chosen, nor workers that failed the request before, unless there
     /// is no other: a worker that looks dead is better than no response. Nor are workers that do not answer probes. A
-    /// worker without an address, one that says that it has another role, or one that is being drained, is never chosen.
+    /// worker without an address, one that is paused or being drained, or one that says that it has another role, is never
+    /// chosen.
     /// `draw` gives uniformly distributed 64-bit values. The limit of a queue is not applied: [`Fleet::admit`] does
     /// that.
     ///
@@ -260,7 +284,11 @@ impl Fleet {
     /// Whether a request could be sent to a pair of workers that are not set aside.
     pub fn has_pair(&self, now: Instant) -> bool {
         let members = self.members.borrow();
-        let has_worker = |role| members.of(role).iter().any(|worker| worker.admits(now));
+        // Where generation is paused, requests wait: they are accepted, and no load balancer in front need look elsewhere.
+        let closed = self.is_closed();
+        let waits = |worker: &Worker| closed && worker.is_paused() && !worker.is_draining();
+        let is_there = |worker: &Worker| worker.admits(now) || waits(worker);
+        let has_worker = |role| members.of(role).iter().any(|worker| is_there(worker));
         has_worker(Role::Prefill) && has_worker(Role::Decode)
     }
 
@@ -271,6 +299,16 @@ impl Fleet {
 
     /// Notes what a leg or a probe says about its worker. A member that is set aside or comes back is logged.
     pub fn note(self: &Arc<Self>, worker: &Worker, evidence: Evidence, now: Instant) {
+        // Its `/health` generates, and waits as well; and a pause may end requests with errors that are no worker's fault.
+        // Source: SGLang 0.5.23, `/pause_generation` with `abort`: 500 "Aborted by AbortReq" from prefill.
+        let is_excused = match evidence {
+            Evidence::Silent => worker.is_paused(),
+            Evidence::Bad => self.is_closed(),
+            _ => false,
+        };
+        if is_excused {
+            return;
+        }
         if let Some(change) = worker.note(evidence, now, &self.limits.load())
             && self.members.borrow().contains(worker.id())
         {
@@ -344,6 +382,9 @@ impl Fleet {
 
     /// Notes that the workers have failed together, although each of them responds.
     pub fn note_pair_bad(self: &Arc<Self>, prefill: &Worker, decode: &Worker, now: Instant) {
+        if self.is_closed() {
+            return;
+        }
         let pair = (prefill.id(), decode.id());
         let set_aside = {
             // Noted under the lock of the members, so that no record is made after its worker was removed.

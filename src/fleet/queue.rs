@@ -221,6 +221,7 @@ impl Fleet {
     /// Other limits from now on; `None` is no limit. A fleet without a queue keeps none. Requests that wait are served, as
     /// far as the limits allow.
     pub fn set_queue(self: &Arc<Self>, per_worker: Option<NonZeroUsize>, size: usize) {
+        self.set_gate_size(size);
         let Some(queue) = &self.queue else { return };
         queue.size.store(size, Ordering::Relaxed);
         let per_worker = match (per_worker, queue.per_worker()) {
@@ -232,10 +233,10 @@ impl Fleet {
         self.serve_waiting();
     }
 
-    /// Requests that wait for a pair.
+    /// Requests that wait for a pair, or at the gate.
     pub fn waiting(&self) -> usize {
         let queue = self.queue.as_ref();
-        queue.map_or(0, |queue| queue.line().waiters.len())
+        self.at_gate() + queue.map_or(0, |queue| queue.line().waiters.len())
     }
 
     /// The most requests in flight on one worker; `None` without a limit.
@@ -246,6 +247,9 @@ impl Fleet {
 
     /// Whether a new request would be refused now, so that its body need not be read.
     pub fn is_full(&self) -> bool {
+        if self.is_gate_full() {
+            return true;
+        }
         let Some(queue) = self.active_queue() else {
             return false;
         };
@@ -279,7 +283,8 @@ impl Fleet {
     }
 
     fn serve(self: &Arc<Self>, queue: &Queue, line: &mut Line) {
-        if line.waiters.is_empty() {
+        // A closed gate serves them when it opens.
+        if line.waiters.is_empty() || self.is_closed() {
             return;
         }
         let now = (queue.now)();

@@ -41,6 +41,8 @@ pub struct Worker {
     pub(super) drain: Drain,
     /// That of the parts, until another one is set.
     weight: AtomicU32,
+    /// Whether it computes nothing until it is told to continue.
+    paused: AtomicBool,
     breaker: Mutex<Breaker>,
     /// Whether the last request without legs got no response.
     unanswered: AtomicBool,
@@ -66,6 +68,7 @@ impl Worker {
             unhealthy: AtomicBool::new(address.is_none()),
             misplaced: AtomicBool::new(false),
             drain: Drain::default(),
+            paused: AtomicBool::new(false),
             breaker: Mutex::default(),
             unanswered: AtomicBool::new(false),
             tally: Tally::default(),
@@ -83,10 +86,16 @@ impl Worker {
         !self.unhealthy.load(Ordering::Relaxed) || (self.is_usable() && self.breaker().admits(now))
     }
 
-    /// Whether it can get a request at all: it has an address, does not say that it has another role, and is not being
-    /// drained.
+    /// Whether it can get a request at all: it has an address, does not say that it has another role, and is neither paused
+    /// nor being drained.
     pub fn is_usable(&self) -> bool {
-        self.address().is_some() && !self.is_misplaced() && !self.is_draining()
+        let may = !self.is_misplaced() && !self.is_draining() && !self.is_paused();
+        self.address().is_some() && may
+    }
+
+    /// Whether it was paused, and has not been continued since.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     /// Whether it says that it has another role than the one that it is listed with.
@@ -110,6 +119,7 @@ impl Worker {
         match (self.address(), self.is_misplaced()) {
             (None, _) => Condition::NoAddress,
             (_, true) => Condition::OtherRole,
+            (Some(_), false) if self.is_paused() => Condition::Paused,
             (Some(_), false) => self.breaker().condition(now, slow_start),
         }
     }
@@ -127,6 +137,14 @@ impl Worker {
         let breaker = self.breaker();
         self.drain.hold(draining);
         self.store_health(&breaker);
+    }
+
+    /// Notes whether the worker is paused. True when that is new.
+    pub(super) fn note_paused(&self, paused: bool) -> bool {
+        let breaker = self.breaker();
+        let changed = self.paused.swap(paused, Ordering::Relaxed) != paused;
+        self.store_health(&breaker);
+        changed
     }
 
     /// Under the lock of the breaker, so that a note at the same time does not store the old state.

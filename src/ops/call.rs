@@ -33,6 +33,7 @@ const FORWARDED: [HeaderName; 5] = [
 ];
 
 /// A request that can be sent to any number of workers.
+#[derive(Clone)]
 pub(super) struct Call {
     head: RequestHeader,
     body: Bytes,
@@ -139,6 +140,14 @@ impl Call {
         })
     }
 
+    /// The same request with another body.
+    pub(super) fn with_body(&self, body: Bytes) -> Self {
+        Self {
+            body,
+            ..self.clone()
+        }
+    }
+
     /// Sends the request to one worker and reads the whole response. Dropping the future closes the connection.
     pub(super) async fn send(&self, client: &Client, worker: &Arc<Worker>) -> CallResult {
         let begun = Instant::now();
@@ -225,6 +234,12 @@ impl CallResult {
             Ok(response) => Err(excerpt(response)),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// The body of the response as it was before it was compressed; `None` where there is none that can be read.
+    pub(super) fn readable_body(&self) -> Option<Bytes> {
+        let response = self.outcome.as_ref().ok()?;
+        readable(response, RESPONSE_LIMIT).ok()
     }
 
     /// The entry of a report: `role` and `url` of the worker, `status` and `error` where there are any, and

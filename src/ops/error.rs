@@ -45,6 +45,7 @@ pub(super) fn method_not_allowed(path: &str, row: &Row) -> WholeResponse {
 fn shape(path: &str) -> ErrorShape {
     match path {
         "/v1/messages/count_tokens" => ErrorShape::Anthropic,
+        _ if path.starts_with("/v1/responses/") => ErrorShape::of(Some(Route::Responses)),
         _ => ErrorShape::of(Route::find(path)),
     }
 }

@@ -107,7 +107,7 @@ pub(super) fn json_response(value: &Value) -> WholeResponse {
 }
 
 /// The worst of several statuses of failure; 503 when there are none.
-fn worst(statuses: impl Iterator<Item = StatusCode>) -> StatusCode {
+pub(super) fn worst(statuses: impl Iterator<Item = StatusCode>) -> StatusCode {
     // By number: a failed exchange (502, 504) outweighs a worker's refusal, and an error of a worker (5xx) one of the
     // request (4xx).
     match statuses.max() {

@@ -9,7 +9,9 @@
 //! | `table.rs` | every path, its methods, and how it is answered |
 //! | `call.rs` | one request to one worker, and its result |
 //! | `fanout.rs` | a call to all workers |
+//! | `broadcast/` | administration of several workers: order, roll back, and new requests meanwhile |
 //! | `single.rs` | a call to the first worker that responds |
+//! | `stored.rs` | a call to the worker that has a stored response |
 //! | `loads.rs`, `server_info.rs`, `redact.rs` | responses merged from those of all workers |
 //! | `pages.rs` | the pages for observers: metrics |
 //! | `dashboard/` | the dashboard, and the data that it shows |
@@ -19,6 +21,7 @@
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py`, vLLM 0.32.0 `entrypoints/`.
 
+mod broadcast;
 mod call;
 mod dashboard;
 mod error;
@@ -30,6 +33,7 @@ mod redact;
 mod requests;
 mod server_info;
 mod single;
+mod stored;
 mod table;
 
 use std::sync::Arc;
@@ -45,6 +49,7 @@ use crate::fleet::{Fleet, Role};
 use crate::net::Client;
 use crate::pd::Engine;
 use crate::telemetry::Telemetry;
+use broadcast::Broadcaster;
 use call::{Call, CallResult, Key};
 use dashboard::Dashboard;
 use table::{Kind, Row};
@@ -58,6 +63,7 @@ pub(crate) struct Ops {
     engine: Engine,
     fleet: Arc<Fleet>,
     client: Arc<Client>,
+    broadcaster: Arc<Broadcaster>,
     /// What the pages for observers show.
     telemetry: Arc<Telemetry>,
     dashboard: Dashboard,
@@ -77,6 +83,7 @@ impl Ops {
         Self {
             engine,
             dashboard: Dashboard::new(fleet.clone(), telemetry.clone()),
+            broadcaster: Arc::new(Broadcaster::new(fleet.clone(), client.clone())),
             fleet,
             client,
             telemetry,
@@ -111,6 +118,11 @@ impl Endpoints for Ops {
         if row.kind == Kind::Alive && path == "/" && request.method == Method::OPTIONS {
             return options(&row.allow());
         }
+        if let Kind::Stored { .. } = row.kind
+            && let Some(refused) = stored::refusal(&path, &request.method)
+        {
+            return refused;
+        }
         // A request with legs comes here only if its method is wrong.
         if row.kind == Kind::Legs || !row.methods.contains(&request.method) {
             return error::method_not_allowed(&path, row);
@@ -119,6 +131,7 @@ impl Endpoints for Ops {
             Kind::Alive => empty_ok(),
             Kind::Ready => self.readiness(&path),
             Kind::Page(page) => self.page(page, &request),
+            Kind::Broadcast(plan) => self.broadcaster.respond(plan, request, request_id).await,
             _ => self.call_workers(request, row, request_id).await,
         }
     }
@@ -178,6 +191,9 @@ impl Ops {
                 return error::error(&path, Code::BadTarget, &message);
             }
         };
+        if let Kind::Stored { .. } = row.kind {
+            return stored::of_owner(&self.client, &self.fleet, &call, &path).await;
+        }
         if matches!(row.kind, Kind::One { .. }) {
             return single::first_response(&self.client, &self.fleet, &call, &path).await;
         }
@@ -204,7 +220,7 @@ fn target(row: &Row, request: &WholeRequest) -> (Option<&'static str>, Duration)
     let query = request.query.as_deref();
     match row.kind {
         Kind::Every { path, timeout } => (Some(path), timeout.of(query)),
-        Kind::One { timeout } => (None, timeout.of(query)),
+        Kind::One { timeout } | Kind::Stored { timeout } => (None, timeout.of(query)),
         Kind::HealthGenerate => (None, table::HEALTH),
         _ => (None, table::SHORT),
     }

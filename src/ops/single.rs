@@ -34,7 +34,7 @@ pub(super) async fn first_response(
 }
 
 /// The error response when all calls have failed. Its status is that of the first worker, which should have responded.
-fn no_response(path: &str, failed: &[CallResult]) -> WholeResponse {
+pub(super) fn no_response(path: &str, failed: &[CallResult]) -> WholeResponse {
     let Some(first) = failed.first() else {
         return error(path, Code::NoWorker, "there is no worker");
     };

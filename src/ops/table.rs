@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::broadcast::Plan;
 use super::pages::Page;
 use crate::endpoint::Access;
 use crate::pd::Engine;
@@ -45,8 +46,13 @@ pub(super) enum Kind {
         path: &'static str,
         timeout: Timeout,
     },
+    /// By several workers, each of which the response names.
+    Broadcast(Plan),
     /// By one worker, whose response is passed on unchanged.
     One { timeout: Timeout },
+    /// By the decode worker that has the response of the path, whose answer is passed on unchanged. Which method fits which
+    /// path is decided there.
+    Stored { timeout: Timeout },
     /// With 501. The sentence says why, and what to do instead.
     NotServed(&'static str),
 }
@@ -103,8 +109,13 @@ pub(super) fn served(engine: Engine) -> impl Iterator<Item = &'static Row> {
 impl Row {
     /// Whether the body of a request with this method goes to a worker.
     pub(super) fn reads_body(&self, method: &Method) -> bool {
-        let forwards = matches!(self.kind, Kind::Every { .. } | Kind::One { .. });
-        forwards && self.methods.contains(method) && !method.is_safe()
+        let forwards = match self.kind {
+            // SGLang reads a body with GET as well on these paths.
+            Kind::Broadcast(_) => method != Method::HEAD,
+            Kind::Every { .. } | Kind::One { .. } => !method.is_safe(),
+            _ => false,
+        };
+        forwards && self.methods.contains(method)
     }
 
     /// The key that the path needs. Health endpoints need none, as in SGLang, except for the one that makes every worker
@@ -115,7 +126,7 @@ impl Row {
         match self.kind {
             Kind::Alive | Kind::Ready => Access::Open,
             Kind::HealthGenerate => Access::Probers,
-            Kind::Every { .. } => Access::Admins,
+            Kind::Every { .. } | Kind::Broadcast(_) => Access::Admins,
             Kind::Page(_) => Access::Observers,
             _ => Access::Clients,
         }
@@ -172,8 +183,10 @@ impl Timeout {
 const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 /// For actions. No HEAD, which must change nothing.
 const GET_POST: &[Method] = &[Method::GET, Method::POST];
+const GET_HEAD_POST: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
 const POST: &[Method] = &[Method::POST];
 const PUT_POST: &[Method] = &[Method::PUT, Method::POST];
+const GET_PUT_DELETE: &[Method] = &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE];
 /// For a path that is not served.
 const NONE: &[Method] = &[];
 
@@ -184,8 +197,6 @@ const OLLAMA: &str = "Ollama's requests carry no bootstrap fields, so a prefill 
 const CHAT: &str =
     "the load balancer pairs workers for /v1/chat/completions, which takes the same body; use that";
 const GENERATE: &str = "the load balancer pairs workers for /generate; send each instance there";
-const STORE: &str =
-    "SGLang stores no responses with disaggregation; use the response of POST /v1/responses itself";
 const SESSION: &str = "a session lives on one pair of workers, and the load balancer chooses a pair for each request; send \
      the whole context with each request, whose beginning is in the workers' prefix caches";
 const ADMIN: &str = "the load balancer does not send this to all workers, because they need different calls or an order \
@@ -207,6 +218,10 @@ const fn one(path: &'static str, methods: &'static [Method]) -> Row {
 const fn every(path: &'static str, methods: &'static [Method], timeout: Duration) -> Row {
     let timeout = Timeout::Fixed(timeout);
     row(path, methods, Kind::Every { path, timeout })
+}
+
+const fn broadcast(path: &'static str, methods: &'static [Method], plan: Plan) -> Row {
+    row(path, methods, Kind::Broadcast(plan))
 }
 
 const fn page(path: &'static str, page: Page) -> Row {
@@ -248,10 +263,70 @@ static TABLE: &[Row] = &[
     every("/abort_request", POST, SHORT),
     every("/start_profile", GET_POST, PROFILE),
     every("/stop_profile", GET_POST, PROFILE),
+    broadcast("/pause_generation", POST, Plan::PAUSE),
+    broadcast("/continue_generation", POST, Plan::CONTINUE),
+    broadcast("/update_weights_from_disk", POST, Plan::UPDATE),
+    broadcast("/update_weights_from_distributed", POST, Plan::UPDATE),
+    broadcast("/update_weights_from_ipc", POST, Plan::UPDATE),
+    broadcast("/update_weights_from_tensor", POST, Plan::UPDATE),
+    broadcast("/begin_weight_update", POST, Plan::BEGIN_UPDATE),
+    broadcast("/end_weight_update", POST, Plan::UPDATE),
+    broadcast("/update_weight_version", POST, Plan::ALL),
+    broadcast("/init_weights_update_group", POST, Plan::JOIN_GROUP),
+    broadcast("/destroy_weights_update_group", POST, Plan::ALL),
+    broadcast("/get_weights_by_name", GET_POST, Plan::ALL),
+    broadcast("/weights_checker", GET_POST, Plan::ALL),
+    broadcast("/release_memory_occupation", GET_POST, Plan::RELEASE),
+    broadcast("/resume_memory_occupation", GET_POST, Plan::RESUME),
+    broadcast("/load_lora_adapter", POST, Plan::LOAD_ADAPTER),
+    broadcast("/load_lora_adapter_from_tensors", POST, Plan::LOAD_ADAPTER),
+    broadcast("/unload_lora_adapter", POST, Plan::UNLOAD_ADAPTER),
+    broadcast("/set_internal_state", PUT_POST, Plan::ALL),
+    broadcast("/slow_down", GET_POST, Plan::ALL),
+    broadcast("/freeze_gc", GET_POST, Plan::ALL),
+    broadcast("/configure_logging", GET_POST, Plan::ALL),
+    broadcast("/set_trace_level", GET_POST, Plan::ALL),
+    broadcast(
+        "/start_expert_distribution_record",
+        GET_POST,
+        Plan::START_RECORD,
+    ),
+    broadcast("/stop_expert_distribution_record", GET_POST, Plan::ALL),
+    broadcast("/dump_expert_distribution_record", GET_POST, Plan::ALL),
+    broadcast("/hicache/storage-backend", GET_PUT_DELETE, Plan::STORAGE),
+    broadcast("/get_hicache_l3_cache_layout", GET_HEAD, Plan::ALL),
+    broadcast("/add_external_corpus", POST, Plan::ADD_CORPUS),
+    broadcast("/remove_external_corpus", POST, Plan::ALL),
+    broadcast("/list_external_corpora", GET_HEAD, Plan::ALL),
+    broadcast(
+        "/init_weights_send_group_for_remote_instance",
+        POST,
+        Plan::NAMED,
+    ),
+    broadcast("/send_weights_to_remote_instance", POST, Plan::NAMED),
+    broadcast(
+        "/remote_instance_transfer_engine_info",
+        GET_HEAD,
+        Plan::NAMED,
+    ),
+    broadcast(
+        "/get_remote_instance_transfer_engine_info",
+        GET_HEAD,
+        Plan::NAMED,
+    ),
+    broadcast("/scale_elastic_ep", POST, Plan::NAMED),
+    broadcast("/is_scaling_elastic_ep", GET_HEAD, Plan::ALL),
     one("/model_info", GET_HEAD),
     one("/get_model_info", GET_HEAD),
     one("/v1/models", GET_HEAD),
     one("/v1/models/*", GET_HEAD),
+    row(
+        "/v1/responses/*",
+        GET_HEAD_POST,
+        Kind::Stored {
+            timeout: Timeout::Fixed(SHORT),
+        },
+    ),
     one("/tokenize", POST),
     one("/v1/tokenize", POST),
     one("/detokenize", POST),
@@ -275,47 +350,9 @@ static TABLE: &[Row] = &[
     not_served("/v1/systemone", NO_FIELDS),
     not_served("/invocations", CHAT),
     not_served("/vertex_generate", GENERATE),
-    not_served("/v1/responses/*", STORE),
     not_served("/open_session", SESSION),
     not_served("/close_session", SESSION),
-    not_served("/add_external_corpus", ADMIN),
-    not_served("/begin_weight_update", ADMIN),
-    not_served("/configure_logging", ADMIN),
-    not_served("/continue_generation", ADMIN),
-    not_served("/destroy_weights_update_group", ADMIN),
-    not_served("/dump_expert_distribution_record", ADMIN),
-    not_served("/end_weight_update", ADMIN),
-    not_served("/freeze_gc", ADMIN),
-    not_served("/get_hicache_l3_cache_layout", ADMIN),
-    not_served("/get_remote_instance_transfer_engine_info", ADMIN),
-    not_served("/get_weights_by_name", ADMIN),
-    not_served("/hicache/storage-backend", ADMIN),
-    not_served("/init_weights_send_group_for_remote_instance", ADMIN),
-    not_served("/init_weights_update_group", ADMIN),
-    not_served("/is_scaling_elastic_ep", ADMIN),
-    not_served("/list_external_corpora", ADMIN),
-    not_served("/load_lora_adapter", ADMIN),
-    not_served("/load_lora_adapter_from_tensors", ADMIN),
-    not_served("/pause_generation", ADMIN),
     not_served("/pd_role_switch", ADMIN),
-    not_served("/release_memory_occupation", ADMIN),
-    not_served("/remote_instance_transfer_engine_info", ADMIN),
-    not_served("/remove_external_corpus", ADMIN),
-    not_served("/resume_memory_occupation", ADMIN),
-    not_served("/scale_elastic_ep", ADMIN),
-    not_served("/send_weights_to_remote_instance", ADMIN),
-    not_served("/set_internal_state", ADMIN),
-    not_served("/set_trace_level", ADMIN),
-    not_served("/slow_down", ADMIN),
-    not_served("/start_expert_distribution_record", ADMIN),
-    not_served("/stop_expert_distribution_record", ADMIN),
-    not_served("/unload_lora_adapter", ADMIN),
-    not_served("/update_weight_version", ADMIN),
-    not_served("/update_weights_from_disk", ADMIN),
-    not_served("/update_weights_from_distributed", ADMIN),
-    not_served("/update_weights_from_ipc", ADMIN),
-    not_served("/update_weights_from_tensor", ADMIN),
-    not_served("/weights_checker", ADMIN),
 ];
 
 #[cfg(test)]

@@ -22,9 +22,9 @@ pub use prefix::{BLOCK_BYTES, Prefix};
 pub use routing::{RoutingKey, named_session};
 pub use sglang::{
     Bootstrap, ErrorShape, Fields, Gather, GatherError, GatherFault, GatherStream, Injected,
-    Invalid, MergeError, PrefillData, Refusal, RequestId, RequestIds, Room, StreamEnd, StreamError,
-    StreamMerger, WorkerError, bootstrap, document_error, inject, merge, parse, request,
-    stream_error, tail_reserve,
+    Invalid, MergeError, PrefillData, Refusal, RequestId, RequestIds, ResponseIdSearch, Room,
+    StreamEnd, StreamError, StreamMerger, WorkerError, bootstrap, document_error, inject, merge,
+    parse, previous_response, request, stream_error, tail_reserve,
 };
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use usage::Usage;

@@ -9,7 +9,7 @@ use super::request::RequestContext;
 use super::{Proxy, Rules};
 use crate::client::{self, KeyRefused, Listener, NO_IDLE_TIMER};
 use crate::endpoint::{Access, METRICS_PATH, REQUEST_ID, WholeResponse};
-use crate::error::{Code, Exhausted, ProxyError, error_response};
+use crate::error::{Code, Exhausted, PausedWait, ProxyError, error_response};
 use crate::legs;
 use crate::pd::{ErrorShape, Route};
 use crate::telemetry::Head;
@@ -171,7 +171,10 @@ impl Proxy {
             return Some(ProxyError::Overloaded(Exhausted::Requests));
         }
         let is_full = ctx.record.route.is_some() && self.fleet.is_full();
-        is_full.then_some(ProxyError::QueueFull)
+        is_full.then(|| match self.fleet.closed() {
+            Some(why) => ProxyError::Paused(Some(why), PausedWait::Full),
+            None => ProxyError::QueueFull,
+        })
     }
 
     /// Responses carry `Connection: close` once the process is shutting down.

@@ -1,11 +1,13 @@
 //! The deadlines of decode's response, and the clock that watches them while the response goes to the client.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora::ErrorType;
 use tokio::time::Sleep;
 
+use crate::fleet::Fleet;
 use crate::limits::RequestLimits;
 
 /// Ends decode's leg: no byte of a streamed response came in time.
@@ -22,8 +24,11 @@ pub(super) const DELIVERED: ErrorType = ErrorType::new("Delivered");
 /// the response.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long silence is excused at a time while the workers are paused, and so the time to go on when they are not any more.
+const EXCUSED: Duration = Duration::from_secs(60);
+
 /// The deadlines of decode's response. `None` is no deadline.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Deadlines {
     /// For the first byte.
     pub(super) first_token: Option<Instant>,
@@ -31,6 +36,8 @@ pub(super) struct Deadlines {
     pub(super) stream_idle: Option<Duration>,
     /// For the end.
     pub(super) total: Option<Instant>,
+    /// Workers of this fleet send nothing while it is paused: silence is then no fault.
+    pub(super) fleet: Option<Arc<Fleet>>,
 }
 
 impl Deadlines {
@@ -41,6 +48,7 @@ impl Deadlines {
                 first_token: Some(started + limits.first_token_timeout),
                 stream_idle: Some(limits.stream_idle_timeout),
                 total: limits.stream_timeout.map(|limit| started + limit),
+                fleet: None,
             }
         } else {
             Self {
@@ -63,6 +71,8 @@ pub(super) struct Clock {
     last_sent: Option<Instant>,
     /// The end of the tail, once the end marker of a stream has gone to the client.
     tail: Option<Instant>,
+    /// Until when silence was excused; `None` if it never was.
+    excused: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -72,6 +82,7 @@ impl Clock {
             deadlines,
             last_sent: None,
             tail: None,
+            excused: None,
             timer: None,
         };
         clock.arm();
@@ -83,15 +94,18 @@ impl Clock {
         if let Some(tail) = self.tail {
             return Some((tail, DELIVERED));
         }
-        let Deadlines {
+        let &Deadlines {
             first_token,
             stream_idle,
             total,
-        } = self.deadlines;
+            ..
+        } = &self.deadlines;
         let total = total.map(|total| (total, REQUEST_TIMEOUT));
         let progress = match self.last_sent {
-            None => first_token.map(|at| (at, FIRST_TOKEN_TIMEOUT)),
-            Some(last) => stream_idle.map(|idle| (last + idle, STREAM_IDLE_TIMEOUT)),
+            None => first_token.map(|at| (self.after_excuse(at), FIRST_TOKEN_TIMEOUT)),
+            Some(last) => {
+                stream_idle.map(|idle| (self.after_excuse(last + idle), STREAM_IDLE_TIMEOUT))
+            }
         };
         [total, progress]
             .into_iter()
@@ -115,6 +129,22 @@ impl Clock {
         self.arm();
     }
 
+    /// This deadline, or the end of the excuse if that is later.
+    fn after_excuse(&self, deadline: Instant) -> Instant {
+        self.excused
+            .map_or(deadline, |excused| excused.max(deadline))
+    }
+
+    /// Whether silence is no fault now: the workers are paused.
+    fn excuses(&self, error: &ErrorType) -> bool {
+        [FIRST_TOKEN_TIMEOUT, STREAM_IDLE_TIMEOUT].contains(error)
+            && self
+                .deadlines
+                .fleet
+                .as_ref()
+                .is_some_and(|fleet| fleet.is_closed())
+    }
+
     fn arm(&mut self) {
         self.timer = self
             .next()
@@ -129,7 +159,13 @@ impl Clock {
                 None => std::future::pending().await,
             }
             match self.next() {
-                Some((deadline, error)) if deadline <= now() => return error,
+                Some((deadline, error)) if deadline <= now() => {
+                    if !self.excuses(&error) {
+                        return error;
+                    }
+                    self.excused = Some(now() + EXCUSED);
+                    self.arm();
+                }
                 _ => self.arm(),
             }
         }

@@ -108,7 +108,7 @@ impl Proxy {
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
         let headers = &session.req_header().headers;
-        let targets = match self.targets(&ctx.rules, headers) {
+        let targets = match self.targets_of(&ctx.rules, headers, route, &body) {
             Ok(targets) => targets,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -176,11 +176,15 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Internal("nothing to send".into())));
         };
         let (stream, started) = (request.facts.stream, ctx.record.times.started);
-        let deadlines = Deadlines::new(&ctx.rules.limits, stream, started);
+        let deadlines = Deadlines {
+            fleet: Some(self.fleet.clone()),
+            ..Deadlines::new(&ctx.rules.limits, stream, started)
+        };
         let follower = Follower {
             events: self.engine.stream_end(request.route),
             gaps: self.telemetry.metrics.gaps(request.route),
         };
+        ctx.look_for_id(request.route);
         let keepalive = self.keepalive(session, ctx)?;
         let shutdown = self.shutdown.clone();
         ctx.installed = Some(install(

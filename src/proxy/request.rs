@@ -22,7 +22,10 @@ use crate::client::{Admitted, Kept, Listener, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Targets, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
-use crate::pd::{Engine, Facts, Injected, RequestState, Route, RoutingKey, StreamEnd, StreamError};
+use crate::pd::{
+    Engine, Facts, Injected, RequestState, ResponseIdSearch, Route, RoutingKey, StreamEnd,
+    StreamError,
+};
 use crate::telemetry::{Cause, FailedAttempt, Legs, LiveRequest, Pair, Record, Telemetry};
 
 /// Ends the phases: a fault is in the context.
@@ -70,6 +73,8 @@ pub(crate) struct RequestContext {
     pub(super) overflow: bool,
     /// The request among the live ones, where it is followed.
     pub(super) live: Option<LiveRequest>,
+    /// The search for the id of decode's response, where that may be asked for later.
+    pub(super) response_id: Option<Box<ResponseIdSearch>>,
     /// Where the response says where its time went.
     pub(super) timing: Option<Timing>,
     /// Where that connection may be left for the next request; `None` when it is not one of the listener's.
@@ -130,6 +135,7 @@ impl RequestContext {
             listener: Listener::Clients,
             overflow: false,
             live: None,
+            response_id: None,
             timing: None,
             kept: None,
             keeps: false,

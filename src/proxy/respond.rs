@@ -119,6 +119,9 @@ impl Proxy {
             ctx.record.streamed = ctx.attempt()?.streams();
             ctx.show();
         }
+        if ctx.response_id.is_some() {
+            ctx.note_response_id(&chunk, self);
+        }
         let passed = ctx.attempt()?.pass(chunk, end);
         let passed = passed.map_err(|error| self.not_passed(ctx, error))?;
         let is_first = !ctx.has_begun() && (!passed.is_empty() || end);

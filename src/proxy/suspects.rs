@@ -254,6 +254,7 @@ impl Proxy {
         ctx: &mut RequestContext,
         avoid: Option<&[WorkerId]>,
     ) -> Result<Lease> {
+        self.pass_gate(session, ctx).await?;
         match self.admit_to_fleet(ctx, avoid)? {
             Turn::Now(lease) => Ok(lease),
             Turn::Later(ticket) => self.wait(session, ctx, ticket).await,

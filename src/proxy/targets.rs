@@ -1,12 +1,14 @@
-//! The workers that a request names by its head, where the configuration allows it: for trainers that know where a
-//! prompt is cached, and to find out which worker is to blame.
+//! The workers that a request names: by its head, where the configuration allows it, for trainers that know where a
+//! prompt is cached, and to find out which worker is to blame; or by the response that it continues.
 
 use http::{HeaderMap, HeaderName};
 
+use super::request::RequestContext;
 use super::{Proxy, Rules};
 use crate::endpoint::{DECODE_WORKER, PREFILL_WORKER};
 use crate::error::ProxyError;
-use crate::fleet::{Role, Targets, WorkerId};
+use crate::fleet::{Role, StoredAt, Targets, WorkerId};
+use crate::pd::{ResponseIdSearch, Route, previous_response};
 
 impl Proxy {
     /// The workers that this head names.
@@ -22,6 +24,38 @@ impl Proxy {
             prefill: self.target(rules, headers, &PREFILL_WORKER, Role::Prefill)?,
             decode: self.target(rules, headers, &DECODE_WORKER, Role::Decode)?,
         })
+    }
+
+    /// The same, or the pair that has the response that the body continues. One that is not known is any worker's to judge,
+    /// because another balancer may have sent it there.
+    ///
+    /// # Errors
+    /// As for [`Self::targets`]; or the worker of that response is gone.
+    pub(super) fn targets_of(
+        &self,
+        rules: &Rules,
+        headers: &HeaderMap,
+        route: Route,
+        body: &[u8],
+    ) -> Result<Targets, ProxyError> {
+        let named = self.targets(rules, headers)?;
+        if route != Route::Responses || named.are_named() {
+            return Ok(named);
+        }
+        let Some(id) = previous_response(body) else {
+            return Ok(named);
+        };
+        let Some(StoredAt { prefill, decode }) = self.fleet.stored_responses().find(&id) else {
+            return Ok(named);
+        };
+        let members = self.fleet.members();
+        match members.contains(prefill) && members.contains(decode) {
+            true => Ok(Targets {
+                prefill: Some(prefill),
+                decode: Some(decode),
+            }),
+            false => Err(ProxyError::ResponseGone(id)),
+        }
     }
 
     fn target(
@@ -43,6 +77,28 @@ impl Proxy {
         match named {
             Some(worker) => Ok(Some(worker.id())),
             None => Err(ProxyError::UnknownTarget(role, url.to_owned())),
+        }
+    }
+}
+
+impl RequestContext {
+    /// Has the id of decode's response looked for, where its route stores responses.
+    pub(super) fn look_for_id(&mut self, route: Route) {
+        self.response_id = (route == Route::Responses).then(Box::default);
+    }
+
+    /// Looks for the id in the next bytes of decode's response. Where it is found, the pair that has it is remembered.
+    pub(super) fn note_response_id(&mut self, chunk: &[u8], proxy: &Proxy) {
+        let search: Option<&mut Box<ResponseIdSearch>> = self.response_id.as_mut();
+        let (Some(search), Some(pair)) = (search, &self.record.pair) else {
+            return;
+        };
+        if let Some(id) = search.find(chunk) {
+            let at = StoredAt {
+                prefill: pair.prefill.id(),
+                decode: pair.decode.id(),
+            };
+            proxy.fleet.stored_responses().note(&id, at);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Select where workers have a limit: a request waits for its pair before it has rooms and ids, and before any worker
-//! knows of it.
+//! Select where workers have a limit, or generation is paused: a request waits for its pair before it has rooms and ids,
+//! and before any worker knows of it.
 //!
-//! The order of the requests that wait is `fleet`'s. How long a request waits, and what ends the wait, is decided here:
+//! The order of the requests that wait is `fleet`'s, and whether the gate is closed. How long a request waits, and what ends the wait, is decided here:
 //! its turn, its client, a deadline, or the end of the process.
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::deadlines::Deadlines;
 use super::request::RequestContext;
 use super::samples::Seat;
 use crate::client;
-use crate::error::{ProxyError, Timeout};
+use crate::error::{PausedWait, ProxyError, Timeout};
 use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn, WorkerId};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
@@ -36,6 +36,7 @@ impl Proxy {
         if self.may_be_suspect(ctx) {
             Box::pin(self.select_for_suspect(session, ctx)).await?;
         } else {
+            self.pass_gate(session, ctx).await?;
             ctx.lease = Some(match self.admit_to_fleet(ctx, None)? {
                 Turn::Now(lease) => lease,
                 // Boxed, because it is large and rare: the future of every request would carry it.
@@ -44,6 +45,50 @@ impl Proxy {
         }
         ctx.record.times.selected = Some(Instant::now());
         Ok(())
+    }
+
+    /// Waits while the gate of the fleet is closed.
+    ///
+    /// # Errors
+    /// As many requests wait as may, the wait is over, or the client has left.
+    pub(super) async fn pass_gate(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if self.fleet.is_closed() {
+            // Boxed for the same reason as every other wait.
+            Box::pin(self.wait_at_gate(session, ctx)).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_at_gate(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        let begun = Instant::now();
+        let again = !ctx.avoid.is_empty();
+        let siblings = ctx.seat.as_ref().map(Seat::siblings);
+        let Some(mut place) = self.fleet.wait_at_gate(again, siblings) else {
+            let why = self.fleet.closed();
+            return Err(ctx.refuse(ProxyError::Paused(why, PausedWait::Full)));
+        };
+        let (deadline, late) = self.wait_deadline(ctx, begun);
+        let cut_off = self.shutdown.cut_off();
+        tokio::pin!(cut_off);
+        let ended = tokio::select! {
+            // In this order, so that no leg is sent when the wait ends in the moment in which the gate opens.
+            biased;
+            left = client::interrupted(session) => Err(left),
+            () = &mut cut_off => Err(ctx.refuse(ProxyError::ShuttingDown)),
+            () = place.opened() => Ok(()),
+            () = tokio::time::sleep_until(deadline.into()) => Err(ctx.refuse(match late {
+                Timeout::Queue(limit) => {
+                    ProxyError::Paused(self.fleet.closed(), PausedWait::Late(limit))
+                }
+                late => ProxyError::Timeout(late),
+            })),
+        };
+        ctx.record.queued += begun.elapsed();
+        ended
     }
 
     /// A pair, or a place in the queue. `avoid` replaces the workers that the request avoids by itself.

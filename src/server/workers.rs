@@ -26,8 +26,8 @@ pub(super) fn fleet(config: &Config) -> Arc<Fleet> {
         prefill: role_policy(config.policies.prefill),
         decode: role_policy(config.policies.decode),
     };
-    let fleet = Fleet::new(policies, breaker_limits(&config.resilience));
     let limits = &config.workers;
+    let fleet = Fleet::new(policies, breaker_limits(&config.resilience)).gated(limits.queue_size);
     // Also without a limit: a reload may set one.
     Arc::new(fleet.limited(Queue::new(
         limits.max_concurrent_requests,

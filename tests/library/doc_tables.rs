@@ -182,7 +182,7 @@ async fn endpoint(balancer: &Balancer, path: &str) -> (String, String) {
     let path = path.replace('*', "x");
     let mut client = Client::connect(balancer.address).await;
     client
-        .send(format!("DELETE {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
+        .send(format!("PATCH {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
         .await;
     let answer = client.answer().await;
     let body = answer.json();

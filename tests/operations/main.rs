@@ -5,6 +5,7 @@
 mod access_log;
 mod admin;
 mod binary;
+mod broadcasts;
 mod cors;
 mod daemon;
 mod debug_requests;

@@ -57,8 +57,10 @@ async fn what_is_not_served_says_why_with_a_stable_code() {
         ("PUT", "/v1/messages", 405, "method_not_allowed"),
         ("POST", "/v1/embeddings", 501, "not_served_by_pd"),
         ("POST", "/api/chat", 501, "not_served_by_pd"),
-        ("GET", "/v1/responses/resp_1", 501, "not_served_by_pd"),
-        ("POST", "/pause_generation", 501, "not_served_by_pd"),
+        ("GET", "/v1/responses/resp_1", 404, "unknown_response"),
+        ("GET", "/v1/responses/resp_1/items", 404, "not_found"),
+        ("DELETE", "/v1/responses/resp_1", 405, "method_not_allowed"),
+        ("GET", "/pause_generation", 405, "method_not_allowed"),
     ] {
         let answer = balancer.send(request(method, path, "")).await;
         assert_eq!(answer.status, status, "{method} {path}");

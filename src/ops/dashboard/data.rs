@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::means;
-use crate::fleet::{Condition, Fleet, Members, Role, Worker, WorkerId};
+use crate::fleet::{Closed, Condition, Fleet, Members, Role, Worker, WorkerId};
 use crate::pd::Route;
 use crate::telemetry::{Counts, Evidence, Filter, Loads, Part, Summary, Telemetry, View, advise};
 
@@ -36,6 +36,7 @@ pub(super) fn of(
         "advice": advice(fleet, members, loads, all.as_ref().unwrap_or(&view)),
         "live": live(members, filter),
         "waiting": fleet.waiting(),
+        "held": fleet.closed().map(Closed::name),
         "per_second": {
             "requests": rate(counts.requests),
             "failures": rate(counts.failures),

@@ -15,7 +15,7 @@ const PARTS = {
   decode: "decode's first event after that",
   relay: "the first byte goes to the client",
 };
-const STATES = { serving: "", returning: "warn", silent: "warn", "on trial": "bad" };
+const STATES = { serving: "", returning: "warn", silent: "warn", paused: "warn", "on trial": "bad" };
 
 const $ = (id) => document.getElementById(id);
 const view = { prefill: null, decode: null, chosen: null };
@@ -509,7 +509,7 @@ async function poll() {
     await update();
     failed = 0;
     lastData = Date.now();
-    note("live", "Live");
+    note("live", data.held ? `Live; new requests wait: ${data.held}` : "Live");
   } catch (error) {
     failed += 1;
     const status = error.status === 401 ? "Login needed: reload the page" : error.status ? `The balancer responds with ${error.status}` : "Connection lost";

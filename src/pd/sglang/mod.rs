@@ -15,6 +15,7 @@ mod prefill_data;
 mod prompts;
 pub mod request;
 pub mod samples;
+pub mod stored;
 pub mod stream_end;
 mod worker_response;
 
@@ -26,5 +27,6 @@ pub use outcome::{WorkerError, document_error, stream_error, tells_of_decode};
 pub use prefill_data::PrefillData;
 pub use request::{Batch, Facts, Invalid, Merge, Rid, parse};
 pub use samples::{Gather, GatherError, GatherFault, GatherStream, Refusal};
+pub use stored::{ResponseIdSearch, previous_response};
 pub use stream_end::{StreamEnd, StreamError};
 pub use worker_response::MergeError;

@@ -114,6 +114,7 @@ impl Values {
         for (family, value) in [
             (&family::INFLIGHT, (sources.inflight)()),
             (&family::QUEUED, sources.fleet.waiting()),
+            (&family::PAUSED, usize::from(sources.fleet.is_closed())),
             (&family::ROOMS, sources.rooms.len()),
             (&family::CONNECTIONS, (sources.connections)()),
         ] {

@@ -83,13 +83,15 @@ mod rows {
     pub(in super::super) static INFLIGHT: Family = family(Gauge, "mini_lb_inflight_requests", NO_UNIT, &[],
         "Requests that have not ended, each sample of a request counted");
     pub(in super::super) static QUEUED: Family = family(Gauge, "mini_lb_queued_requests", NO_UNIT, &[],
-        "Requests that wait because all workers have as many as they may");
+        "Requests that wait because all workers have as many as they may, or because generation is paused");
+    pub(in super::super) static PAUSED: Family = family(Gauge, "mini_lb_paused", NO_UNIT, &[],
+        "1 while new requests wait because generation is paused, weights are updated or memory is released");
     pub(in super::super) static ROOMS: Family = family(Gauge, "mini_lb_live_rooms", NO_UNIT, &[],
         "Bootstrap rooms in use, one for each prompt of a request");
     pub(in super::super) static CONNECTIONS: Family = family(Gauge, "mini_lb_client_connections", NO_UNIT, &[],
         "Open connections of clients");
     pub(in super::super) static UP: Family = family(Gauge, "mini_lb_worker_up", NO_UNIT, WORKER,
-        "1 while the worker gets requests, 0 while it is set aside, does not answer its probe, or cannot be used");
+        "1 while the worker gets requests, 0 while it is set aside or paused, does not answer its probe, or cannot be used");
     pub(in super::super) static OPEN: Family = family(Gauge, "mini_lb_worker_breaker_open", NO_UNIT, WORKER,
         "1 while failures set the worker aside, its trial included");
     pub(in super::super) static WORKER_INFLIGHT: Family = family(Gauge, "mini_lb_worker_inflight_requests", NO_UNIT, WORKER,
@@ -142,7 +144,7 @@ mod rows {
 pub(super) use rows::*;
 
 /// All metrics, in the order of the text.
-pub static FAMILIES: [&Family; 35] = [
+pub static FAMILIES: [&Family; 36] = [
     &REQUESTS,
     &TTFT,
     &PARTS,
@@ -151,6 +153,7 @@ pub static FAMILIES: [&Family; 35] = [
     &QUEUE,
     &INFLIGHT,
     &QUEUED,
+    &PAUSED,
     &ROOMS,
     &CONNECTIONS,
     &UP,
