@@ -14,7 +14,7 @@ struct Expected {
     holds: fn(&Case, ordinary: &Value, mini_lb: &Value) -> bool,
 }
 
-const EXPECTED: [Expected; 9] = [
+const EXPECTED: [Expected; 11] = [
     Expected {
         reason: "a list of options that is too short, or is for one prompt, is refused by name, where SGLang fails with a 500",
         holds: short_list,
@@ -46,6 +46,14 @@ const EXPECTED: [Expected; 9] = [
     Expected {
         reason: "mini-lb's own health",
         holds: own_health,
+    },
+    Expected {
+        reason: "every worker is named with its own answer, and one that says no has not done it",
+        holds: answers_of_all,
+    },
+    Expected {
+        reason: "mini-lb knows which responses were made by way of it",
+        holds: unknown_response,
     },
     Expected {
         reason: "mini-lb knows its paths itself",
@@ -144,6 +152,31 @@ fn unknown_path(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
     case.request.path.starts_with("/no/")
         && ordinary["status"] == mini_lb["status"]
         && message(mini_lb).is_some()
+}
+
+fn answers_of_all(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    let body = &mini_lb["body"];
+    let says_no = ordinary["status"] == 200 && ordinary["body"] == serde_json::json!([false]);
+    let status = match says_no {
+        true => serde_json::json!(502),
+        false => ordinary["status"].clone(),
+    };
+    let workers = body["workers"].as_array().map_or(&[][..], Vec::as_slice);
+    let own = |worker: &Value| {
+        let own = worker.get("answer").unwrap_or(&Value::Null);
+        *own == ordinary["body"]
+    };
+    case.name.contains(" administration, ")
+        && mini_lb["status"] == status
+        && workers.len() > 1
+        && workers.iter().all(own)
+}
+
+fn unknown_response(case: &Case, ordinary: &Value, mini_lb: &Value) -> bool {
+    case.request.path.starts_with("/v1/responses/")
+        && ordinary["status"] == 400
+        && mini_lb["status"] == 404
+        && mini_lb["body"]["error"]["error_code"] == "unknown_response"
 }
 
 /// The message of an error in the shape of any endpoint.

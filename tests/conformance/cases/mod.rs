@@ -3,6 +3,7 @@
 //! Cases are products of forms and options when a merge depends on both, and single ones for the traps of a
 //! parser. They are the same for every model: texts and token ids, no expected output.
 
+mod administration;
 mod anthropic;
 mod chat;
 mod completions;
@@ -155,7 +156,8 @@ pub(crate) fn all(material: &Material) -> Vec<Case> {
     ]
     .concat();
     let sampled = samples::of(&cases, material.each_n);
-    [cases, sampled, samples::refused(material)].concat()
+    let refused = samples::refused(material);
+    [cases, sampled, refused, administration::cases(material)].concat()
 }
 
 /// Token ids that any vocabulary has, without the special ones at the start.
