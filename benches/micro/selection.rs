@@ -14,8 +14,9 @@ use mini_lb::pd::{Route, RoutingKey};
 
 const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 
-fn fleet(workers: u16) -> Arc<Fleet> {
-    let fleet = Fleet::new(Policies::random(), BreakerLimits::default());
+/// So many workers with these policies, of which half are prefill workers.
+pub(super) fn fleet(workers: u16, policies: Policies) -> Arc<Fleet> {
+    let fleet = Fleet::new(policies, BreakerLimits::default());
     let half = workers / 2;
     let members = (0..workers).map(|number| {
         let port = 10_000 + number;
@@ -52,6 +53,8 @@ fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Arc<Fleet>, now: Instant) {
         prompts: 1,
         session: None,
         prefix: None,
+        to_come: 0,
+        rank: None,
     };
     let wanted = Selection {
         request: &request,
@@ -67,13 +70,13 @@ fn bench_selection(bencher: Bencher<'_, '_>, fleet: &Arc<Fleet>, now: Instant) {
 
 #[divan::bench(args = FLEETS)]
 fn all_are_well(bencher: Bencher<'_, '_>, workers: u16) {
-    bench_selection(bencher, &fleet(workers), Instant::now());
+    bench_selection(bencher, &fleet(workers, Policies::random()), Instant::now());
 }
 
 /// One in ten prefill workers refuses connections, the first one among them.
 #[divan::bench(args = FLEETS)]
 fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
-    let (fleet, now) = (fleet(workers), Instant::now());
+    let (fleet, now) = (fleet(workers, Policies::random()), Instant::now());
     for worker in fleet.members().of(Role::Prefill).iter().step_by(10) {
         fleet.note(worker, Evidence::Absent, now);
     }

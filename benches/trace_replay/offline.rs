@@ -97,6 +97,8 @@ pub fn routing_keys(trace: &Trace, words: Words) -> Vec<RoutingKey> {
             prompts: 1,
             session: None,
             prefix: Some(Arc::new(Prefix::of(Route::Generate, &body))),
+            to_come: 0,
+            rank: None,
         }
     };
     trace.requests.iter().map(key).collect()
@@ -235,6 +237,7 @@ impl Chooser<'_> {
         };
         policy.ended(&Ended {
             worker: candidate.id,
+            spread: candidate.spread(1),
             prefix,
             served: true,
             usage: Some(Usage {

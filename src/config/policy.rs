@@ -23,7 +23,8 @@ pub enum Policy {
     LeastTokens,
     /// The same one for all requests of a session.
     Session,
-    /// The prefill worker from which the first token is expected first; for decode [`Policy::LeastRequests`].
+    /// The prefill worker from which the first token is expected first, and the decode worker whose requests have the fewest
+    /// tokens still to come.
     ExpectedTtft,
 }
 
@@ -79,11 +80,7 @@ impl Resolver<'_> {
         let both = both?.unwrap_or_default();
         Some(PolicyConfig {
             prefill: prefill?.unwrap_or(both),
-            decode: match decode?.unwrap_or(both) {
-                // Decode has no part in the time until prefill has responded.
-                Policy::ExpectedTtft => Policy::LeastRequests,
-                policy => policy,
-            },
+            decode: decode?.unwrap_or(both),
             session_header: session_header?,
         })
     }

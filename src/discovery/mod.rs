@@ -6,6 +6,7 @@
 
 mod dns;
 mod follow;
+mod layout;
 mod loads;
 mod probe;
 #[allow(dead_code, reason = "the admin API and other sources come next")]

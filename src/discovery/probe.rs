@@ -20,6 +20,7 @@ use pingora::http::RequestHeader;
 use tokio::sync::watch;
 
 use super::follow::follow;
+use super::layout;
 use crate::fleet::{Evidence, Fleet, Role, Worker};
 use crate::net::{Client, Failure, Target, readable};
 
@@ -53,17 +54,21 @@ pub(crate) struct ProbeRules {
 }
 
 impl Probe {
-    /// Asks all members for their roles, for at most [`START_TIMEOUT`], so that the first requests do not wait on a worker
-    /// in the wrong list.
+    /// Asks all members for their roles, and for what policies read, for at most [`START_TIMEOUT`], so that the first requests
+    /// do not wait on a worker in the wrong list.
     pub(crate) async fn begin(&self) {
         let rules = self.rules.borrow().clone();
         if rules.interval.is_none() {
             return;
         }
         let members = self.fleet.members();
-        let roles = members
-            .workers()
-            .map(|worker| self.note_role(worker, &rules));
+        let rules = &rules;
+        let roles = members.workers().map(|worker| async move {
+            tokio::join!(
+                self.note_role(worker, rules),
+                self.note_layout(worker, rules)
+            );
+        });
         // Workers that have not answered by then are asked again by `run`.
         let _ = tokio::time::timeout(START_TIMEOUT, join_all(roles)).await;
     }
@@ -88,6 +93,7 @@ impl Probe {
             // Side by side: a paused worker does not answer the one, and the other must not wait for it.
             tokio::join!(
                 self.note_role(&worker, &rules),
+                self.note_layout(&worker, &rules),
                 self.note_health(&worker, &rules, &mut is_failing)
             );
             let pause = if worker.admits(Instant::now()) && !worker.is_silent() {
@@ -122,6 +128,10 @@ impl Probe {
         if status.is_success() || status == StatusCode::NOT_FOUND {
             self.fleet.note_role(worker, told_role(&body));
         }
+    }
+
+    async fn note_layout(&self, worker: &Worker, rules: &ProbeRules) {
+        layout::ask(&self.fleet, &self.client, worker, rules.timeout).await;
     }
 
     async fn fetch(&self, worker: &Worker, path: &str, rules: &ProbeRules) -> Fetched {

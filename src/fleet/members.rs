@@ -1,6 +1,7 @@
 //! The members of the fleet at one moment: one consistent list, which is replaced as a whole and never changed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use super::{Worker, WorkerId};
@@ -11,7 +12,8 @@ use crate::pd::Role;
 pub struct Members {
     prefill: Vec<Arc<Worker>>,
     decode: Vec<Arc<Worker>>,
-    ids: HashSet<WorkerId>,
+    /// The place of each worker among those of its role.
+    places: HashMap<WorkerId, usize>,
     has_weights: bool,
 }
 
@@ -20,12 +22,14 @@ impl Members {
     pub fn new(workers: impl IntoIterator<Item = Arc<Worker>>) -> Self {
         let mut members = Self::default();
         for worker in workers {
-            if members.ids.insert(worker.id()) {
+            let of_role = match worker.role() {
+                Role::Prefill => &mut members.prefill,
+                Role::Decode => &mut members.decode,
+            };
+            if let Entry::Vacant(place) = members.places.entry(worker.id()) {
+                place.insert(of_role.len());
                 members.has_weights |= worker.weight() != 1;
-                match worker.role() {
-                    Role::Prefill => members.prefill.push(worker),
-                    Role::Decode => members.decode.push(worker),
-                }
+                of_role.push(worker);
             }
         }
         members
@@ -51,6 +55,12 @@ impl Members {
 
     /// Whether the worker with this id is one of them.
     pub fn contains(&self, id: WorkerId) -> bool {
-        self.ids.contains(&id)
+        self.places.contains_key(&id)
+    }
+
+    /// The worker of this role with this id.
+    pub(super) fn find(&self, role: Role, id: WorkerId) -> Option<&Arc<Worker>> {
+        let worker = self.of(role).get(*self.places.get(&id)?)?;
+        (worker.id() == id).then_some(worker)
     }
 }

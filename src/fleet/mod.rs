@@ -5,8 +5,9 @@
 //! | `mod.rs` | [`Fleet`]: the members, and the evidence of legs and probes |
 //! | `members.rs` | the snapshot of the members |
 //! | `parts.rs` | what a worker is made of |
-//! | `worker.rs` | one worker, and the load that a request puts on it |
-//! | `select.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
+//! | `worker.rs`, `load.rs` | one worker, and the load that a request puts on it |
+//! | `ranks.rs` | the data parallel ranks of a prefill worker |
+//! | `select.rs`, `sample.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
 //! | `drain.rs` | workers that get no new request while they end those that they have |
 //! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
@@ -26,13 +27,16 @@ mod breaker;
 mod budget;
 mod drain;
 mod gate;
+mod load;
 mod loads;
 mod members;
 mod pairs;
 mod parts;
 mod policy;
 mod queue;
+mod ranks;
 mod rooms;
+mod sample;
 mod select;
 mod siblings;
 mod stored;
@@ -42,7 +46,7 @@ mod worker;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -55,15 +59,19 @@ pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
 use gate::Gate;
 pub use gate::{AtGate, Closed, Update};
+use load::Share;
+pub use load::{Forecast, Load};
 pub use loads::Loads;
 pub use members::Members;
 use pairs::Pairs;
 pub use parts::{Origin, WorkerParts};
 use policy::InUse;
 pub use policy::{
-    Asked, Candidate, Choice, Ended, Expected, Learning, Policies, Policy, RolePolicy,
+    Asked, Candidate, Choice, Ended, Expected, Learning, Policies, Policy, Report, RolePolicy,
+    WorkerReport,
 };
 pub use queue::{Queue, Refusal, Ticket, Turn};
+pub use ranks::{Layout, MAX_RANKS, Place, Spread};
 pub use rooms::{LiveRooms, Rooms};
 use select::{Filter, Pair};
 pub use select::{Selection, Targets};
@@ -72,7 +80,7 @@ pub use stored::{StoredAt, StoredResponses};
 pub use suspects::{SuspectLimits, Suspects};
 pub use tally::{Outcome, Tally};
 pub(crate) use worker::digest;
-pub use worker::{Load, Worker, WorkerId};
+pub use worker::{Worker, WorkerId};
 
 /// The workers, and what decides which of them serve a request.
 pub struct Fleet {
@@ -90,6 +98,8 @@ pub struct Fleet {
     queue: Option<Queue>,
     gate: Gate,
     stored: StoredResponses,
+    /// Whether any worker has told that it has several data parallel ranks.
+    has_ranks: AtomicBool,
 }
 
 /// The pair of workers that serves one request, and the load that the request puts on each.
@@ -101,8 +111,8 @@ pub struct Lease {
     pub prefill: Load,
     /// The decode worker's half.
     pub decode: Load,
-    /// What the policy expects of the prefill worker.
-    pub expected: Option<Expected>,
+    /// What the policy expects of the prefill worker; `None` where it does not learn.
+    pub forecast: Option<Arc<Forecast>>,
 }
 
 impl Lease {
@@ -115,20 +125,28 @@ impl Lease {
     ) -> Self {
         pair.prefill.picked(now);
         pair.decode.picked(now);
-        let load = |worker: &Arc<Worker>| worker.load_of(request.body_bytes, queue_of.cloned());
+        let load = |worker: &Arc<Worker>, to_come: u32, spread| {
+            let share = Share {
+                body_bytes: request.body_bytes,
+                to_come: to_come as usize,
+                spread,
+            };
+            worker.load_of(share, queue_of.cloned())
+        };
         Self {
-            prefill: load(pair.prefill),
-            decode: load(pair.decode),
-            expected: pair.expected,
+            prefill: load(pair.prefill, 0, pair.spread),
+            decode: load(pair.decode, request.to_come, None),
+            forecast: pair
+                .expected
+                .map(|expected| Arc::new(Forecast::new(expected))),
         }
     }
 
     /// The same, whose prefill half tells the policy of this fleet how it ends, where that learns.
     fn taught(mut self, fleet: &Arc<Fleet>, request: &RoutingKey) -> Self {
-        if let Some(prefix) = &request.prefix
-            && fleet.policies.load().prefill.learns()
-        {
-            self.prefill.teach(fleet.clone(), prefix.clone());
+        if let (Some(prefix), Some(forecast)) = (&request.prefix, &self.forecast) {
+            let (prefix, forecast) = (prefix.clone(), forecast.clone());
+            self.prefill.teach(fleet.clone(), prefix, forecast);
         }
         self
     }
@@ -158,6 +176,7 @@ impl Fleet {
             queue: None,
             gate: Gate::new(usize::MAX),
             stored: StoredResponses::default(),
+            has_ranks: AtomicBool::new(false),
         }
     }
 
@@ -264,21 +283,30 @@ impl Fleet {
         Ok(Lease::of(pair, wanted.request, wanted.now, None).taught(self, wanted.request))
     }
 
-    /// The same pair once more, for a request that begins again with it. No limit is applied: the lease that it had is
-    /// about to end. A policy that learns is told the end of that one alone.
+    /// The same pair once more, on the same ranks, for a request that begins again with it. No limit is applied: the lease that
+    /// it had is about to end.
     pub fn lease_again(
         self: &Arc<Self>,
         prefill: &Arc<Worker>,
+        spread: Option<Spread>,
         decode: &Arc<Worker>,
         request: &RoutingKey,
     ) -> Lease {
         let queue_of = self.active_queue().map(|_| self);
+        let now = Instant::now();
+        let asked = Asked {
+            request,
+            draw: 0,
+            now,
+        };
+        let chosen = prefill.candidate().on(spread.unwrap_or_default());
         let pair = Pair {
             prefill,
             decode,
-            expected: None,
+            spread,
+            expected: self.policies.load().prefill.again(&asked, chosen),
         };
-        Lease::of(pair, request, Instant::now(), queue_of)
+        Lease::of(pair, request, now, queue_of).taught(self, request)
     }
 
     /// Whether a request could be sent to a pair of workers that are not set aside.
@@ -320,8 +348,9 @@ impl Fleet {
                 }
                 Change::Back => {
                     log::info!("worker is back role={role} worker={url}");
-                    // It may have been started again.
+                    // It may have been started again, with other ranks.
                     self.note_flushed(worker);
+                    worker.ranks().ask_again();
                 }
                 Change::FallsSilent => {
                     log::warn!("worker does not answer its probe role={role} worker={url}");
@@ -357,6 +386,44 @@ impl Fleet {
         if let Some(mut policy) = policies.of(worker.role()).learning() {
             policy.flushed(worker.id());
         }
+    }
+
+    /// Whether a worker is to be asked for its layout: where a policy reads it, until the worker has told it, and again when
+    /// it has come back.
+    pub fn wants_layout(&self, worker: &Worker) -> bool {
+        worker.role() == Role::Prefill
+            && self.policies.load().prefill.chooses_ranks()
+            && !worker.ranks().are_told()
+    }
+
+    /// Notes the layout that a worker has told.
+    pub fn note_layout(&self, worker: &Worker, layout: Layout) {
+        if worker.ranks().note(layout) {
+            let (role, url, ranks) = (worker.role(), worker.url(), worker.ranks().count());
+            log::info!("worker has data parallel ranks role={role} worker={url} ranks={ranks}");
+            if ranks > 1 {
+                self.has_ranks.store(true, Ordering::Relaxed);
+            }
+            // What it held is on other ranks now.
+            self.note_flushed(worker);
+        }
+    }
+
+    /// Whether any worker has several data parallel ranks, or had, so that a request may name one.
+    pub fn has_ranks(&self) -> bool {
+        self.has_ranks.load(Ordering::Relaxed)
+    }
+
+    /// How often each role's policy has chosen, with its name in settings. Random choices are not counted.
+    pub fn choices(&self) -> Vec<(Role, &'static str, u64)> {
+        self.policies.load().choices()
+    }
+
+    /// What came of the choices of prefill workers; `None` where the policy does not learn.
+    pub fn report(&self, now: Instant) -> Option<Report> {
+        let policies = self.policies.load();
+        let policy = policies.prefill.learning()?;
+        Some(policy.report(now))
     }
 
     /// Tells the policy that a leg of its choice has ended.

@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::load::Share;
 use super::{Fleet, Lease, NoWorker, Selection, Siblings, Targets, Worker, WorkerId};
 use crate::pd::RoutingKey;
 
@@ -273,12 +274,12 @@ impl Fleet {
     }
 
     /// Takes one request off a worker, and serves the waiting requests.
-    pub(super) fn release(self: &Arc<Self>, worker: &Worker, body_bytes: usize) {
+    pub(super) fn release(self: &Arc<Self>, worker: &Worker, share: Share) {
         let Some(queue) = self.active_queue() else {
-            return worker.release(body_bytes);
+            return worker.release(share);
         };
         let mut line = queue.line();
-        worker.release(body_bytes);
+        worker.release(share);
         self.serve(queue, &mut line);
     }
 

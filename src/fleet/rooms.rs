@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Spread;
 use crate::pd::Room;
 
 /// The set of rooms that are in use now.
@@ -22,13 +23,24 @@ pub struct Rooms {
 }
 
 impl LiveRooms {
-    /// Takes `count` rooms that no live request has. `random` must give uniform 64-bit values.
-    pub fn take(self: &Arc<Self>, count: usize, mut random: impl FnMut() -> u64) -> Rooms {
+    /// Takes `count` rooms that no live request has, each on the rank that `spread` has for its prompt. `random` must give
+    /// uniform 64-bit values.
+    pub fn take(
+        self: &Arc<Self>,
+        count: usize,
+        spread: Option<Spread>,
+        mut random: impl FnMut() -> u64,
+    ) -> Rooms {
         let mut live = self.lock();
         let mut rooms = Vec::with_capacity(count);
         while rooms.len() < count {
             // The sign bit goes: a room is a positive signed 64-bit integer.
-            if let Some(room) = Room::new(random() >> 1)
+            let drawn = random() >> 1;
+            let room = match spread {
+                None => Some(drawn),
+                Some(spread) => spread.room(rooms.len(), drawn),
+            };
+            if let Some(room) = room.and_then(Room::new)
                 && live.insert(room)
             {
                 rooms.push(room);
@@ -82,8 +94,8 @@ mod tests {
         let live = Arc::new(LiveRooms::default());
         let mut draws = [2, 0, 1, 3, 2, 5, 4, 12].into_iter();
         let mut random = || draws.next().unwrap_or(u64::MAX);
-        let first = live.take(1, &mut random); // draws 2: room 1
-        let second = live.take(2, &mut random); // 0 and 1 are room 0, 3 and 2 are room 1 again, 5 is room 2, 4 the same
+        let first = live.take(1, None, &mut random); // draws 2: room 1
+        let second = live.take(2, None, &mut random); // 0 and 1 are room 0, 3 and 2 are room 1 again, 5 is room 2, 4 the same
         let numbers = |rooms: &Rooms| {
             rooms
                 .as_slice()
@@ -97,5 +109,18 @@ mod tests {
         drop(first);
         drop(second);
         assert!(live.is_empty());
+    }
+
+    #[test]
+    fn rooms_are_on_the_ranks_of_their_prompts() {
+        let live = Arc::new(LiveRooms::default());
+        let mut draws = (0..).map(|draw: u64| draw * 20);
+        let mut random = || draws.next().unwrap_or_default();
+        let rooms = live.take(6, Some(Spread::new(2, 4, 6)), &mut random);
+        let numbers = rooms.as_slice().iter().map(|room| room.number() % 4);
+        assert_eq!(numbers.collect::<Vec<_>>(), [2, 3, 0, 1, 2, 3]);
+        let others = live.take(1, Some(Spread::new(2, 4, 1)), &mut random);
+        assert_eq!(others.as_slice()[0].number() % 4, 2);
+        assert_eq!(live.len(), 7);
     }
 }

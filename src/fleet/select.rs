@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arc_swap::Guard;
 
 use super::pairs::{Aside, Pairs};
-use super::policy::{Asked, Expected, InUse, Random};
-use super::{Members, NoWorker, Siblings, Worker, WorkerId};
+use super::policy::{Asked, Candidate, Expected, InUse, Random};
+use super::{Members, NoWorker, Siblings, Spread, Worker, WorkerId};
 use crate::pd::{Role, RoutingKey};
 
 /// How often a worker that may not be taken is drawn anew before the lists are made.
@@ -64,6 +64,8 @@ impl Targets {
 pub(super) struct Pair<'a> {
     pub(super) prefill: &'a Arc<Worker>,
     pub(super) decode: &'a Arc<Worker>,
+    /// The ranks of the prefill worker for the prompts; `None` where no rank was chosen.
+    pub(super) spread: Option<Spread>,
     /// What the policy expects of the prefill worker.
     pub(super) expected: Option<Expected>,
 }
@@ -83,11 +85,18 @@ pub(super) struct Filter<'a> {
 }
 
 /// The workers of which a pair can be made.
-struct Sides<'a> {
-    prefill: Vec<&'a Arc<Worker>>,
-    decode: Vec<&'a Arc<Worker>>,
+pub(super) struct Sides<'a> {
+    pub(super) prefill: Vec<&'a Arc<Worker>>,
+    pub(super) decode: Vec<&'a Arc<Worker>>,
     /// Pairs that are set aside. Each prefill worker above has at least one decode worker that it is not set aside with.
-    aside: Option<Aside<'a>>,
+    pub(super) aside: Option<Aside<'a>>,
+}
+
+/// The choice of a policy.
+struct Chosen<'a> {
+    worker: &'a Arc<Worker>,
+    spread: Option<Spread>,
+    expected: Option<Expected>,
 }
 
 impl<'a> Filter<'a> {
@@ -137,14 +146,23 @@ impl<'a> Filter<'a> {
         request: &RoutingKey,
         draw: &mut impl FnMut() -> u64,
     ) -> Result<Option<Pair<'a>>, NoWorker> {
-        let Some(mut sides) = self.sides()? else {
+        let sides = match self.sampled_sides(request, draw) {
+            Some(sampled) => Some(sampled),
+            None => self.sides()?,
+        };
+        let Some(mut sides) = sides else {
             return Ok(None);
         };
         if let Some(siblings) = self.siblings {
             siblings.narrow_prefill(&mut sides.prefill);
         }
         let chosen = self.choose(Role::Prefill, &sides.prefill, request, draw);
-        let Some((prefill, expected)) = chosen else {
+        let Some(Chosen {
+            worker: prefill,
+            spread,
+            expected,
+        }) = chosen
+        else {
             return Ok(None);
         };
         let mut decode = sides.decode;
@@ -155,9 +173,10 @@ impl<'a> Filter<'a> {
             siblings.narrow_decode(&mut decode);
         }
         let decode = self.choose(Role::Decode, &decode, request, draw);
-        Ok(decode.map(|(decode, _)| Pair {
+        Ok(decode.map(|decode| Pair {
             prefill,
-            decode,
+            decode: decode.worker,
+            spread,
             expected,
         }))
     }
@@ -182,6 +201,7 @@ impl<'a> Filter<'a> {
         Some(Pair {
             prefill,
             decode,
+            spread: None,
             expected: None,
         })
     }
@@ -220,17 +240,7 @@ impl<'a> Filter<'a> {
                 aside: None,
             }));
         };
-        // The first decode worker that is not set aside with it ends the search for a prefill worker, so that all
-        // searches together look at no more pairs than are set aside, and one for each prefill worker.
-        let has_peer = |prefill: &Arc<Worker>, decode: &[&Arc<Worker>]| {
-            let mut peers = decode.iter();
-            peers.any(|decode| aside.admits((prefill.id(), decode.id())))
-        };
-        let paired: Vec<_> = prefill
-            .iter()
-            .copied()
-            .filter(|prefill| has_peer(prefill, &decode))
-            .collect();
+        let paired = with_peers(&prefill, &decode, &aside);
         if !paired.is_empty() {
             return Ok(Some(Sides {
                 prefill: paired,
@@ -241,10 +251,7 @@ impl<'a> Filter<'a> {
         // A pair that is well and full is waited for. Where every pair is set aside they are tried.
         let all = self.available(Role::Prefill, usize::MAX)?;
         let all_decode = self.available(Role::Decode, usize::MAX)?;
-        if all
-            .into_iter()
-            .any(|prefill| has_peer(prefill, &all_decode))
-        {
+        if !with_peers(&all, &all_decode, &aside).is_empty() {
             return Ok(None);
         }
         Ok(Some(Sides {
@@ -288,7 +295,7 @@ impl<'a> Filter<'a> {
         workers: &[&'a Arc<Worker>],
         request: &RoutingKey,
         draw: &mut impl FnMut() -> u64,
-    ) -> Option<(&'a Arc<Worker>, Option<Expected>)> {
+    ) -> Option<Chosen<'a>> {
         let sharing: Vec<_> = workers
             .iter()
             .copied()
@@ -299,19 +306,52 @@ impl<'a> Filter<'a> {
         } else {
             &sharing
         };
-        let candidates: Vec<_> = workers.iter().map(|worker| worker.candidate()).collect();
         let policy = self.policies.of(role);
+        let has_ranks = role == Role::Prefill && policy.chooses_ranks();
+        let mut candidates = Vec::with_capacity(workers.len());
+        for worker in workers {
+            match has_ranks {
+                true => worker.add_ranks(&mut candidates),
+                false => candidates.push(worker.candidate()),
+            }
+        }
+        if has_ranks {
+            self.narrow_ranks(&mut candidates, request);
+        }
         let asked = Asked {
             request,
             draw: draw(),
             now: self.now,
         };
         let choice = policy.choose(&asked, &candidates)?;
-        let worker = workers.get(choice.index)?;
-        Some((worker, choice.expected))
+        let chosen: &Candidate = candidates.get(choice.index)?;
+        let at_its_place = workers.get(choice.index).copied();
+        let worker = at_its_place
+            .filter(|worker| worker.id() == chosen.id)
+            .or_else(|| workers.iter().copied().find(|one| one.id() == chosen.id))?;
+        Some(Chosen {
+            worker,
+            spread: has_ranks.then(|| chosen.spread(request.spread())),
+            expected: choice.expected,
+        })
     }
 
-    fn is_preferred(&self, worker: &Worker) -> bool {
+    /// Leaves the rank that the request names, or else the one that its siblings have; a worker of one rank stays. A rank that
+    /// there is not is left to the worker to refuse.
+    fn narrow_ranks(&self, candidates: &mut Vec<Candidate>, request: &RoutingKey) {
+        match (request.rank, self.siblings) {
+            (Some(rank), _) => {
+                let suits = |one: &Candidate| one.ranks == 1 || one.rank == rank;
+                if candidates.iter().any(suits) {
+                    candidates.retain(suits);
+                }
+            }
+            (None, Some(siblings)) => siblings.narrow_ranks(candidates),
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn is_preferred(&self, worker: &Worker) -> bool {
         self.is_fit(worker) && !worker.is_silent()
     }
 
@@ -319,11 +359,27 @@ impl<'a> Filter<'a> {
         worker.admits(self.now) && !self.avoid.contains(&worker.id())
     }
 
-    fn has_capacity(&self, worker: &Worker) -> bool {
+    pub(super) fn has_capacity(&self, worker: &Worker) -> bool {
         worker.in_flight() < self.capacity
     }
 
     fn accepts_share(&self, worker: &Worker, draw: &mut impl FnMut() -> u64) -> bool {
         worker.accepts_share(draw, self.now, self.slow_start)
     }
+}
+
+/// The prefill workers that are not set aside with all of these decode workers. The first one that a worker is not set aside
+/// with ends the search for it, so that all searches together look at no more pairs than are set aside, and one for each
+/// worker.
+pub(super) fn with_peers<'a>(
+    prefill: &[&'a Arc<Worker>],
+    decode: &[&Arc<Worker>],
+    aside: &Aside<'_>,
+) -> Vec<&'a Arc<Worker>> {
+    let has_peer = |prefill: &Arc<Worker>| {
+        let mut peers = decode.iter();
+        peers.any(|decode| aside.admits((prefill.id(), decode.id())))
+    };
+    let prefill = prefill.iter().copied();
+    prefill.filter(|prefill| has_peer(prefill)).collect()
 }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::select::Pair;
-use super::{Worker, WorkerId};
+use super::{Candidate, Spread, Worker, WorkerId};
 
 /// The pairs of the requests that belong together.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ struct Chosen {
     admitted: bool,
     /// The prefill worker of the one that was served last: after a failure the prompt is computed elsewhere.
     prefill: Option<WorkerId>,
+    /// The rank of it that computes the prompt, where one was chosen.
+    rank: Option<u32>,
     /// The decode worker of each.
     decode: Vec<WorkerId>,
 }
@@ -38,12 +40,16 @@ impl Siblings {
     pub(super) fn note(
         &self,
         Pair {
-            prefill, decode, ..
+            prefill,
+            decode,
+            spread,
+            ..
         }: Pair<'_>,
     ) {
         let mut chosen = self.lock();
         chosen.admitted = true;
         chosen.prefill = Some(prefill.id());
+        chosen.rank = spread.and_then(Spread::rank);
         chosen.decode.push(decode.id());
     }
 
@@ -55,6 +61,18 @@ impl Siblings {
             .copied()
             .find(|worker| Some(worker.id()) == shared)
         {
+            *candidates = vec![shared];
+        }
+    }
+
+    /// Leaves the rank that the others have, where it is a candidate.
+    pub(super) fn narrow_ranks(&self, candidates: &mut Vec<Candidate>) {
+        let chosen = self.lock();
+        let shared = candidates
+            .iter()
+            .copied()
+            .find(|one| Some(one.id) == chosen.prefill && Some(one.rank) == chosen.rank);
+        if let Some(shared) = shared {
             *candidates = vec![shared];
         }
     }

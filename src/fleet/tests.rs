@@ -51,6 +51,8 @@ pub(super) const REQUEST: RoutingKey = RoutingKey {
     prompts: 1,
     session: None,
     prefix: None,
+    to_come: 0,
+    rank: None,
 };
 
 pub(super) fn wanted(now: Instant, avoid: &[WorkerId]) -> Selection<'_> {

@@ -1,9 +1,8 @@
 //! One worker: its address, its health and its load.
 
 use std::net::SocketAddr;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -11,11 +10,13 @@ use sha2::{Digest, Sha256};
 
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
 use super::drain::Drain;
+use super::load::Share;
 use super::parts::{Origin, WorkerParts};
-use super::policy::{Candidate, Ended};
-use super::{Fleet, Loads, Tally};
+use super::policy::Candidate;
+use super::ranks::{RankLoad, Ranks};
+use super::{Fleet, Load, Loads, Tally};
 use crate::addresses::Addresses;
-use crate::pd::{Bootstrap, Prefix, Role, Usage};
+use crate::pd::{Bootstrap, Role};
 
 /// The id of a worker, which no other worker of the process has or gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +33,9 @@ pub struct Worker {
     in_flight: AtomicUsize,
     /// The lengths of the bodies of these requests together, in bytes.
     body_bytes: AtomicUsize,
+    /// The tokens that they may still generate together, where a policy asks for it.
+    to_come: AtomicUsize,
+    ranks: Ranks,
     /// A digest of the URL.
     digest: u64,
     /// Whether the breaker remembers anything, or the worker is not usable. As long as it is false no lock is taken.
@@ -64,6 +68,8 @@ impl Worker {
             addresses: Arc::new(Addresses::new(address)),
             in_flight: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
+            to_come: AtomicUsize::new(0),
+            ranks: Ranks::default(),
             digest,
             unhealthy: AtomicBool::new(address.is_none()),
             misplaced: AtomicBool::new(false),
@@ -313,39 +319,73 @@ impl Worker {
         &self.parts
     }
 
-    /// The worker as a policy sees it now.
+    /// Its data parallel ranks, and the load of each.
+    pub(super) fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// The whole worker as a policy sees it now.
     pub fn candidate(&self) -> Candidate {
         Candidate {
             id: self.id,
+            rank: 0,
+            ranks: 1,
             in_flight: self.in_flight(),
             body_bytes: self.body_bytes.load(Ordering::Relaxed),
+            to_come: self.to_come.load(Ordering::Relaxed),
+            cache_tokens: self.ranks.cache_tokens(),
             weight: self.weight(),
             digest: self.digest,
         }
     }
 
+    /// Adds each of its ranks as a policy sees it now.
+    pub(super) fn add_ranks(&self, candidates: &mut Vec<Candidate>) {
+        let whole = self.candidate();
+        if self.ranks.count() == 1 {
+            return candidates.push(whole);
+        }
+        let loads = self.ranks.loads();
+        let ranks = loads.len() as u32;
+        let of_rank = |(rank, load): (u32, &RankLoad)| {
+            let (in_flight, body_bytes) = load.now();
+            Candidate {
+                rank,
+                ranks,
+                in_flight,
+                body_bytes,
+                digest: self.digest.wrapping_add(rank.into()),
+                ..whole
+            }
+        };
+        candidates.extend((0..).zip(loads.iter()).map(of_rank));
+    }
+
     /// [`Self::load_of`] an empty request without a queue.
     #[cfg(test)]
     pub(super) fn load(self: &Arc<Self>) -> Load {
-        self.load_of(0, None)
+        self.load_of(Share::default(), None)
     }
 
-    /// Counts one more request on this worker, with a body of this length. The end of the load serves the queue of this
+    /// Counts one more request on this worker, of which this is the share. The end of the load serves the queue of this
     /// fleet, if it has one.
-    pub(super) fn load_of(self: &Arc<Self>, body_bytes: usize, serves: Option<Arc<Fleet>>) -> Load {
+    pub(super) fn load_of(self: &Arc<Self>, share: Share, serves: Option<Arc<Fleet>>) -> Load {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.body_bytes.fetch_add(body_bytes, Ordering::Relaxed);
-        Load {
-            worker: self.clone(),
-            body_bytes,
-            serves,
-            teaches: None,
+        self.body_bytes
+            .fetch_add(share.body_bytes, Ordering::Relaxed);
+        if share.to_come > 0 {
+            self.to_come.fetch_add(share.to_come, Ordering::Relaxed);
         }
+        Load::of(self.clone(), share, serves)
     }
 
     /// Counts one request less.
-    pub(super) fn release(&self, body_bytes: usize) {
-        self.body_bytes.fetch_sub(body_bytes, Ordering::Relaxed);
+    pub(super) fn release(&self, share: Share) {
+        self.body_bytes
+            .fetch_sub(share.body_bytes, Ordering::Relaxed);
+        if share.to_come > 0 {
+            self.to_come.fetch_sub(share.to_come, Ordering::Relaxed);
+        }
         // Ordered with `Worker::drained`, which looks at the two in the other order.
         if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.drain.note_idle();
@@ -370,73 +410,4 @@ pub(crate) fn digest(text: &[u8]) -> u64 {
         .iter()
         .take(8)
         .fold(0, |bits, byte| bits << 8 | u64::from(*byte))
-}
-
-/// One request's share of a worker's load. It ends when this is dropped, which is when the leg ends.
-pub struct Load {
-    worker: Arc<Worker>,
-    body_bytes: usize,
-    /// The fleet whose waiting requests are served when the load ends; `None` without a queue.
-    pub(super) serves: Option<Arc<Fleet>>,
-    /// The lesson for the policy that has chosen the worker; `None` where it does not learn.
-    teaches: Option<Box<Lesson>>,
-}
-
-/// What a policy learns from the end of a leg.
-struct Lesson {
-    fleet: Arc<Fleet>,
-    prefix: Arc<Prefix>,
-    /// Set once the worker has computed the prompt, with what it reports.
-    served: OnceLock<Option<Usage>>,
-}
-
-impl Load {
-    /// Tells the policy of this fleet how the leg ends.
-    pub(super) fn teach(&mut self, fleet: Arc<Fleet>, prefix: Arc<Prefix>) {
-        self.teaches = Some(Box::new(Lesson {
-            fleet,
-            prefix,
-            served: OnceLock::new(),
-        }));
-    }
-
-    /// Whether [`Self::served`] is of use.
-    pub fn teaches(&self) -> bool {
-        self.teaches.is_some()
-    }
-
-    /// Notes that the worker has computed the prompt, and what it reports of it.
-    pub fn served(&self, usage: Option<Usage>) {
-        if let Some(lesson) = &self.teaches {
-            let _ = lesson.served.set(usage);
-        }
-    }
-}
-
-impl Deref for Load {
-    type Target = Arc<Worker>;
-
-    fn deref(&self) -> &Arc<Worker> {
-        &self.worker
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        // Before the queue is served, so that the next choice knows of it.
-        if let Some(lesson) = self.teaches.take() {
-            let served = lesson.served.get();
-            lesson.fleet.note_ended(&Ended {
-                worker: self.worker.id(),
-                prefix: &lesson.prefix,
-                served: served.is_some(),
-                usage: served.copied().flatten(),
-                now: Instant::now(),
-            });
-        }
-        match self.serves.take() {
-            None => self.worker.release(self.body_bytes),
-            Some(fleet) => fleet.release(&self.worker, self.body_bytes),
-        }
-    }
 }

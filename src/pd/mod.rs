@@ -19,7 +19,7 @@ pub mod vllm;
 pub use engine::Engine;
 pub use facts::{Batch, Facts, Merge, Rid};
 pub use prefix::{BLOCK_BYTES, Prefix};
-pub use routing::{RoutingKey, named_session};
+pub use routing::{RoutingKey, named_rank, named_session, tokens_to_come};
 pub use sglang::{
     Bootstrap, ErrorShape, Fields, Gather, GatherError, GatherFault, GatherStream, Injected,
     Invalid, MergeError, PrefillData, Refusal, RequestId, RequestIds, ResponseIdSearch, Room,

@@ -46,7 +46,8 @@ impl Proxy {
                     return Err(ctx.refuse(ProxyError::Internal("nothing to send again".into())));
                 };
                 let (prefill, decode) = (attempt.prefill(), attempt.decode());
-                let lease = self.fleet.lease_again(prefill, decode, &request.key);
+                let (fleet, spread) = (&self.fleet, ctx.record.spread);
+                let lease = fleet.lease_again(prefill, spread, decode, &request.key);
                 Decision::End(ctx.begin_again(role, lease))
             }
             Verdict::Alone if ctx.head_is_out() => Decision::Fail(Role::Decode),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
@@ -13,18 +13,20 @@ use pingora::proxy::Session;
 use super::Proxy;
 use super::deadlines::Deadlines;
 use super::request::{Body, Request, RequestContext};
+use super::rules::Rules;
 use super::samples::Seat;
 use super::session::{Follower, Keepalive, PrefillFailed, install};
 use crate::client;
 use crate::endpoint::{EVENT_STREAM, REQUEST_ID};
 use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
-use crate::fleet::{Lease, Rooms};
+use crate::fleet::{Lease, Rooms, Spread};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::limits::RequestLimits;
 use crate::net::Reuse;
 use crate::pd::{
     Bootstrap, Engine, Facts, Fields, Injected, Merge, Prefix, RequestIds, Route, RoutingKey,
+    named_rank, tokens_to_come,
 };
 
 /// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
@@ -112,14 +114,12 @@ impl Proxy {
             Ok(targets) => targets,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let affinity = ctx.rules.affinity.as_ref();
         let key = RoutingKey {
-            session: affinity.and_then(|affinity| affinity.session(headers, &body)),
-            prefix: ctx
-                .rules
-                .reads_prefixes
-                .then(|| Arc::new(Prefix::of(route, &body))),
-            ..RoutingKey::new(route, &facts, body.len())
+            rank: match self.fleet.has_ranks() {
+                true => named_rank_of(route, headers, &body),
+                false => None,
+            },
+            ..routing_key(&ctx.rules, headers, route, &facts, &body)
         };
         ctx.request = Some(Request {
             route,
@@ -147,7 +147,8 @@ impl Proxy {
             return Err(ctx.refuse(error));
         };
         self.note_first(ctx);
-        let (request, prepared) = self.prepare(request, bootstrap);
+        ctx.note_choice(&lease);
+        let (request, prepared) = self.prepare(request, bootstrap, lease.prefill.spread());
         let body = prepared.body.body.clone();
         let rooms = prepared.rooms.as_slice().len();
         let terms = Terms::of(ctx, &request.head);
@@ -237,10 +238,16 @@ impl Proxy {
     }
 
     /// Gives the request new rooms and ids, because a worker may still know those of an earlier attempt, and writes the
-    /// bootstrap fields into its body.
-    fn prepare(&self, request: Request, bootstrap: &Bootstrap) -> (Request, Prepared) {
+    /// bootstrap fields into its body. The rooms put its prompts on these ranks of the prefill worker.
+    fn prepare(
+        &self,
+        request: Request,
+        bootstrap: &Bootstrap,
+        spread: Option<Spread>,
+    ) -> (Request, Prepared) {
         let (route, facts) = (request.route, &request.facts);
-        let rooms = Arc::new(self.rooms.take(facts.batch.prompts(), rand::random));
+        let prompts = facts.batch.prompts();
+        let rooms = Arc::new(self.rooms.take(prompts, spread, rand::random));
         let ids = self.engine.request_ids(route, facts, rand::random);
         let fields = Fields {
             bootstrap,
@@ -305,6 +312,38 @@ impl Proxy {
         let (rooms, reuse) = (prepared.rooms, terms.reuse);
         let attempt = Attempt::new(plan, prefill, Some(leg), lease.decode, rooms, reuse);
         (attempt, prefill_failed)
+    }
+}
+
+/// The data parallel rank that a request names. On the routes of OpenAI's and Anthropic's clients the header counts before the
+/// body.
+///
+/// Source: SGLang 0.5.23, `srt/entrypoints/openai/serving_base.py` (`x-data-parallel-rank`).
+fn named_rank_of(route: Route, headers: &HeaderMap, body: &[u8]) -> Option<u32> {
+    let header = headers.get("x-data-parallel-rank");
+    let header = header.filter(|_| route != Route::Generate);
+    let in_head = header.and_then(|rank| rank.to_str().ok()?.parse().ok());
+    in_head.or_else(|| named_rank(body))
+}
+
+/// What the policies of these rules ask for.
+fn routing_key(
+    rules: &Rules,
+    headers: &HeaderMap,
+    route: Route,
+    facts: &Facts,
+    body: &[u8],
+) -> RoutingKey {
+    let affinity = rules.affinity.as_ref();
+    let prefix = || Arc::new(Prefix::of(route, body));
+    RoutingKey {
+        session: affinity.and_then(|affinity| affinity.session(headers, body)),
+        prefix: rules.reads_prefixes.then(prefix),
+        to_come: match rules.reads_lengths {
+            true => tokens_to_come(route, body, facts.batch.prompts()),
+            false => 0,
+        },
+        ..RoutingKey::new(route, facts, body.len())
     }
 }
 

@@ -302,6 +302,12 @@ impl RequestContext {
         fault
     }
 
+    /// Records what was chosen for an attempt, and what the policy expects of it.
+    pub(super) fn note_choice(&mut self, lease: &Lease) {
+        self.record.forecast.clone_from(&lease.forecast);
+        self.record.spread = lease.prefill.spread();
+    }
+
     /// Records the legs of an attempt that begins.
     pub(super) fn note_attempt(&mut self, attempt: Attempt, rooms: usize) {
         self.record.attempts = self.state.attempt();

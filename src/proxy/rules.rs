@@ -15,4 +15,6 @@ pub(crate) struct Rules {
     pub(crate) affinity: Option<Affinity>,
     /// Whether a policy asks for the beginning of the prompt.
     pub(crate) reads_prefixes: bool,
+    /// Whether a policy asks for the tokens that a request may generate.
+    pub(crate) reads_lengths: bool,
 }

@@ -61,6 +61,7 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Internal("nothing to send".into())));
         };
         self.note_first(ctx);
+        ctx.note_choice(&lease);
         let body = match request.body {
             Body::Read(body) => body.freeze(),
             Body::Kept(body) => body,
@@ -101,7 +102,7 @@ impl Proxy {
     ) -> Attempt {
         let facts = &request.facts;
         let [prefill_head, decode_head] = terms.heads;
-        let rooms = Arc::new(self.rooms.take(0, rand::random));
+        let rooms = Arc::new(self.rooms.take(0, None, rand::random));
         let (prefill, leg) = match (handover, prefill_body) {
             (Some(handover), _) => (handover.prefill, Some(handover.leg)),
             // Decode computes the prompt, so that the load on prefill ends here.
@@ -215,9 +216,9 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Internal("nothing to send again".into())));
         };
         let decode = attempt.decode().clone();
-        let lease = self
-            .fleet
-            .lease_again(attempt.prefill(), &decode, &request.key);
+        let lease =
+            self.fleet
+                .lease_again(attempt.prefill(), ctx.record.spread, &decode, &request.key);
         let retry = ctx.retry(decode);
         ctx.lease = Some(lease);
         ctx.goes_alone = true;

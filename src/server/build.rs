@@ -205,6 +205,7 @@ pub(super) fn rules(config: &Config) -> Rules {
         logs_client_addresses: !config.disable_log_client_address,
         affinity: affinity(&config.policies),
         reads_prefixes: config.policies.prefill == Policy::ExpectedTtft,
+        reads_lengths: config.policies.decode == Policy::ExpectedTtft,
     }
 }
 

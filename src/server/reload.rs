@@ -19,7 +19,7 @@ use super::workers::{breaker_limits, listed, probe_rules, role_policy};
 use crate::client::{BodyMemory, ConnectionLimit, ConnectionRules};
 use crate::config::{Config, Contents, PolicyConfig, Reloader, WorkerKeys};
 use crate::discovery::{First, Life, Listed, ProbeRules, Registry, Source};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Role};
 use crate::legs::Aborter;
 use crate::proxy::Rules;
 use crate::telemetry::Telemetry;
@@ -125,8 +125,8 @@ impl Live {
             .set_queue(workers.max_concurrent_requests, workers.queue_size);
         let (old, new) = (&mut *lock(&self.policies), &config.policies);
         // A policy that stays keeps what it has learned.
-        let prefill = (old.prefill != new.prefill).then(|| role_policy(new.prefill));
-        let decode = (old.decode != new.decode).then(|| role_policy(new.decode));
+        let prefill = (old.prefill != new.prefill).then(|| role_policy(Role::Prefill, new.prefill));
+        let decode = (old.decode != new.decode).then(|| role_policy(Role::Decode, new.decode));
         self.fleet.set_policies(prefill, decode);
         old.clone_from(new);
     }

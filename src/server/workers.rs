@@ -23,8 +23,8 @@ const PROBE: (&str, Duration) = ("/health", Duration::from_secs(5));
 /// The fleet, without workers.
 pub(super) fn fleet(config: &Config) -> Arc<Fleet> {
     let policies = Policies {
-        prefill: role_policy(config.policies.prefill),
-        decode: role_policy(config.policies.decode),
+        prefill: role_policy(Role::Prefill, config.policies.prefill),
+        decode: role_policy(Role::Decode, config.policies.decode),
     };
     let limits = &config.workers;
     let fleet = Fleet::new(policies, breaker_limits(&config.resilience)).gated(limits.queue_size);
@@ -117,7 +117,7 @@ fn spec(role: Role, described: &Description, keys: &WorkerKeys) -> Result<Worker
     })
 }
 
-pub(super) fn role_policy(policy: Policy) -> RolePolicy {
+pub(super) fn role_policy(role: Role, policy: Policy) -> RolePolicy {
     match policy {
         Policy::Random => RolePolicy::Random,
         Policy::RoundRobin => RolePolicy::round_robin(),
@@ -125,6 +125,7 @@ pub(super) fn role_policy(policy: Policy) -> RolePolicy {
         Policy::LeastRequests => RolePolicy::least_requests(),
         Policy::LeastTokens => RolePolicy::least_bytes(),
         Policy::Session => RolePolicy::session(),
+        Policy::ExpectedTtft if role == Role::Decode => RolePolicy::least_to_come(),
         Policy::ExpectedTtft => RolePolicy::expected_ttft(),
     }
 }

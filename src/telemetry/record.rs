@@ -13,7 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 
 use super::trace::{LegSpans, Trace};
-use crate::fleet::Worker;
+use crate::fleet::{Forecast, Spread, Worker};
 use crate::pd::{Leg, Route};
 
 /// One request, with legs or without.
@@ -37,6 +37,10 @@ pub(crate) struct Record {
     pub(crate) route: Option<Route>,
     /// The workers of the last attempt; `None` before the first.
     pub(crate) pair: Option<Pair>,
+    /// The ranks of the prefill worker that the prompts of the last attempt are on; `None` where none was chosen.
+    pub(crate) spread: Option<Spread>,
+    /// What the policy expected of the prefill worker of the last attempt, and what came; `None` where it does not learn.
+    pub(crate) forecast: Option<Arc<Forecast>>,
     /// Samples per prompt, where they are more than one: each has a pair of its own, and a record. 0 for any other request.
     pub(crate) samples: usize,
     /// How far the legs of the last attempt came.
@@ -232,6 +236,8 @@ impl Record {
             is_probe: false,
             route: None,
             pair: None,
+            spread: None,
+            forecast: None,
             samples: 0,
             legs: Legs {
                 prefill: Leg::Running,

@@ -12,6 +12,8 @@ const REQUEST: RoutingKey = RoutingKey {
     prompts: 1,
     session: None,
     prefix: None,
+    to_come: 0,
+    rank: None,
 };
 
 struct Test {

@@ -1,6 +1,6 @@
-//! The least loaded worker: by requests, or by the length of their prompts.
+//! The least loaded worker: by requests, by the length of their prompts, or by the tokens that they may still generate.
 //!
-//! Requests are the right measure where they are alike, and for decode. Prompts whose lengths differ a hundredfold keep a
+//! Requests are the right measure where they are alike. Prompts whose lengths differ a hundredfold keep a
 //! prefill worker busy for times that differ as much, so that their lengths are the better measure there. Several
 //! balancers in front of the same workers each count their own requests.
 
@@ -15,6 +15,8 @@ pub(in super::super) enum Least {
     Requests,
     /// The bytes of their bodies, nearly all of which are prompt: in proportion to the tokens.
     Bytes,
+    /// The tokens that they may generate, as far as they say.
+    ToCome,
 }
 
 impl Least {
@@ -23,6 +25,7 @@ impl Least {
         let load = match self {
             Self::Requests => candidate.in_flight + 1,
             Self::Bytes => candidate.body_bytes + request.body_bytes,
+            Self::ToCome => candidate.to_come + request.to_come as usize,
         };
         Share::new(load as u64, candidate.weight)
     }
@@ -66,6 +69,15 @@ mod tests {
         (candidates[0].in_flight, candidates[0].body_bytes) = (1, 100_000);
         (candidates[1].in_flight, candidates[1].body_bytes) = (9, 9_000);
         assert_eq!(Least::Bytes.choose(&key(), &candidates, 0), Some(1));
+        assert_eq!(Least::Requests.choose(&key(), &candidates, 0), Some(0));
+    }
+
+    #[test]
+    fn a_request_that_may_generate_much_weighs_more_than_some_that_end_soon() {
+        let mut candidates = candidates(2);
+        (candidates[0].in_flight, candidates[0].to_come) = (1, 2000);
+        (candidates[1].in_flight, candidates[1].to_come) = (3, 900);
+        assert_eq!(Least::ToCome.choose(&key(), &candidates, 0), Some(1));
         assert_eq!(Least::Requests.choose(&key(), &candidates, 0), Some(0));
     }
 

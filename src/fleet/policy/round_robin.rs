@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use super::{Candidate, Policy, weights};
-use crate::fleet::WorkerId;
+use crate::fleet::Place;
 use crate::pd::RoutingKey;
 
 /// Workers that are no candidates any more are forgotten above this number.
@@ -18,18 +18,18 @@ const REMEMBERED: usize = 64;
 /// Candidates in turn.
 #[derive(Debug, Default)]
 pub(in super::super) struct RoundRobin {
-    credits: HashMap<WorkerId, i64>,
+    credits: HashMap<Place, i64>,
 }
 
 impl Policy for RoundRobin {
     fn choose(&mut self, _: &RoutingKey, candidates: &[Candidate], _: u64) -> Option<usize> {
         if self.credits.len() > candidates.len() + REMEMBERED {
-            let is_candidate = |id: &WorkerId| candidates.iter().any(|one| one.id == *id);
-            self.credits.retain(|id, _| is_candidate(id));
+            let is_candidate = |place: &Place| candidates.iter().any(|one| one.place() == *place);
+            self.credits.retain(|place, _| is_candidate(place));
         }
         let mut best: Option<(i64, usize)> = None;
         for (index, candidate) in candidates.iter().enumerate() {
-            let credit = self.credits.entry(candidate.id).or_default();
+            let credit = self.credits.entry(candidate.place()).or_default();
             *credit += i64::from(candidate.weight);
             if best.is_none_or(|(most, _)| *credit > most) {
                 best = Some((*credit, index));
@@ -37,7 +37,7 @@ impl Policy for RoundRobin {
         }
         let (_, chosen) = best?;
         let price = weights::total(candidates) as i64;
-        if let Some(credit) = self.credits.get_mut(&candidates[chosen].id) {
+        if let Some(credit) = self.credits.get_mut(&candidates[chosen].place()) {
             *credit -= price;
         }
         Some(chosen)
@@ -85,7 +85,7 @@ mod tests {
         for first in 0..10 * REMEMBERED as u64 {
             let mut candidates = candidates(2);
             for (index, candidate) in candidates.iter_mut().enumerate() {
-                candidate.id = WorkerId(2 * first + index as u64);
+                candidate.id = crate::fleet::WorkerId(2 * first + index as u64);
             }
             chosen(&mut policy, &candidates, 1);
         }

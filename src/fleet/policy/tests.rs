@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lines;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -9,8 +11,11 @@ use std::time::Instant;
 
 use futures_util::FutureExt;
 
+use super::super::load::Share;
 use super::super::tests::{draws, empty, populated, unrelated_draws};
-use super::super::{Evidence, Fleet, Lease, Queue, Selection, Targets, Turn, WorkerId};
+use super::super::{
+    Evidence, Fleet, Layout, Lease, Queue, Selection, Spread, Targets, Turn, WorkerId,
+};
 use super::*;
 use crate::pd::{BLOCK_BYTES, Route};
 
@@ -126,6 +131,8 @@ fn request(body_bytes: usize) -> RoutingKey {
         prompts: 1,
         session: None,
         prefix: None,
+        to_come: 0,
+        rank: None,
     }
 }
 
@@ -138,8 +145,12 @@ pub(super) fn key() -> RoutingKey {
 pub(super) fn candidates(number: u64) -> Vec<Candidate> {
     let candidate = |id| Candidate {
         id: WorkerId(id),
+        rank: 0,
+        ranks: 1,
         in_flight: 0,
         body_bytes: 0,
+        to_come: 0,
+        cache_tokens: 0,
         weight: 1,
         digest: id,
     };
@@ -170,7 +181,11 @@ fn a_policy_sees_the_request_and_the_workers_that_may_take_it_with_their_load() 
     let _busy = [workers[3].load(), workers[3].load()];
     let long = request(70_000);
     let failed = [workers[1].id()];
-    let busy = workers[3].load_of(500, None);
+    let share = Share {
+        body_bytes: 500,
+        ..Share::default()
+    };
+    let busy = workers[3].load_of(share, None);
     let seen = [2, 3].map(|index| workers[index].candidate());
     assert_eq!(
         seen.map(|seen| (seen.in_flight, seen.body_bytes)),
@@ -206,7 +221,7 @@ fn a_policy_that_learns_is_told_how_legs_end_and_which_caches_are_lost() {
             cached_tokens: None,
         };
         lease.prefill.served(Some(usage));
-        lease.expected.unwrap().cached_tokens
+        lease.forecast.unwrap().expected().cached_tokens
     };
     assert_eq!(cached(), 0);
     let first = cached();

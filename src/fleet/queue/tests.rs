@@ -153,7 +153,8 @@ fn a_full_queue_refuses_and_a_queue_of_size_zero_refuses_where_no_pair_has_capac
 fn a_request_that_is_tried_again_waits_in_front_and_others_take_what_it_avoids() {
     let mut test = TestFleet::set((2, 1), 1, 1);
     let (failed, other) = (test.of(Role::Prefill, 0), test.of(Role::Prefill, 1));
-    let legs = [&failed, &other].map(|worker| worker.load_of(0, Some(test.fleet.clone())));
+    let legs =
+        [&failed, &other].map(|worker| worker.load_of(Share::default(), Some(test.fleet.clone())));
     let [one, two] = legs;
     let mut waits = test.waits();
     let mut tried = test.waits_again(&[failed.id()]);

@@ -30,6 +30,9 @@ pub(super) struct Prompt {
     pub(super) work: Work,
     /// The seconds for that on a worker whose factor is 1.
     pub(super) seconds: f64,
+    pub(super) sent: Instant,
+    /// The seconds until the response, as they were expected.
+    pub(super) expected: f64,
 }
 
 impl Line {
@@ -104,7 +107,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::fleet::WorkerId;
+    use crate::fleet::{Spread, WorkerId};
 
     fn prompt(seconds: f64) -> Prompt {
         Prompt {
@@ -114,6 +117,8 @@ mod tests {
                 computed: seconds,
             },
             seconds,
+            sent: Instant::now(),
+            expected: seconds,
         }
     }
 
@@ -130,6 +135,7 @@ mod tests {
     fn end(line: &mut Line, prefix: &Arc<Prefix>, served: bool, now: Instant) -> f64 {
         let taken = line.take(&Ended {
             worker: WorkerId(1),
+            spread: Spread::default(),
             prefix,
             served,
             usage: None,

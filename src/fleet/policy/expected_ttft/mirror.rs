@@ -7,30 +7,34 @@
 //!
 //! Source: SGLang 0.5.23, `srt/mem_cache/radix_cache.py` (eviction by last use, leaves first).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use crate::fleet::WorkerId;
+use foldhash::fast::RandomState;
 
-/// The most blocks of all workers together. One takes up to 110 bytes.
+use super::slots::{Bits, Slot, SlotSet};
+use crate::fleet::{Place, WorkerId};
+
+/// The most blocks of all workers together. One takes about 100 bytes.
 const MAX_BLOCKS: usize = 600_000;
 
 /// Factors on what a worker is thought to hold, with each prompt of which it holds more than that, or less.
 const MORE: f64 = 1.05;
 const LESS: f64 = 0.9;
 
-/// The place of a worker in the sets of the index.
-type Slot = usize;
+/// The keys are hashes already, and 2,000 of them are looked up for a long prompt.
+type Map<K, V> = HashMap<K, V, RandomState>;
 
-/// The caches of all workers.
+/// The caches of all workers. Each data parallel rank is a worker here.
 pub(super) struct Mirrors {
     /// The most blocks of all workers together.
     max_blocks: usize,
-    caches: HashMap<WorkerId, Cache>,
+    caches: Map<Place, Cache>,
     /// The workers that hold each block.
-    holders: HashMap<u64, SlotSet>,
+    holders: Map<u64, SlotSet>,
+    /// The worker of each slot, also of those that are free.
+    places: Vec<Place>,
     /// Slots of workers that are gone.
     free: Vec<Slot>,
-    slots: usize,
 }
 
 /// The blocks of one worker, in a list from the most to the least recently used one.
@@ -38,7 +42,7 @@ struct Cache {
     slot: Slot,
     /// How many blocks fit, as far as is known.
     capacity: f64,
-    places: HashMap<u64, u32>,
+    places: Map<u64, u32>,
     blocks: Vec<Block>,
     /// Places of blocks that are gone.
     free: Vec<u32>,
@@ -65,72 +69,112 @@ impl Mirrors {
     fn new(max_blocks: usize) -> Self {
         Self {
             max_blocks,
-            caches: HashMap::new(),
-            holders: HashMap::new(),
+            caches: Map::default(),
+            holders: Map::default(),
+            places: Vec::new(),
             free: Vec::new(),
-            slots: 0,
         }
     }
 
-    /// How many blocks of a prompt each worker holds, from its beginning: `held(worker)`, for workers of which anything is
-    /// known.
-    pub(super) fn held(&self, prompt: &[u64]) -> Held {
-        let mut held = Held {
-            depths: vec![0; self.slots],
+    /// The slot of a worker of which anything is known.
+    pub(super) fn slot(&self, place: Place) -> Option<Slot> {
+        self.caches.get(&place).map(|cache| cache.slot)
+    }
+
+    /// How many blocks of a prompt each of these workers holds, from its beginning.
+    pub(super) fn held(&self, prompt: &[u64], among: &[Option<Slot>]) -> Held {
+        let mut held = Held(vec![0; self.places.len()]);
+        let first = prompt.first().and_then(|block| self.holders.get(block));
+        let Some(first) = first else {
+            return held;
         };
-        let mut alive = SlotSet::default();
-        for (index, block) in prompt.iter().enumerate() {
-            let Some(holders) = self.holders.get(block) else {
-                break;
-            };
-            if index == 0 {
-                alive = holders.clone();
-            } else {
-                alive.keep(holders);
-            }
-            if alive.is_empty() {
-                break;
-            }
-            alive.each(|slot| held.depths[slot] = index + 1);
-        }
+        let mut alive = first.bits();
+        alive.keep(&SlotSet::of(among.iter().flatten().copied()));
+        self.walk(prompt, alive, |slots, depth| {
+            slots.each(|slot| held.note(slot, depth));
+        });
         held
     }
 
-    /// How many blocks this worker holds of the prompt that `held` was made for.
-    pub(super) fn depth(&self, held: &Held, worker: WorkerId) -> usize {
-        let slot = self.caches.get(&worker).map(|cache| cache.slot);
-        slot.and_then(|slot| held.depths.get(slot))
-            .copied()
-            .unwrap_or(0)
+    /// The workers that hold most of a prompt, at most so many.
+    pub(super) fn deepest(&self, prompt: &[u64], limit: usize) -> Vec<WorkerId> {
+        let Some(first) = prompt.first().and_then(|block| self.holders.get(block)) else {
+            return Vec::new();
+        };
+        // Each step has one of them at least, and those that hold most come last.
+        let mut steps = VecDeque::new();
+        self.walk(prompt, first.bits(), |slots, _| {
+            if steps.len() == limit {
+                steps.pop_front();
+            }
+            steps.push_back(slots.clone());
+        });
+        let mut deepest = Vec::with_capacity(limit);
+        for slots in steps.iter().rev() {
+            slots.each_until(|slot| {
+                let place = self.places.get(slot as usize);
+                deepest.extend(place.map(|place| place.worker));
+                deepest.len() < limit
+            });
+            if deepest.len() >= limit {
+                break;
+            }
+        }
+        deepest
     }
 
-    /// The worker computes this prompt: its blocks are the most recently used ones.
-    pub(super) fn add(&mut self, worker: WorkerId, prompt: &[u64]) {
-        let share = self.share_with(worker);
-        let (slots, free, max) = (&mut self.slots, &mut self.free, self.max_blocks);
-        let cache = self.caches.entry(worker).or_insert_with(|| {
+    /// Follows a prompt from block to block, and shows these holders of its first block, those that hold least first, with the
+    /// number of blocks that they hold.
+    fn walk(&self, prompt: &[u64], mut alive: Bits, mut end: impl FnMut(&Bits, u32)) {
+        let none = SlotSet::default();
+        let mut depth = 1;
+        for block in prompt.iter().skip(1) {
+            if alive.is_empty() {
+                return;
+            }
+            let holders = self.holders.get(block).unwrap_or(&none);
+            if let Some(gone) = alive.keep(holders) {
+                end(&gone, depth);
+            }
+            depth += 1;
+        }
+        if !alive.is_empty() {
+            end(&alive, depth);
+        }
+    }
+
+    /// The worker computes this prompt: its blocks are the most recently used ones. `told` is the number of blocks that fit, as
+    /// the worker tells.
+    pub(super) fn add(&mut self, place: Place, prompt: &[u64], told: Option<usize>) {
+        let share = self.share_with(place);
+        if !self.caches.contains_key(&place) {
+            self.make_room(share);
+        }
+        let (places, free, max) = (&mut self.places, &mut self.free, self.max_blocks);
+        let cache = self.caches.entry(place).or_insert_with(|| {
             let slot = free.pop().unwrap_or_else(|| {
-                *slots += 1;
-                *slots - 1
+                places.push(place);
+                places.len() as Slot - 1
             });
+            places[slot as usize] = place;
             Cache::new(slot, max)
         });
+        let fits = share.min(told.unwrap_or(max));
+        let capacity = fits.min(cache.capacity as usize);
+        // Of a prompt that is longer than the cache its end does not fit.
+        let prompt = &prompt[..prompt.len().min(capacity)];
         for block in prompt.iter().rev() {
             if cache.touch(*block) {
                 self.holders.entry(*block).or_default().insert(cache.slot);
+                cache.shrink(capacity, &mut self.holders);
             }
         }
-        let capacity = share.min(cache.capacity as usize);
-        while cache.len() > capacity
-            && let Some(block) = cache.evict()
-        {
-            Self::let_go(&mut self.holders, block, cache.slot);
-        }
+        cache.shrink(capacity, &mut self.holders);
     }
 
     /// The worker holds more of a prompt than was expected, or less: it has more room than was thought, or less.
-    pub(super) fn correct(&mut self, worker: WorkerId, holds_more: bool) {
-        if let Some(cache) = self.caches.get_mut(&worker) {
+    pub(super) fn correct(&mut self, place: Place, holds_more: bool) {
+        if let Some(cache) = self.caches.get_mut(&place) {
             cache.capacity = match holds_more {
                 true => (cache.capacity * MORE).min(self.max_blocks as f64),
                 // From what is there now: a bound above it says nothing.
@@ -140,48 +184,98 @@ impl Mirrors {
     }
 
     /// The worker has lost its cache.
-    pub(super) fn forget(&mut self, worker: WorkerId) {
-        if let Some(cache) = self.caches.get_mut(&worker) {
+    pub(super) fn forget(&mut self, place: Place) {
+        if let Some(cache) = self.caches.get_mut(&place) {
             for block in cache.empty() {
-                Self::let_go(&mut self.holders, block, cache.slot);
+                let_go(&mut self.holders, block, cache.slot);
             }
         }
+    }
+
+    /// The same of all ranks of a worker. Whether anything was known of them.
+    pub(super) fn forget_worker(&mut self, worker: WorkerId) -> bool {
+        let of_worker: Vec<_> = self.places_where(|id| id == worker);
+        of_worker.iter().for_each(|place| self.forget(*place));
+        !of_worker.is_empty()
     }
 
     /// Forgets the workers that are no members any more.
     pub(super) fn retain(&mut self, is_member: impl Fn(WorkerId) -> bool) {
-        let gone: Vec<_> = self
-            .caches
-            .keys()
-            .copied()
-            .filter(|id| !is_member(*id))
-            .collect();
-        for worker in gone {
-            self.forget(worker);
+        for place in self.places_where(|id| !is_member(id)) {
+            self.forget(place);
             self.free
-                .extend(self.caches.remove(&worker).map(|cache| cache.slot));
+                .extend(self.caches.remove(&place).map(|cache| cache.slot));
+        }
+    }
+
+    /// The blocks of each worker.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (WorkerId, usize)> {
+        let caches = self.caches.iter();
+        caches.map(|(place, cache)| (place.worker, cache.len()))
+    }
+
+    /// The memory of all of it, in bytes, as far as it grows with the blocks.
+    pub(super) fn bytes(&self) -> usize {
+        let sets = self.holders.values().map(SlotSet::allocated);
+        let caches = self.caches.values().map(Cache::bytes);
+        table_bytes(&self.holders) + sets.sum::<usize>() + caches.sum::<usize>()
+    }
+
+    fn places_where(&self, suits: impl Fn(WorkerId) -> bool) -> Vec<Place> {
+        let places = self.caches.keys().copied();
+        places.filter(|place| suits(place.worker)).collect()
+    }
+
+    /// There is one worker more, so that each of the others may have fewer blocks.
+    fn make_room(&mut self, share: usize) {
+        let mut has_shrunk = false;
+        for cache in self.caches.values_mut() {
+            has_shrunk |= cache.len() > share;
+            cache.shrink(share, &mut self.holders);
+            cache.compact(share);
+        }
+        if has_shrunk {
+            self.holders.shrink_to_fit();
         }
     }
 
     /// The blocks that each worker may have, so that all of them together stay in bounds.
-    fn share_with(&self, worker: WorkerId) -> usize {
-        let others = usize::from(!self.caches.contains_key(&worker));
+    fn share_with(&self, place: Place) -> usize {
+        let others = usize::from(!self.caches.contains_key(&place));
         self.max_blocks / (self.caches.len() + others).max(1)
     }
+}
 
-    fn let_go(holders: &mut HashMap<u64, SlotSet>, block: u64, slot: Slot) {
-        if let Some(set) = holders.get_mut(&block) {
-            set.remove(slot);
-            if set.is_empty() {
-                holders.remove(&block);
-            }
+fn let_go(holders: &mut Map<u64, SlotSet>, block: u64, slot: Slot) {
+    if let Some(set) = holders.get_mut(&block) {
+        set.remove(slot);
+        if set.is_empty() {
+            holders.remove(&block);
         }
     }
 }
 
-/// How many blocks of one prompt each worker holds.
-pub(super) struct Held {
-    depths: Vec<usize>,
+/// How many blocks of one prompt each worker holds, by slot.
+pub(super) struct Held(Vec<u32>);
+
+impl Held {
+    /// The blocks that the worker of this slot holds.
+    pub(super) fn depth(&self, slot: Option<Slot>) -> usize {
+        let depth = slot.and_then(|slot| self.0.get(slot as usize));
+        depth.copied().unwrap_or(0) as usize
+    }
+
+    fn note(&mut self, slot: Slot, depth: u32) {
+        if let Some(of_slot) = self.0.get_mut(slot as usize) {
+            *of_slot = depth;
+        }
+    }
+}
+
+/// The memory of a hash table, in bytes: a power of two of entries with a byte each, of which 7/8 are used at most.
+fn table_bytes<K, V>(table: &Map<K, V>) -> usize {
+    let entries = table.capacity().saturating_mul(8) / 7;
+    entries * (size_of::<(K, V)>() + 1)
 }
 
 impl Cache {
@@ -189,7 +283,7 @@ impl Cache {
         Self {
             slot,
             capacity: capacity as f64,
-            places: HashMap::new(),
+            places: Map::default(),
             blocks: Vec::new(),
             free: Vec::new(),
             newest: NONE,
@@ -199,6 +293,36 @@ impl Cache {
 
     fn len(&self) -> usize {
         self.places.len()
+    }
+
+    fn bytes(&self) -> usize {
+        let blocks = self.blocks.capacity() * size_of::<Block>();
+        table_bytes(&self.places) + blocks + self.free.capacity() * size_of::<u32>()
+    }
+
+    /// Lets the least recently used blocks go that are too many.
+    fn shrink(&mut self, capacity: usize, holders: &mut Map<u64, SlotSet>) {
+        while self.len() > capacity
+            && let Some(block) = self.evict()
+        {
+            let_go(holders, block, self.slot);
+        }
+    }
+
+    /// Gives memory back that was taken for far more blocks than there may be from now on.
+    fn compact(&mut self, share: usize) {
+        if self.places.capacity() <= 2 * share && 2 * self.blocks.capacity() <= 3 * share {
+            return;
+        }
+        let mut compact = Self::new(self.slot, 0);
+        compact.capacity = self.capacity;
+        compact.places.reserve(self.len());
+        let mut place = self.oldest;
+        while let Some(block) = self.blocks.get(place as usize) {
+            compact.touch(block.hash);
+            place = block.newer;
+        }
+        *self = compact;
     }
 
     /// Takes all blocks out.
@@ -227,6 +351,10 @@ impl Cache {
                 place
             }
             None => {
+                if self.blocks.len() == self.blocks.capacity() {
+                    // A vector would double, and all of them together have a bound.
+                    self.blocks.reserve_exact(self.blocks.len() / 4 + 16);
+                }
                 self.blocks.push(block);
                 self.blocks.len() as u32 - 1
             }
@@ -276,168 +404,5 @@ impl Cache {
     }
 }
 
-/// A set of slots. The first 64 need no allocation.
-#[derive(Clone, Default)]
-struct SlotSet {
-    first: u64,
-    more: Vec<u64>,
-}
-
-impl SlotSet {
-    fn word(&mut self, slot: Slot) -> &mut u64 {
-        let Some(index) = (slot / 64).checked_sub(1) else {
-            return &mut self.first;
-        };
-        if self.more.len() <= index {
-            self.more.resize(index + 1, 0);
-        }
-        &mut self.more[index]
-    }
-
-    fn insert(&mut self, slot: Slot) {
-        *self.word(slot) |= 1 << (slot % 64);
-    }
-
-    fn remove(&mut self, slot: Slot) {
-        *self.word(slot) &= !(1 << (slot % 64));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.first == 0 && self.more.iter().all(|word| *word == 0)
-    }
-
-    /// Keeps those that are in the other set as well.
-    fn keep(&mut self, other: &SlotSet) {
-        self.first &= other.first;
-        self.more.truncate(other.more.len());
-        for (word, other) in self.more.iter_mut().zip(&other.more) {
-            *word &= other;
-        }
-    }
-
-    fn each(&self, mut visit: impl FnMut(Slot)) {
-        let words = std::iter::once(&self.first).chain(&self.more);
-        for (index, word) in words.enumerate() {
-            let mut rest = *word;
-            while rest != 0 {
-                visit(index * 64 + rest.trailing_zeros() as usize);
-                rest &= rest - 1;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn depth(mirrors: &Mirrors, worker: u64, prompt: &[u64]) -> usize {
-        mirrors.depth(&mirrors.held(prompt), WorkerId(worker))
-    }
-
-    /// The mirrors agree with themselves: the index and the lists name the same blocks.
-    fn check(mirrors: &Mirrors) {
-        let mut listed = 0;
-        for cache in mirrors.caches.values() {
-            let mut place = cache.newest;
-            let mut count = 0;
-            while place != NONE {
-                let block = &cache.blocks[place as usize];
-                assert_eq!(cache.places[&block.hash], place);
-                let mut holds = false;
-                mirrors.holders[&block.hash].each(|slot| holds |= slot == cache.slot);
-                assert!(holds);
-                count += 1;
-                place = block.older;
-            }
-            assert_eq!(count, cache.len());
-            listed += count;
-        }
-        let mut held = 0;
-        for holders in mirrors.holders.values() {
-            holders.each(|_| held += 1);
-        }
-        assert_eq!(held, listed);
-    }
-
-    #[test]
-    fn a_worker_holds_the_common_beginning_of_what_it_computed() {
-        let mut mirrors = Mirrors::default();
-        mirrors.add(WorkerId(1), &[1, 2, 3]);
-        mirrors.add(WorkerId(2), &[1, 2, 4, 5]);
-        for (prompt, first, second) in [
-            (&[1, 2, 3, 9][..], 3, 2),
-            (&[1, 2, 4, 5], 2, 4),
-            (&[1], 1, 1),
-            (&[], 0, 0),
-        ] {
-            assert_eq!(depth(&mirrors, 1, prompt), first, "{prompt:?}");
-            assert_eq!(depth(&mirrors, 2, prompt), second, "{prompt:?}");
-        }
-        assert_eq!(depth(&mirrors, 3, &[1]), 0);
-        check(&mirrors);
-    }
-
-    #[test]
-    fn the_end_of_the_prompt_that_was_not_used_for_longest_goes_first() {
-        let mut mirrors = Mirrors::default();
-        let worker = WorkerId(1);
-        mirrors.add(worker, &[1, 2, 3, 4]);
-        mirrors.add(worker, &[5, 6]);
-        mirrors.add(worker, &[1, 2]);
-        mirrors
-            .caches
-            .get_mut(&worker)
-            .expect("it was added")
-            .capacity = 4.0;
-        mirrors.add(worker, &[5]);
-        assert_eq!(depth(&mirrors, 1, &[1, 2, 3, 4]), 2);
-        assert_eq!(depth(&mirrors, 1, &[5, 6]), 2);
-        check(&mirrors);
-    }
-
-    #[test]
-    fn a_worker_that_lost_its_cache_or_left_holds_nothing_and_the_others_keep_theirs() {
-        let mut mirrors = Mirrors::default();
-        for worker in 0..200 {
-            mirrors.add(WorkerId(worker), &[1, 2, 100 + worker]);
-        }
-        mirrors.forget(WorkerId(70));
-        assert_eq!(depth(&mirrors, 70, &[1, 2]), 0);
-        mirrors.add(WorkerId(70), &[1]);
-        mirrors.retain(|WorkerId(id)| id % 2 == 0);
-        for worker in 0..200 {
-            let expected = match worker {
-                70 => 1,
-                worker if worker % 2 == 0 => 3,
-                _ => 0,
-            };
-            assert_eq!(depth(&mirrors, worker, &[1, 2, 100 + worker]), expected);
-        }
-        check(&mirrors);
-        let slots = mirrors.slots;
-        (1000..1100).for_each(|worker| mirrors.add(WorkerId(worker), &[1]));
-        assert_eq!(
-            mirrors.slots, slots,
-            "slots of workers that are gone are used again"
-        );
-    }
-
-    #[test]
-    fn memory_is_bounded_and_a_worker_that_lacks_blocks_is_given_less() {
-        const MAX: usize = 6000;
-        let mut mirrors = Mirrors::new(MAX);
-        for prompt in 0..2 * MAX as u64 / 100 {
-            let blocks: Vec<_> = (0..100).map(|block| prompt * 100 + block).collect();
-            mirrors.add(WorkerId(prompt % 3), &blocks);
-        }
-        let holders = mirrors.holders.len();
-        assert!((MAX / 2..=MAX).contains(&holders), "{holders}");
-        let before = mirrors.caches[&WorkerId(0)].len();
-        (0..10).for_each(|_| mirrors.correct(WorkerId(0), false));
-        mirrors.add(WorkerId(0), &[1]);
-        let after = mirrors.caches[&WorkerId(0)].len();
-        assert!(after < before * 2 / 3, "{before} {after}");
-        check(&mirrors);
-    }
-}
+mod tests;

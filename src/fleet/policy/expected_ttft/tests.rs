@@ -131,6 +131,7 @@ impl Cluster {
         for (ends, worker, prefix, usage) in self.open.drain(..come).collect::<Vec<_>>() {
             self.policy.ended(&Ended {
                 worker: self.candidates[worker].id,
+                spread: self.candidates[worker].spread(1),
                 prefix: &prefix,
                 served: true,
                 usage: Some(usage),
@@ -253,11 +254,9 @@ fn a_worker_that_can_hold_less_than_was_thought_is_believed_to_hold_less() {
     for prompt in 0..400 {
         // Ten conversations of 20 blocks in turn: 200 blocks, of which a cache of 100 in order of use has none.
         let conversation = own(prompt % 10, 20);
-        let held = cluster.policy.mirrors.held(&conversation);
-        let expected = cluster
-            .policy
-            .mirrors
-            .depth(&held, cluster.candidates[0].id);
+        let mirrors = &cluster.policy.mirrors;
+        let slot = mirrors.slot(cluster.candidates[0].place());
+        let expected = mirrors.held(&conversation, &[slot]).depth(slot);
         let sent = cluster.send(prompt as f64, &conversation);
         wrong += usize::from(prompt >= 200 && expected > 0 && sent.cached == 0);
     }
@@ -285,15 +284,127 @@ fn a_request_that_was_not_served_waits_no_more_and_teaches_nothing() {
     let bytes = cluster.policy.bytes;
     cluster.send(0.0, &own(0, 100));
     let (_, worker, prefix, _) = cluster.open.pop().unwrap();
-    let wait =
-        |cluster: &Cluster| cluster.policy.lines[&cluster.candidates[0].id].wait(cluster.begun);
+    let wait = |cluster: &Cluster| {
+        cluster.policy.lines[&cluster.candidates[0].place()].wait(cluster.begun)
+    };
     assert!(wait(&cluster) > 0.0);
     cluster.policy.ended(&Ended {
         worker: cluster.candidates[worker].id,
+        spread: cluster.candidates[worker].spread(1),
         prefix: &prefix,
         served: false,
         usage: None,
         now: cluster.begun,
     });
     assert_eq!((wait(&cluster), cluster.policy.bytes), (0.0, bytes));
+}
+
+#[test]
+fn a_worker_that_says_how_much_it_holds_is_believed_from_the_beginning() {
+    let mut wrong = [0; 2];
+    for (wrong, told) in wrong.iter_mut().zip([0, 100 * BLOCK_TOKENS as u64]) {
+        let mut cluster = Cluster::alike(1);
+        cluster.workers[0].capacity = 100;
+        cluster.candidates[0].cache_tokens = told;
+        // Each conversation has a turn after nine others, of 20 blocks each: the worker has always let go of it.
+        for prompt in 0..60 {
+            let conversation = own(prompt % 10, 20);
+            let mirrors = &cluster.policy.mirrors;
+            let slot = mirrors.slot(cluster.candidates[0].place());
+            let expected = mirrors.held(&conversation, &[slot]).depth(slot);
+            let sent = cluster.send(prompt as f64, &conversation);
+            *wrong += usize::from(expected > 0 && sent.cached == 0);
+        }
+    }
+    assert!(wrong[0] > 0 && wrong[1] == 0, "{wrong:?}");
+}
+
+#[test]
+fn each_rank_of_a_worker_has_a_line_and_a_cache_of_its_own() {
+    let mut cluster = Cluster::alike(4);
+    for (rank, candidate) in (0..).zip(&mut cluster.candidates) {
+        (candidate.id, candidate.rank, candidate.ranks) = (WorkerId(7), rank, 4);
+    }
+    let mut ranks = [None; 8];
+    for prompt in 0..160 {
+        let group = prompt % 8;
+        let sent = cluster.send(prompt as f64 * 0.2, &of_group(group, prompt));
+        let first = *ranks[group as usize].get_or_insert(sent.worker);
+        assert_eq!(sent.worker, first, "{prompt}");
+    }
+    cluster.respond(1e6);
+    let report = cluster.policy.report(cluster.begun);
+    let (worker, of_worker) = report.workers[0];
+    assert_eq!((report.workers.len(), worker), (1, WorkerId(7)));
+    assert!(of_worker.blocks > 300 && of_worker.cached_tokens > 0);
+    assert_eq!(of_worker.flushes, 0);
+    cluster.policy.flushed(WorkerId(7));
+    let (_, of_worker) = cluster.policy.report(cluster.begun).workers[0];
+    assert_eq!((of_worker.blocks, of_worker.flushes), (0, 1));
+}
+
+#[test]
+fn a_batch_waits_on_each_rank_that_has_a_prompt_of_it() {
+    let mut cluster = Cluster::alike(1);
+    let prefix = Arc::new(Prefix::for_tests(0..400, 400 * BLOCK_BYTES));
+    let candidate = Candidate {
+        ranks: 4,
+        rank: 3,
+        ..cluster.candidates[0]
+    };
+    let request = RoutingKey {
+        prompts: 2,
+        prefix: Some(prefix.clone()),
+        ..key()
+    };
+    let asked = Asked {
+        request: &request,
+        draw: 0,
+        now: cluster.begun,
+    };
+    cluster.policy.choose(&asked, &[candidate]);
+    let worker = candidate.id;
+    let wait = |cluster: &Cluster, rank| {
+        let line = cluster.policy.lines.get(&Place { worker, rank });
+        line.map_or(0.0, |line| line.wait(cluster.begun))
+    };
+    let waits = [0, 1, 2, 3].map(|rank| wait(&cluster, rank) > 0.0);
+    assert_eq!(waits, [true, false, false, true]);
+    cluster.policy.ended(&Ended {
+        worker,
+        spread: candidate.spread(2),
+        prefix: &prefix,
+        served: true,
+        usage: None,
+        now: cluster.begun,
+    });
+    assert_eq!([0, 3].map(|rank| wait(&cluster, rank)), [0.0, 0.0]);
+}
+
+#[test]
+fn what_came_is_reported_beside_what_was_expected() {
+    let mut cluster = Cluster::alike(2);
+    for prompt in 0..200 {
+        cluster.send(prompt as f64 * 0.2, &of_group(prompt % 4, prompt));
+    }
+    cluster.respond(1e6);
+    let report = cluster.policy.report(cluster.begun);
+    let sum = |of: fn(&WorkerReport) -> u64| -> u64 {
+        report.workers.iter().map(|(_, worker)| of(worker)).sum()
+    };
+    assert_eq!(sum(|worker| worker.prompt_tokens), 200 * 4401);
+    let (expected, came) = (
+        sum(|worker| worker.expected_cached_tokens),
+        sum(|worker| worker.cached_tokens),
+    );
+    assert_eq!(came, 196 * 4000);
+    assert!(expected.abs_diff(came) < came / 20, "{expected} {came}");
+    let ratios = report.time_ratio;
+    let near = ratios
+        .buckets
+        .iter()
+        .filter(|(bound, _)| (0.8..=1.25).contains(bound));
+    let near: u64 = near.map(|(_, count)| count).sum();
+    assert!(ratios.count == 200 && near > 120, "{:?}", ratios.buckets);
+    assert!(report.mirror_bytes > 0);
 }

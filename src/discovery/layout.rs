@@ -1,0 +1,94 @@
+//! What a prefill worker says about its ranks and its prefix cache, for policies: asked for once when it becomes a member, and
+//! once when it comes back.
+//!
+//! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`server_info`), `server_args.py` (`load_balance_method`, whose `auto` is
+//! `follow_bootstrap_room` on prefill workers).
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::Value;
+
+use super::probe::fetch;
+use crate::fleet::{Fleet, Layout, Worker};
+use crate::net::Client;
+
+/// The longest response, in bytes: a worker has 37 KB, and about half of it again for each rank.
+const RESPONSE_LIMIT: usize = 64 << 20;
+
+const PATH: &str = "/server_info";
+
+/// Asks a worker for its layout where a policy reads it and it is not known. A worker that does not respond is asked again
+/// with its next probe.
+pub(super) async fn ask(fleet: &Fleet, client: &Client, worker: &Worker, timeout: Duration) {
+    if !fleet.wants_layout(worker) {
+        return;
+    }
+    let response = fetch(client, worker, PATH, timeout, RESPONSE_LIMIT).await;
+    if let Ok(Ok((status, body))) = response {
+        let layout = match status {
+            StatusCode::OK => read(&body),
+            // It does not tell: an older engine, or a key that is missing.
+            _ => Layout::default(),
+        };
+        fleet.note_layout(worker, layout);
+    }
+}
+
+fn read(body: &[u8]) -> Layout {
+    let info: Value = serde_json::from_slice(body).unwrap_or_default();
+    let number = |pointer| info.pointer(pointer).and_then(Value::as_u64);
+    let method = info.get("load_balance_method").and_then(Value::as_str);
+    // Ranks that are not chosen by the room cannot be chosen here.
+    let follows = matches!(method, None | Some("auto" | "follow_bootstrap_room"));
+    let ranks = number("/dp_size").filter(|_| follows);
+    let ranks = ranks.and_then(|ranks| u32::try_from(ranks).ok());
+    // A cache that goes on in the memory of the host holds more than is told.
+    let is_whole = info["enable_hierarchical_cache"] != true;
+    let tokens = number("/max_total_num_tokens")
+        .or_else(|| number("/internal_states/0/memory_usage/token_capacity"));
+    Layout {
+        ranks: ranks.unwrap_or(1),
+        cache_tokens: tokens.filter(|_| is_whole),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_those_that_the_room_chooses_and_a_cache_is_one_that_is_whole() {
+        let layout = |ranks, cache_tokens| Layout {
+            ranks,
+            cache_tokens,
+        };
+        for (body, expected) in [
+            (
+                r#"{"dp_size":4,"load_balance_method":"follow_bootstrap_room","max_total_num_tokens":8192}"#,
+                layout(4, Some(8192)),
+            ),
+            (
+                r#"{"dp_size":4,"internal_states":[{"memory_usage":{"token_capacity":100}}]}"#,
+                layout(4, Some(100)),
+            ),
+            (
+                r#"{"dp_size":4,"load_balance_method":"round_robin","max_total_num_tokens":8192}"#,
+                layout(1, Some(8192)),
+            ),
+            (
+                r#"{"dp_size":1,"enable_hierarchical_cache":true,"max_total_num_tokens":8192}"#,
+                layout(1, None),
+            ),
+            (r#"{"dp_size":-4}"#, Layout::default()),
+            (
+                r#"{"dp_size":1e30,"max_total_num_tokens":"x"}"#,
+                Layout::default(),
+            ),
+            ("[1]", Layout::default()),
+            ("<html>", Layout::default()),
+        ] {
+            assert_eq!(read(body.as_bytes()), expected, "{body}");
+        }
+    }
+}
