@@ -10,6 +10,7 @@ use log::Level;
 
 use super::fields::{Fields, Show, Value, log};
 use super::{FailedAttempt, Part, Record};
+use crate::fleet::Spread;
 use crate::pd::Route;
 
 /// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
@@ -152,6 +153,9 @@ impl Fields for Line<'_> {
         }
         if let Some(pair) = &record.pair {
             show("prefill", Value::Text(pair.prefill.url()))?;
+            if let Some(rank) = record.spread.and_then(Spread::rank) {
+                show("prefill_rank", Value::Number(rank.into()))?;
+            }
             show("decode", Value::Text(pair.decode.url()))?;
         }
         if record.attempts > 1 {
@@ -164,6 +168,7 @@ impl Fields for Line<'_> {
             show("queued_ms", Value::Time(record.queued))?;
         }
         let times = &record.times;
+        show_forecast(record, show)?;
         let parts = [
             ("prefill_ms", times.prefill()),
             ("decode_ms", times.decode()),
@@ -183,6 +188,23 @@ impl Fields for Line<'_> {
         show("e2e_ms", Value::Time(times.e2e()))?;
         show("sent_bytes", Value::Number(record.response_bytes as u64))
     }
+}
+
+/// What the policy expected of the prefill worker, and what came; the time that came is in `prefill_ms`.
+fn show_forecast(record: &Record, show: &mut Show<'_, '_>) -> fmt::Result {
+    let Some(forecast) = &record.forecast else {
+        return Ok(());
+    };
+    let expected = forecast.expected();
+    let cached = Value::Number(expected.cached_tokens);
+    show("expected_cached_tokens", cached)?;
+    if let Some(usage) = forecast.usage() {
+        if let Some(cached) = usage.cached_tokens {
+            show("cached_tokens", Value::Number(cached))?;
+        }
+        show("prompt_tokens", Value::Number(usage.prompt_tokens))?;
+    }
+    show("expected_prefill_ms", Value::Time(expected.prefill()))
 }
 
 fn show_sample(sample: Option<usize>, show: &mut Show<'_, '_>) -> fmt::Result {
@@ -216,7 +238,8 @@ mod tests {
     use super::super::fields::Text;
     use super::super::{Cause, Pair, Suspect};
     use super::*;
-    use crate::fleet::{Role, Worker};
+    use crate::fleet::{Expected, Forecast, Role, Spread, Worker};
+    use crate::pd::Usage;
 
     fn record() -> Record {
         let started = Instant::now();
@@ -266,13 +289,15 @@ mod tests {
         let mut record = unusual();
         record.samples = 2;
         record.suspect = Some(Suspect::Tried);
+        record.forecast = Some(forecast());
+        record.spread = Some(Spread::new(2, 4, 1));
         let mut fields = HashSet::new();
         let line = Line::new(&record, Some(1));
         let listed = line.each(&mut |name, _| {
             fields.insert(name);
             Ok(())
         });
-        assert!(listed.is_ok() && fields.len() == 21, "{fields:?}");
+        assert!(listed.is_ok() && fields.len() == 26, "{fields:?}");
         for field in fields {
             assert!(documented.contains(&format!("`{field}`")), "{field}");
         }
@@ -285,7 +310,32 @@ mod tests {
         }
     }
 
-    /// With all fields but those of samples and suspects.
+    /// A prompt of 9,000 tokens that took 2 ms.
+    fn forecast() -> Arc<Forecast> {
+        let forecast = Forecast::new(Expected {
+            prefill_seconds: 0.0031,
+            cached_tokens: 4096,
+        });
+        forecast.serve(Some(Usage {
+            prompt_tokens: 9000,
+            cached_tokens: Some(4000),
+        }));
+        Arc::new(forecast)
+    }
+
+    #[test]
+    fn the_line_says_what_the_policy_expected_beside_what_came() {
+        let mut record = unusual();
+        assert!(!line(&record).contains("cached"), "{}", line(&record));
+        record.forecast = Some(forecast());
+        record.spread = Some(Spread::new(2, 4, 1));
+        let line = line(&record);
+        assert!(line.contains(" prefill_rank=2 decode="), "{line}");
+        let expected = "expected_cached_tokens=4096 cached_tokens=4000 prompt_tokens=9000 expected_prefill_ms=3.1 prefill_ms=2.0";
+        assert!(line.contains(expected), "{line}");
+    }
+
+    /// With all fields but those of samples, suspects and policies that learn.
     fn unusual() -> Record {
         let mut record = record();
         record.pair = Some(Pair {

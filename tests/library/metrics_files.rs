@@ -101,7 +101,8 @@ fn the_board_has_a_row_for_each_question_and_needs_no_edit() {
             "Is it healthy?",
             "Where does the first token wait?",
             "Which pair is to blame?",
-            "More prefill or more decode?"
+            "More prefill or more decode?",
+            "Was the choice right?"
         ]
     );
     // Every query goes to the source that the user chooses, and every label that it names is one of its metric.

@@ -12,10 +12,11 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use super::Values;
 use super::family::{self, Family};
 use super::labels::{ROUTES, end_code, end_name};
+use super::policy;
 use super::process::Process;
 use crate::error::{Code, Side};
 use crate::fleet::{Condition, Loads, Members, Outcome, Role, Worker};
-use crate::histogram::Histogram;
+use crate::histogram::{Histogram, Snapshot};
 use crate::telemetry::Part;
 
 type Written = fmt::Result;
@@ -27,12 +28,12 @@ const NO_EXEMPLAR: Option<&Exemplar<NoLabelSet, u64>> = None;
 const MAX_PAIRS: usize = 256;
 
 /// One metric being written.
-struct Series<'a> {
+pub(super) struct Series<'a> {
     encoder: MetricEncoder<'a>,
     labels: &'static [&'static str],
 }
 
-fn begin<'a>(
+pub(super) fn begin<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     family: &'a Family,
 ) -> Result<Series<'a>, fmt::Error> {
@@ -44,13 +45,13 @@ fn begin<'a>(
 }
 
 impl Series<'_> {
-    fn counter<const N: usize>(&mut self, values: [&str; N], count: u64) -> Written {
+    pub(super) fn counter<const N: usize>(&mut self, values: [&str; N], count: u64) -> Written {
         let labels = self.labelled(values);
         let mut encoder = self.encoder.encode_family(&labels)?;
         encoder.encode_counter(&count, NO_EXEMPLAR)
     }
 
-    fn gauge<const N: usize>(&mut self, values: [&str; N], value: f64) -> Written {
+    pub(super) fn gauge<const N: usize>(&mut self, values: [&str; N], value: f64) -> Written {
         let labels = self.labelled(values);
         let mut encoder = self.encoder.encode_family(&labels)?;
         // Most are numbers of things, which read better without a fraction.
@@ -61,9 +62,16 @@ impl Series<'_> {
     }
 
     fn histogram<const N: usize>(&mut self, values: [&str; N], histogram: &Histogram) -> Written {
+        self.snapshot(values, &histogram.snapshot())
+    }
+
+    pub(super) fn snapshot<const N: usize>(
+        &mut self,
+        values: [&str; N],
+        now: &Snapshot,
+    ) -> Written {
         let labels = self.labelled(values);
         let mut encoder = self.encoder.encode_family(&labels)?;
-        let now = histogram.snapshot();
         encoder.encode_histogram::<NoLabelSet>(now.sum, now.count, &now.buckets, None)
     }
 
@@ -88,6 +96,7 @@ impl Collector for Values {
         self.requests(to)?;
         self.gauges(to)?;
         self.workers(to, &members)?;
+        policy::encode(to, &self.sources.fleet, &members)?;
         self.pairs(to, &members)?;
         self.counters(to)?;
         self.own(to)

@@ -61,6 +61,7 @@ const NO_UNIT: Option<Unit> = None;
 const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 const WORKER: &[&str] = &["role", "worker"];
+const PREFILL_WORKER: &[&str] = &["worker"];
 
 use MetricType::{Counter, Gauge, Histogram, Info};
 
@@ -104,6 +105,24 @@ mod rows {
         "Connections to the worker: busy with a leg, or idle in the pool");
     pub(in super::super) static LOAD: Family = family(Gauge, "mini_lb_worker_load", NO_UNIT, &["role", "worker", "what"],
         "What the worker says about its load in /v1/loads, where it is polled: requests, and for kv_usage a part of 1");
+    pub(in super::super) static POLICY_CHOICES: Family = family(Counter, "mini_lb_policy_choices", NO_UNIT, &["role", "policy"],
+        "Workers that the policy has chosen; random ones are not counted");
+    pub(in super::super) static POLICY_PROMPT: Family = family(Counter, "mini_lb_policy_prompt_tokens", NO_UNIT, PREFILL_WORKER,
+        "Tokens of prompts whose prefill worker reports how many of them were cached, under expected_ttft");
+    pub(in super::super) static POLICY_EXPECTED: Family = family(Counter, "mini_lb_policy_expected_cached_tokens", NO_UNIT, PREFILL_WORKER,
+        "Those of them that were expected to be in the prefix cache of the worker");
+    pub(in super::super) static POLICY_CACHED: Family = family(Counter, "mini_lb_policy_cached_tokens", NO_UNIT, PREFILL_WORKER,
+        "Those of them that were there");
+    pub(in super::super) static POLICY_TIME: Family = family(Histogram, "mini_lb_policy_prefill_time_ratio", NO_UNIT, &[],
+        "Time until prefill has responded, as a part of the time that was expected: 1 is right");
+    pub(in super::super) static POLICY_WAIT: Family = family(Gauge, "mini_lb_policy_wait", SECONDS, PREFILL_WORKER,
+        "Time that a prompt would wait on the prefill worker, as it is expected; the mean of its ranks");
+    pub(in super::super) static POLICY_BLOCKS: Family = family(Gauge, "mini_lb_policy_mirror_blocks", NO_UNIT, PREFILL_WORKER,
+        "Blocks of prompts that are believed to be in the prefix cache of the worker");
+    pub(in super::super) static POLICY_BYTES: Family = family(Gauge, "mini_lb_policy_mirror", BYTES, &[],
+        "Memory of what is known of all prefix caches");
+    pub(in super::super) static POLICY_FLUSHES: Family = family(Counter, "mini_lb_policy_flushes", NO_UNIT, PREFILL_WORKER,
+        "How often the prefix cache of the worker was taken for lost: its responses said so, it was flushed, or it came back");
     pub(in super::super) static PAIRS: Family = family(Counter, "mini_lb_pair_failures", NO_UNIT, &["prefill", "decode"],
         "Attempts of the pair that one of its workers made fail");
     pub(in super::super) static RETRIES: Family = family(Counter, "mini_lb_retries", NO_UNIT, &["reason"],
@@ -144,7 +163,7 @@ mod rows {
 pub(super) use rows::*;
 
 /// All metrics, in the order of the text.
-pub static FAMILIES: [&Family; 36] = [
+pub static FAMILIES: [&Family; 45] = [
     &REQUESTS,
     &TTFT,
     &PARTS,
@@ -163,6 +182,15 @@ pub static FAMILIES: [&Family; 36] = [
     &LEG_TIME,
     &WORKER_CONNECTIONS,
     &LOAD,
+    &POLICY_CHOICES,
+    &POLICY_PROMPT,
+    &POLICY_EXPECTED,
+    &POLICY_CACHED,
+    &POLICY_TIME,
+    &POLICY_WAIT,
+    &POLICY_BLOCKS,
+    &POLICY_BYTES,
+    &POLICY_FLUSHES,
     &PAIRS,
     &RETRIES,
     &ABORTS,

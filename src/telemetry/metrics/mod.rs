@@ -9,6 +9,7 @@
 //! | `labels.rs`, `bounds.rs` | the values of labels, and the buckets of histograms |
 //! | `requests.rs`, `attempts.rs` | counts of requests, and of their legs by worker and pair |
 //! | `gaps.rs` | the gaps between the events of one stream |
+//! | `policy.rs` | what the policies have chosen, expected and got |
 //! | `process.rs` | what the system says about this process |
 //! | `collect.rs` | from the values to the text |
 
@@ -18,6 +19,7 @@ mod collect;
 pub(crate) mod family;
 mod gaps;
 mod labels;
+mod policy;
 mod process;
 mod requests;
 

@@ -3,8 +3,10 @@ use std::time::{Duration, Instant};
 use super::super::{FailedAttempt, Legs, Pair};
 use super::family::Family;
 use super::*;
-use crate::fleet::{BreakerLimits, Loads, Members, Policies, WorkerParts};
-use crate::pd::Leg;
+use crate::fleet::{
+    BreakerLimits, Loads, Members, Policies, RolePolicy, Selection, Targets, WorkerParts,
+};
+use crate::pd::{BLOCK_BYTES, Leg, Prefix, RoutingKey, Usage};
 
 struct Balancer {
     fleet: Arc<Fleet>,
@@ -15,7 +17,11 @@ struct Balancer {
 impl Balancer {
     /// Two workers of each role, which are members: 1 and 2 are prefill workers, 3 and 4 decode workers.
     fn new() -> Self {
-        let fleet = Arc::new(Fleet::new(Policies::random(), BreakerLimits::default()));
+        Self::with(Policies::random())
+    }
+
+    fn with(policies: Policies) -> Self {
+        let fleet = Arc::new(Fleet::new(policies, BreakerLimits::default()));
         let roles = [Role::Prefill, Role::Prefill, Role::Decode, Role::Decode];
         let workers: Vec<_> = (1..)
             .zip(roles)
@@ -303,4 +309,79 @@ fn the_text_has_the_metrics_of_the_table_with_their_kinds_and_labels() {
         samples += 1;
     }
     assert!(samples > 400, "{samples}");
+}
+
+#[test]
+fn what_a_policy_expected_and_what_came_is_told_and_random_choices_are_not() {
+    let random = Balancer::new().text();
+    assert!(
+        !random
+            .lines()
+            .any(|line| line.starts_with("mini_lb_policy_"))
+    );
+    let balancer = Balancer::with(Policies {
+        prefill: RolePolicy::expected_ttft(),
+        decode: RolePolicy::least_to_come(),
+    });
+    let prefix = Arc::new(Prefix::for_tests(0..100, 100 * BLOCK_BYTES));
+    let request = RoutingKey {
+        route: Route::Generate,
+        body_bytes: 60_000,
+        prompts: 1,
+        session: None,
+        prefix: Some(prefix),
+        to_come: 300,
+        rank: None,
+    };
+    let now = Instant::now();
+    let wanted = Selection {
+        request: &request,
+        avoid: &[],
+        siblings: None,
+        targets: Targets {
+            prefill: Some(balancer.workers[0].id()),
+            decode: None,
+        },
+        now,
+    };
+    for cached_tokens in [0, 12_000] {
+        let lease = balancer.fleet.select(wanted, || 7).expect("a pair");
+        lease.prefill.served(Some(Usage {
+            prompt_tokens: 12_800,
+            cached_tokens: Some(cached_tokens),
+        }));
+    }
+    balancer.fleet.note_flushed(&balancer.workers[0]);
+    let lease = balancer.fleet.select(wanted, || 7).expect("a pair");
+    let worker = |stem: &str| format!("mini_lb_policy_{stem}{{worker=\"http://127.0.0.1:1\"}}");
+    for (series, value) in [
+        (
+            "mini_lb_policy_choices_total{role=\"prefill\",policy=\"expected_ttft\"}".to_owned(),
+            "3",
+        ),
+        (
+            "mini_lb_policy_choices_total{role=\"decode\",policy=\"expected_ttft\"}".to_owned(),
+            "3",
+        ),
+        (worker("prompt_tokens_total"), "25600"),
+        (worker("cached_tokens_total"), "12000"),
+        (worker("expected_cached_tokens_total"), "12799"),
+        (worker("mirror_blocks"), "100"),
+        (worker("flushes_total"), "1"),
+        ("mini_lb_policy_prefill_time_ratio_count".to_owned(), "2"),
+        (
+            "mini_lb_policy_flushes_total{worker=\"http://127.0.0.1:2\"}".to_owned(),
+            "0",
+        ),
+    ] {
+        assert_eq!(balancer.value(&series).as_deref(), Some(value), "{series}");
+    }
+    let number = |series: &str| {
+        balancer
+            .value(series)
+            .and_then(|value| value.parse::<f64>().ok())
+    };
+    assert!(number(&worker("wait_seconds")) > Some(0.1));
+    assert!(number("mini_lb_policy_mirror_bytes") > Some(100.0 * 40.0));
+    drop(lease);
 }

@@ -161,6 +161,8 @@ impl LiveRequest {
             if record.pair.is_none() || record.attempts != now.attempts {
                 record.attempts = now.attempts;
                 record.pair.clone_from(&now.pair);
+                record.forecast.clone_from(&now.forecast);
+                record.spread = now.spread;
             }
             if record.failed.len() != now.failed.len() {
                 record.failed.clone_from(&now.failed);

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::super::record::Times;
 use super::super::{Part, Record, Suspect};
-use crate::fleet::Role;
+use crate::fleet::{Forecast, Role, Spread};
 use crate::pd::Route;
 
 /// The longest text of a row: a request id, or an error. A longer one is cut.
@@ -36,6 +36,8 @@ pub(crate) struct Row {
     route: Option<Route>,
     /// The URLs of the pair, prefill's first. They are shared with the workers.
     pair: Option<[Arc<str>; 2]>,
+    prefill_rank: Option<u32>,
+    forecast: Option<Arc<Forecast>>,
     attempts: u32,
     failed: Box<[Failed]>,
     rooms: usize,
@@ -81,6 +83,8 @@ impl Row {
             method: record.method.clone(),
             route: record.route,
             pair: record.pair.as_ref().map(urls),
+            prefill_rank: record.spread.and_then(Spread::rank),
+            forecast: record.forecast.clone(),
             attempts: record.attempts,
             failed: failed.collect(),
             rooms: record.rooms,
@@ -125,6 +129,7 @@ impl Row {
             + owned(self.id.len())
             + owned(self.error.as_ref().map_or(0, |error| error.len()))
             + pair
+            + owned(self.forecast.as_ref().map_or(0, |_| size_of::<Forecast>()))
             + failed.sum::<usize>()
             + samples
             + ended
@@ -210,6 +215,17 @@ impl Row {
         reached.collect()
     }
 
+    fn came(&self, forecast: &Forecast) -> ForecastJson {
+        let (expected, usage) = (forecast.expected(), forecast.usage());
+        ForecastJson {
+            expected_cached_tokens: expected.cached_tokens,
+            cached_tokens: usage.and_then(|usage| usage.cached_tokens),
+            prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+            expected_prefill_ms: millis(expected.prefill()),
+            prefill_ms: self.times.prefill().map(millis),
+        }
+    }
+
     fn shown(&self, now: Instant) -> Json<'_> {
         let (parts, step) = self.parts(now);
         let finished = !self.is_live();
@@ -232,7 +248,9 @@ impl Row {
             client: self.client,
             key: self.key.as_deref(),
             prefill: url(0),
+            prefill_rank: self.prefill_rank,
             decode: url(1),
+            forecast: self.forecast.as_deref().map(|forecast| self.came(forecast)),
             attempts: self.attempts,
             failed: failed.collect(),
             suspect: self.suspect.map(Suspect::name),
@@ -281,7 +299,9 @@ struct Json<'a> {
     client: Option<SocketAddr>,
     key: Option<&'a str>,
     prefill: Option<&'a str>,
+    prefill_rank: Option<u32>,
     decode: Option<&'a str>,
+    forecast: Option<ForecastJson>,
     attempts: u32,
     failed: Vec<FailedJson<'a>>,
     suspect: Option<&'static str>,
@@ -302,6 +322,16 @@ struct Json<'a> {
     steps_ms: Pairs,
     samples_asked: usize,
     samples: Vec<Json<'a>>,
+}
+
+/// What the policy expected, and what came.
+#[derive(Serialize)]
+struct ForecastJson {
+    expected_cached_tokens: u64,
+    cached_tokens: Option<u64>,
+    prompt_tokens: Option<u64>,
+    expected_prefill_ms: f64,
+    prefill_ms: Option<f64>,
 }
 
 #[derive(Serialize)]

@@ -8,7 +8,7 @@ use http::{HeaderValue, Version};
 use opentelemetry::KeyValue;
 
 use super::context::Details;
-use crate::fleet::{Role, Worker};
+use crate::fleet::{Role, Spread, Worker};
 use crate::pd::{Leg, Route};
 use crate::telemetry::Record;
 
@@ -82,6 +82,31 @@ pub(super) fn of_leg(
     }
     if let Some(sample) = sample {
         all.push(KeyValue::new("mini_lb.sample", sample as i64));
+    }
+    all
+}
+
+/// The attributes of prefill's leg from the choice of its worker: the rank, and where the policy learns what it expected and
+/// what the worker reports. The time that came is the span's.
+pub(super) fn of_choice(record: &Record) -> Vec<KeyValue> {
+    let number = |name, number: u64| KeyValue::new(name, number as i64);
+    let mut all = Vec::new();
+    if let Some(rank) = record.spread.and_then(Spread::rank) {
+        all.push(number("mini_lb.prefill_rank", rank.into()));
+    }
+    let Some(forecast) = &record.forecast else {
+        return all;
+    };
+    let (expected, usage) = (forecast.expected(), forecast.usage());
+    let seconds = expected.prefill_seconds;
+    let cached = expected.cached_tokens;
+    all.push(KeyValue::new("mini_lb.expected_prefill_seconds", seconds));
+    all.push(number("mini_lb.expected_cached_tokens", cached));
+    if let Some(cached) = usage.and_then(|usage| usage.cached_tokens) {
+        all.push(number("mini_lb.cached_tokens", cached));
+    }
+    if let Some(usage) = usage {
+        all.push(number("gen_ai.usage.input_tokens", usage.prompt_tokens));
     }
     all
 }

@@ -189,6 +189,10 @@ impl<'a> Frame<'a> {
             _ => attributes::outcome(leg),
         };
         attributes.push(KeyValue::new("mini_lb.outcome", outcome));
+        let is_last = number == record.failed.len() + 1;
+        if role == Role::Prefill && is_last {
+            attributes.extend(attributes::of_choice(record));
+        }
         let status = match leg {
             Leg::Rejected(status) | Leg::Aborted(status) => Some(status),
             Leg::Served => Some(200),
