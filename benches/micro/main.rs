@@ -14,6 +14,7 @@
 mod admission;
 mod gathering;
 mod merging;
+mod policy;
 mod rendezvous;
 mod selection;
 mod splitting;
