@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mini_lb::sim::journal::{LeaseState, Violation};
-use mini_lb::sim::{Event, FailedLoad, SimOptions, VllmOptions, Worker};
+use mini_lb::sim::{Entry, Event, FailedLoad, SimOptions, VllmOptions, Worker};
 use serde_json::{Value, json};
 use support::sim::{Reply, SOON, VllmPair, get, open_post, post, post_text, quick_vllm, wait_for};
 
@@ -77,7 +77,7 @@ async fn expect_lease(worker: &Worker, wanted: LeaseState) {
 }
 
 /// The first leg's response, and the body of the second.
-async fn legs(pair: &VllmPair, path: &str, body: &Value) -> (Reply, Value) {
+pub(crate) async fn legs(pair: &VllmPair, path: &str, body: &Value) -> (Reply, Value) {
     let first = post(&pair.prefill, path, &VllmPair::prefill_body(path, body)).await;
     assert_eq!(first.status, 200, "{}", first.text());
     let second = VllmPair::decode_body(body, &first);
@@ -282,6 +282,36 @@ async fn a_lease_is_renewed_while_decode_waits_for_memory() {
 }
 
 #[tokio::test]
+async fn a_request_that_decode_refuses_or_loses_frees_its_blocks() {
+    let options = SimOptions {
+        transfer_time: Duration::from_secs(3600),
+        ..quick_vllm()
+    };
+    let pair = VllmPair::start(options).await;
+    let (_, mut second) = legs(&pair, COMPLETIONS, &completion(PROMPT)).await;
+    second["max_tokens"] = json!(5000);
+    assert_eq!(post(&pair.decode, COMPLETIONS, &second).await.status, 400);
+    expect_lease(&pair.prefill, LeaseState::Released).await;
+
+    let (_, second) = legs(&pair, COMPLETIONS, &completion(PROMPT)).await;
+    let leaving = open_post(&pair.decode, COMPLETIONS, &second).await;
+    let both = |event: &Event| matches!(event, Event::RequestBody { request: 2, .. });
+    wait_for(&pair.decode, both).await;
+    drop(leaving);
+    // It may have left before decode began to read.
+    let ended = |entry: &Entry| {
+        let Event::Lease { state, .. } = &entry.event else {
+            return false;
+        };
+        [LeaseState::Read, LeaseState::Released].contains(state)
+    };
+    let all_ended = |seen: &[Entry]| seen.iter().filter(|entry| ended(entry)).count() == 2;
+    let journal = pair.prefill.journal();
+    journal.wait_for(all_ended, SOON).await.unwrap();
+    assert_eq!(journal.open_leases(), 0);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_the_first_leg_leaves_no_blocks() {
     let options = SimOptions {
         time_per_output_token: Duration::from_millis(10),
@@ -377,54 +407,4 @@ async fn faults_of_the_transfer_meet_the_second_leg() {
             .status,
         200
     );
-}
-
-#[tokio::test]
-async fn a_failed_load_ends_each_stream_as_vllm_does() {
-    let pair = VllmPair::start(quick_vllm()).await;
-    let messages = json!([{"role":"user","content":PROMPT}]);
-    let error = r#"{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}"#;
-    for (path, body) in [
-        (COMPLETIONS, completion(PROMPT)),
-        (
-            "/inference/v1/generate",
-            json!({"token_ids":[5],"sampling_params":{"max_tokens":4}}),
-        ),
-        (
-            "/v1/messages",
-            json!({"model":"sim","messages":messages,"max_tokens":4}),
-        ),
-        (
-            "/v1/responses",
-            json!({"input":PROMPT,"max_output_tokens":4}),
-        ),
-    ] {
-        let (_, mut second) = legs(&pair, path, &body).await;
-        second["kv_transfer_params"]["remote_engine_id"] = json!("another");
-        let whole = post(&pair.decode, path, &second).await;
-        assert_eq!(whole.status, 500, "{path} {}", whole.text());
-        second["stream"] = json!(true);
-        let (head, text) = ("content-type: application/json\r\n", second.to_string());
-        let raw = support::sim::send(pair.decode.address(), "POST", path, head, &text).await;
-        let reply = Reply::parse(&raw);
-        let events = reply.events();
-        let names: Vec<&str> = events
-            .iter()
-            .filter_map(|(name, _)| name.as_deref())
-            .collect();
-        match path {
-            "/v1/messages" => assert_eq!(names, ["message_start", "error"]),
-            "/v1/responses" => assert_eq!(names, ["response.created", "response.in_progress"]),
-            _ => assert_eq!(
-                events,
-                [(None, error.to_owned()), (None, "[DONE]".to_owned())]
-            ),
-        }
-        // Only the stream of responses is cut.
-        assert_eq!(
-            raw.ends_with(b"0\r\n\r\n"),
-            path != "/v1/responses",
-            "{path}"
-        );
-    }
 }

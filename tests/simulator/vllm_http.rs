@@ -6,7 +6,7 @@ use mini_lb::sim::{Event, SimOptions, Worker};
 use serde_json::json;
 use support::sim::{Reply, VllmPair, get, post, post_text, quick_vllm, wait_for};
 
-use crate::vllm::{CHAT, COMPLETIONS, PROMPT, completion, with_vllm};
+use crate::vllm::{CHAT, COMPLETIONS, PROMPT, completion, legs, with_vllm};
 
 #[tokio::test]
 async fn a_request_id_names_the_response_and_may_serve_both_legs() {
@@ -248,4 +248,54 @@ async fn a_prompt_that_ends_at_its_first_token_has_params_all_the_same() {
         given["kv_transfer_params"]["do_remote_prefill"],
         json!(true)
     );
+}
+
+#[tokio::test]
+async fn a_failed_load_ends_each_stream_as_vllm_does() {
+    let pair = VllmPair::start(quick_vllm()).await;
+    let messages = json!([{"role":"user","content":PROMPT}]);
+    let error = r#"{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}"#;
+    for (path, body) in [
+        (COMPLETIONS, completion(PROMPT)),
+        (
+            "/inference/v1/generate",
+            json!({"token_ids":[5],"sampling_params":{"max_tokens":4}}),
+        ),
+        (
+            "/v1/messages",
+            json!({"model":"sim","messages":messages,"max_tokens":4}),
+        ),
+        (
+            "/v1/responses",
+            json!({"input":PROMPT,"max_output_tokens":4}),
+        ),
+    ] {
+        let (_, mut second) = legs(&pair, path, &body).await;
+        second["kv_transfer_params"]["remote_engine_id"] = json!("another");
+        let whole = post(&pair.decode, path, &second).await;
+        assert_eq!(whole.status, 500, "{path} {}", whole.text());
+        second["stream"] = json!(true);
+        let (head, text) = ("content-type: application/json\r\n", second.to_string());
+        let raw = support::sim::send(pair.decode.address(), "POST", path, head, &text).await;
+        let reply = Reply::parse(&raw);
+        let events = reply.events();
+        let names: Vec<&str> = events
+            .iter()
+            .filter_map(|(name, _)| name.as_deref())
+            .collect();
+        match path {
+            "/v1/messages" => assert_eq!(names, ["message_start", "error"]),
+            "/v1/responses" => assert_eq!(names, ["response.created", "response.in_progress"]),
+            _ => assert_eq!(
+                events,
+                [(None, error.to_owned()), (None, "[DONE]".to_owned())]
+            ),
+        }
+        // Only the stream of responses is cut.
+        assert_eq!(
+            raw.ends_with(b"0\r\n\r\n"),
+            path != "/v1/responses",
+            "{path}"
+        );
+    }
 }

@@ -27,10 +27,14 @@ impl Run {
         let engine = self.engine.clone();
         let mut paused = engine.paused.subscribe();
         let resumed = async { _ = paused.wait_for(|paused| !paused).await };
+        let transfer = self.item.transfer.clone();
         if self.abort.race(resumed).await.is_none() {
+            if let (Transfer::Pull(remote), Some(nixl)) = (&transfer, &engine.nixl) {
+                nixl.release(remote, &nixl.reader(self.request), false)
+                    .await;
+            }
             return Ok(()); // the abort shows as the finish reason
         }
-        let transfer = self.item.transfer.clone();
         let done = match (&transfer, &engine.nixl) {
             // Seen on a kv_producer.
             (Transfer::Pull(_), Some(_)) if engine.role == Role::Prefill => {
@@ -53,7 +57,7 @@ impl Run {
 
     /// Gets the prompt's KV cache from another worker; none when aborted.
     async fn pull(&mut self, nixl: &Nixl, remote: &Arc<Remote>) -> Result<Option<()>, Failure> {
-        let by = format!("{}/{}", nixl.engine_id, self.request);
+        let by = nixl.reader(self.request);
         let Some(permit) = self.await_memory(nixl, remote).await else {
             nixl.release(remote, &by, false).await;
             return Ok(None);
@@ -66,7 +70,11 @@ impl Run {
         }
         self.stage.enter(Stage::Receiving);
         match self.load(nixl, remote, &by).await {
-            None => Ok(None),
+            None => {
+                // A transfer that has begun is not given up.
+                nixl.release(remote, &by, true).await;
+                Ok(None)
+            }
             Some(Ok(loaded)) => {
                 self.judge(&loaded, remote);
                 nixl.release(remote, &by, true).await;

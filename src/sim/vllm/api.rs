@@ -2,6 +2,7 @@
 //!
 //! The journal and scripted faults come before, in the API of all workers.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
@@ -16,6 +17,7 @@ use super::request::{Ask, Asked};
 use super::responses::Responses;
 use super::routes::{self, Endpoint, Found, Generation, Own};
 use super::tokens::Tokens;
+use super::transfer::{self, Transfer};
 use super::{body, errors, management, rules};
 use crate::sim::api::{Api, unauthorized, whole_or_streamed};
 use crate::sim::client::ClientGuard;
@@ -91,20 +93,40 @@ async fn generate(
         Generation::Messages => Family::VllmMessages,
         _ => Family::Vllm,
     };
-    let begun = json_of(head, raw).and_then(|body| {
-        let asked = ask(engine, endpoint, head, &body)?;
+    let body = match json_of(head, raw) {
+        Ok(body) => body,
+        Err(failure) => return refusal(&failure, family),
+    };
+    let begun = ask(engine, endpoint, head, &body).and_then(|asked| {
         rules::check(engine, &asked.batch, body::count_params(raw));
         let runs = engine.begin(client.request, &asked.batch, client.fault)?;
-        Ok((body, asked, runs))
+        Ok((asked, runs))
     });
     match begun {
-        Ok((body, asked, runs)) => {
+        Ok((asked, runs)) => {
             client.stream = boolean(body.get("stream"));
             client.aborts = runs.iter().map(Run::abort_handle).collect();
             render(engine, endpoint, &body, asked, runs).await
         }
-        Err(failure) => refusal(&failure, family),
+        Err(failure) => {
+            release(engine, client.request, &body);
+            refusal(&failure, family)
+        }
     }
+}
+
+/// Lets the blocks of a refused request go, as decode does.
+/// Source: vLLM 0.32.0, `kv_connector/v1/nixl/pull_scheduler.py` (`request_finished`).
+fn release(engine: &Arc<Engine>, request: u64, body: &Value) {
+    let Ok(Transfer::Pull(remote)) = transfer::of(body) else {
+        return;
+    };
+    let reader = engine.clone();
+    engine.spawn(async move {
+        if let Some(nixl) = &reader.nixl {
+            nixl.release(&remote, &nixl.reader(request), false).await;
+        }
+    });
 }
 
 fn ask(

@@ -164,6 +164,11 @@ impl Nixl {
         }
     }
 
+    /// How side channels know one request of this worker.
+    pub(crate) fn reader(&self, request: u64) -> String {
+        format!("{}/{request}", self.engine_id)
+    }
+
     /// Makes the lease of blocks that are waited for last longer.
     pub(crate) async fn renew(&self, remote: &Remote) {
         let request = remote.request_id.clone();
