@@ -221,7 +221,7 @@ impl MiniLbConfig {
         self.set("max_concurrent_requests", requests)
     }
 
-    /// Maximum number of requests that wait while all workers are full; 0 is no queue.
+    /// Maximum number of requests that wait while all workers are full, or while generation is paused; 0 is no queue.
     pub fn queue_size(self, requests: usize) -> MiniLbConfig {
         self.set("queue_size", requests)
     }

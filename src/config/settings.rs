@@ -222,7 +222,7 @@ const WORKERS: &[Setting] = &[
         "Maximum number of concurrent requests per worker; more wait in a queue. -1 is no limit")
         .default("-1").expects("a number of requests, at least 1; -1 or 0 is no limit"),
     Setting::new("queue_size", Kind::at_least(0),
-        "Maximum number of requests that wait while all workers are full, more get 429; 0 is no queue")
+        "Maximum number of requests that wait while all workers are full, more get 429, or while generation is paused, more get 503; 0 is no queue")
         .default("100").expects("a number of requests"),
     Setting::new("queue_timeout_secs", Kind::Seconds,
         "How long a request may wait in the queue before it gets 503")
