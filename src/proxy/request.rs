@@ -229,6 +229,7 @@ impl RequestContext {
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.trial = None;
         }
+        self.record.alone = false;
         self.record.status = 0;
         self.record.ended = "ok".into();
         self.record.error = None;

@@ -15,6 +15,7 @@ use super::request::RequestContext;
 use super::{Proxy, Rules};
 use crate::endpoint::{Access, DECODE_WORKER, PREFILL_WORKER, TIMING};
 use crate::limits::ServerTiming;
+use crate::pd::Leg;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const TIMING_ALLOW_ORIGIN: HeaderName = HeaderName::from_static("timing-allow-origin");
@@ -69,6 +70,7 @@ impl RequestContext {
             // Writing to a string does not fail.
             let _ = write!(parts, "{separator}{};dur={millis:.3}", part.name());
         }
+        let unused = self.record.legs.prefill == Leg::Unused;
         let urls = self.record.pair.iter().flat_map(|pair| {
             [
                 (PREFILL_WORKER, pair.prefill.url().to_owned()),
@@ -76,6 +78,7 @@ impl RequestContext {
             ]
         });
         let parts = (!parts.is_empty()).then_some((SERVER_TIMING, parts));
+        let urls = urls.filter(|(name, _)| !unused || *name != PREFILL_WORKER);
         let fields = parts.into_iter().chain(urls);
         let fields = fields.filter_map(|(name, text)| Some((name, text.try_into().ok()?)));
         let origin = timing.origin.map(|origin| (TIMING_ALLOW_ORIGIN, origin));

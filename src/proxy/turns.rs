@@ -84,7 +84,7 @@ impl Proxy {
         ctx.request = Some(request);
         ctx.note_attempt(attempt, 0);
         if is_alone {
-            ctx.state.go_alone();
+            ctx.go_alone();
         }
         ctx.show_legs();
         Ok(body)
@@ -206,7 +206,7 @@ impl Proxy {
         if !ctx.rules.limits.vllm_decode_alone || leg.is_request_fault() {
             return Err(self.fail_with_prefill(ctx));
         }
-        ctx.state.go_alone();
+        ctx.go_alone();
         Ok(())
     }
 
@@ -245,6 +245,12 @@ impl Proxy {
 }
 
 impl RequestContext {
+    /// Decode computes the prompt in this attempt.
+    fn go_alone(&mut self) {
+        self.state.go_alone();
+        self.record.alone = true;
+    }
+
     /// Keeps prefill's response of this attempt, which no decode worker has seen, for the next one.
     pub(super) fn hand_over(&mut self) {
         let Some(attempt) = self.attempt.as_mut() else {

@@ -11,7 +11,7 @@ use log::Level;
 use super::fields::{Fields, Show, Value, log};
 use super::{FailedAttempt, Part, Record};
 use crate::fleet::Spread;
-use crate::pd::Route;
+use crate::pd::{Leg, Route};
 
 /// The targets of the lines, for filters such as `--log-level info,mini_lb::access=off`.
 const ACCESS: &str = "mini_lb::access";
@@ -152,11 +152,16 @@ impl Fields for Line<'_> {
             show("samples", Value::Number(record.samples as u64))?;
         }
         if let Some(pair) = &record.pair {
-            show("prefill", Value::Text(pair.prefill.url()))?;
+            if record.legs.prefill != Leg::Unused {
+                show("prefill", Value::Text(pair.prefill.url()))?;
+            }
             if let Some(rank) = record.spread.and_then(Spread::rank) {
                 show("prefill_rank", Value::Number(rank.into()))?;
             }
             show("decode", Value::Text(pair.decode.url()))?;
+        }
+        if record.alone {
+            show("alone", Value::Text("decode"))?;
         }
         if record.attempts > 1 {
             show("attempts", Value::Number(record.attempts.into()))?;
@@ -291,13 +296,14 @@ mod tests {
         record.suspect = Some(Suspect::Tried);
         record.forecast = Some(forecast());
         record.spread = Some(Spread::new(2, 4, 1));
+        record.alone = true;
         let mut fields = HashSet::new();
         let line = Line::new(&record, Some(1));
         let listed = line.each(&mut |name, _| {
             fields.insert(name);
             Ok(())
         });
-        assert!(listed.is_ok() && fields.len() == 26, "{fields:?}");
+        assert!(listed.is_ok() && fields.len() == 27, "{fields:?}");
         for field in fields {
             assert!(documented.contains(&format!("`{field}`")), "{field}");
         }
@@ -335,7 +341,7 @@ mod tests {
         assert!(line.contains(expected), "{line}");
     }
 
-    /// With all fields but those of samples, suspects and policies that learn.
+    /// With all fields but those of samples, suspects, policies that learn and decode alone.
     fn unusual() -> Record {
         let mut record = record();
         record.pair = Some(Pair {

@@ -41,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) spread: Option<Spread>,
     /// What the policy expected of the prefill worker of the last attempt, and what came; `None` where it does not learn.
     pub(crate) forecast: Option<Arc<Forecast>>,
+    /// Whether decode computes the prompt in the last attempt, so that its pair is one worker.
+    pub(crate) alone: bool,
     /// Samples per prompt, where they are more than one: each has a pair of its own, and a record. 0 for any other request.
     pub(crate) samples: usize,
     /// How far the legs of the last attempt came.
@@ -238,6 +240,7 @@ impl Record {
             pair: None,
             spread: None,
             forecast: None,
+            alone: false,
             samples: 0,
             legs: Legs {
                 prefill: Leg::Running,

@@ -27,6 +27,18 @@ async fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_alone_a
 }
 
 #[tokio::test]
+async fn the_response_names_no_prefill_worker_that_was_not_asked() {
+    let mut pair = Pair::with(|config| vllm(config).set("server_timing", "always")).await;
+    pair.client
+        .send(post("/v1/completions", r#"{"prompt":["a","b"]}"#))
+        .await;
+    pair.decode.request().await.answer("200 OK", "{}").await;
+    let head = pair.client.answer().await.head.to_ascii_lowercase();
+    assert!(head.contains("x-mini-lb-decode"), "{head}");
+    assert!(!head.contains("x-mini-lb-prefill"), "{head}");
+}
+
+#[tokio::test]
 async fn where_no_prefill_worker_is_left_decode_computes_the_prompt() {
     for failure in [
         "500 Internal Server Error",
