@@ -5,6 +5,7 @@
 //!
 //! Source: SGLang 0.5.23, `srt/managers/tokenizer_manager.py` (`meta_info`), `srt/entrypoints/openai/usage_processor.py`,
 //! `srt/entrypoints/openai/serving_responses.py`, and `srt/entrypoints/anthropic/` (`anthropic_usage_from_openai`).
+//! vLLM 0.32.0: the parameters of a transfer have both numbers on every endpoint, also where the usage has none.
 
 use memchr::memmem;
 
@@ -20,6 +21,13 @@ pub struct Usage {
 impl Usage {
     /// The usage in a document, of all its prompts together; `None` where it reports none.
     pub fn of_document(body: &[u8]) -> Option<Self> {
+        let last = |key| numbers(body, key).last();
+        if let Some(prompt_tokens) = last(REMOTE_TOKENS) {
+            return Some(Self {
+                prompt_tokens,
+                cached_tokens: last(REMOTE_CACHED_TOKENS),
+            });
+        }
         Self::of(body, |numbers| numbers.reduce(u64::saturating_add))
     }
 
@@ -52,6 +60,8 @@ const PROMPT_TOKENS: &[u8] = b"\"prompt_tokens\":";
 const CACHED_TOKENS: &[u8] = b"\"cached_tokens\":";
 const INPUT_TOKENS: &[u8] = b"\"input_tokens\":";
 const CACHE_READ_TOKENS: &[u8] = b"\"cache_read_input_tokens\":";
+const REMOTE_TOKENS: &[u8] = b"\"remote_num_tokens\":";
+const REMOTE_CACHED_TOKENS: &[u8] = b"\"remote_prefill_cached_tokens\":";
 
 type Numbers<'a> = &'a mut dyn Iterator<Item = u64>;
 
@@ -118,6 +128,34 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(Usage::of_document(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn prefill_of_vllm_reports_its_prompt_on_every_endpoint() {
+        for (response, expected) in [
+            (
+                include_str!("../../tests/fixtures/vllm-0.32.0/prefill/chat.json"),
+                usage(100, 0),
+            ),
+            (
+                include_str!("../../tests/fixtures/vllm-0.32.0/prefill/messages.json"),
+                usage(101, 0),
+            ),
+            (
+                include_str!("../../tests/fixtures/vllm-0.32.0/prefill/responses.json"),
+                usage(101, 0),
+            ),
+            (
+                r#"{"usage":{"prompt_tokens":9,"prompt_tokens_details":null},"kv_transfer_params":{"remote_num_tokens":9,"remote_prefill_cached_tokens":4}}"#,
+                usage(9, 4),
+            ),
+        ] {
+            assert_eq!(
+                Usage::of_document(response.as_bytes()),
+                expected,
+                "{response}"
+            );
         }
     }
 

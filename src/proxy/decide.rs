@@ -257,7 +257,10 @@ impl Proxy {
         let error = ctx.prefill_error();
         if let Some(attempt) = &ctx.attempt {
             let leg = attempt.prefill_state();
-            Self::note_pair(attempt, leg);
+            // Where prefill is first, decode has no part in its failure.
+            if !self.engine.prefill_is_first() {
+                Self::note_pair(attempt, leg);
+            }
             if let Some(error) = Self::wrong_key(&ctx.rules, attempt.prefill(), leg) {
                 return ctx.refuse(error);
             }
