@@ -172,16 +172,17 @@ impl Api {
                 let Ports { api, bootstrap } = self.ports;
                 wire::json(
                     200,
-                    server_info(engine.role, &engine.options, api, bootstrap).to_string(),
+                    server_info(engine.role(), &engine.options, api, bootstrap).to_string(),
                 )
             }
             Management::ModelInfo => {
-                wire::json(200, model_info(engine.role, &engine.options).to_string())
+                wire::json(200, model_info(engine.role(), &engine.options).to_string())
             }
             Management::Models => management::models(engine),
             Management::FlushCache => {
                 management::flush_cache(engine, head.uri.query().unwrap_or_default()).await
             }
+            Management::RoleSwitch => management::switch_role(engine, body),
             Management::AbortRequest => management::abort_request(engine, body),
             Management::Loads => management::loads(engine),
             Management::Metrics => management::metrics(engine),
@@ -209,7 +210,7 @@ impl Api {
             return wire::bare(200, "");
         }
         let body = json!({
-            "role":self.engine.role.mode(),
+            "role":self.engine.role().mode(),
             "open_connections":journal.open_connections(),
             "connections_total":journal.connections_total(),
             "open_rooms":journal.open_rooms(),
@@ -286,7 +287,7 @@ impl Api {
         runs: Vec<Run>,
     ) -> SimResponse {
         let engine = &*self.engine;
-        let (role, options) = (engine.role, &engine.options);
+        let (role, options) = (engine.role(), &engine.options);
         let created = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());

@@ -121,6 +121,9 @@ pub struct Knobs {
     /// Report cached tokens in `usage` too.
     #[arg(long)]
     pub enable_cache_report: bool,
+    /// Let `POST /pd_role_switch` switch the role while nothing runs.
+    #[arg(long)]
+    pub enable_pd_role_switch: bool,
     /// Requests whose KV cache fits into decode's memory.
     #[arg(long, default_value_t = SimOptions::default().kv_slots)]
     pub kv_slots: usize,
@@ -208,6 +211,7 @@ impl From<Knobs> for SimOptions {
             cache_tokens: knobs.cache_tokens,
             dp_size: knobs.dp_size,
             cache_report: knobs.enable_cache_report,
+            role_switch: knobs.enable_pd_role_switch,
             kv_slots: knobs.kv_slots,
             max_running: knobs.max_running_requests,
             model: knobs.served_model_name,

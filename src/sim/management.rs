@@ -101,6 +101,27 @@ pub(crate) fn abort_request(engine: &Engine, body: &[u8]) -> SimResponse {
     wire::bare(200, "")
 }
 
+/// `/pd_role_switch`: where it is switched on and nothing runs. Source: SGLang 0.5.23, `managers/scheduler.py`.
+pub(crate) fn switch_role(engine: &Engine, body: &[u8]) -> SimResponse {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let new = body.get("new_role").and_then(Value::as_str);
+    let old = engine.role();
+    let wanted = [Role::Prefill, Role::Decode]
+        .into_iter()
+        .find(|role| Some(role.mode()) == new);
+    let refusal = match wanted {
+        None => Some("new_role must be prefill or decode"),
+        Some(_) if !engine.options.role_switch => {
+            Some("PD role switch is not enabled: start with --enable-pd-role-switch")
+        }
+        Some(new) if !engine.switch(new) => Some("Cannot switch the PD role: server is not idle"),
+        Some(_) => None,
+    };
+    let body = json!({"success":refusal.is_none(),"message":refusal.unwrap_or("PD role switched"),
+        "old_role":old.mode(),"new_role":engine.role().mode(),"safe_to_restore":refusal.is_some()});
+    wire::json(if refusal.is_none() { 200 } else { 400 }, body.to_string())
+}
+
 /// `/v1/loads`, an entry for each rank. Only what waits for a pass of chunked prefill is counted by rank: of the rest each
 /// rank has a share.
 pub(crate) fn loads(engine: &Engine) -> SimResponse {
@@ -133,7 +154,7 @@ fn load(engine: &Engine, now: f64, (rank, ranks): (usize, usize), queued: Queued
     let running = share(Stage::Computing) + share(Stage::Running);
     let slots = engine.options.kv_slots.max(1);
     let held = transfer + share(Stage::Ready) + share(Stage::Running);
-    let usage = match engine.role {
+    let usage = match engine.role() {
         Role::Decode => held as f64 * ranks as f64 / slots as f64,
         _ => 0.0,
     };
@@ -147,7 +168,7 @@ fn load(engine: &Engine, now: f64, (rank, ranks): (usize, usize), queued: Queued
         "cache_hit_rate":0.0,"utilization":-1.0,"total_prefill_uncached_tokens":0,"total_prefill_busy_us":0,
         "decode_moments":null,
         "memory":{"weight_gb":0.0,"kv_cache_gb":0.004,"graph_gb":0.0,"token_capacity":capacity},
-        "disaggregation":{"mode":engine.role.mode(),"prefill_bootstrap_queue_reqs":bootstrap,
+        "disaggregation":{"mode":engine.role().mode(),"prefill_bootstrap_queue_reqs":bootstrap,
             "prefill_inflight_queue_reqs":share(Stage::Sending),"decode_prealloc_queue_reqs":prealloc,
             "decode_transfer_queue_reqs":transfer,"decode_retracted_queue_reqs":0,
             "kv_transfer_speed_gb_s":0.0,"kv_transfer_latency_ms":0.0},
@@ -158,7 +179,7 @@ fn load(engine: &Engine, now: f64, (rank, ranks): (usize, usize), queued: Queued
 pub(crate) fn metrics(engine: &Engine) -> SimResponse {
     let labels = format!(
         "{{engine_type=\"{}\",model_name=\"{}\"}}",
-        engine.role.mode(),
+        engine.role().mode(),
         engine.options.model
     );
     let in_flight = *engine.in_flight.borrow();

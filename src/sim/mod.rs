@@ -168,6 +168,8 @@ pub struct SimOptions {
     pub reported: Reported,
     /// What makes it a vLLM worker, such as [`SimOptions::vllm`] gives; without it the worker is SGLang's.
     pub vllm: Option<VllmOptions>,
+    /// Whether the role can be switched while the worker runs (`--enable-pd-role-switch`).
+    pub role_switch: bool,
     /// Scripted faults; none by default.
     pub chaos: chaos::Script,
 }
@@ -236,6 +238,7 @@ impl Default for SimOptions {
             journal_entries: 65_536,
             reported: Reported::default(),
             vllm: None,
+            role_switch: false,
             chaos: chaos::Script::default(),
         }
     }

@@ -38,6 +38,7 @@ pub(crate) enum Management {
     Models,
     FlushCache,
     AbortRequest,
+    RoleSwitch,
     Loads,
     Metrics,
     StartProfile,
@@ -54,7 +55,8 @@ use Endpoint::{Generates, Manages};
 use Generation::{Chat, Completions, Messages, Native, Responses};
 use Management::{
     AbortRequest, Cache, Chaos, CountTokens, Detokenize, Flag, FlushCache, Health, Journal, Loads,
-    Metrics, ModelInfo, Models, Ready, Root, ServerInfo, StartProfile, StopProfile, Tokenize,
+    Metrics, ModelInfo, Models, Ready, RoleSwitch, Root, ServerInfo, StartProfile, StopProfile,
+    Tokenize,
 };
 
 /// A path, its endpoint, and the methods that it takes, as `allow` lists them.
@@ -103,6 +105,7 @@ const ROUTES: &[Route] = &[
         "POST",
     ),
     ("/slow_down", told(Told::Nothing), "GET, POST"),
+    ("/pd_role_switch", Manages(RoleSwitch), "POST"),
     ("/v1/loads", Manages(Loads), "GET"),
     ("/metrics", Manages(Metrics), "GET"),
     ("/start_profile", Manages(StartProfile), "GET, POST"),
@@ -140,7 +143,14 @@ impl Endpoint {
     pub(crate) fn is_admin(self) -> bool {
         matches!(
             self,
-            Manages(FlushCache | AbortRequest | StartProfile | StopProfile | Management::Told(_))
+            Manages(
+                FlushCache
+                    | AbortRequest
+                    | RoleSwitch
+                    | StartProfile
+                    | StopProfile
+                    | Management::Told(_)
+            )
         )
     }
 }

@@ -65,8 +65,16 @@ impl Worker {
         if let Some(listener) = side_channel {
             engine.spawn_tracked(serve_side_channel(engine.clone(), listener));
         }
-        if role == Role::Prefill && !is_vllm {
-            let registry = TcpListener::bind((host, wanted_bootstrap_port)).await?;
+        // A decode worker that may become a prefill worker has its registry from the beginning. The port of its option is
+        // the one that it asks elsewhere.
+        let may_prefill = role == Role::Decode && engine.options.role_switch;
+        if !is_vllm && (role == Role::Prefill || may_prefill) {
+            let port = if may_prefill {
+                0
+            } else {
+                wanted_bootstrap_port
+            };
+            let registry = TcpListener::bind((host, port)).await?;
             let rank = TcpListener::bind((host, 0)).await?;
             ports.bootstrap = registry.local_addr()?.port();
             bootstrap_port = Some(ports.bootstrap);
@@ -124,7 +132,7 @@ impl Worker {
     /// Prefill, decode or ordinary.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.engine.role
+        self.engine.role()
     }
 
     /// Whether it is a vLLM worker.
@@ -133,7 +141,8 @@ impl Worker {
         self.engine.is_vllm()
     }
 
-    /// Port of the bootstrap registry, which only prefill has; on a vLLM worker that of its side channel.
+    /// Port of the bootstrap registry, which only prefill has, and what may become prefill; on a vLLM worker that of its
+    /// side channel.
     #[must_use]
     pub fn bootstrap_port(&self) -> Option<u16> {
         self.bootstrap_port

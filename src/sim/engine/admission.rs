@@ -31,12 +31,12 @@ impl Run {
         }
         let _ = self.abort.race(engine.pause.moves()).await;
         let fake = self.item.bootstrap.is_fake();
-        let meets = engine.role != Role::Ordinary && !fake;
+        let meets = engine.role() != Role::Ordinary && !fake;
         if meets && self.item.bootstrap.room.is_none() {
             return Err(errors::no_room(&self.item.rid));
         }
         self.check_logprob_start()?;
-        match (engine.role, self.item.bootstrap.room) {
+        match (engine.role(), self.item.bootstrap.room) {
             (Role::Prefill, Some(room)) if !fake => self.admit_prefill(room).await?,
             (Role::Decode, Some(room)) if !fake => self.admit_decode(room).await?,
             (Role::Decode, _) => self.first = Some(self.synthetic_record()),
@@ -45,7 +45,7 @@ impl Run {
                 .await
                 .ok_or_else(|| self.aborted_in_queue())?,
         }
-        if engine.role != Role::Prefill {
+        if engine.role() != Role::Prefill {
             self.await_turn()
                 .await
                 .ok_or_else(|| self.aborted_in_queue())?;

@@ -46,7 +46,7 @@ pub(crate) enum Phase {
 
 /// The state that all requests of one worker share.
 pub(crate) struct Engine {
-    pub(crate) role: Role,
+    role: Mutex<Role>,
     pub(crate) options: SimOptions,
     pub(crate) journal: Journal,
     pub(crate) rooms: Rooms,
@@ -123,7 +123,7 @@ impl Engine {
         // Prefill is lost after two missed heartbeats, 5 s apart. Source: `SGLANG_DISAGGREGATION_HEARTBEAT_*`.
         let peers = Peers::new(journal.clone(), options.timer(1.0), options.timer(10.0));
         Arc::new(Engine {
-            role,
+            role: Mutex::new(role),
             chaos: Chaos::new(role, options.chaos.clone()),
             pause: Pause::default(),
             rooms: Rooms::new(journal.clone()),
@@ -147,9 +147,24 @@ impl Engine {
         })
     }
 
+    /// What it is now.
+    pub(crate) fn role(&self) -> Role {
+        *self.role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives it another role, where no item is in flight.
+    pub(crate) fn switch(&self, role: Role) -> bool {
+        let mut now = self.role.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = *self.in_flight.borrow() == 0;
+        if is_idle {
+            *now = role;
+        }
+        is_idle
+    }
+
     /// Starts the forward passes of chunked prefill.
     pub(crate) fn start(&self) {
-        let computes = self.role != Role::Decode || self.is_vllm();
+        let computes = self.role() != Role::Decode || self.is_vllm() || self.options.role_switch;
         if self.options.chunked_prefill_tokens > 0 && computes {
             for rank in &self.ranks {
                 self.spawn(rank.clone().passes(self.options.clone()));
@@ -161,7 +176,7 @@ impl Engine {
     /// Source: SGLang 0.5.23, `arg_groups/serving_hook.py` (`follow_bootstrap_room`).
     fn rank(&self, item: &Item) -> &Arc<Rank> {
         let ranks = self.ranks.len();
-        let room = item.bootstrap.room.filter(|_| self.role == Role::Prefill);
+        let room = item.bootstrap.room.filter(|_| self.role() == Role::Prefill);
         let index = match (room, item.rank) {
             // The remainder is below the number of ranks.
             (Some(room), _) => usize::try_from(room.rem_euclid(ranks as Room)).unwrap_or(0),
@@ -287,7 +302,7 @@ impl Engine {
         fault: ItemFault,
     ) -> Result<Vec<Run>, Failure> {
         if !self.is_vllm() {
-            rules::check(self.role, batch).map_err(|broken| {
+            rules::check(self.role(), batch).map_err(|broken| {
                 self.journal.violation(broken.rule, || broken.rid);
                 broken.failure
             })?;
@@ -314,7 +329,7 @@ impl Engine {
         };
         self.in_flight.send_modify(|items| *items += 1);
         let run = Run::new(self.clone(), request, item.clone(), fault, abort);
-        if self.role != Role::Ordinary && !self.is_vllm() && !item.bootstrap.is_fake() {
+        if self.role() != Role::Ordinary && !self.is_vllm() && !item.bootstrap.is_fake() {
             match item.bootstrap.room {
                 None => self
                     .journal

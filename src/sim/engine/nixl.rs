@@ -37,7 +37,7 @@ impl Run {
         }
         let done = match (&transfer, &engine.nixl) {
             // Seen on a kv_producer.
-            (Transfer::Pull(_), Some(_)) if engine.role == Role::Prefill => {
+            (Transfer::Pull(_), Some(_)) if engine.role() == Role::Prefill => {
                 return Err(Failure::Internal);
             }
             (Transfer::Pull(remote), Some(nixl)) => self.pull(nixl, remote).await?,

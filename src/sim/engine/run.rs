@@ -117,7 +117,7 @@ impl Run {
         fault: ItemFault,
         abort: Arc<Abort>,
     ) -> Run {
-        let first = match (engine.role, &item.transfer) {
+        let first = match (engine.role(), &item.transfer) {
             (_, Transfer::Pull(_)) => Stage::Preallocating,
             _ if engine.is_vllm() => Stage::Queued,
             (Role::Prefill, _) => Stage::Bootstrap,
@@ -214,7 +214,7 @@ impl Run {
     }
 
     fn generate(&mut self, produced: usize) -> Step {
-        let hands_over_first = self.engine.role == Role::Prefill && !self.engine.is_vllm();
+        let hands_over_first = self.engine.role() == Role::Prefill && !self.engine.is_vllm();
         if self.item.sampling.max_new_tokens == 0 && !hands_over_first {
             // The response has no token, but decode's has the logprobs of prefill's record.
             // Source: SGLang 0.5.23, `managers/scheduler_components/output_streamer.py`, `logprob_end`.

@@ -158,7 +158,7 @@ fn abort_named(engine: &Engine, ids: &[String]) -> usize {
 
 fn server_info(engine: &Engine) -> Value {
     let options = &engine.options;
-    let transfer = match engine.role {
+    let transfer = match engine.role() {
         Role::Ordinary => Value::Null,
         role => json!({"kv_connector":options.reported.transfer_backend,
             "kv_role":match role {

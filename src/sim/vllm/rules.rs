@@ -19,7 +19,7 @@ pub(super) fn check(engine: &Engine, batch: &Batch, named: usize) {
         ),
         (
             Violation::ForeignParams,
-            engine.role == Role::Ordinary && item.transfer != Transfer::Alone,
+            engine.role() == Role::Ordinary && item.transfer != Transfer::Alone,
         ),
     ];
     let holds = item.transfer == Transfer::Hold;
@@ -32,11 +32,11 @@ pub(super) fn check(engine: &Engine, batch: &Batch, named: usize) {
         (Violation::StreamedPrefillLeg, holds && batch.stream),
         (
             Violation::PrefillLegOnDecode,
-            holds && engine.role == Role::Decode,
+            holds && engine.role() == Role::Decode,
         ),
         (
             Violation::DecodeLegOnPrefill,
-            pulls && engine.role == Role::Prefill,
+            pulls && engine.role() == Role::Prefill,
         ),
     ];
     for (rule, _) in broken
