@@ -151,6 +151,11 @@ impl MiniLbConfig {
             .set("tls_key_path", key_path)
     }
 
+    /// File that keeps the workers that were added by `POST /workers`, with their keys, over restarts.
+    pub fn workers_state_file(self, path: &str) -> MiniLbConfig {
+        self.set("workers_state_file", path)
+    }
+
     /// Certificates of the authorities that sign those of `https://` workers, as PEM files. An empty list is the
     /// system's authorities.
     pub fn ca_cert_paths(self, paths: &[&str]) -> MiniLbConfig {

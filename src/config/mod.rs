@@ -112,6 +112,8 @@ pub struct Config {
     pub dns: Vec<DnsSpec>,
     /// The DNS servers for these names; those of the system where there are none.
     pub dns_servers: Vec<SocketAddr>,
+    /// The file that keeps the workers that were added by the admin API; `None` where they are not kept.
+    pub workers_state_file: Option<PathBuf>,
     /// How a pair is chosen.
     pub policies: PolicyConfig,
     /// Connections and memory of clients.

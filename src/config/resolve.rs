@@ -146,6 +146,8 @@ impl<'a> Resolver<'a> {
             dns,
             keys,
         } = self.fleet();
+        let workers_state_file = self.given("workers_state_file");
+        let workers_state_file = workers_state_file.map(|given| (&given.value).into());
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
         let upgrade_wait = self.get("upgrade_wait_secs");
@@ -161,6 +163,7 @@ impl<'a> Resolver<'a> {
             engine: engine?,
             dns,
             dns_servers: dns_servers.unwrap_or_default(),
+            workers_state_file,
             policies: policies?,
             clients: clients?,
             client_keys,

@@ -210,6 +210,9 @@ const WORKERS: &[Setting] = &[
         "File with the API key of all workers that have no key in the configuration file"),
     Setting::new("worker_admin_api_key_file", Kind::Path,
         "File with the key that workers require for their administration (--admin-api-key of SGLang)"),
+    Setting::new("workers_state_file", Kind::Path,
+        "File that keeps the workers that were added by POST /workers, with their keys, over restarts")
+        .at_start(),
     Setting::new("ca_cert_paths", Kind::Paths,
         "Certificates (PEM) of the authorities that sign those of https:// workers, instead of the system's").at_start(),
     Setting::new("client_cert_path", Kind::Path,

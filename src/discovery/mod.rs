@@ -9,14 +9,12 @@ mod follow;
 mod layout;
 mod loads;
 mod probe;
-#[allow(dead_code, reason = "the admin API and other sources come next")]
 mod registry;
 
 pub(crate) use dns::Names;
 pub(crate) use loads::LoadPoll;
 pub(crate) use probe::{Probe, ProbeRules};
-#[allow(unused_imports, reason = "the admin API and other sources come next")]
 pub(crate) use registry::{
-    Conflict, DRAIN_TIME, Describe, Description, Details, Examiner, First, Leave, Life, Listed,
-    Registry, Shown, Source,
+    Conflict, DRAIN_TIME, Describe, Description, Details, Examiner, First, Keeper, Leave, Life,
+    Listed, Registry, Shown, Source,
 };

@@ -212,10 +212,7 @@ fn complaint(response: &Fetched) -> Option<Complaint> {
 /// The role in the body of a worker's [`MODEL_INFO`], or its `/server_info`.
 pub(super) fn told_role(body: &[u8]) -> Option<Role> {
     let info: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let mode = info.get("disaggregation_mode")?.as_str()?;
-    [Role::Prefill, Role::Decode]
-        .into_iter()
-        .find(|role| role.name() == mode)
+    Role::named(info.get("disaggregation_mode")?.as_str()?)
 }
 
 #[cfg(test)]

@@ -23,6 +23,11 @@ pub enum Code {
     BadQuery,
     UnknownRequest,
     UnknownResponse,
+    InvalidWorker,
+    UnknownWorker,
+    WorkerConflict,
+    WorkerMismatch,
+    WorkerNotReady,
     NotFound,
     MethodNotAllowed,
     UnsupportedEncoding,
@@ -101,7 +106,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 54] = [
         Self::InvalidJson,
         Self::InvalidOption,
         Self::BatchTooLarge,
@@ -118,6 +123,11 @@ impl Code {
         Self::BadQuery,
         Self::UnknownRequest,
         Self::UnknownResponse,
+        Self::InvalidWorker,
+        Self::UnknownWorker,
+        Self::WorkerConflict,
+        Self::WorkerMismatch,
+        Self::WorkerNotReady,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::UnsupportedEncoding,
@@ -175,6 +185,11 @@ impl Code {
             Self::BadQuery => row("bad_query", 400, Client, Useless, "a parameter of `/debug/requests` or `/dashboard/data` is unknown, or its value has another form; or the query of an administration request names no worker that it can be sent to"),
             Self::UnknownRequest => row("unknown_request", 404, Client, Useless, "`/debug/requests` remembers no request with this id"),
             Self::UnknownResponse => row("unknown_response", 404, Client, Useless, "the worker that has the response is not known, because it was not made by way of this mini-lb, was forgotten for 65,536 newer ones or in a restart, or that worker is gone"),
+            Self::InvalidWorker => row("invalid_worker", 400, Client, Useless, "the body or the query of a call on `/workers` or `/pd_role_switch` is wrong; the message says what it takes"),
+            Self::UnknownWorker => row("unknown_worker", 404, Client, Useless, "no worker has this id or this URL"),
+            Self::WorkerConflict => row("worker_conflict", 409, Client, Useless, "the worker is listed already, is being removed, is being switched, or is the last one of its role"),
+            Self::WorkerMismatch => row("worker_mismatch", 422, Workers, Useless, "the worker is not what the call says: it has another role, or does not tell its role"),
+            Self::WorkerNotReady => row("worker_not_ready", 504, Workers, Later, "with `wait`: the worker was not well, or had requests, when `wait_seconds` were over; what was asked for goes on"),
             Self::NotFound => row("not_found", 404, Client, Useless, "no such path"),
             Self::MethodNotAllowed => row("method_not_allowed", 405, Client, Useless, "the path takes other methods; `Allow` lists them"),
             Self::UnsupportedEncoding => row("unsupported_encoding", 415, Client, Useless, "the body has a `Content-Encoding`; send it uncompressed"),

@@ -16,6 +16,7 @@
 //! | `pages.rs` | the pages for observers: metrics |
 //! | `dashboard/` | the dashboard, and the data that it shows |
 //! | `requests.rs` | the page that shows single requests |
+//! | `workers/` | the workers themselves: listed, added, changed, removed, switched |
 //! | `paths.rs` | what a path that is not in the table may have meant |
 //! | `error.rs` | the error responses |
 //!
@@ -35,6 +36,7 @@ mod server_info;
 mod single;
 mod stored;
 mod table;
+mod workers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +45,7 @@ use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
 use tokio::sync::watch;
 
+use crate::discovery::Registry;
 use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::{Fleet, Role};
@@ -53,6 +56,7 @@ use broadcast::Broadcaster;
 use call::{Call, CallResult, Key};
 use dashboard::Dashboard;
 use table::{Kind, Row};
+use workers::Switches;
 
 /// The error where Prometheus text is asked for.
 const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of several workers; omit format=prometheus to \
@@ -62,6 +66,8 @@ const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of s
 pub(crate) struct Ops {
     engine: Engine,
     fleet: Arc<Fleet>,
+    registry: Arc<Registry>,
+    switches: Switches,
     client: Arc<Client>,
     broadcaster: Arc<Broadcaster>,
     /// What the pages for observers show.
@@ -76,15 +82,18 @@ impl Ops {
     pub(crate) fn new(
         engine: Engine,
         fleet: Arc<Fleet>,
+        registry: Arc<Registry>,
         client: Arc<Client>,
         telemetry: Arc<Telemetry>,
         shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
             engine,
-            dashboard: Dashboard::new(fleet.clone(), telemetry.clone()),
+            dashboard: Dashboard::new(fleet.clone(), registry.clone(), telemetry.clone()),
             broadcaster: Arc::new(Broadcaster::new(fleet.clone(), client.clone())),
+            switches: Switches::new(registry.clone(), client.clone()),
             fleet,
+            registry,
             client,
             telemetry,
             shutting_down,
@@ -132,6 +141,8 @@ impl Endpoints for Ops {
             Kind::Ready => self.readiness(&path),
             Kind::Page(page) => self.page(page, &request),
             Kind::Broadcast(plan) => self.broadcaster.respond(plan, request, request_id).await,
+            Kind::Workers => self.workers(&request).await,
+            Kind::RoleSwitch => self.switch_roles(&request).await,
             _ => self.call_workers(request, row, request_id).await,
         }
     }

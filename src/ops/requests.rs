@@ -240,7 +240,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// The value of a parameter without its percent signs; `None` where it is no text.
-fn decoded(value: &str) -> Option<String> {
+pub(super) fn decoded(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

@@ -53,6 +53,10 @@ pub(super) enum Kind {
     /// By the decode worker that has the response of the path, whose answer is passed on unchanged. Which method fits which
     /// path is decided there.
     Stored { timeout: Timeout },
+    /// By this process: its workers, which are listed, added, changed and removed.
+    Workers,
+    /// By this process, which switches the role of workers.
+    RoleSwitch,
     /// With 501. The sentence says why, and what to do instead.
     NotServed(&'static str),
 }
@@ -109,13 +113,15 @@ pub(super) fn served(engine: Engine) -> impl Iterator<Item = &'static Row> {
 impl Row {
     /// Whether the body of a request with this method goes to a worker.
     pub(super) fn reads_body(&self, method: &Method) -> bool {
-        let forwards = match self.kind {
+        let takes_body = match self.kind {
             // SGLang reads a body with GET as well on these paths.
             Kind::Broadcast(_) => method != Method::HEAD,
-            Kind::Every { .. } | Kind::One { .. } => !method.is_safe(),
+            Kind::Every { .. } | Kind::One { .. } | Kind::Workers | Kind::RoleSwitch => {
+                !method.is_safe()
+            }
             _ => false,
         };
-        forwards && self.methods.contains(method)
+        takes_body && self.methods.contains(method)
     }
 
     /// The key that the path needs. Health endpoints need none, as in SGLang, except for the one that makes every worker
@@ -126,7 +132,9 @@ impl Row {
         match self.kind {
             Kind::Alive | Kind::Ready => Access::Open,
             Kind::HealthGenerate => Access::Probers,
-            Kind::Every { .. } | Kind::Broadcast(_) => Access::Admins,
+            Kind::Every { .. } | Kind::Broadcast(_) | Kind::Workers | Kind::RoleSwitch => {
+                Access::Admins
+            }
             Kind::Page(_) => Access::Observers,
             _ => Access::Clients,
         }
@@ -199,8 +207,16 @@ const CHAT: &str =
 const GENERATE: &str = "the load balancer pairs workers for /generate; send each instance there";
 const SESSION: &str = "a session lives on one pair of workers, and the load balancer chooses a pair for each request; send \
      the whole context with each request, whose beginning is in the workers' prefix caches";
-const ADMIN: &str = "the load balancer does not send this to all workers, because they need different calls or an order \
-     between them; call it on each worker";
+
+/// For the list of workers, and for one of them: sglang-router's methods, and smg's PATCH.
+const LIST: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
+const ENTRY: &[Method] = &[
+    Method::GET,
+    Method::HEAD,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+];
 
 const fn row(path: &'static str, methods: &'static [Method], kind: Kind) -> Row {
     Row {
@@ -259,6 +275,9 @@ static TABLE: &[Row] = &[
     row("/v1/loads", GET_HEAD, Kind::Loads),
     flush("/flush_cache"),
     flush("/reset_prefix_cache"), // vLLM's name for it, which AIPerf and SGLang's own benchmark call
+    row("/workers", LIST, Kind::Workers),
+    row("/workers/*", ENTRY, Kind::Workers),
+    row("/pd_role_switch", POST, Kind::RoleSwitch),
     every("/hicache/storage-backend/clear", POST, PROFILE),
     every("/abort_request", POST, SHORT),
     every("/start_profile", GET_POST, PROFILE),
@@ -352,127 +371,8 @@ static TABLE: &[Row] = &[
     not_served("/vertex_generate", GENERATE),
     not_served("/open_session", SESSION),
     not_served("/close_session", SESSION),
-    not_served("/pd_role_switch", ADMIN),
 ];
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::pd::Route;
-
-    fn find(path: &str) -> Option<&'static Row> {
-        super::find(Engine::Sglang, path)
-    }
-
-    #[test]
-    fn every_route_with_two_legs_has_a_row_and_no_other_path_has_such_a_row() {
-        for engine in [Engine::Sglang, Engine::Vllm] {
-            for route in Route::ALL {
-                let row = super::find(engine, engine.path(route)).unwrap();
-                assert_eq!(row.kind, Kind::Legs, "{route:?}");
-            }
-            for row in table(engine) {
-                let is_route = engine.route(row.path).is_some();
-                assert_eq!(row.kind == Kind::Legs, is_route, "{}", row.path);
-            }
-        }
-    }
-
-    #[test]
-    fn the_listener_for_metrics_serves_their_page() {
-        let row = find(crate::endpoint::METRICS_PATH).unwrap();
-        assert_eq!(row.kind, Kind::Page(Page::Metrics));
-    }
-
-    #[test]
-    fn a_path_stands_in_the_table_once() {
-        for table in [TABLE, vllm::TABLE] {
-            let paths: BTreeSet<_> = table.iter().map(|row| row.path).collect();
-            assert_eq!(paths.len(), table.len());
-        }
-    }
-
-    #[test]
-    fn paths_match_exactly_and_a_star_matches_any_path_below() {
-        for path in [
-            "",
-            "/nope",
-            "/health/",
-            "/Health",
-            "/v1/models/",
-            "/generate/",
-            "//health",
-        ] {
-            assert!(find(path).is_none(), "{path}");
-        }
-        for (path, row) in [
-            ("/v1/models", "/v1/models"),
-            ("/v1/models/tiny", "/v1/models/*"),
-            ("/v1/models/meta-llama/Llama-3", "/v1/models/*"),
-            ("/v1/responses/resp_1/cancel", "/v1/responses/*"),
-            ("/v1/messages/count_tokens", "/v1/messages/count_tokens"),
-        ] {
-            assert_eq!(find(path).unwrap().path, row);
-        }
-    }
-
-    #[test]
-    fn a_body_is_read_only_if_it_goes_to_a_worker() {
-        let reads = |path, method| find(path).unwrap().reads_body(&method);
-        assert!(reads("/tokenize", Method::POST));
-        assert!(reads("/abort_request", Method::POST));
-        assert!(reads("/start_profile", Method::POST));
-        assert!(!reads("/start_profile", Method::GET));
-        assert!(!reads("/tokenize", Method::PUT));
-        assert!(!reads("/health", Method::POST));
-        assert!(!reads("/generate", Method::POST));
-        assert!(!reads("/v1/embeddings", Method::POST));
-    }
-
-    #[test]
-    fn a_flush_has_the_time_in_its_query_and_a_margin() {
-        let flush = |query: Option<&str>| match find("/reset_prefix_cache").unwrap().kind {
-            Kind::Every { path, timeout } => {
-                assert_eq!(path, "/flush_cache");
-                timeout.of(query)
-            }
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(flush(None), MARGIN);
-        assert_eq!(flush(Some("timeout=60")), MARGIN + Duration::from_secs(60));
-        assert_eq!(
-            flush(Some("a=1&timeout=0.5&b")),
-            MARGIN + Duration::from_millis(500)
-        );
-        assert_eq!(
-            flush(Some("timeout=1&timeout=2")),
-            MARGIN + Duration::from_secs(2)
-        );
-        for nonsense in [
-            "timeout=",
-            "timeout=-1",
-            "timeout=NaN",
-            "timeout=x",
-            "notimeout=5",
-        ] {
-            assert_eq!(flush(Some(nonsense)), MARGIN, "{nonsense}");
-        }
-        for too_long in ["timeout=1e9", "timeout=86400"] {
-            assert_eq!(
-                flush(Some(too_long)),
-                MARGIN + MAX_QUERY_TIMEOUT,
-                "{too_long}"
-            );
-        }
-    }
-
-    #[test]
-    fn allow_lists_the_methods_of_the_route_in_sglang_and_head_where_get_only_reads() {
-        assert_eq!(find("/generate").unwrap().allow(), "PUT, POST");
-        assert_eq!(find("/flush_cache").unwrap().allow(), "GET, POST");
-        assert_eq!(find("/v1/models").unwrap().allow(), "GET, HEAD");
-    }
-}
+mod tests;

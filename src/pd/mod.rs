@@ -106,6 +106,21 @@ impl Role {
             Role::Decode => "decode",
         }
     }
+
+    /// The role with this name.
+    pub fn named(name: &str) -> Option<Role> {
+        [Role::Prefill, Role::Decode]
+            .into_iter()
+            .find(|role| role.name() == name)
+    }
+
+    /// Prefill for decode, and decode for prefill.
+    pub fn other(self) -> Role {
+        match self {
+            Role::Prefill => Role::Decode,
+            Role::Decode => Role::Prefill,
+        }
+    }
 }
 
 impl fmt::Display for Role {

@@ -15,7 +15,7 @@ use super::limits::{affordable_connections, affordable_requests};
 use super::listen::Apps;
 use super::reload::Live;
 use super::shutdown::Shutdown;
-use super::workers::{fleet, listed, probe_rules, registry};
+use super::workers::{fleet, keeper, listed, probe_rules, registry};
 use super::{StartError, tls};
 use crate::client::{
     BodyMemory, ConnectionLimit, ConnectionRules, Connections, Cors, Keys, Listener, Refusal,
@@ -24,7 +24,7 @@ use crate::client::{
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience,
 };
-use crate::discovery::{Examiner, First, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{Examiner, First, Keeper, LoadPoll, Names, Probe, Registry};
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -48,6 +48,7 @@ pub(super) struct Built {
     pub(super) registry: Arc<Registry>,
     pub(super) examiner: Examiner,
     pub(super) live: Live,
+    pub(super) keeper: Option<Keeper>,
     /// Flushed at the end.
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
@@ -69,6 +70,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let fleet = fleet(&config);
     let keys = Arc::new(ArcSwap::from_pointee(config.worker_keys.clone()));
     let registry = Arc::new(registry(&config, &fleet, keys.clone())?);
+    let keeper = keeper(&config, &registry)?;
     let probes = watch::Sender::new(Arc::new(probe_rules(&config)));
     let loads = watch::Sender::new(config.workers.load_poll_interval);
     // Pingora counts connections: one for each attempt, for the one that begins again and the one that is decode's alone,
@@ -77,7 +79,13 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let conf = Arc::new(conf);
     let client = Arc::new(Client::new(&conf, dialling));
     let shutdown = Arc::new(Shutdown::new(config.shutdown.clone()));
-    let app = proxy(&config, fleet.clone(), client.clone(), &shutdown);
+    let app = proxy(
+        &config,
+        fleet.clone(),
+        registry.clone(),
+        client.clone(),
+        &shutdown,
+    );
     let telemetry = app.telemetry.clone();
     let rules = Arc::new(ArcSwap::from_pointee(connection_rules(&config)?));
     let limit = Arc::new(connection_limit(&config));
@@ -135,6 +143,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
             rules: probed.clone(),
         },
         live,
+        keeper,
         telemetry,
         probe: Probe {
             fleet,
@@ -146,11 +155,17 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     })
 }
 
-fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shutdown) -> Proxy {
+fn proxy(
+    config: &Config,
+    fleet: Arc<Fleet>,
+    registry: Arc<Registry>,
+    client: Arc<Client>,
+    shutdown: &Shutdown,
+) -> Proxy {
     let abort_requests = !config.resilience.disable_abort_requests;
     let aborter = Arc::new(Aborter::new(client.clone(), abort_requests));
     let rooms = Arc::<LiveRooms>::default();
-    let sources = sources(&fleet, &rooms, &client, &aborter, shutdown);
+    let sources = sources(&fleet, &registry, &rooms, &client, &aborter, shutdown);
     let traces = config.enable_trace.then_some(Traces {
         endpoint: config.otlp_traces_endpoint.as_deref(),
     });
@@ -168,6 +183,7 @@ fn proxy(config: &Config, fleet: Arc<Fleet>, client: Arc<Client>, shutdown: &Shu
         endpoints: Arc::new(Ops::new(
             config.engine,
             fleet.clone(),
+            registry,
             client.clone(),
             telemetry.clone(),
             shutdown.unready(),
@@ -242,6 +258,7 @@ fn cors(clients: &ClientLimits) -> Cors {
 /// What the metrics read.
 fn sources(
     fleet: &Arc<Fleet>,
+    registry: &Arc<Registry>,
     rooms: &Arc<LiveRooms>,
     client: &Arc<Client>,
     aborter: &Arc<Aborter>,
@@ -249,6 +266,7 @@ fn sources(
 ) -> Sources {
     let (requests, connections) = (shutdown.requests.clone(), shutdown.connections.clone());
     let (client, aborter) = (client.clone(), aborter.clone());
+    let registry = registry.clone();
     Sources {
         fleet: fleet.clone(),
         rooms: rooms.clone(),
@@ -258,6 +276,13 @@ fn sources(
             client.idle_connections(worker.addresses(), worker.server_name())
         }),
         aborts: Box::new(move |role| aborter.sent(role)),
+        listed: Box::new(move || {
+            let workers = registry.workers();
+            let states = workers
+                .iter()
+                .map(|shown| (shown.worker.role(), shown.life.name()));
+            states.collect()
+        }),
     }
 }
 

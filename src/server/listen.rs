@@ -21,7 +21,7 @@ use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
-use crate::discovery::{Examiner, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{Examiner, Keeper, LoadPoll, Names, Probe, Registry};
 use crate::proxy::Proxy;
 
 /// The connections of a listener, whose requests go to the proxy.
@@ -236,6 +236,8 @@ pub(super) struct Listeners {
     pub(super) examiner: Examiner,
     /// `None` in a balancer whose configuration is not read again.
     pub(super) reload: Option<Reload>,
+    /// `None` where the workers of the admin API are not kept.
+    pub(super) keeper: Option<Keeper>,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
 }
@@ -274,9 +276,16 @@ impl PingoraService for Listeners {
                 None => std::future::pending().await,
             }
         };
+        let keeping = async {
+            match &mut self.keeper {
+                Some(keeper) => keeper.run(&self.registry).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = join_all(serving) => {}
             () = reloading => {}
+            () = keeping => {}
             () = self.probe.run() => {}
             () = self.loads.run() => {}
             () = self.names.watch() => {}

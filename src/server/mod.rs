@@ -87,6 +87,13 @@ pub enum StartError {
         /// The error of the system.
         why: io::Error,
     },
+    /// The file of `workers_state_file` cannot be used.
+    KeptWorkers {
+        /// The absolute path.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
     /// The old process did not hand over its sockets.
     Upgrade {
         /// The path of Pingora's upgrade socket.
@@ -124,6 +131,9 @@ impl fmt::Display for StartError {
             StartError::File { key, path, why } => {
                 write!(f, "cannot write {key} {}: {why}", path.display())
             }
+            StartError::KeptWorkers { path, why } => {
+                write!(f, "workers_state_file {} {why}", path.display())
+            }
             StartError::Upgrade { upgrade_sock, why } => write!(
                 f,
                 "no old process handed over its sockets at upgrade_sock {upgrade_sock}: {why}"
@@ -142,6 +152,7 @@ impl std::error::Error for StartError {
             | StartError::ConfInUse
             | StartError::Roots(_)
             | StartError::Tls(_)
+            | StartError::KeptWorkers { .. }
             | StartError::Upgrade { .. } => None,
         }
     }
@@ -206,6 +217,7 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         registry: built.registry,
         examiner: built.examiner,
         reload: Some(reload),
+        keeper: built.keeper,
         ready: Some(ready),
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
@@ -344,6 +356,7 @@ impl MiniLoadBalancer {
             registry: built.registry,
             examiner: built.examiner,
             reload: None,
+            keeper: built.keeper,
             ready: None,
         };
         self.bound.send_replace(addresses);

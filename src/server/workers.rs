@@ -12,7 +12,7 @@ use crate::config::{
     bracketed, checked_key, parse_host,
 };
 use crate::discovery::{
-    Describe, Description, Details, First, Listed, ProbeRules, Registry, Source,
+    Describe, Description, Details, First, Keeper, Listed, ProbeRules, Registry, Source,
 };
 use crate::fleet::{BreakerLimits, Fleet, Origin, Policies, Queue, Role, RolePolicy, WorkerParts};
 use crate::pd::Bootstrap;
@@ -49,6 +49,25 @@ pub(super) fn registry(
     let registry = Registry::new(fleet.clone(), describe(keys));
     registry.set(&Source::Config, listed(config, First::Serve)?);
     Ok(registry)
+}
+
+/// What keeps the workers of the admin API, with those that it has kept in the registry. `None` where no file is set.
+///
+/// # Errors
+/// [`StartError::KeptWorkers`].
+pub(super) fn keeper(config: &Config, registry: &Registry) -> Result<Option<Keeper>, StartError> {
+    let Some(path) = &config.workers_state_file else {
+        return Ok(None);
+    };
+    // A process in the background has another directory later.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    match Keeper::restore(&path, registry) {
+        Ok(keeper) => Ok(Some(keeper)),
+        Err(error) => Err(StartError::KeptWorkers {
+            why: error.to_string(),
+            path,
+        }),
+    }
 }
 
 /// The workers that a configuration names, prefill first.

@@ -132,7 +132,7 @@ fn hold_some_options(name: &str, path: &[&str], wanted: impl Fn(&Arg) -> bool) {
 }
 
 #[test]
-fn the_options_of_simulator_load_generator_and_doctor_have_their_rows() {
+fn the_options_of_simulator_load_generator_rollout_and_doctor_have_their_rows() {
     hold_options("options of sim", &["sim", "prefill"]);
     let command = cli::command();
     let sim = command.find_subcommand("sim").unwrap();
@@ -142,6 +142,7 @@ fn the_options_of_simulator_load_generator_and_doctor_have_their_rows() {
         !common.any(|other| other.get_long() == argument.get_long())
     };
     hold_some_options("options of sim vllm", &["sim", "vllm-prefill"], is_vllms);
+    hold_options("options of rollout", &["rollout"]);
     hold_options("options of bench", &["bench"]);
     let own = |argument: &Arg| argument.get_help_heading() == Some("Doctor");
     hold_some_options("options of doctor", &["doctor"], own);
@@ -177,12 +178,12 @@ fn literals(path: &str, from: &str, to: &str) -> Vec<String> {
         .collect()
 }
 
-/// The methods of a path and what its 501 says, as a running balancer has them.
+/// The methods of a path and what its 501 says, as a running balancer has them. No path takes TRACE.
 async fn endpoint(balancer: &Balancer, path: &str) -> (String, String) {
     let path = path.replace('*', "x");
     let mut client = Client::connect(balancer.address).await;
     client
-        .send(format!("PATCH {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
+        .send(format!("TRACE {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
         .await;
     let answer = client.answer().await;
     let body = answer.json();

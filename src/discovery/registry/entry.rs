@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rand::RngExt;
 use tokio::sync::oneshot;
 
 use super::listing::{Details, Listed, Source};
-use super::state::TaskId;
+use super::task::TaskId;
 use crate::fleet::{Role, Worker, WorkerParts};
 use crate::pd::Bootstrap;
 
@@ -141,4 +142,19 @@ pub(crate) struct Shown {
     pub(crate) worker: Arc<Worker>,
     /// When its life was last changed.
     pub(crate) since: Instant,
+}
+
+/// A random UUID (RFC 9562, version 4).
+pub(super) fn uuid() -> String {
+    let random: u128 = rand::rng().random();
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::super::probe::{Fetched, MODEL_INFO, ProbeRules, Unanswered, fetch, told_role};
 use super::listing::First;
-use super::state::{Complaint, Told};
+use super::task::{Complaint, Told};
 use crate::fleet::{Role, Worker};
 use crate::net::{Client, Failure};
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use crate::fleet::{Role, WorkerParts};
 
@@ -13,8 +14,10 @@ pub(crate) enum Source {
     /// The admin API.
     Api,
     /// A name of DNS, as the user wrote it.
+    #[allow(dead_code, reason = "without that source")]
     Dns(String),
     /// The API server of a cluster.
+    #[allow(dead_code, reason = "without that source")]
     Kubernetes,
 }
 
@@ -59,17 +62,21 @@ impl First {
     }
 }
 
-/// What a source says about a worker and the balancer only repeats.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What a source says about a worker besides its parts. The balancer only repeats it.
+#[derive(Clone, Default, PartialEq)]
 pub(crate) struct Details {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) model_id: Option<String>,
     pub(crate) priority: Option<u32>,
     pub(crate) cost: Option<f64>,
+    /// The words that its parts are made of, keys included.
+    pub(crate) described: Option<Description>,
+    /// The id that it shall have, because it had it before a restart.
+    pub(crate) id: Option<String>,
 }
 
-/// A worker in the words of a user or an API, from which its parts are made.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A worker in the words of a user or an API, from which its parts are made. It has keys, and is never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Description {
     /// As in the configuration: `http://host:port`, or `host:port`.
     pub(crate) url: String,
@@ -91,3 +98,21 @@ pub(crate) struct Description {
 /// A sentence: the URL, a host, a key or the weight is not one.
 pub(crate) type Describe =
     Box<dyn Fn(Role, &Description) -> Result<WorkerParts, String> + Send + Sync>;
+
+/// How a worker leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// When its last request has ended, or after this long. Requests that still run then are not cut off.
+    Within(Duration),
+    /// At once. Its requests go on until they end.
+    Now,
+}
+
+/// A source lists a worker that another list has in the other role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    pub(crate) url: String,
+    /// The role that it has.
+    pub(crate) role: Role,
+    pub(crate) sources: Vec<Source>,
+}

@@ -1,7 +1,7 @@
 //! The list of all workers, from whatever source, and which of them are members of the fleet.
 //!
-//! After the start nothing else calls `Fleet::replace`. A source declares its whole list ([`Registry::set`]), or changes
-//! one worker of it ([`Registry::list`], [`Registry::remove`]); a worker that several sources list is one worker, which
+//! After the start nothing else calls `Fleet::replace`. A source declares its whole list ([`Registry::set`]), or adds and
+//! removes one ([`Registry::add`], [`Registry::remove`]); a worker that several sources list is one worker, which
 //! leaves with the last of them. Nothing of this is on the way of a request: it knows the members of the fleet alone.
 //!
 //! A worker is *pending* while it is probed, then it *serves*; while it *drains* it gets no new request, stays a member so
@@ -13,12 +13,16 @@
 //! | `listing.rs` | a worker as a source wants it |
 //! | `entry.rs` | a worker that is listed, and its life |
 //! | `state.rs` | all changes, without a wait |
+//! | `task.rs` | a wait for a worker, and what it ends with |
+//! | `keep.rs` | the file with the workers of the API |
 //! | `examine.rs` | what a worker is asked before its first request |
 
 mod entry;
 mod examine;
+mod keep;
 mod listing;
 mod state;
+mod task;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,9 +36,10 @@ use crate::fleet::{Fleet, Role, Worker};
 use entry::{Entry, Seq, key_of};
 pub(crate) use entry::{Life, Shown};
 pub(crate) use examine::Examiner;
-pub(crate) use listing::{Describe, Description, Details, First, Listed, Source};
-use state::{Complaint, State, Task, TaskId, Told, Until};
-pub(crate) use state::{Conflict, Leave};
+pub(crate) use keep::Keeper;
+pub(crate) use listing::{Conflict, Describe, Description, Details, First, Leave, Listed, Source};
+use state::State;
+use task::{Complaint, Task, TaskId, Told, Until};
 
 /// How long a worker that a source no longer lists is shown while its requests end. They are not cut off after that.
 pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(3600);
@@ -78,7 +83,10 @@ impl Registry {
         Ok(Listed {
             parts: (self.describe)(role, description)?,
             first,
-            details: Details::default(),
+            details: Details {
+                described: Some(description.clone()),
+                ..Details::default()
+            },
         })
     }
 
@@ -89,21 +97,30 @@ impl Registry {
         self.change(|state| state.set(source, listed, Leave::Within(DRAIN_TIME)));
     }
 
-    /// Adds one worker to the list of a source, or changes one that it lists. Its state after that.
+    /// Adds one worker to the list of the API, and returns its id. One that leaves, or that was refused, may be added again.
     ///
     /// # Errors
-    /// [`Conflict`]: it has the other role, and stays as it is.
-    pub(crate) fn list(&self, source: &Source, listed: Listed) -> Result<Shown, Conflict> {
+    /// The worker that is listed with this address already, in whatever role.
+    pub(crate) fn add(&self, listed: Listed) -> Result<String, Box<Shown>> {
         self.change(|state| {
-            let seq = state.list(source, listed.clone())?;
-            let conflict = || Conflict {
-                url: listed.parts.url.clone(),
-                role: listed.parts.role,
-                sources: Vec::new(),
-            };
-            // Always there: the lock is held.
-            state.get(seq).map(Entry::shown).ok_or_else(conflict)
+            let present = state
+                .at(&key_of(&listed.parts))
+                .and_then(|seq| state.get(seq));
+            if let Some(entry) = present
+                && !matches!(entry.life, Life::Leaving | Life::Failed)
+            {
+                return Err(Box::new(entry.shown()));
+            }
+            // No conflict: what was there is gone.
+            let added = state.list(&Source::Api, listed).ok();
+            let entry = added.and_then(|seq| state.get(seq));
+            Ok(entry.map(|entry| entry.id.clone()).unwrap_or_default())
         })
+    }
+
+    /// Changes what is wished of a worker, until its source declares it anew. `None` where there is none.
+    pub(crate) fn amend(&self, name: &str, amend: impl FnOnce(&mut Listed)) -> Option<Shown> {
+        self.at(name, |state, seq| state.amend(seq, amend))
     }
 
     /// Takes a worker out of all lists. A source that goes on listing it does not bring it back. Its state before it is
@@ -283,6 +300,9 @@ impl Registry {
     }
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod random_events;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -2,73 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rand::RngExt;
 use tokio::sync::{mpsc, oneshot};
 
-use super::entry::{Entry, Learned, Life, Seq, key_of};
-use super::listing::{First, Listed, Source};
-use crate::fleet::{Fleet, Members, Role, Worker};
+use super::entry::{Entry, Learned, Life, Seq, key_of, uuid};
+use super::listing::{Conflict, First, Leave, Listed, Source};
+use super::task::{Complaint, Task, TaskId, Told, Until};
+use crate::fleet::{Fleet, Members, Role};
 
 /// The most workers that were refused and are remembered.
 const MAX_FAILED: usize = 100;
-
-/// How a worker leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// When its last request has ended, or after this long. Requests that still run then are not cut off.
-    Within(Duration),
-    /// At once. Its requests go on until they end.
-    Now,
-}
-
-/// A wait for a worker.
-pub(super) struct Task {
-    pub(super) id: TaskId,
-    pub(super) worker: Arc<Worker>,
-    /// Resolves when the wait is in vain.
-    pub(super) vain: oneshot::Receiver<()>,
-    pub(super) until: Until,
-}
-
-/// The entry that a task is for, and the number of the task. The result of one that is no longer the entry's says nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TaskId(Seq, u64);
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Until {
-    /// It has been probed as this asks.
-    Well(First),
-    /// It has no request, or this time has come.
-    Idle(Option<Instant>),
-}
-
-/// What a probe has learnt.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Told {
-    /// Where it was asked.
-    pub(super) role: Option<Role>,
-    pub(super) bootstrap_port: Option<u16>,
-}
-
-/// Why a worker does not serve yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Complaint {
-    /// Another probe may end better.
-    ForNow(String),
-    /// It is not what its description says.
-    Contradicts(String),
-}
-
-/// A source lists a worker that another list has in the other role.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Conflict {
-    pub(crate) url: String,
-    /// The role that it has.
-    pub(crate) role: Role,
-    pub(crate) sources: Vec<Source>,
-}
 
 pub(super) struct State {
     fleet: Arc<Fleet>,
@@ -140,7 +84,10 @@ impl State {
         }
         self.removed
             .retain(|(by, key)| by != source || wanted.contains(key));
-        self.conflicts.retain(|(by, _), _| by != source);
+        let (before, others) = std::mem::take(&mut self.conflicts)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|((by, _), _)| by == source);
+        self.conflicts = others;
         let mut seen = HashSet::new();
         for listed in listed {
             let key = key_of(&listed.parts);
@@ -149,12 +96,14 @@ impl State {
                 continue;
             }
             if let Err(conflict) = self.list(source, listed) {
-                log::error!(
-                    "worker is in the lists of both roles, and stays as it was role={} worker={} source={source}",
-                    conflict.role,
-                    conflict.url
-                );
                 let key = (source.clone(), conflict.url.clone());
+                // A source that declares the same list again is not logged again.
+                if !before.contains_key(&key) {
+                    let (role, url) = (conflict.role, &conflict.url);
+                    log::error!(
+                        "worker is in the lists of both roles, and stays as it was role={role} worker={url} source={source}"
+                    );
+                }
                 self.conflicts.insert(key, conflict);
             }
         }
@@ -208,7 +157,7 @@ impl State {
         self.entries.insert(
             seq,
             Entry {
-                id: uuid(),
+                id: listed.details.id.clone().unwrap_or_else(uuid),
                 listings: vec![(source.clone(), listed.clone())],
                 listed,
                 learned: Learned::default(),
@@ -232,6 +181,15 @@ impl State {
         if let Some(entry) = self.turn(seq, Life::Serving) {
             let joins = !std::mem::replace(&mut entry.is_member, true);
             self.members_changed |= joins;
+        }
+    }
+
+    /// Other wishes of the source that counts for this worker, until it declares the worker anew.
+    pub(super) fn amend(&mut self, seq: Seq, amend: impl FnOnce(&mut Listed)) {
+        let first = self.entries.get_mut(&seq);
+        if let Some((_, listed)) = first.and_then(|entry| entry.listings.first_mut()) {
+            amend(listed);
+            self.apply(seq);
         }
     }
 
@@ -456,7 +414,15 @@ impl State {
             bootstrap_port: bootstrap_port.or(entry.learned.bootstrap_port),
         };
         self.apply(seq);
-        self.probe(seq, First::Probe);
+        let knows_port = self.get(seq).is_some_and(|entry| {
+            let bootstrap = entry.worker.bootstrap();
+            role == Role::Decode || bootstrap.is_some_and(|bootstrap| bootstrap.port().is_some())
+        });
+        let first = match knows_port {
+            true => First::Probe,
+            false => First::Ask { role: false },
+        };
+        self.probe(seq, first);
     }
 
     fn forget_old_failures(&mut self) {
@@ -469,19 +435,4 @@ impl State {
             self.forget(*seq);
         }
     }
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn uuid() -> String {
-    let random: u128 = rand::rng().random();
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ]
-    .join("-")
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::fleet::{BreakerLimits, Members, Policies, Selection, Targets, WorkerParts};
 use crate::pd::{Route, RoutingKey};
 
-const REQUEST: RoutingKey = RoutingKey {
+pub(super) const REQUEST: RoutingKey = RoutingKey {
     route: Route::Generate,
     body_bytes: 0,
     prompts: 1,
@@ -34,7 +34,7 @@ fn test() -> Test {
     }
 }
 
-fn listed(role: Role, port: u16, first: First) -> Listed {
+pub(super) fn listed(role: Role, port: u16, first: First) -> Listed {
     Listed {
         parts: WorkerParts::for_tests(role, port),
         first,
@@ -69,6 +69,17 @@ impl Test {
         let members: Arc<Members> = self.fleet.members();
         let workers = members.of(role).iter();
         workers.map(|worker| worker.origin().port).collect()
+    }
+
+    fn try_list(&self, listed: Listed) -> Result<(), Conflict> {
+        let list = |state: &mut State| state.list(&Source::Api, listed).map(|_| ());
+        self.registry.change(list)
+    }
+
+    fn list(&self, listed: Listed) -> Shown {
+        let url = listed.parts.url.clone();
+        self.try_list(listed).unwrap();
+        self.registry.find(&url).unwrap()
     }
 
     fn life(&self, port: u16) -> Option<Life> {
@@ -128,10 +139,8 @@ async fn a_worker_gets_no_request_before_it_is_well() {
         Ok(Told::default())
     };
     with(&test, examine, async {
-        let shown = test
-            .registry
-            .list(&Source::Api, listed(Role::Decode, 3, First::Probe));
-        assert_eq!(shown.unwrap().life, Life::Pending);
+        let shown = test.list(listed(Role::Decode, 3, First::Probe));
+        assert_eq!(shown.life, Life::Pending);
         assert_eq!(test.ports(Role::Decode), [2]);
         permits.add_permits(1);
         test.until(3, Some(Life::Serving)).await;
@@ -154,21 +163,14 @@ async fn a_worker_that_is_not_ready_is_asked_again_and_one_that_contradicts_is_r
         async { told }
     };
     with(&test, examine, async {
-        test.registry
-            .list(&Source::Api, listed(Role::Prefill, 1, First::Probe))
-            .unwrap();
+        test.list(listed(Role::Prefill, 1, First::Probe));
         test.until(1, Some(Life::Serving)).await;
-        test.registry
-            .list(&Source::Api, listed(Role::Decode, 2, First::Probe))
-            .unwrap();
+        test.list(listed(Role::Decode, 2, First::Probe));
         test.until(2, Some(Life::Failed)).await;
         let refused = test.registry.find(&url(2)).unwrap();
         assert_eq!(refused.problem.as_deref(), Some("it is a teapot"));
         // It may be added again.
-        let again = test
-            .registry
-            .list(&Source::Api, listed(Role::Decode, 2, First::Probe))
-            .unwrap();
+        let again = test.list(listed(Role::Decode, 2, First::Probe));
         assert_ne!(again.id, refused.id);
         test.until(2, Some(Life::Failed)).await;
     })
@@ -188,7 +190,7 @@ async fn a_role_that_is_not_known_is_the_one_that_the_worker_says() {
     };
     with(&test, examine, async {
         let asks = listed(Role::Decode, 5, First::Ask { role: true });
-        assert_eq!(test.registry.list(&Source::Api, asks).unwrap().role, None);
+        assert_eq!(test.list(asks).role, None);
         test.until(5, Some(Life::Serving)).await;
     })
     .await;
@@ -249,9 +251,7 @@ async fn a_worker_that_is_listed_again_while_it_drains_is_the_same_worker() {
 fn a_list_with_the_other_role_changes_nothing_and_is_told() {
     let test = test();
     test.set_pair();
-    let conflict = test
-        .registry
-        .list(&Source::Api, listed(Role::Prefill, 2, First::Probe));
+    let conflict = test.try_list(listed(Role::Prefill, 2, First::Probe));
     assert_eq!(
         conflict.err().map(|conflict| conflict.role),
         Some(Role::Decode)
@@ -314,10 +314,7 @@ async fn a_removal_ends_an_addition_that_is_pending() {
     let test = test();
     let examine = async |_, _| std::future::pending().await;
     with(&test, examine, async {
-        let added = test
-            .registry
-            .list(&Source::Api, listed(Role::Decode, 2, First::Probe))
-            .unwrap();
+        let added = test.list(listed(Role::Decode, 2, First::Probe));
         tokio::task::yield_now().await;
         let removed = test
             .registry
@@ -391,4 +388,29 @@ async fn a_worker_that_is_switched_serves_in_the_other_role_and_its_list_means_i
         assert_eq!(test.ports(Role::Decode), [1, 2]);
     })
     .await;
+}
+
+/// A member's list is made anew with each addition, so that this is quadratic: what counts is that no addition waits for
+/// the others, and none is lost.
+#[test]
+fn two_thousand_workers_are_added_one_by_one_and_removed_at_once() {
+    let test = test();
+    for port in 1..=2_000 {
+        let role = if port % 2 == 0 {
+            Role::Prefill
+        } else {
+            Role::Decode
+        };
+        test.registry
+            .add(listed(role, port, First::Serve))
+            .ok()
+            .unwrap();
+    }
+    assert_eq!(test.ports(Role::Prefill).len(), 1_000);
+    assert_eq!(test.ports(Role::Decode).len(), 1_000);
+    assert!(test.select().is_ok());
+    for port in 1..=2_000 {
+        test.registry.remove(&url(port), Leave::Now).unwrap();
+    }
+    assert_eq!(test.fleet.members().workers().count(), 0);
 }

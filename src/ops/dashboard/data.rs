@@ -17,6 +17,7 @@ const MAX_ROWS: usize = 200;
 /// The data of the requests that the filter leaves.
 pub(super) fn of(
     (fleet, members): (&Fleet, &Members),
+    pending: Vec<Value>,
     telemetry: &Telemetry,
     loads: Option<Loads>,
     filter: Filter,
@@ -48,6 +49,7 @@ pub(super) fn of(
         "errors": view.errors.iter().map(|(code, n)| json!([code, n])).collect::<Vec<_>>(),
         "total": {"prefill": members.of(Role::Prefill).len(), "decode": members.of(Role::Decode).len()},
         "workers": workers(&rows, &view),
+        "pending": pending,
         "pairs": pairs(&rows, &view),
     });
     data.to_string().into()

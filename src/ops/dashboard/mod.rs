@@ -26,6 +26,8 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
 
 use super::error;
+use super::workers::pending;
+use crate::discovery::Registry;
 use crate::endpoint::{WholeRequest, WholeResponse};
 use crate::error::Code;
 use crate::fleet::Fleet;
@@ -48,15 +50,21 @@ static PAGE: LazyLock<(Bytes, Option<HeaderValue>)> = LazyLock::new(|| {
 /// The dashboard of one balancer.
 pub(super) struct Dashboard {
     fleet: Arc<Fleet>,
+    registry: Arc<Registry>,
     telemetry: Arc<Telemetry>,
     shared: Shared,
     means: Means,
 }
 
 impl Dashboard {
-    pub(super) fn new(fleet: Arc<Fleet>, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(
+        fleet: Arc<Fleet>,
+        registry: Arc<Registry>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
         Self {
             fleet,
+            registry,
             telemetry,
             shared: Shared::default(),
             means: Means::default(),
@@ -90,7 +98,15 @@ impl Dashboard {
         let now = Instant::now();
         let data = self.shared.get(filter, now, || {
             let loads = self.means.with(&members, now);
-            data::of((&self.fleet, &members), &self.telemetry, loads, filter, now)
+            let pending = pending(&self.registry, &members);
+            data::of(
+                (&self.fleet, &members),
+                pending,
+                &self.telemetry,
+                loads,
+                filter,
+                now,
+            )
         });
         protect(WholeResponse::new(StatusCode::OK, "application/json", data))
     }

@@ -15,7 +15,9 @@ const PARTS = {
   decode: "decode's first event after that",
   relay: "the first byte goes to the client",
 };
-const STATES = { serving: "", returning: "warn", silent: "warn", paused: "warn", "on trial": "bad" };
+const STATES = {
+  serving: "", returning: "warn", silent: "warn", paused: "warn", draining: "warn", pending: "warn", "on trial": "bad",
+};
 
 const $ = (id) => document.getElementById(id);
 const view = { prefill: null, decode: null, chosen: null };
@@ -324,7 +326,9 @@ function drawMap() {
 
 function drawWorkers() {
   for (const role of ["prefill", "decode"]) {
-    const shown = ofRole(role).filter((worker) => matches(role, worker.url));
+    // Those that are probed before they serve come last.
+    const pending = (data.pending ?? []).filter((worker) => worker.role === role);
+    const shown = ofRole(role).concat(pending).filter((worker) => matches(role, worker.url));
     keyed($(`workers-${role}`), shown, (worker) => worker.url,
       (worker) => make("tr", { "data-url": worker.url, "data-role": role },
         make("th", { scope: "row" }, make("span", { className: "name" }), make("span", { className: "url" }, short(worker.url))),
@@ -332,18 +336,19 @@ function drawWorkers() {
         make("td"), make("td"), make("td"), make("td"), make("td", { className: "left muted" })),
       (row, worker) => {
         const state = STATES[worker.state] ?? "bad";
-        text(row.cells[0].firstChild, nick(worker));
+        text(row.cells[0].firstChild, worker.in_flight === undefined ? "new" : nick(worker));
+        row.title = worker.problem ?? "";
         const place = row.cells[1].firstChild;
         text(place, worker.state);
         place.className = `state ${state}`;
         row.classList.toggle("bad", state === "bad");
         row.dataset.state = worker.state;
-        [worker.in_flight, worker.requests, worker.failures].forEach((value, cell) => {
+        [worker.in_flight ?? 0, worker.requests ?? 0, worker.failures ?? 0].forEach((value, cell) => {
           text(row.cells[cell + 2], count(value));
           row.cells[cell + 2].classList.toggle("zero", value === 0);
         });
         row.cells[4].classList.toggle("bad", worker.failures > 0);
-        text(row.cells[5], millis(worker.ttft_p90_ms));
+        text(row.cells[5], millis(worker.ttft_p90_ms ?? null));
         text(row.cells[6], load(worker.load));
       });
   }

@@ -95,6 +95,7 @@ impl Collector for Values {
         let members = self.sources.fleet.members();
         self.requests(to)?;
         self.gauges(to)?;
+        self.listed(to)?;
         self.workers(to, &members)?;
         policy::encode(to, &self.sources.fleet, &members)?;
         self.pairs(to, &members)?;
@@ -132,6 +133,19 @@ impl Values {
         Ok(())
     }
 
+    /// Each state of each role, so that a series is there before the first worker is in it.
+    fn listed(&self, to: &mut DescriptorEncoder<'_>) -> Written {
+        let listed = (self.sources.listed)();
+        let mut series = begin(to, &family::WORKERS)?;
+        for role in [Role::Prefill, Role::Decode] {
+            for state in ["pending", "serving", "draining", "failed"] {
+                let same = listed.iter().filter(|worker| **worker == (role, state));
+                series.gauge([role.name(), state], same.count() as f64)?;
+            }
+        }
+        Ok(())
+    }
+
     fn workers(&self, to: &mut DescriptorEncoder<'_>, members: &Members) -> Written {
         let now = Instant::now();
         let is_one_of = |worker: &Worker, conditions: [Condition; 2]| {
@@ -139,12 +153,15 @@ impl Values {
             f64::from(u8::from(conditions.contains(&condition)))
         };
         type Value<'a> = &'a dyn Fn(&Worker) -> f64;
-        let gauges: [(&Family, Value<'_>); 3] = [
+        let gauges: [(&Family, Value<'_>); 4] = [
             (&family::UP, &|worker| {
                 is_one_of(worker, [Condition::Serving, Condition::Returning])
             }),
             (&family::OPEN, &|worker| {
                 is_one_of(worker, [Condition::SetAside, Condition::OnTrial])
+            }),
+            (&family::DRAINING, &|worker| {
+                f64::from(u8::from(worker.is_draining()))
             }),
             (&family::WORKER_INFLIGHT, &|worker| {
                 worker.in_flight() as f64

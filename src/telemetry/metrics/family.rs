@@ -91,10 +91,14 @@ mod rows {
         "Bootstrap rooms in use, one for each prompt of a request");
     pub(in super::super) static CONNECTIONS: Family = family(Gauge, "mini_lb_client_connections", NO_UNIT, &[],
         "Open connections of clients");
+    pub(in super::super) static WORKERS: Family = family(Gauge, "mini_lb_workers", NO_UNIT, &["role", "state"],
+        "Workers that are listed: pending while they are probed, serving, draining, or failed where they were refused");
     pub(in super::super) static UP: Family = family(Gauge, "mini_lb_worker_up", NO_UNIT, WORKER,
-        "1 while the worker gets requests, 0 while it is set aside or paused, does not answer its probe, or cannot be used");
+        "1 while the worker gets requests, 0 while it is set aside or paused, does not answer its probe, drains, or cannot be used");
     pub(in super::super) static OPEN: Family = family(Gauge, "mini_lb_worker_breaker_open", NO_UNIT, WORKER,
         "1 while failures set the worker aside, its trial included");
+    pub(in super::super) static DRAINING: Family = family(Gauge, "mini_lb_worker_draining", NO_UNIT, WORKER,
+        "1 while the worker gets no new request because it is to end those that it has");
     pub(in super::super) static WORKER_INFLIGHT: Family = family(Gauge, "mini_lb_worker_inflight_requests", NO_UNIT, WORKER,
         "Legs on the worker that have not ended");
     pub(in super::super) static LEGS: Family = family(Counter, "mini_lb_worker_requests", NO_UNIT, &["role", "worker", "outcome"],
@@ -163,7 +167,7 @@ mod rows {
 pub(super) use rows::*;
 
 /// All metrics, in the order of the text.
-pub static FAMILIES: [&Family; 45] = [
+pub static FAMILIES: [&Family; 47] = [
     &REQUESTS,
     &TTFT,
     &PARTS,
@@ -175,8 +179,10 @@ pub static FAMILIES: [&Family; 45] = [
     &PAUSED,
     &ROOMS,
     &CONNECTIONS,
+    &WORKERS,
     &UP,
     &OPEN,
+    &DRAINING,
     &WORKER_INFLIGHT,
     &LEGS,
     &LEG_TIME,

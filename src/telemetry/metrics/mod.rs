@@ -60,6 +60,8 @@ pub(crate) struct Sources {
     pub(crate) idle_connections: Box<dyn Fn(&Worker) -> usize + Send + Sync>,
     /// Aborts sent to workers of a role so far.
     pub(crate) aborts: Box<dyn Fn(Role) -> u64 + Send + Sync>,
+    /// The role of each listed worker, and where it is in its life.
+    pub(crate) listed: Box<dyn Fn() -> Vec<(Role, &'static str)> + Send + Sync>,
 }
 
 /// The metrics, with their values.

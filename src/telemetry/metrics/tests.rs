@@ -36,6 +36,7 @@ impl Balancer {
                 connections: Box::new(|| 0),
                 idle_connections: Box::new(|_| 0),
                 aborts: Box::new(|_| 0),
+                listed: Box::new(|| vec![(Role::Prefill, "serving"), (Role::Decode, "draining")]),
             },
             Arc::default(),
         );
