@@ -20,6 +20,7 @@ use crate::config::kind::Kind;
 use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
 use crate::doctor::cli::DoctorArgs;
+use crate::rollout::RolloutArgs;
 #[cfg(feature = "sim")]
 use crate::sim::cli::{DemoArgs, SimArgs};
 
@@ -32,6 +33,8 @@ pub enum Command {
     /// Examine the workers before the first request.
     #[command(skip)]
     Doctor(Box<Doctor>),
+    /// Run a command for each worker of a running balancer, drained before and probed after.
+    Rollout(Box<RolloutArgs>),
     /// Start simulated workers and a load balancer in front of them.
     #[cfg(feature = "sim")]
     #[command(skip)]

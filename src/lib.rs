@@ -66,8 +66,9 @@
 //! | [`sim`] | simulated SGLang and vLLM workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`doctor`] | `mini-lb doctor`: examines the workers before the first request | `addresses`, `config`, `endpoint`, `fleet`, `net`, `pd`, `server` |
-//! | [`cli`] | the command line | `bench`, `config`, `doctor`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `histogram`, `limits` and `sim` |
+//! | [`rollout`] | `mini-lb rollout`: a command for each worker of a running balancer | `addresses`, `config`, `net` |
+//! | [`cli`] | the command line | `bench`, `config`, `doctor`, `rollout`, `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `histogram`, `limits`, `rollout` and `sim` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
@@ -104,6 +105,9 @@ pub mod doctor;
 pub mod fleet;
 #[doc(hidden)]
 pub mod pd;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod rollout;
 #[cfg(feature = "sim")]
 pub mod sim;
 

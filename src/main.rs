@@ -7,7 +7,6 @@ mod logger;
 mod stderr;
 
 use std::fmt::Display;
-#[cfg(feature = "sim")]
 use std::future::Future;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -18,6 +17,7 @@ use mini_lb::bench::cli::run_bench;
 use mini_lb::cli::{self, Action, Command, Doctor, Serve};
 use mini_lb::config::Reloader;
 use mini_lb::doctor::examine;
+use mini_lb::rollout;
 #[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
 
@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
         Ok(Command::Doctor(doctor)) => diagnose(*doctor),
+        Ok(Command::Rollout(args)) => block_on(rollout::run(*args, |line| {
+            say(format_args!("{line}\n"));
+        })),
         #[cfg(feature = "sim")]
         Ok(Command::Demo(demo)) => block_on(demo::run(*demo)),
         #[cfg(feature = "sim")]
@@ -111,7 +114,6 @@ fn diagnose(doctor: Doctor) -> ExitCode {
 }
 
 /// Runs a command that needs only a runtime.
-#[cfg(feature = "sim")]
 fn block_on<E: Display>(command: impl Future<Output = Result<(), E>>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

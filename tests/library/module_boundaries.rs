@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with the other modules that it may name.
-const MAY_NAME: [(&str, &[&str]); 20] = [
+const MAY_NAME: [(&str, &[&str]); 21] = [
     ("pd", &[]),
     ("endpoint", &[]),
     ("addresses", &[]),
@@ -62,7 +62,8 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
             "server",
         ],
     ),
-    ("cli", &["bench", "config", "doctor", "sim"]),
+    ("rollout", &["addresses", "config", "net"]),
+    ("cli", &["bench", "config", "doctor", "rollout", "sim"]),
     (
         "server",
         &[
