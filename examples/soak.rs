@@ -5,7 +5,8 @@
 //! cargo run --release --example soak -- --minutes 10 --seed 1
 //! ```
 //!
-//! Two prefill and two decode workers are simulated, and stopped and started again every few seconds. Some clients
+//! First a fleet changes under a load: workers are added, removed, drained, restarted and switched, and no request may fail.
+//! Then two prefill and two decode workers are simulated, and stopped and started again every few seconds. Some clients
 //! leave early or send malformed requests. At the end the running process is upgraded several times. The exit code is
 //! 1 when a request got no response or a wrong one, when a room or a connection is left at a worker, when memory or
 //! descriptors grew by more than a tenth, or when mini-lb panicked.
@@ -31,6 +32,10 @@ struct Arguments {
     /// Upgrades of the running process after the load.
     #[arg(long, default_value_t = 20)]
     upgrades: usize,
+    /// Workers that are added and removed under a load before all that; a fifth as many are restarted, and a tenth as many
+    /// switched to the other role.
+    #[arg(long, default_value_t = 500)]
+    changes: usize,
 }
 
 #[tokio::main]
@@ -57,7 +62,15 @@ async fn main() -> ExitCode {
     };
     let begun = Instant::now();
     let say = move |line: String| println!("{:>5}s {line}", begun.elapsed().as_secs());
-    let verdict = soak::run(plan, say).await;
+    let changes = soak::changes::Changes {
+        additions: arguments.changes,
+        restarts: arguments.changes / 5,
+        flips: arguments.changes / 10,
+        clients: arguments.clients,
+    };
+    let mut verdict = soak::changes::run(changes, say).await;
+    let mut soaked = soak::run(plan, say).await;
+    verdict.broken.append(&mut soaked.broken);
     println!("{verdict}");
     match verdict.broken.is_empty() {
         true => ExitCode::SUCCESS,

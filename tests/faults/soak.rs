@@ -18,3 +18,15 @@ async fn a_short_soak_loses_nothing_and_leaves_nothing_behind() {
     let verdict = soak::run(plan, |line| println!("{line}")).await;
     assert!(verdict.broken.is_empty(), "{verdict}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_that_changes_under_a_load_loses_no_request() {
+    let changes = soak::changes::Changes {
+        additions: 100,
+        restarts: 20,
+        flips: 10,
+        clients: 6,
+    };
+    let verdict = soak::changes::run(changes, |line| println!("{line}")).await;
+    assert!(verdict.broken.is_empty(), "{verdict}");
+}

@@ -4,6 +4,7 @@
 //! upgrades under a load without faults. The verdict lists the conditions that do not hold afterwards. Used by
 //! `examples/soak.rs` for minutes and by `tests/faults/soak.rs` for seconds.
 
+pub mod changes;
 pub mod client;
 mod fleet;
 
