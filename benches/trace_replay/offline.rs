@@ -185,11 +185,16 @@ impl<'a> Asking<'a> {
                 weight: 1,
             })
         };
+        let cache_tokens = workers.cache_tokens as u64;
         let workers = (1..).zip(&workers.speeds).map(|(port, _)| worker(port));
+        let candidates = workers.map(|worker| Candidate {
+            cache_tokens,
+            ..worker.candidate()
+        });
         Asking {
             policy,
             requests,
-            candidates: workers.map(|worker| worker.candidate()).collect(),
+            candidates: candidates.collect(),
             draws: SmallRng::seed_from_u64(1),
             begun: Instant::now(),
         }

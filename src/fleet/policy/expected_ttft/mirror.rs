@@ -159,8 +159,9 @@ impl Mirrors {
             places[slot as usize] = place;
             Cache::new(slot, max)
         });
-        let fits = share.min(told.unwrap_or(max));
-        let capacity = fits.min(cache.capacity as usize);
+        // What a worker tells is right. Prompts that lack something say more about a flush then, or about prompts that were
+        // computed at the same time.
+        let capacity = share.min(told.unwrap_or(cache.capacity as usize));
         // Of a prompt that is longer than the cache its end does not fit.
         let prompt = &prompt[..prompt.len().min(capacity)];
         for block in prompt.iter().rev() {

@@ -180,3 +180,13 @@ fn all_mirrors_together_take_at_most_64_megabytes() {
         );
     }
 }
+
+#[test]
+fn what_a_worker_tells_is_not_corrected_by_what_its_prompts_lack() {
+    let mut mirrors = Mirrors::default();
+    let prompt: Vec<_> = (0..50).collect();
+    mirrors.add(place(1), &prompt, Some(60));
+    (0..10).for_each(|_| mirrors.correct(place(1), false));
+    mirrors.add(place(1), &prompt, Some(60));
+    assert_eq!(depth(&mirrors, 1, &prompt), 50);
+}
