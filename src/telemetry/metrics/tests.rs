@@ -345,7 +345,7 @@ fn what_a_policy_expected_and_what_came_is_told_and_random_choices_are_not() {
         },
         now,
     };
-    for cached_tokens in [0, 12_000] {
+    for cached_tokens in [0, 12_700] {
         let lease = balancer.fleet.select(wanted, || 7).expect("a pair");
         lease.prefill.served(Some(Usage {
             prompt_tokens: 12_800,
@@ -365,7 +365,7 @@ fn what_a_policy_expected_and_what_came_is_told_and_random_choices_are_not() {
             "3",
         ),
         (worker("prompt_tokens_total"), "25600"),
-        (worker("cached_tokens_total"), "12000"),
+        (worker("cached_tokens_total"), "12700"),
         (worker("expected_cached_tokens_total"), "12799"),
         (worker("mirror_blocks"), "100"),
         (worker("flushes_total"), "1"),
@@ -382,7 +382,7 @@ fn what_a_policy_expected_and_what_came_is_told_and_random_choices_are_not() {
             .value(series)
             .and_then(|value| value.parse::<f64>().ok())
     };
-    assert!(number(&worker("wait_seconds")) > Some(0.1));
+    assert!(number(&worker("wait_seconds")) > Some(0.0));
     assert!(number("mini_lb_policy_mirror_bytes") > Some(100.0 * 40.0));
     drop(lease);
 }
