@@ -118,7 +118,7 @@ pub fn command() -> clap::Command {
         )
         .after_help(
             "A flag overrides its environment variable, which overrides the configuration file, which overrides\n\
-             the default. All other flags of sglang_router.launch_router (metrics, service discovery and so on) are\n\
+             the default. All other flags of sglang_router.launch_router (histories, tokenizers and so on) are\n\
              accepted with a warning and have no effect.",
         )
         .args_conflicts_with_subcommands(true)

@@ -74,7 +74,7 @@
 //!
 //! # Features
 //!
-//! All are on by default. A package that embeds the balancer needs none of them.
+//! All but `kubernetes` are on by default. A package that embeds the balancer needs none of them.
 //!
 //! | feature | what it adds |
 //! |---|---|
@@ -82,6 +82,7 @@
 //! | `sim` | [`sim`]; with `cli`, `mini-lb sim` and `mini-lb demo` |
 //! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
 //! | `otel` | traces for OpenTelemetry: without it `enable_trace` has no effect |
+//! | `kubernetes` | workers from Kubernetes: without it `service_discovery` is refused |
 
 #[cfg(feature = "bench")]
 #[doc(hidden)]

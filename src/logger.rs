@@ -75,6 +75,10 @@ pub(crate) fn set_filter(filter: &str) {
 fn built(filter: &str) -> Filter {
     let mut built = env_filter::Builder::new();
     let level = filter.trim().to_ascii_lowercase();
+    if !level.contains("kube") {
+        // Each failure once more, with the response as Rust prints it.
+        built.filter_module("kube_", LevelFilter::Off);
+    }
     if !level.contains("pingora") {
         // One error each second while a process waits for its old one. The server module says it in one line.
         built.filter_module("pingora_core::server::transfer_fd", LevelFilter::Off);

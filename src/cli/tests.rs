@@ -90,6 +90,8 @@ impl Files {
     fn value(&self, setting: &Setting) -> Option<String> {
         Some(match (setting.key, setting.kind) {
             (_, Kind::Workers(_)) => return None,
+            // It needs a selector, and the feature.
+            ("service_discovery", _) => return None,
             // A certificate needs its key.
             ("tls_cert_path" | "tls_key_path" | "client_cert_path" | "client_key_path", _) => {
                 return None;
@@ -102,6 +104,7 @@ impl Files {
             ("log_level", _) => "warn".to_owned(),
             (_, Kind::Origins) => "https://app.example".to_owned(),
             (_, Kind::Addresses) => "127.0.0.1:53".to_owned(),
+            (_, Kind::Labels) => "app=sglang".to_owned(),
             (_, Kind::Paths) => self.roots.path().display().to_string(),
             (_, Kind::Path) => self.key.path().display().to_string(),
             (_, Kind::Word(words)) => {

@@ -159,6 +159,10 @@ pub enum Fault {
     },
     /// A name of DNS in a build without the feature for it.
     NoDns,
+    /// Workers are to come from Kubernetes, and no selector says which.
+    NoSelector,
+    /// The program was built without the feature that the setting needs.
+    NoFeature(&'static str),
     /// A worker of the file without its URL.
     NoUrl,
     /// An API key of a worker both as text and as a file.
@@ -241,6 +245,14 @@ impl fmt::Display for Fault {
                 write!(f, "at least one {key} worker is required, for example --{key} http://10.0.0.1:30000")
             }
             Fault::NoDns => f.write_str("this build has no resolver for names of workers, it lacks the feature `dns`"),
+            Fault::NoSelector => f.write_str(
+                "a selector is required as well, for example --prefill-selector app=sglang role=prefill --decode-selector app=sglang role=decode",
+            ),
+            Fault::NoFeature(feature) => write!(
+                f,
+                "this program was built without it: build it with `cargo build --release --features {feature}`, or use an image \
+                 that has it"
+            ),
             Fault::NoUrl => f.write_str("url is missing"),
             Fault::TwoKeys { text, file } => write!(f, "set either {text} or {file}, not both"),
             Fault::Unreadable { path, why } => write!(f, "cannot read {}: {why}", path.display()),

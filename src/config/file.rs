@@ -162,6 +162,11 @@ impl Reader<'_> {
             (Kind::Switch | Kind::Word(_), Value::Bool(on)) => {
                 draft.set(setting, on.to_string(), place);
             }
+            (Kind::Labels, Value::Mapping(labels)) => {
+                if let Some(text) = self.labels(labels, setting.expects, &place) {
+                    draft.set(setting, text, place);
+                }
+            }
             (_, value) => {
                 if let Some(text) = self.scalar(value, setting.expects, &place) {
                     draft.set(setting, text, place);
@@ -220,6 +225,21 @@ impl Reader<'_> {
             self.report(place, Fault::NoUrl);
         }
         worker
+    }
+
+    /// Labels of a mapping, as `key=value,key=value`. Quotes around `true` and numbers are often forgotten.
+    fn labels(&mut self, labels: Mapping, expected: &'static str, place: &Place) -> Option<String> {
+        let label = |(key, value): (Value, Value)| {
+            let value = match value {
+                Value::Bool(value) => Value::String(value.to_string()),
+                value => value,
+            };
+            let key = self.scalar(key, expected, place)?;
+            let value = self.scalar(value, expected, place)?;
+            Some(format!("{key}={value}"))
+        };
+        let labels: Option<Vec<_>> = labels.into_iter().map(label).collect();
+        labels.map(|labels| labels.join(","))
     }
 
     /// The text of a scalar, with its variables expanded.

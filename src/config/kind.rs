@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Role;
+use super::labels::Labels;
 use super::origins::AllowedOrigins;
 use crate::limits::FromText;
 
@@ -23,6 +24,8 @@ pub(crate) enum Kind {
     Addresses,
     /// Origins of web pages, in the same forms as paths, or `*`, or `none`.
     Origins,
+    /// Labels of Kubernetes as `key=value`, in the same forms as paths.
+    Labels,
     /// One of these words.
     Word(&'static [&'static str]),
     /// The path of a URL.
@@ -55,7 +58,10 @@ impl Kind {
 
     /// Whether the value may be a list: behind the flag, in the file, and with commas as text.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Kind::Paths | Kind::Addresses | Kind::Origins)
+        matches!(
+            self,
+            Kind::Paths | Kind::Addresses | Kind::Origins | Kind::Labels
+        )
     }
 
     /// Whether a text has this form and is within the bounds.
@@ -75,6 +81,7 @@ impl Kind {
             Kind::Switch => text.parse::<bool>().is_ok(),
             Kind::Addresses => addresses(text).is_some(),
             Kind::Origins => AllowedOrigins::from_text(text).is_some(),
+            Kind::Labels => Labels::from_text(text).is_some(),
         }
     }
 
@@ -88,6 +95,7 @@ impl Kind {
             Kind::Paths => "a list of paths",
             Kind::Addresses => "a list of addresses with their ports, such as 10.0.0.10:53",
             Kind::Origins => "`*`, `none`, or origins such as https://app.example",
+            Kind::Labels => "a list of labels: KEY=VALUE ...",
             Kind::UrlPath => "a path that begins with /",
             Kind::Number { .. } => "a number",
             Kind::Seconds => "a number of seconds above 0 and at most a year",
@@ -107,6 +115,7 @@ impl Kind {
             Kind::Path | Kind::Paths | Kind::UrlPath => &["PATH"],
             Kind::Origins => &["ORIGIN"],
             Kind::Addresses => &["ADDRESS:PORT"],
+            Kind::Labels => &["KEY=VALUE"],
             Kind::Number { .. } => &["N"],
             Kind::Seconds | Kind::SecondsOrZero => &["SECONDS"],
             Kind::Switch => &[],

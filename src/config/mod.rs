@@ -14,6 +14,7 @@
 //! | `text` | the bytes of a file that is named |
 //! | `locate` | the line of a key in the file |
 //! | `origins` | the origins of `cors_allowed_origins` |
+//! | `labels`, `kubernetes` | the selectors of workers in Kubernetes, and where they are looked for |
 //! | `resolve`, `workers`, `keys`, `tls`, `worker` | from text to values |
 //! | `log_filter` | the words of log levels |
 //! | `background` | what a process in the background needs of the machine |
@@ -33,6 +34,8 @@ mod file;
 pub(crate) mod foreign;
 mod keys;
 pub(crate) mod kind;
+mod kubernetes;
+mod labels;
 mod library;
 mod locate;
 mod log_filter;
@@ -56,6 +59,10 @@ pub use draft::Environment;
 pub(crate) use draft::{Draft, Given, WorkerDraft};
 pub use error::{ConfigError, Fault, Place, Problem};
 pub(crate) use keys::checked_key;
+#[doc(hidden)]
+pub use kubernetes::{DiscoveryKind, KubernetesConfig};
+#[doc(hidden)]
+pub use labels::Labels;
 pub use library::MiniLbConfig;
 #[doc(hidden)]
 pub use origins::AllowedOrigins;
@@ -114,6 +121,8 @@ pub struct Config {
     pub dns_servers: Vec<SocketAddr>,
     /// The file that keeps the workers that were added by the admin API; `None` where they are not kept.
     pub workers_state_file: Option<PathBuf>,
+    /// The workers that Kubernetes has; `None` when it is not asked.
+    pub kubernetes: Option<KubernetesConfig>,
     /// How a pair is chosen.
     pub policies: PolicyConfig,
     /// Connections and memory of clients.

@@ -148,6 +148,7 @@ impl<'a> Resolver<'a> {
         } = self.fleet();
         let workers_state_file = self.given("workers_state_file");
         let workers_state_file = workers_state_file.map(|given| (&given.value).into());
+        let kubernetes = self.kubernetes();
         let server = self.server();
         let shutdown = self.shutdown(server.as_ref());
         let upgrade_wait = self.get("upgrade_wait_secs");
@@ -164,6 +165,7 @@ impl<'a> Resolver<'a> {
             dns,
             dns_servers: dns_servers.unwrap_or_default(),
             workers_state_file,
+            kubernetes: kubernetes?,
             policies: policies?,
             clients: clients?,
             client_keys,

@@ -9,6 +9,7 @@
 
 use super::Role;
 use super::kind::Kind;
+use super::kubernetes::DiscoveryKind;
 use crate::limits::ServerTiming;
 
 /// One setting.
@@ -76,9 +77,10 @@ const VARIABLE_PREFIX: &str = "MINI_LB_";
 pub(crate) const CONF_VARIABLE: &str = "MINI_LB_CONF";
 
 /// The headings of `--help`, each with its settings, in the order of `--help` and `--print-config`.
-pub(crate) const GROUPS: [(&str, &[Setting]); 4] = [
+pub(crate) const GROUPS: [(&str, &[Setting]); 5] = [
     ("Clients", CLIENTS),
     ("Workers", WORKERS),
+    ("Kubernetes", KUBERNETES),
     ("Faults", FAULTS),
     ("Process", PROCESS),
 ];
@@ -230,6 +232,34 @@ const WORKERS: &[Setting] = &[
     Setting::new("queue_timeout_secs", Kind::Seconds,
         "How long a request may wait in the queue before it gets 503")
         .default("60"),
+];
+
+#[rustfmt::skip]
+const KUBERNETES: &[Setting] = &[
+    Setting::new("service_discovery", Kind::Switch,
+        "Take workers from Kubernetes as well: those that the selectors match, for as long as they are ready")
+        .default("false").at_start(),
+    Setting::new("service_discovery_kind", Kind::Word(DiscoveryKind::WORDS),
+        "What the selectors match: pods, or the endpointslices of services")
+        .default("pods").expects("pods or endpointslices").at_start(),
+    Setting::new("prefill_selector", Kind::Labels,
+        "Labels of prefill workers. A list or a mapping in the file, or several behind the flag").at_start(),
+    Setting::new("decode_selector", Kind::Labels, "Labels of decode workers").at_start(),
+    // sglang_router ignores it beside prefill and decode.
+    Setting::new("selector", Kind::Labels, "Labels of all workers, besides those of their role. Alone: each worker is asked for its role").at_start(),
+    Setting::new("service_discovery_namespace", Kind::Text, "Namespace of the workers; without it all namespaces")
+        .value(&["NAME"]).expects("the name of a namespace").at_start(),
+    Setting::new("service_discovery_port", Kind::between(1, 65535),
+        "Port of workers whose pod has no annotation for it, and whose slice names none")
+        .default("80").value(&["PORT"]).expects("a port from 1 to 65535").at_start(),
+    Setting::new("port_annotation", Kind::Text, "Annotation of a pod with the port of its worker")
+        .default("mini-lb/port").value(&["KEY"]).expects("the key of an annotation").at_start(),
+    Setting::new("bootstrap_port_annotation", Kind::Text,
+        "Annotation of a prefill pod with its bootstrap port; without it the worker is asked")
+        .default("sglang.ai/bootstrap-port").value(&["KEY"]).expects("the key of an annotation").at_start(),
+    Setting::new("service_discovery_kubeconfig", Kind::Path,
+        "Kubeconfig with the API server and the credentials. Otherwise KUBECONFIG, ~/.kube/config, or the service account of \
+         the pod").at_start(),
 ];
 
 #[rustfmt::skip]

@@ -73,7 +73,7 @@ impl Resolver<'_> {
     /// Whether a role may have no worker at the start, because something may bring one.
     fn may_get_workers_later(&self) -> bool {
         let is_on = |key| self.given(key).is_some_and(|given| given.value == "true");
-        is_on("watch_config")
+        is_on("watch_config") || is_on("service_discovery")
     }
 
     /// A worker, or a name of DNS that brings some.

@@ -6,12 +6,20 @@
 
 mod dns;
 mod follow;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "no_kubernetes.rs"]
+mod kubernetes;
 mod layout;
 mod loads;
 mod probe;
 mod registry;
 
 pub(crate) use dns::Names;
+pub(crate) use kubernetes::Kubernetes;
+#[cfg(feature = "kubernetes")]
+pub(crate) use kubernetes::{Objects, Rules, Spec};
 pub(crate) use loads::LoadPoll;
 pub(crate) use probe::{Probe, ProbeRules};
 pub(crate) use registry::{

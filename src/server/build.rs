@@ -11,6 +11,7 @@ use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 
+use super::kubernetes::kubernetes;
 use super::limits::{affordable_connections, affordable_requests};
 use super::listen::Apps;
 use super::reload::Live;
@@ -24,7 +25,7 @@ use crate::client::{
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience,
 };
-use crate::discovery::{Examiner, First, Keeper, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{Examiner, First, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry};
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -49,6 +50,7 @@ pub(super) struct Built {
     pub(super) examiner: Examiner,
     pub(super) live: Live,
     pub(super) keeper: Option<Keeper>,
+    pub(super) kubernetes: Option<Kubernetes>,
     /// Flushed at the end.
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
@@ -144,6 +146,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         },
         live,
         keeper,
+        kubernetes: config.kubernetes.take().and_then(kubernetes),
         telemetry,
         probe: Probe {
             fleet,

@@ -21,7 +21,7 @@ use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
-use crate::discovery::{Examiner, Keeper, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{Examiner, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry};
 use crate::proxy::Proxy;
 
 /// The connections of a listener, whose requests go to the proxy.
@@ -238,6 +238,7 @@ pub(super) struct Listeners {
     pub(super) reload: Option<Reload>,
     /// `None` where the workers of the admin API are not kept.
     pub(super) keeper: Option<Keeper>,
+    pub(super) kubernetes: Option<Kubernetes>,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
 }
@@ -282,12 +283,19 @@ impl PingoraService for Listeners {
                 None => std::future::pending().await,
             }
         };
+        let watching = async {
+            match &self.kubernetes {
+                Some(kubernetes) => kubernetes.run(&self.registry).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = join_all(serving) => {}
             () = reloading => {}
             () = keeping => {}
             () = self.probe.run() => {}
             () = self.loads.run() => {}
+            () = watching => {}
             () = self.names.watch() => {}
             () = self.registry.run(&self.examiner) => {}
         }

@@ -6,6 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `build` | from a configuration to fleet, client, proxy and the applications of the listeners |
+//! | `kubernetes` | the workers that Kubernetes has |
 //! | `workers` | the fleet, and the registry of its workers |
 //! | `listen` | the sockets, and Pingora's services on them |
 //! | `limits` | how many requests and connections the open files allow |
@@ -19,6 +20,7 @@
 mod bind;
 mod build;
 mod daemon;
+mod kubernetes;
 mod limits;
 mod listen;
 #[cfg(feature = "cli")]
@@ -218,6 +220,7 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         examiner: built.examiner,
         reload: Some(reload),
         keeper: built.keeper,
+        kubernetes: built.kubernetes,
         ready: Some(ready),
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
@@ -357,6 +360,7 @@ impl MiniLoadBalancer {
             examiner: built.examiner,
             reload: None,
             keeper: built.keeper,
+            kubernetes: built.kubernetes,
             ready: None,
         };
         self.bound.send_replace(addresses);

@@ -119,7 +119,7 @@ fn command_lines_of_the_router_work_unchanged() {
          --retry-max-retries 3 --disable-circuit-breaker --max-concurrent-requests -1 \
          --request-id-headers x-request-id x-trace-id --cors-allowed-origins \
          --prometheus-port 29000 --prometheus-duration-buckets 0.1 1 10 --log-level debug \
-         --selector app=a role=b --service-discovery --request-timeout-secs 600",
+         --selector app=a role=b --mcp-config-path x --request-timeout-secs 600",
         &[],
     );
     assert_eq!(found.listen.port, 8000);
@@ -149,12 +149,12 @@ fn command_lines_of_the_router_work_unchanged() {
     assert_eq!(
         warned,
         [
-            "--service-discovery",
-            "--selector",
             "--prometheus-duration-buckets",
             "--request-id-headers",
+            "--mcp-config-path",
             "--policy",
             "--prefill-policy",
+            "--selector",
         ]
     );
     let policies = (found.policies.prefill, found.policies.decode);

@@ -6,5 +6,6 @@ mod command_line;
 mod files;
 mod helpers;
 mod keys;
+mod kubernetes;
 mod library;
 mod printed;
