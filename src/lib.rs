@@ -83,6 +83,7 @@
 //! | `bench` | [`mod@bench`]; with `cli`, `mini-lb bench` |
 //! | `otel` | traces for OpenTelemetry: without it `enable_trace` has no effect |
 //! | `kubernetes` | workers from Kubernetes: without it `service_discovery` is refused |
+//! | `dns` | workers by names of DNS: without it `dns+http://` and `srv+http://` are errors |
 
 #[cfg(feature = "bench")]
 #[doc(hidden)]

@@ -73,7 +73,9 @@ impl Resolver<'_> {
     /// Whether a role may have no worker at the start, because something may bring one.
     fn may_get_workers_later(&self) -> bool {
         let is_on = |key| self.given(key).is_some_and(|given| given.value == "true");
-        is_on("watch_config") || is_on("service_discovery")
+        let is_set = |key| self.given(key).is_some();
+        let by_api = ["admin_listen", "admin_api_key", "workers_state_file"];
+        is_on("watch_config") || is_on("service_discovery") || by_api.into_iter().any(is_set)
     }
 
     /// A worker, or a name of DNS that brings some.
@@ -84,35 +86,8 @@ impl Resolver<'_> {
             worker_key::ADMIN_API_KEY,
             worker_key::ADMIN_API_KEY_FILE,
         );
-        let given = draft.keys.get(worker_key::URL);
-        let url = given.and_then(|given| match Url::parse(&given.value) {
-            Ok(url) => Some(url),
-            Err(why) => {
-                self.report(
-                    &given.place,
-                    Fault::Url {
-                        found: without_user(&given.value),
-                        why,
-                    },
-                );
-                None
-            }
-        });
-        let host = self.key_of(
-            draft,
-            worker_key::BOOTSTRAP_HOST,
-            "a host name or an address",
-            parse_host,
-        );
-        let port = self.key_of(
-            draft,
-            worker_key::BOOTSTRAP_PORT,
-            "a bootstrap port: PORT (1 to 65535), HOST:PORT or none",
-            |text| match text {
-                text if text.eq_ignore_ascii_case("none") => Some(None),
-                text => nonzero_port(text).map(Some),
-            },
-        );
+        let url = self.url(draft);
+        let (host, port) = self.bootstrap(draft);
         let weight = self.key_of(
             draft,
             worker_key::WEIGHT,
@@ -130,7 +105,7 @@ impl Resolver<'_> {
                 role,
                 url,
                 bootstrap_host: host.as_deref().map(bracketed),
-                bootstrap_port: port.flatten(),
+                bootstrap_port: port,
                 api_key,
                 admin_api_key,
                 weight,
@@ -140,7 +115,7 @@ impl Resolver<'_> {
                 WorkerSpec {
                     bootstrap: (role == Role::Prefill).then(|| BootstrapSpec {
                         host: bracketed(host.as_deref().unwrap_or(url.host())),
-                        port: port.flatten(),
+                        port,
                     }),
                     server_name: None,
                     api_key,
@@ -150,6 +125,38 @@ impl Resolver<'_> {
                 },
             ),
         })
+    }
+
+    /// `None` where there is none, or it is not one, which has been reported.
+    fn url(&mut self, draft: &WorkerDraft) -> Option<Url> {
+        let given = draft.keys.get(worker_key::URL)?;
+        let parsed = Url::parse(&given.value);
+        parsed
+            .map_err(|why| {
+                let found = without_user(&given.value);
+                self.report(&given.place, Fault::Url { found, why });
+            })
+            .ok()
+    }
+
+    /// The host and the port of the bootstrap server, where they are given.
+    fn bootstrap(&mut self, draft: &WorkerDraft) -> (Option<String>, Option<u16>) {
+        let host = self.key_of(
+            draft,
+            worker_key::BOOTSTRAP_HOST,
+            "a host name or an address",
+            parse_host,
+        );
+        let port = self.key_of(
+            draft,
+            worker_key::BOOTSTRAP_PORT,
+            "a bootstrap port: PORT (1 to 65535), HOST:PORT or none",
+            |text| match text {
+                text if text.eq_ignore_ascii_case("none") => Some(None),
+                text => nonzero_port(text).map(Some),
+            },
+        );
+        (host, port.flatten())
     }
 
     fn key_of<T>(

@@ -5,6 +5,8 @@
 //! removed no longer.
 
 mod dns;
+#[cfg(feature = "dns")]
+mod dns_workers;
 mod follow;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
@@ -17,6 +19,8 @@ mod probe;
 mod registry;
 
 pub(crate) use dns::Names;
+#[cfg(feature = "dns")]
+pub(crate) use dns_workers::{DnsName, DnsWorkers, Question};
 pub(crate) use kubernetes::Kubernetes;
 #[cfg(feature = "kubernetes")]
 pub(crate) use kubernetes::{Objects, Rules, Spec};

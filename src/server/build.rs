@@ -17,7 +17,7 @@ use super::listen::Apps;
 use super::reload::Live;
 use super::shutdown::Shutdown;
 use super::workers::{fleet, keeper, listed, probe_rules, registry};
-use super::{StartError, tls};
+use super::{StartError, dns, tls};
 use crate::client::{
     BodyMemory, ConnectionLimit, ConnectionRules, Connections, Cors, Keys, Listener, Refusal,
     ShutdownWatcher,
@@ -51,6 +51,7 @@ pub(super) struct Built {
     pub(super) live: Live,
     pub(super) keeper: Option<Keeper>,
     pub(super) kubernetes: Option<Kubernetes>,
+    pub(super) dns: Arc<dns::Names>,
     /// Flushed at the end.
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) conf: Arc<ServerConf>,
@@ -92,7 +93,9 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let rules = Arc::new(ArcSwap::from_pointee(connection_rules(&config)?));
     let limit = Arc::new(connection_limit(&config));
     let (probed, polled) = (probes.subscribe(), loads.subscribe());
+    let dns = Arc::new(dns::Names::new(&config, &registry)?);
     let live = Live {
+        dns: dns.clone(),
         rules: app.rules.clone(),
         connections: rules.clone(),
         connection_limit: limit.clone(),
@@ -147,6 +150,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         live,
         keeper,
         kubernetes: config.kubernetes.take().and_then(kubernetes),
+        dns,
         telemetry,
         probe: Probe {
             fleet,

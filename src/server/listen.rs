@@ -234,6 +234,7 @@ pub(super) struct Listeners {
     pub(super) names: Names,
     pub(super) registry: Arc<Registry>,
     pub(super) examiner: Examiner,
+    pub(super) dns: Arc<super::dns::Names>,
     /// `None` in a balancer whose configuration is not read again.
     pub(super) reload: Option<Reload>,
     /// `None` where the workers of the admin API are not kept.
@@ -293,6 +294,7 @@ impl PingoraService for Listeners {
             _ = join_all(serving) => {}
             () = reloading => {}
             () = keeping => {}
+            () = self.dns.run() => {}
             () = self.probe.run() => {}
             () = self.loads.run() => {}
             () = watching => {}

@@ -15,11 +15,13 @@
 //! | `reload` | a configuration that takes effect while the process runs |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
+//! | `dns` | names of DNS whose addresses are workers |
 //! | `daemon` | the files of a process in the background |
 
 mod bind;
 mod build;
 mod daemon;
+mod dns;
 mod kubernetes;
 mod limits;
 mod listen;
@@ -218,6 +220,7 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         names: built.names,
         registry: built.registry,
         examiner: built.examiner,
+        dns: built.dns,
         reload: Some(reload),
         keeper: built.keeper,
         kubernetes: built.kubernetes,
@@ -358,6 +361,7 @@ impl MiniLoadBalancer {
             names: built.names,
             registry: built.registry,
             examiner: built.examiner,
+            dns: built.dns,
             reload: None,
             keeper: built.keeper,
             kubernetes: built.kubernetes,

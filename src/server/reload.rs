@@ -11,11 +11,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
-use super::StartError;
 use super::build::{connection_rules, most_connections, rules};
 use super::shutdown::Shutdown;
 use super::tls::needs_pool_roots;
 use super::workers::{breaker_limits, listed, probe_rules, role_policy};
+use super::{StartError, dns};
 use crate::client::{BodyMemory, ConnectionLimit, ConnectionRules};
 use crate::config::{Config, Contents, PolicyConfig, Reloader, WorkerKeys};
 use crate::discovery::{First, Life, Listed, ProbeRules, Registry, Source};
@@ -40,6 +40,7 @@ pub(super) struct Live {
     pub(super) aborter: Arc<Aborter>,
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) dns: Arc<dns::Names>,
     pub(super) registry: Arc<Registry>,
     /// The keys of workers that have none of their own.
     pub(super) worker_keys: Arc<ArcSwap<WorkerKeys>>,
@@ -61,6 +62,7 @@ impl Live {
     async fn apply(&self, config: &Config) -> Result<(), StartError> {
         let connections = connection_rules(config)?;
         let listed = listed(config, First::Probe)?;
+        self.dns.set(config)?;
         self.rules.store(Arc::new(rules(config)));
         self.connections.store(Arc::new(connections));
         let (max, max_per_ip) = most_connections(config);

@@ -229,6 +229,7 @@ fn the_library_alone_has_neither_the_command_line_nor_the_simulator_nor_the_load
     for name in [
         "env_logger",
         "hdrhistogram",
+        "hickory-resolver",
         "http-body-util",
         "hyper",
         "hyper-util",

@@ -82,6 +82,20 @@ impl Configured {
             .parse()
             .unwrap()
     }
+
+    /// The URLs of the workers in `/metrics`, in alphabetical order, without those that drain.
+    pub(crate) async fn workers(&self) -> Vec<String> {
+        let text = get(self.address, "/metrics").await.text().to_owned();
+        let lines = text.lines();
+        let urls = lines.filter_map(|line| {
+            let labels = line.strip_prefix("mini_lb_worker_up{")?;
+            let url = labels.split("worker=\"").nth(1)?.split('"').next()?;
+            line.ends_with(" 1").then(|| url.to_owned())
+        });
+        let mut urls: Vec<_> = urls.collect();
+        urls.sort();
+        urls
+    }
 }
 
 fn whole(text: &str) -> String {

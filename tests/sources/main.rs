@@ -4,6 +4,7 @@
 
 mod certificates;
 mod configured;
+mod dns;
 mod reload;
 mod under_load;
 mod watched;

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`pair`] | one or two workers of each role, a balancer and a client |
 //! | [`client`], [`worker`] | both ends as raw sockets |
+//! | [`dns`] | a DNS server |
 //! | [`mock_worker`] | a worker that responds by itself, on hyper |
 //! | [`process`], [`program`] | the binary and the examples as processes |
 //! | [`samples`] | requests for several samples per prompt |
@@ -23,6 +24,7 @@
 pub mod baseline;
 pub mod browser;
 pub mod client;
+pub mod dns;
 pub mod markdown;
 pub mod mock_worker;
 pub mod pair;
