@@ -33,7 +33,11 @@ async fn survives(what: &str, interrupt: impl Fn(&Cluster), relists: bool) {
     let lists = asked.iter().filter(|asked| asked.verb == "list").count();
     assert_eq!(lists, 0, "{what}: {asked:?}");
     let lines = balancer.lines();
-    let touched = |pod: &Pod| lines.iter().any(|line| line.contains(&pod.url()));
+    let drains = |line: &&String| line.contains("worker drains");
+    let touched = |pod: &Pod| {
+        let mut drained = lines.iter().filter(drains);
+        drained.any(|line| line.contains(&pod.url()))
+    };
     assert!(
         !touched(&prefill) && !touched(&decode),
         "{what}: {lines:#?}"
