@@ -48,6 +48,8 @@ impl fmt::Debug for WorkerDraft {
 pub(crate) struct Draft {
     pub(crate) scalars: BTreeMap<&'static str, Given<String>>,
     pub(crate) workers: BTreeMap<&'static str, Given<Vec<WorkerDraft>>>,
+    /// The keys of every worker that has none of its own, of a program that gives them as text.
+    pub(crate) all_workers: Option<WorkerDraft>,
     /// Pingora's keys.
     pub(crate) server: BTreeMap<String, Given<Value>>,
 }
@@ -142,6 +144,7 @@ impl Draft {
     pub(crate) fn over(mut self, mut lower: Draft) -> Draft {
         lower.scalars.append(&mut self.scalars);
         lower.workers.append(&mut self.workers);
+        lower.all_workers = self.all_workers.or(lower.all_workers);
         lower.server.append(&mut self.server);
         lower
     }

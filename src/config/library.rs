@@ -281,25 +281,22 @@ impl MiniLbConfig {
         self.set("log_level", filter)
     }
 
-    /// The API key of all workers.
+    /// The API key of all workers, also of those that come later.
     pub fn worker_api_key(self, key: &str) -> MiniLbConfig {
-        self.of_workers(worker_key::API_KEY, key)
+        self.of_workers("worker_api_key", worker_key::API_KEY, key)
     }
 
     /// The key that all workers require for their administration.
     pub fn worker_admin_api_key(self, key: &str) -> MiniLbConfig {
-        self.of_workers(worker_key::ADMIN_API_KEY, key)
+        self.of_workers("worker_admin_api_key", worker_key::ADMIN_API_KEY, key)
     }
 
-    fn of_workers(mut self, worker_key: &'static str, value: &str) -> MiniLbConfig {
-        for worker in self
-            .draft
-            .workers
-            .values_mut()
-            .flat_map(|list| &mut list.value)
-        {
-            worker.set(worker_key, value);
-        }
+    fn of_workers(mut self, method: &str, key: &'static str, value: &str) -> MiniLbConfig {
+        let place = Place::Library(method.to_owned());
+        let all = &mut self.draft.all_workers;
+        let all = all.get_or_insert_with(|| WorkerDraft::new(place.clone()));
+        let value = value.to_owned();
+        all.keys.insert(key, Given { value, place });
         self
     }
 

@@ -23,8 +23,11 @@ impl Resolver<'_> {
         let shared = WorkerKeys {
             api: self
                 .filed_key("worker_api_key_file")
+                .or_else(|| self.key_of_all(worker_key::API_KEY))
                 .or_else(|| of_clients(self)),
-            admin: self.filed_key("worker_admin_api_key_file"),
+            admin: self
+                .filed_key("worker_admin_api_key_file")
+                .or_else(|| self.key_of_all(worker_key::ADMIN_API_KEY)),
         };
         let mut listed = Vec::new();
         for role in [Role::Prefill, Role::Decode] {
@@ -49,6 +52,12 @@ impl Resolver<'_> {
             .extend(unreachable_bootstraps(&all.prefill, &all.decode));
         all.keys = shared;
         all
+    }
+
+    /// The key that a program gives to all workers.
+    fn key_of_all(&mut self, key: &'static str) -> Option<Secret> {
+        let given = self.draft.all_workers.as_ref()?.keys.get(key)?;
+        self.key(checked_key(&given.value), &given.place)
     }
 
     fn workers(&mut self, role: Role, shared: &WorkerKeys, listed: &mut Vec<Given<Item>>) {

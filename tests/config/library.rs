@@ -91,10 +91,9 @@ fn the_library_refuses_what_the_command_line_refuses() {
         .worker_api_key("a\r\nb: c")
         .resolve();
     let found = found.unwrap_err().to_string();
-    let bad = "the key has characters that an HTTP header cannot carry";
     assert_eq!(
         found,
-        format!("prefill_urls[0]: {bad}\ndecode_urls[0]: {bad}")
+        "worker_api_key: the key has characters that an HTTP header cannot carry"
     );
     let found = library(&[], &[], 1).resolve().unwrap_err().to_string();
     assert_eq!(found.lines().count(), 2, "{found}");
