@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ use super::Registry;
 use super::entry::{Entry, Life};
 use super::listing::{Description, First, Source};
 use crate::fleet::Role;
+
+/// Between two writes of the file. A change after a longer time is written at once.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The form of the file.
 const VERSION: u32 = 1;
@@ -148,6 +152,8 @@ impl Keeper {
                 && text != self.text
             {
                 self.write(text).await;
+                // Many that come one after the other are written together.
+                tokio::time::sleep(PAUSE).await;
             }
             // Never an error: the registry is borrowed, and has the sender.
             let _ = changed.changed().await;
