@@ -86,7 +86,7 @@ fn some_are_set_aside(bencher: Bencher<'_, '_>, workers: u16) {
 /// The whole of a change, of which the swap alone holds up choices.
 #[divan::bench(args = FLEETS)]
 fn the_members_are_replaced(bencher: Bencher<'_, '_>, workers: u16) {
-    let fleet = fleet(workers);
+    let fleet = fleet(workers, Policies::random());
     bencher.counter(ItemsCount::new(1_usize)).bench(|| {
         let members = fleet.members();
         fleet.replace(Members::new(members.workers().cloned()));
@@ -96,7 +96,7 @@ fn the_members_are_replaced(bencher: Bencher<'_, '_>, workers: u16) {
 /// A drain begins and ends: what holds the lock against choices.
 #[divan::bench(args = FLEETS)]
 fn a_worker_drains_and_serves_again(bencher: Bencher<'_, '_>, workers: u16) {
-    let fleet = fleet(workers);
+    let fleet = fleet(workers, Policies::random());
     let worker = fleet.members().of(Role::Prefill)[0].clone();
     bencher.counter(ItemsCount::new(2_usize)).bench(|| {
         fleet.set_draining(&worker, true);

@@ -298,11 +298,9 @@ impl Fleet {
                 Ok(Some(pair)) => {
                     let lease = Lease::of(pair, &waiter.request, now, Some(self));
                     let lease = lease.taught(self, &waiter.request);
-                    let sent = line
-                        .waiters
-                        .remove(place)
-                        .map(|next| next.lease.send(lease));
-                    if let Some(Err(lease)) = sent {
+                    if let Some(next) = line.waiters.remove(place)
+                        && let Err(lease) = next.lease.send(lease)
+                    {
                         lease.end_silently();
                     }
                 }

@@ -128,7 +128,9 @@ pub fn tokens_to_come(route: Route, body: &[u8], prompts: usize) -> u32 {
             match names.iter().position(|name| *name == member.name) {
                 Some(_) if route == Route::Generate => found[0] = limit_of_sampling(s)?,
                 Some(place) => found[place] = limit(s)?,
-                None => drop(s.skip()?),
+                None => {
+                    s.skip()?;
+                }
             }
             Ok(())
         })?;
@@ -155,12 +157,16 @@ fn limit_of_sampling(s: &mut Scanner<'_>) -> Result<Option<u32>, json::Error> {
             s.object(|s, member| {
                 match &*member.name {
                     "max_new_tokens" => highest = limit(s)?,
-                    _ => drop(s.skip()?),
+                    _ => {
+                        s.skip()?;
+                    }
                 }
                 Ok(())
             })?;
         }
-        _ => drop(s.skip()?),
+        _ => {
+            s.skip()?;
+        }
     }
     Ok(highest)
 }

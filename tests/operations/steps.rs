@@ -1,6 +1,8 @@
 //! The line with the steps of a request: where the time to the first token went.
 
-use support::{Client, Worker, mini_lb, post};
+use std::net::SocketAddr;
+
+use support::{Client, Worker, mini_lb, post, soon};
 
 /// The value of a field of a log line.
 fn field<'a>(line: &'a str, name: &str) -> &'a str {
@@ -8,6 +10,22 @@ fn field<'a>(line: &'a str, name: &str) -> &'a str {
         .split_once(&format!(" {name}="))
         .unwrap_or_else(|| panic!("no {name} in {line}"));
     rest.split_whitespace().next().unwrap()
+}
+
+/// Waits until the balancer has read the end of prefill's response.
+async fn until_prefill_has_ended(balancer: SocketAddr) {
+    let mut observer = Client::connect(balancer).await;
+    soon("the end of prefill's leg", async {
+        loop {
+            let page = "GET /debug/requests HTTP/1.1\r\nhost: b\r\n\r\n";
+            observer.send(page).await;
+            let page = observer.answer().await.json();
+            if page["live"][0]["steps_ms"]["prefill_end"].is_number() {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -20,10 +38,12 @@ async fn a_served_request_has_all_steps_in_order_and_its_sizes() {
         decode.url()
     );
     let mut process = mini_lb!(&line.split_whitespace().collect::<Vec<_>>());
-    let mut client = Client::connect(process.address().await).await;
+    let address = process.address().await;
+    let mut client = Client::connect(address).await;
     client.send(post("/generate", BODY)).await;
     let (prefill, mut decode) = (prefill.request().await, decode.request().await);
     prefill.answer("200 OK", "{}").await;
+    until_prefill_has_ended(address).await;
     decode.begin_stream().await;
     for event in ["data: 1\n\n", "data: 2\n\ndata: [DONE]\n\n"] {
         decode.chunk(event).await;

@@ -209,7 +209,7 @@ mod tests {
         for step in 0..2000 {
             number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let slot = (number >> 16) % if step < 1000 { 5 } else { 300 };
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 one.remove(slot);
                 other.remove(&slot);
             } else {
