@@ -5,7 +5,7 @@
 //! | `mod.rs` | [`Fleet`]: the members, and the evidence of legs and probes |
 //! | `members.rs` | the snapshot of the members |
 //! | `parts.rs` | what a worker is made of |
-//! | `worker.rs`, `load.rs` | one worker, and the load that a request puts on it |
+//! | `worker.rs`, `load.rs`, `lease.rs` | one worker, the load that a request puts on it, and the pair of both |
 //! | `ranks.rs` | the data parallel ranks of a prefill worker |
 //! | `select.rs`, `sample.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
 //! | `drain.rs` | workers that get no new request while they end those that they have |
@@ -27,6 +27,7 @@ mod breaker;
 mod budget;
 mod drain;
 mod gate;
+mod lease;
 mod load;
 mod loads;
 mod members;
@@ -59,7 +60,7 @@ pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
 use gate::Gate;
 pub use gate::{AtGate, Closed, Update};
-use load::Share;
+pub use lease::Lease;
 pub use load::{Forecast, Load};
 pub use loads::Loads;
 pub use members::Members;
@@ -100,56 +101,6 @@ pub struct Fleet {
     stored: StoredResponses,
     /// Whether any worker has told that it has several data parallel ranks.
     has_ranks: AtomicBool,
-}
-
-/// The pair of workers that serves one request, and the load that the request puts on each.
-///
-/// The two halves are separate because the legs end at different times: prefill's when it has responded,
-/// decode's when its stream has ended.
-pub struct Lease {
-    /// The prefill worker's half.
-    pub prefill: Load,
-    /// The decode worker's half.
-    pub decode: Load,
-    /// What the policy expects of the prefill worker; `None` where it does not learn.
-    pub forecast: Option<Arc<Forecast>>,
-}
-
-impl Lease {
-    /// Counts the load of this request on the pair. The end of each load serves the queue of `queue_of`.
-    fn of(
-        pair: Pair<'_>,
-        request: &RoutingKey,
-        now: Instant,
-        queue_of: Option<&Arc<Fleet>>,
-    ) -> Self {
-        pair.prefill.picked(now);
-        pair.decode.picked(now);
-        let load = |worker: &Arc<Worker>, to_come: u32, spread| {
-            let share = Share {
-                body_bytes: request.body_bytes,
-                to_come: to_come as usize,
-                spread,
-            };
-            worker.load_of(share, queue_of.cloned())
-        };
-        Self {
-            prefill: load(pair.prefill, 0, pair.spread),
-            decode: load(pair.decode, request.to_come, None),
-            forecast: pair
-                .expected
-                .map(|expected| Arc::new(Forecast::new(expected))),
-        }
-    }
-
-    /// The same, whose prefill half tells the policy of this fleet how it ends, where that learns.
-    fn taught(mut self, fleet: &Arc<Fleet>, request: &RoutingKey) -> Self {
-        if let (Some(prefix), Some(forecast)) = (&request.prefix, &self.forecast) {
-            let (prefix, forecast) = (prefix.clone(), forecast.clone());
-            self.prefill.teach(fleet.clone(), prefix, forecast);
-        }
-        self
-    }
 }
 
 /// No worker of this role can take the request.

@@ -3,6 +3,8 @@
 //! Dropping an attempt cancels each leg that still runs: its connection closes, and the worker is told to abort the
 //! request by id.
 
+mod turns;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -184,34 +186,6 @@ impl Attempt {
     /// What tells of prefill's leg; `None` once it was cancelled, or may finish without the request.
     pub(crate) fn prefill_report(&self) -> Option<&Arc<Report>> {
         self.leg.as_ref().map(PrefillLeg::report)
-    }
-
-    /// Waits for the end of prefill's leg; at once where there is none.
-    pub(crate) async fn prefill_ended(&self) {
-        if let Some(leg) = &self.leg {
-            leg.ended().await;
-        }
-    }
-
-    /// The body of prefill's response, where it was kept and is a document.
-    pub(crate) fn prefill_document(&self) -> Option<&Bytes> {
-        match self.leg.as_ref()?.outcome()? {
-            Outcome::Served {
-                body,
-                streams: false,
-            } => Some(body),
-            _ => None,
-        }
-    }
-
-    /// Gives up a prefill leg that has ended, for another attempt that begins with its response.
-    pub(crate) fn take_prefill(&mut self) -> Option<(Arc<Worker>, PrefillLeg)> {
-        Some((self.prefill.clone(), self.leg.take()?))
-    }
-
-    /// Sets the body of decode's leg, where prefill's response is part of it.
-    pub(crate) fn set_body(&mut self, body: Injected) {
-        self.plan.body = body;
     }
 
     /// The error of a prefill leg that has failed.
