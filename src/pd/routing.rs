@@ -107,8 +107,8 @@ const MOST_TO_COME: u32 = 2048;
 /// The tokens of a prompt whose request has no limit but the context.
 const UNLIMITED: u32 = 1024;
 
-/// The tokens that decode may have to generate for a body that has been parsed, with [`OF_REQUEST`] for each prompt. A limit
-/// counts up to [`MOST_TO_COME`].
+/// The tokens that decode may have to generate for a body that has been parsed, with `OF_REQUEST` for each prompt. A limit
+/// counts up to `MOST_TO_COME`.
 ///
 /// Source: SGLang 0.5.23, `srt/sampling/sampling_params.py` (`max_new_tokens`, 128 by default) and
 /// `srt/entrypoints/openai/protocol.py` (`max_tokens` of completions, 16 by default).
