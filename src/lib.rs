@@ -1,4 +1,4 @@
-//! mini-lb, the prefill/decode load balancer for SGLang, in a program of your own.
+//! mini-lb, the prefill/decode load balancer for SGLang and vLLM, in a program of your own.
 //!
 //! ```no_run
 //! use mini_lb::{MiniLbConfig, MiniLoadBalancer};
