@@ -113,8 +113,8 @@ pub struct Config {
     pub decode: Vec<WorkerSpec>,
     /// The keys of workers that have none of their own.
     pub worker_keys: WorkerKeys,
-    /// The engine of all workers.
-    pub engine: Engine,
+    /// The engine of all workers; `None` is asked of them.
+    pub engine: Option<Engine>,
     /// The names of DNS whose addresses are workers, each once.
     pub dns: Vec<DnsSpec>,
     /// The DNS servers for these names; those of the system where there are none.

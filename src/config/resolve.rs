@@ -128,7 +128,7 @@ impl<'a> Resolver<'a> {
         let requests = self.requests();
         let workers = Group::read(self);
         let resilience = Group::read(self);
-        let engine = self.scalar("engine", Engine::of_name);
+        let engine = self.scalar("engine", Engine::of_word);
         let policies = self.policies();
         let log_filter = self.log_filter();
         let log_json = self.get("log_json");

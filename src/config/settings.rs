@@ -184,9 +184,9 @@ const WORKERS: &[Setting] = &[
          all workers of that name of DNS"),
     Setting::new("decode", Kind::Workers(Role::Decode),
         "A decode worker, or a name of DNS as for prefill. Repeat it for each worker"),
-    Setting::new("engine", Kind::Word(&["sglang", "vllm"]),
-        "The engine of all workers: sglang, or vllm with its NixlConnector")
-        .default("sglang").expects("sglang or vllm").at_start(),
+    Setting::new("engine", Kind::Word(&["sglang", "vllm", "auto"]),
+        "The engine of all workers: sglang, vllm with its NixlConnector, or auto, which asks them")
+        .default("sglang").expects("sglang, vllm or auto").at_start(),
     Setting::new("dns_servers", Kind::Addresses,
         "DNS servers for dns+http:// and srv+http:// workers, instead of the system's: a list in the file, or several behind the \
          flag")

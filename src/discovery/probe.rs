@@ -5,8 +5,8 @@
 //! real requests are served. A worker that accepts connections is set aside by real requests alone.
 //! Source: sgl-project/sglang issues 9198 and 22511; SGLang 0.5.23 with `/pause_generation`.
 //!
-//! With each probe the worker is asked for its role: a request on a worker with the other role would wait for minutes,
-//! and a role can change while a worker runs (`/pd_role_switch`). Only `prefill` and `decode` are roles: an ordinary
+//! With each probe the worker is asked for its engine and its role: a request on a worker with the other role would wait for
+//! minutes, and a role can change while a worker runs (`/pd_role_switch`). Only `prefill` and `decode` are roles: an ordinary
 //! server says `null`, and older or other engines say nothing.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`model_info`), `server_args.py` (`disaggregation_mode`).
 
@@ -19,6 +19,7 @@ use http::{Method, StatusCode};
 use pingora::http::RequestHeader;
 use tokio::sync::watch;
 
+use super::engine;
 use super::follow::follow;
 use super::layout;
 use crate::fleet::{Evidence, Fleet, Role, Worker};
@@ -54,7 +55,7 @@ pub(crate) struct ProbeRules {
 }
 
 impl Probe {
-    /// Asks all members for their roles, and for what policies read, for at most [`START_TIMEOUT`], so that the first requests
+    /// Asks all members for their engines and roles, and for what policies read, for at most [`START_TIMEOUT`], so that the first requests
     /// do not wait on a worker in the wrong list.
     pub(crate) async fn begin(&self) {
         let rules = self.rules.borrow().clone();
@@ -65,7 +66,7 @@ impl Probe {
         let rules = &rules;
         let roles = members.workers().map(|worker| async move {
             tokio::join!(
-                self.note_role(worker, rules),
+                self.note_identity(worker, rules),
                 self.note_layout(worker, rules)
             );
         });
@@ -92,7 +93,7 @@ impl Probe {
             };
             // Side by side: a paused worker does not answer the one, and the other must not wait for it.
             tokio::join!(
-                self.note_role(&worker, &rules),
+                self.note_identity(&worker, &rules),
                 self.note_layout(&worker, &rules),
                 self.note_health(&worker, &rules, &mut is_failing)
             );
@@ -120,13 +121,11 @@ impl Probe {
         self.fleet.note(worker, evidence, Instant::now());
     }
 
-    async fn note_role(&self, worker: &Worker, rules: &ProbeRules) {
-        let Ok(Ok((status, body))) = self.fetch(worker, MODEL_INFO, rules).await else {
-            return;
-        };
-        // Any other status, such as that of a missing key, says nothing about the role.
-        if status.is_success() || status == StatusCode::NOT_FOUND {
-            self.fleet.note_role(worker, told_role(&body));
+    async fn note_identity(&self, worker: &Worker, rules: &ProbeRules) {
+        let first = self.fleet.engine().unwrap_or_default();
+        // No response, and any other status, such as that of a missing key, says nothing about the worker.
+        if let Some(told) = engine::ask(&self.client, worker, first, rules.timeout).await {
+            self.fleet.note_identity(worker, told.engine, told.role);
         }
     }
 

@@ -160,7 +160,7 @@ impl Asker {
     }
 
     /// Looks up the worker's name and opens a connection. The address that was reached.
-    async fn connect(&self, worker: &Worker) -> Result<SocketAddr, Check> {
+    pub(super) async fn connect(&self, worker: &Worker) -> Result<SocketAddr, Check> {
         let origin = worker.origin();
         let host = (origin.host.as_str(), origin.port);
         let addresses = match timeout(self.patience, lookup_host(host)).await {

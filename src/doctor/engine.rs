@@ -5,6 +5,8 @@
 //!
 //! Source: vLLM 0.32.0, `entrypoints/serve/` (`/version`, which SGLang has not).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -17,6 +19,24 @@ use crate::pd::Engine;
 
 const ENGINE: &str = "engine";
 const CONNECTOR: &str = "kv_connector";
+
+/// The engine that the workers tell, where the configuration leaves it to them: that of the first one that tells, in their
+/// order. A worker of the other one then has a check that fails.
+pub(super) async fn told(asker: &Asker, workers: &[Arc<Worker>]) -> Engine {
+    for worker in workers {
+        if asker.connect(worker).await.is_err() {
+            continue;
+        }
+        let info = asker.get(worker, "/model_info").await;
+        if info.is_ok_and(|answer| answer.json().is_some()) {
+            return Engine::Sglang;
+        }
+        if vllm_version(asker, worker).await.is_some() {
+            return Engine::Vllm;
+        }
+    }
+    Engine::default()
+}
 
 /// The check of a worker of SGLang's configuration that has none of SGLang's endpoints, where it is one of vLLM.
 pub(super) async fn mistaken_for_sglang(asker: &Asker, worker: &Worker) -> Option<Check> {

@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::ask::Asker;
 use super::report::{Check, Times};
 use crate::addresses::Addresses;
 use crate::config::{ClientKeys, Config, MiniLbConfig, WorkerSpec};
@@ -33,15 +34,17 @@ const MARGIN: Duration = Duration::from_secs(2);
 pub(super) async fn generate(
     config: &Config,
     (prefill, decode): (&WorkerSpec, &WorkerSpec),
-    client: &Client,
+    asker: &Asker,
     takes_ids: bool,
-    patience: Duration,
 ) -> (Check, Option<Times>) {
+    let (client, patience, engine) = (&asker.client, asker.patience, asker.engine);
     let config = match restricted(config, prefill, decode, patience) {
-        Ok(config) => config,
+        Ok(mut config) => {
+            config.engine = Some(engine);
+            config
+        }
         Err(why) => return (failed(why, "this is a defect of mini-lb: report it"), None),
     };
-    let engine = config.engine;
     let balancer = MiniLoadBalancer::from_config(config);
     let handle = balancer.handle();
     // Ended by `stop` below, and aborted where that takes too long.
@@ -95,7 +98,6 @@ fn restricted(
         .health_check_interval(None)
         .retries(0);
     let mut own = own.resolve().map_err(|problems| problems.to_string())?;
-    own.engine = config.engine;
     // A prefill worker that fails must show.
     own.requests.vllm_decode_alone = false;
     own.prefill = vec![prefill.clone()];

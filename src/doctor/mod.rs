@@ -72,7 +72,7 @@ impl Examination {
 pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, StartError> {
     let connect_timeout = config.workers.connect_timeout.min(args.timeout);
     let (workers, client) = reach(config, connect_timeout)?;
-    let asker = Asker {
+    let mut asker = Asker {
         client,
         patience: args.timeout,
         connect_timeout,
@@ -81,8 +81,11 @@ pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, 
             .probes
             .as_ref()
             .map(|probes| probes.path.clone()),
-        engine: config.engine,
+        engine: config.engine.unwrap_or_default(),
     };
+    if config.engine.is_none() {
+        asker.engine = engine::told(&asker, &workers).await;
+    }
     let specs = config.prefill.iter().chain(&config.decode).cloned();
     let subjects = workers.into_iter().zip(specs);
     let visits = subjects.map(|(worker, spec)| asker.visit(Subject { worker, spec }));

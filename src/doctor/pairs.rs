@@ -62,7 +62,7 @@ async fn examine_one(
         None => {
             let specs = (&prefill.subject.spec, &decode.subject.spec);
             let takes_ids = prefill.facts.takes_ids_only || decode.facts.takes_ids_only;
-            generate(config, specs, &asker.client, takes_ids, asker.patience).await
+            generate(config, specs, asker, takes_ids).await
         }
     };
     PairReport {

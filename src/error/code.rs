@@ -39,6 +39,7 @@ pub enum Code {
     NoPrefill,
     NoDecode,
     NoWorker,
+    UnknownEngine,
     ShuttingDown,
     Overloaded,
     QueueFull,
@@ -106,7 +107,7 @@ pub enum Retry {
 
 impl Code {
     /// Every code, in the order of the documents.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 55] = [
         Self::InvalidJson,
         Self::InvalidOption,
         Self::BatchTooLarge,
@@ -139,6 +140,7 @@ impl Code {
         Self::NoPrefill,
         Self::NoDecode,
         Self::NoWorker,
+        Self::UnknownEngine,
         Self::ShuttingDown,
         Self::Overloaded,
         Self::QueueFull,
@@ -201,6 +203,7 @@ impl Code {
             Self::NoPrefill => row("no_prefill", 503, Workers, Later, "no prefill worker is available, or none for a request that a worker was lost with"),
             Self::NoDecode => row("no_decode", 503, Workers, Later, "no decode worker is available, or none for a request that a worker was lost with"),
             Self::NoWorker => row("no_worker", 503, Workers, Later, "no worker, or no pair, is available"),
+            Self::UnknownEngine => row("unknown_engine", 503, Workers, Later, "with `engine: auto`: no worker has told its engine yet, or the workers are of different engines"),
             Self::ShuttingDown => row("shutting_down", 503, Proxy, Later, "the process is shutting down, and its grace period is over"),
             Self::Overloaded => row("overloaded", 503, Proxy, Later, "`max_inflight_requests`, `max_buffered_body_bytes` or `max_connections` is reached, 32 pages for observers are being sent, or the process has no descriptor left for a connection to a worker"),
             Self::QueueFull => row("queue_full", 429, Proxy, Later, "all workers have `max_concurrent_requests`, and `queue_size` requests wait already"),

@@ -16,7 +16,7 @@ use crate::client::{BadHead, BodyError};
 use crate::fleet::{Closed, NoWorker, Role, suspects};
 use crate::legs::{LegError, Rejection};
 use crate::net::Failure;
-use crate::pd::{GatherError, Invalid, MergeError};
+use crate::pd::{Engine, GatherError, Invalid, MergeError};
 
 pub use code::{Code, Retry, Row, Side};
 pub(crate) use response::{REJECTED, error_response, rejected, rejection_message};
@@ -70,6 +70,8 @@ pub(crate) enum ProxyError {
     /// The batch has more than this many prompts.
     BatchTooLarge(usize),
     NoWorker(NoWorker),
+    /// So many workers of this role are of another engine than this one, and there is no other.
+    OtherEngine(Role, usize, Engine),
     QueueFull,
     /// New requests wait for this reason, which may be over by now, and this one waits no longer.
     Paused(Option<Closed>, PausedWait),
@@ -181,8 +183,10 @@ impl ProxyError {
             }
             ProxyError::ResponseGone(_) => Code::UnknownResponse,
             ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
-            ProxyError::NoWorker(NoWorker(Role::Prefill)) => Code::NoPrefill,
-            ProxyError::NoWorker(NoWorker(Role::Decode)) => Code::NoDecode,
+            ProxyError::NoWorker(NoWorker(Role::Prefill))
+            | ProxyError::OtherEngine(Role::Prefill, ..) => Code::NoPrefill,
+            ProxyError::NoWorker(NoWorker(Role::Decode))
+            | ProxyError::OtherEngine(Role::Decode, ..) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
             ProxyError::Paused(..) => Code::Paused,
             ProxyError::Suspect(Suspected::NoOther(Role::Prefill, _)) => Code::NoPrefill,
@@ -376,6 +380,11 @@ impl fmt::Display for ProxyError {
                 "the batch has more than {limit} prompts; send several requests"
             ),
             ProxyError::NoWorker(why) => why.fmt(f),
+            ProxyError::OtherEngine(role, workers, own) => write!(
+                f,
+                "no {role} worker of {} is available, and {workers} that are listed are of another engine: see `engine`",
+                own.name()
+            ),
             ProxyError::Suspect(why) => why.fmt(f),
             ProxyError::QueueFull => f.write_str(
                 "all workers are busy (max_concurrent_requests) and the queue is full (queue_size)",

@@ -47,6 +47,8 @@ pub enum Condition {
     NoAddress,
     /// It says that it has another role than the one that it is listed with.
     OtherRole,
+    /// It is of another engine than the other workers.
+    OtherEngine,
     /// It gets no new request, and ends those that it has.
     Draining,
     /// It computes nothing until it is told to continue.
@@ -64,6 +66,7 @@ impl Condition {
             Condition::SetAside => "set aside",
             Condition::NoAddress => "no address",
             Condition::OtherRole => "other role",
+            Condition::OtherEngine => "other engine",
             Condition::Draining => "draining",
             Condition::Paused => "paused",
         }
@@ -261,7 +264,7 @@ impl Breaker {
         self.silent
     }
 
-    /// What it means for the worker now, but for [`Condition::NoAddress`] and [`Condition::OtherRole`].
+    /// What it means for the worker now, but for those that are no matter of its health.
     pub(super) fn condition(&self, now: Instant, slow_start: Duration) -> Condition {
         match self.state {
             State::Open { .. } => Condition::SetAside,

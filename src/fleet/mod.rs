@@ -8,6 +8,7 @@
 //! | `worker.rs`, `load.rs`, `lease.rs` | one worker, the load that a request puts on it, and the pair of both |
 //! | `ranks.rs` | the data parallel ranks of a prefill worker |
 //! | `select.rs`, `sample.rs`, `policy/` | which pair serves a request: a filter, then the policy of each role |
+//! | `engine.rs` | the engine of all workers, and workers that are not what they are listed as |
 //! | `drain.rs` | workers that get no new request while they end those that they have |
 //! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
@@ -26,6 +27,7 @@
 mod breaker;
 mod budget;
 mod drain;
+mod engine;
 mod gate;
 mod lease;
 mod load;
@@ -54,10 +56,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use crate::pd::Role;
-use crate::pd::RoutingKey;
+use crate::pd::{Engine, RoutingKey};
 use breaker::Change;
 pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
+use engine::EngineOfAll;
+pub use engine::{Mismatch, UnknownEngine};
 use gate::Gate;
 pub use gate::{AtGate, Closed, Update};
 pub use lease::Lease;
@@ -92,6 +96,7 @@ pub struct Fleet {
     /// Locked after the queue and before the records of pairs and a policy.
     members: watch::Sender<Arc<Members>>,
     next_id: AtomicU64,
+    engine: EngineOfAll,
     policies: ArcSwap<InUse>,
     limits: ArcSwap<BreakerLimits>,
     pairs: Pairs,
@@ -116,11 +121,12 @@ impl fmt::Display for NoWorker {
 impl std::error::Error for NoWorker {}
 
 impl Fleet {
-    /// A fleet without members. [`Fleet::replace`] gives it the first ones.
+    /// A fleet of SGLang without members. [`Fleet::replace`] gives it the first ones.
     pub fn new(policies: Policies, limits: BreakerLimits) -> Self {
         Self {
             members: watch::Sender::new(Arc::default()),
             next_id: AtomicU64::new(0),
+            engine: EngineOfAll::new(Some(Engine::default())),
             policies: ArcSwap::from_pointee(policies.into()),
             limits: ArcSwap::from_pointee(limits),
             pairs: Pairs::default(),
@@ -314,23 +320,6 @@ impl Fleet {
         self.serve_waiting();
     }
 
-    /// Notes the role that a worker says it has; `None` where it does not tell, which contradicts nothing. A worker
-    /// with another role than its own gets no request.
-    pub fn note_role(self: &Arc<Self>, worker: &Worker, told: Option<Role>) {
-        let (role, url) = (worker.role(), worker.url());
-        let misplaced = told.filter(|told| *told != role);
-        if worker.note_misplaced(misplaced.is_some()) && self.members.borrow().contains(worker.id())
-        {
-            match misplaced {
-                Some(told) => log::error!(
-                    "worker is listed with another role than its own, and gets no request role={role} own_role={told} worker={url}"
-                ),
-                None => log::info!("worker no longer has another role role={role} worker={url}"),
-            }
-        }
-        self.serve_waiting();
-    }
-
     /// Notes that a worker has lost its prefix cache.
     pub fn note_flushed(&self, worker: &Worker) {
         let policies = self.policies.load();
@@ -383,13 +372,6 @@ impl Fleet {
         if let Some(mut policy) = policies.prefill.learning() {
             policy.ended(ended);
         }
-    }
-
-    /// How many members of this role say that they have the other one.
-    pub fn misplaced(&self, role: Role) -> usize {
-        let members = self.members.borrow();
-        let of_role = members.of(role).iter();
-        of_role.filter(|worker| worker.is_misplaced()).count()
     }
 
     /// Notes that both workers have served a request together.

@@ -1,7 +1,7 @@
 //! One worker: its address, its health and its load.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
 use super::drain::Drain;
+use super::engine::Mismatch;
 use super::load::Share;
 use super::parts::{Origin, WorkerParts};
 use super::policy::Candidate;
@@ -40,8 +41,8 @@ pub struct Worker {
     digest: u64,
     /// Whether the breaker remembers anything, or the worker is not usable. As long as it is false no lock is taken.
     unhealthy: AtomicBool,
-    /// Whether the worker says that it has another role.
-    misplaced: AtomicBool,
+    /// Its [`Mismatch`], as a number.
+    mismatch: AtomicU8,
     pub(super) drain: Drain,
     /// That of the parts, until another one is set.
     weight: AtomicU32,
@@ -72,7 +73,7 @@ impl Worker {
             ranks: Ranks::default(),
             digest,
             unhealthy: AtomicBool::new(address.is_none()),
-            misplaced: AtomicBool::new(false),
+            mismatch: AtomicU8::new(Mismatch::None.number()),
             drain: Drain::default(),
             paused: AtomicBool::new(false),
             breaker: Mutex::default(),
@@ -92,10 +93,10 @@ impl Worker {
         !self.unhealthy.load(Ordering::Relaxed) || (self.is_usable() && self.breaker().admits(now))
     }
 
-    /// Whether it can get a request at all: it has an address, does not say that it has another role, and is neither paused
-    /// nor being drained.
+    /// Whether it can get a request at all: it has an address, is what it is listed as, and is neither paused nor being
+    /// drained.
     pub fn is_usable(&self) -> bool {
-        let may = !self.is_misplaced() && !self.is_draining() && !self.is_paused();
+        let may = self.mismatch() == Mismatch::None && !self.is_draining() && !self.is_paused();
         self.address().is_some() && may
     }
 
@@ -104,9 +105,9 @@ impl Worker {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Whether it says that it has another role than the one that it is listed with.
-    pub fn is_misplaced(&self) -> bool {
-        self.misplaced.load(Ordering::Relaxed)
+    /// In what it is not what it is listed as.
+    pub fn mismatch(&self) -> Mismatch {
+        Mismatch::of(self.mismatch.load(Ordering::Relaxed))
     }
 
     /// Whether its last probe was not answered, so that another worker is to be chosen where there is one.
@@ -122,18 +123,20 @@ impl Worker {
         if self.is_draining() {
             return Condition::Draining;
         }
-        match (self.address(), self.is_misplaced()) {
+        match (self.address(), self.mismatch()) {
             (None, _) => Condition::NoAddress,
-            (_, true) => Condition::OtherRole,
-            (Some(_), false) if self.is_paused() => Condition::Paused,
-            (Some(_), false) => self.breaker().condition(now, slow_start),
+            (_, Mismatch::Role) => Condition::OtherRole,
+            (_, Mismatch::Engine) => Condition::OtherEngine,
+            (Some(_), Mismatch::None) if self.is_paused() => Condition::Paused,
+            (Some(_), Mismatch::None) => self.breaker().condition(now, slow_start),
         }
     }
 
-    /// Notes whether the worker says that it has another role. True when that is new.
-    pub(super) fn note_misplaced(&self, misplaced: bool) -> bool {
+    /// Notes in what the worker is not what it is listed as. True when that is new.
+    pub(super) fn note_mismatch(&self, mismatch: Mismatch) -> bool {
         let breaker = self.breaker();
-        let changed = self.misplaced.swap(misplaced, Ordering::Relaxed) != misplaced;
+        let number = mismatch.number();
+        let changed = self.mismatch.swap(number, Ordering::Relaxed) != number;
         self.store_health(&breaker);
         changed
     }

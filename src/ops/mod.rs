@@ -48,7 +48,7 @@ use tokio::sync::watch;
 use crate::discovery::Registry;
 use crate::endpoint::{Access, Endpoints, WholeRequest, WholeResponse};
 use crate::error::Code;
-use crate::fleet::{Fleet, Role};
+use crate::fleet::{Fleet, Mismatch, Role};
 use crate::net::Client;
 use crate::pd::Engine;
 use crate::telemetry::Telemetry;
@@ -62,9 +62,12 @@ use workers::Switches;
 const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of several workers; omit format=prometheus to \
      get JSON, or ask each worker";
 
+/// The response to a request that came before the engine of the workers was known.
+const ENGINE_TOLD: &str =
+    "the workers have told their engine in this moment (engine: auto); try again";
+
 /// The endpoints without legs of one fleet.
 pub(crate) struct Ops {
-    engine: Engine,
     fleet: Arc<Fleet>,
     registry: Arc<Registry>,
     switches: Switches,
@@ -80,7 +83,6 @@ pub(crate) struct Ops {
 impl Ops {
     /// The endpoints of this fleet. The fields of [`Ops`] say what each argument is.
     pub(crate) fn new(
-        engine: Engine,
         fleet: Arc<Fleet>,
         registry: Arc<Registry>,
         client: Arc<Client>,
@@ -88,7 +90,6 @@ impl Ops {
         shutting_down: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            engine,
             dashboard: Dashboard::new(fleet.clone(), registry.clone(), telemetry.clone()),
             broadcaster: Arc::new(Broadcaster::new(fleet.clone(), client.clone())),
             switches: Switches::new(registry.clone(), client.clone()),
@@ -104,20 +105,20 @@ impl Ops {
 #[async_trait]
 impl Endpoints for Ops {
     fn body_limit(&self, method: &Method, path: &str) -> usize {
-        match table::find(self.engine, path) {
+        match self.row(path) {
             Some(row) if row.reads_body(method) => usize::MAX,
             _ => 0,
         }
     }
 
     fn access(&self, path: &str) -> Access {
-        table::find(self.engine, path).map_or(Access::Clients, Row::access)
+        self.row(path).map_or(Access::Clients, Row::access)
     }
 
     async fn respond(&self, request: WholeRequest, request_id: &HeaderValue) -> WholeResponse {
         let path = request.path.clone();
-        let Some(row) = table::find(self.engine, &path) else {
-            return not_in_table(self.engine, &request);
+        let Some(row) = self.row(&path) else {
+            return not_in_table(self.fleet.engine().unwrap_or_default(), &request);
         };
         if let Kind::NotServed(why) = row.kind {
             let message = format!("{path} is not served: {why}");
@@ -132,12 +133,18 @@ impl Endpoints for Ops {
         {
             return refused;
         }
-        // A request with legs comes here only if its method is wrong.
-        if row.kind == Kind::Legs || !row.methods.contains(&request.method) {
+        if !row.methods.contains(&request.method) {
             return error::method_not_allowed(&path, row);
+        }
+        if row.kind.needs_worker()
+            && let Some(why) = self.fleet.unknown_engine()
+        {
+            return error::error(&path, Code::UnknownEngine, &why.to_string());
         }
         match row.kind {
             Kind::Alive => empty_ok(),
+            // A request with legs comes here only before the engine is known.
+            Kind::Legs => error::error(&path, Code::UnknownEngine, ENGINE_TOLD),
             Kind::Ready => self.readiness(&path),
             Kind::Page(page) => self.page(page, &request),
             Kind::Broadcast(plan) => self.broadcaster.respond(plan, request, request_id).await,
@@ -154,23 +161,42 @@ pub fn is_served(path: &str) -> bool {
 }
 
 impl Ops {
+    /// The row of a path. While the engine is not known, that of either engine.
+    fn row(&self, path: &str) -> Option<&'static Row> {
+        match self.fleet.engine() {
+            Some(engine) => table::find(engine, path),
+            None => Engine::ALL
+                .into_iter()
+                .find_map(|engine| table::find(engine, path)),
+        }
+    }
+
     /// 200 while a pair is available and the process is not shutting down.
     fn readiness(&self, path: &str) -> WholeResponse {
         if *self.shutting_down.borrow() {
             let message = "the load balancer is shutting down";
             return error::error(path, Code::ShuttingDown, message);
         }
+        if let Some(why) = self.fleet.unknown_engine() {
+            return error::error(path, Code::UnknownEngine, &why.to_string());
+        }
         if self.fleet.has_pair(Instant::now()) {
             return empty_ok();
         }
         let mut message = "no pair of a prefill and a decode worker is available".to_owned();
         for role in [Role::Prefill, Role::Decode] {
-            let misplaced = self.fleet.misplaced(role);
-            if misplaced > 0 {
-                // Without addresses, because this needs no key. The log has them.
-                message += &format!(
-                    "; workers listed as {role} whose /model_info has the other role: {misplaced}"
-                );
+            // Without addresses, because this needs no key. The log has them.
+            let count = |mismatch| self.fleet.mismatched(role, mismatch);
+            for (of_them, what) in [
+                (
+                    count(Mismatch::Role),
+                    "whose /model_info has the other role",
+                ),
+                (count(Mismatch::Engine), "that are of another engine"),
+            ] {
+                if of_them > 0 {
+                    message += &format!("; workers listed as {role} {what}: {of_them}");
+                }
             }
         }
         error::error(path, Code::NoWorker, &message)

@@ -61,6 +61,24 @@ pub(super) enum Kind {
     NotServed(&'static str),
 }
 
+impl Kind {
+    /// Whether a worker is part of the response.
+    pub(super) const fn needs_worker(self) -> bool {
+        match self {
+            Self::Alive | Self::Ready | Self::Page(_) | Self::Workers | Self::NotServed(_) => false,
+            Self::Legs
+            | Self::HealthGenerate
+            | Self::ServerInfo
+            | Self::Loads
+            | Self::Every { .. }
+            | Self::Broadcast(_)
+            | Self::One { .. }
+            | Self::Stored { .. }
+            | Self::RoleSwitch => true,
+        }
+    }
+}
+
 /// The time for the whole response of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timeout {

@@ -24,11 +24,18 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    const ALL: [Self; 2] = [Self::Sglang, Self::Vllm];
+    pub const ALL: [Self; 2] = [Self::Sglang, Self::Vllm];
 
-    /// The engine of this name.
-    pub fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|engine| engine.name() == name)
+    /// The word of the configuration that leaves the engine to the workers.
+    const AUTO: &str = "auto";
+
+    /// The engine that a word of the configuration stands for: `Some(None)` is the one that the workers tell, `None` is no
+    /// such word.
+    pub fn of_word(word: &str) -> Option<Option<Self>> {
+        match Self::ALL.into_iter().find(|engine| engine.name() == word) {
+            Some(engine) => Some(Some(engine)),
+            None => (word == Self::AUTO).then_some(None),
+        }
     }
 
     /// The word of the configuration.

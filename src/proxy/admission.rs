@@ -39,7 +39,9 @@ impl Proxy {
         record.request_id = legs::request_id(&head.headers, rand::random);
         record.method = head.method.clone();
         record.target = head.uri.path_and_query().cloned();
-        let route = self.engine.route(head.uri.path());
+        // While the engine is not known, the endpoints respond that it is not.
+        let engine = self.fleet.engine();
+        let route = engine.and_then(|engine| engine.route(head.uri.path()));
         record.route = route.filter(|route| takes(*route, &head.method));
         self.begin_trace(session, ctx);
     }

@@ -61,7 +61,7 @@ impl Proxy {
                 let pays = || ctx.suspicion.is_some() || self.budget().take(Instant::now());
                 match self.has_another(ctx, &blamed) && pays() {
                     true => {
-                        if self.engine.prefill_is_first() && ctx.state.is_unsent(Role::Decode) {
+                        if self.engine().prefill_is_first() && ctx.state.is_unsent(Role::Decode) {
                             ctx.hand_over();
                         }
                         Decision::End(ctx.retry(blamed))
@@ -93,7 +93,7 @@ impl Proxy {
                 (false, attempts) => attempts.saturating_add(ctx.uncounted_attempts()),
             },
             own_rid,
-            order: match self.engine.prefill_is_first() {
+            order: match self.engine().prefill_is_first() {
                 false => Order::Together,
                 true => Order::PrefillFirst {
                     alone: ctx.rules.limits.vllm_decode_alone,
@@ -258,7 +258,7 @@ impl Proxy {
         if let Some(attempt) = &ctx.attempt {
             let leg = attempt.prefill_state();
             // Where prefill is first, decode has no part in its failure.
-            if !self.engine.prefill_is_first() {
+            if !self.engine().prefill_is_first() {
                 Self::note_pair(attempt, leg);
             }
             if let Some(error) = Self::wrong_key(&ctx.rules, attempt.prefill(), leg) {

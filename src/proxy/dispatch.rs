@@ -94,13 +94,13 @@ impl Proxy {
             ctx.rules.limits.body_timeout,
         );
         // With space for the fields of one prompt, so that preparing it moves no byte.
-        let reserve = self.engine.tail_reserve(1);
+        let reserve = self.engine().tail_reserve(1);
         let share = ctx.share.insert(self.body_memory.share());
         let body = match client::read_body(session, limit, timeout, reserve, share).await? {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };
-        let facts = match parse(self.engine, route, &body, &ctx.rules.limits) {
+        let facts = match parse(self.engine(), route, &body, &ctx.rules.limits) {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(error)),
         };
@@ -182,7 +182,7 @@ impl Proxy {
             ..Deadlines::new(&ctx.rules.limits, stream, started)
         };
         let follower = Follower {
-            events: self.engine.stream_end(request.route),
+            events: self.engine().stream_end(request.route),
             gaps: self.telemetry.metrics.gaps(request.route),
         };
         ctx.look_for_id(request.route);
@@ -248,16 +248,16 @@ impl Proxy {
         let (route, facts) = (request.route, &request.facts);
         let prompts = facts.batch.prompts();
         let rooms = Arc::new(self.rooms.take(prompts, spread, rand::random));
-        let ids = self.engine.request_ids(route, facts, rand::random);
+        let ids = self.engine().request_ids(route, facts, rand::random);
         let fields = Fields {
             bootstrap,
             rooms: rooms.as_slice(),
             rids: ids.to_inject(),
         };
         let injected = match request.body {
-            Body::Read(body) => self.engine.inject(body, facts, &fields),
-            Body::Kept(body) => self.engine.inject(body.into(), facts, &fields),
-            Body::Sent(injected) => self.engine.inject_again(&injected, &fields),
+            Body::Read(body) => self.engine().inject(body, facts, &fields),
+            Body::Kept(body) => self.engine().inject(body.into(), facts, &fields),
+            Body::Sent(injected) => self.engine().inject_again(&injected, &fields),
         };
         let body = injected.clone();
         let request = Request {
@@ -279,7 +279,7 @@ impl Proxy {
         let [prefill_head, decode_head] = terms.heads;
         let prefill = lease.prefill.clone();
         let leg = PrefillLeg::spawn(PrefillRequest {
-            engine: self.engine,
+            engine: self.engine(),
             client: self.client.clone(),
             worker: lease.prefill,
             rooms: prepared.rooms.clone(),
@@ -299,7 +299,7 @@ impl Proxy {
             Some(seat) => seat.watch(&leg),
         };
         let plan = Plan {
-            engine: self.engine,
+            engine: self.engine(),
             route: request.route,
             merge: facts.merge,
             batch: facts.batch,

@@ -47,7 +47,7 @@ impl Proxy {
             // A head of our own is out.
             ctx.record.status = StatusCode::OK.as_u16();
         }
-        if let Some(event) = ctx.error_event(&fault, self.engine) {
+        if let Some(event) = ctx.error_event(&fault, self.engine()) {
             // The client may have left as well. The body stays without its end, because the connection closes: a client
             // that took it for complete would send its next request there.
             let _ = session.write_response_body(Some(event), false).await;
@@ -67,7 +67,7 @@ impl Proxy {
         if !reusable {
             session.set_keepalive(None);
         }
-        let response = fault.response(self.engine.error_shape(ctx.record.route));
+        let response = fault.response(self.engine().error_shape(ctx.record.route));
         match self.write(session, response, ctx).await {
             // Pingora itself keeps the connection only of a request that was not sent to a worker. Samples are sent over
             // sessions of their own.

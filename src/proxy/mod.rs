@@ -67,7 +67,6 @@ use samples::Sample;
 
 /// The proxy of one balancer. The listeners share it.
 pub(crate) struct Proxy {
-    pub(crate) engine: Engine,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) rooms: Arc<LiveRooms>,
     pub(crate) client: Arc<Client>,
@@ -87,6 +86,13 @@ pub(crate) struct Proxy {
     pub(crate) telemetry: Arc<Telemetry>,
     /// What applies to the next request.
     pub(crate) rules: Arc<ArcSwap<Rules>>,
+}
+
+impl Proxy {
+    /// The engine of the workers. While it is not known no request with legs comes here.
+    fn engine(&self) -> Engine {
+        self.fleet.engine().unwrap_or_default()
+    }
 }
 
 #[async_trait]
@@ -166,7 +172,7 @@ impl ProxyHttp for Proxy {
         if ctx.attempt.is_none() {
             ctx.restore(session);
             self.select(session, ctx).await?;
-            if self.engine.prefill_is_first() {
+            if self.engine().prefill_is_first() {
                 // Boxed, because it is large: the future of every request would carry it.
                 Box::pin(self.send_in_turn(session, ctx)).await?;
             } else {

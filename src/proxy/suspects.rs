@@ -93,7 +93,7 @@ impl Proxy {
     /// Whether the request is a suspect, or could be one.
     pub(super) fn may_be_suspect(&self, ctx: &RequestContext) -> bool {
         let may_be_known = |request: &Request| {
-            let length = request.client_len(self.engine);
+            let length = request.client_len(self.engine());
             self.suspects.may_know(length, Instant::now())
         };
         ctx.suspicion.is_some()
@@ -104,7 +104,7 @@ impl Proxy {
     pub(super) fn note_served(&self, ctx: &mut RequestContext) {
         let digest = match (ctx.suspicion.take(), &ctx.request) {
             (Some(suspicion), _) => suspicion.digest,
-            (None, Some(request)) if self.may_be_suspect(ctx) => request.digest(self.engine),
+            (None, Some(request)) if self.may_be_suspect(ctx) => request.digest(self.engine()),
             _ => return,
         };
         self.suspects.served(&digest, Instant::now());
@@ -136,7 +136,7 @@ impl Proxy {
         let Some(request) = &ctx.request else {
             return Ok(None);
         };
-        let new = || Box::new(Suspicion::new(request.digest(self.engine)));
+        let new = || Box::new(Suspicion::new(request.digest(self.engine())));
         let suspicion = ctx.suspicion.get_or_insert_with(new);
         suspicion.noted = attempt_number;
         suspicion.unsent_since = None;
@@ -166,7 +166,7 @@ impl Proxy {
         };
         let digest = match &ctx.suspicion {
             Some(suspicion) => suspicion.digest,
-            None => request.digest(self.engine),
+            None => request.digest(self.engine()),
         };
         let mut waiting = Waiting {
             begun: Instant::now(),

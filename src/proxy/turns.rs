@@ -76,7 +76,9 @@ impl Proxy {
         let alone = std::mem::take(&mut ctx.goes_alone);
         let prefill_body = match alone || handover.is_some() {
             true => None,
-            false => (self.engine).prefill_body(request.route, &body, &request.facts),
+            false => self
+                .engine()
+                .prefill_body(request.route, &body, &request.facts),
         };
         let terms = Terms::of(ctx, &request.head);
         let attempt = self.attempt_in_turn(&request, &body, prefill_body, lease, handover, terms);
@@ -110,7 +112,7 @@ impl Proxy {
             (None, Some(body)) => (
                 lease.prefill.clone(),
                 Some(PrefillLeg::spawn(PrefillRequest {
-                    engine: self.engine,
+                    engine: self.engine(),
                     client: self.client.clone(),
                     worker: lease.prefill,
                     rooms: rooms.clone(),
@@ -125,12 +127,12 @@ impl Proxy {
             ),
         };
         let plan = Plan {
-            engine: self.engine,
+            engine: self.engine(),
             route: request.route,
             merge: facts.merge,
             batch: facts.batch,
             head: decode_head,
-            body: self.engine.decode_body(body, facts, None),
+            body: self.engine().decode_body(body, facts, None),
             ids: Arc::new(RequestIds::Unknown),
             fleet: self.fleet.clone(),
             aborter: self.aborter.clone(),
@@ -155,7 +157,7 @@ impl Proxy {
         }
         let attempt = ctx.attempt()?;
         let document = attempt.prefill_document();
-        match document.and_then(|document| self.engine.params(document)) {
+        match document.and_then(|document| self.engine().params(document)) {
             Some(params) => Ok(Some(params)),
             None => {
                 let url = attempt.prefill().url().to_owned();
@@ -236,7 +238,7 @@ impl Proxy {
         let Some(request) = &ctx.request else {
             return Err(ctx.refuse(ProxyError::Internal("nothing to send".into())));
         };
-        let sent = self.engine.decode_body(body, &request.facts, params);
+        let sent = self.engine().decode_body(body, &request.facts, params);
         let bytes = sent.body.clone();
         ctx.attempt()?.set_body(sent);
         // Prefill's leg is over, so that its failure ends nothing any more.

@@ -15,7 +15,7 @@ use super::request::RequestContext;
 use super::samples::Seat;
 use crate::client;
 use crate::error::{PausedWait, ProxyError, Timeout};
-use crate::fleet::{Lease, Refusal, Selection, Ticket, Turn, WorkerId};
+use crate::fleet::{Lease, Mismatch, NoWorker, Refusal, Role, Selection, Ticket, Turn, WorkerId};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -109,10 +109,17 @@ impl Proxy {
         };
         self.fleet.admit(wanted, rand::random).map_err(|refusal| {
             ctx.refuse(match refusal {
-                Refusal::NoWorker(why) => ProxyError::NoWorker(why),
+                Refusal::NoWorker(NoWorker(role)) => self.no_worker(role),
                 Refusal::QueueFull => ProxyError::QueueFull,
             })
         })
+    }
+
+    fn no_worker(&self, role: Role) -> ProxyError {
+        match self.fleet.mismatched(role, Mismatch::Engine) {
+            0 => ProxyError::NoWorker(NoWorker(role)),
+            workers => ProxyError::OtherEngine(role, workers, self.engine()),
+        }
     }
 
     pub(super) async fn wait(

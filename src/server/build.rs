@@ -25,7 +25,9 @@ use crate::client::{
 use crate::config::{
     AllowedOrigins, ClientLimits, Config, Policy, PolicyConfig, RequestLimits, Resilience,
 };
-use crate::discovery::{Examiner, First, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{
+    EngineQuestion, Examiner, First, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry,
+};
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
 use crate::net::{Client, Dialling};
@@ -43,6 +45,7 @@ const MAX_RETRIES: usize = 100;
 pub(super) struct Built {
     pub(super) apps: Apps,
     pub(super) shutdown: Arc<Shutdown>,
+    pub(super) engine: EngineQuestion,
     pub(super) probe: Probe,
     pub(super) loads: LoadPoll,
     pub(super) names: Names,
@@ -144,6 +147,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         names: Names::new(fleet.clone()),
         registry,
         examiner: Examiner {
+            fleet: fleet.clone(),
             client: client.clone(),
             rules: probed.clone(),
         },
@@ -152,6 +156,11 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         kubernetes: config.kubernetes.take().and_then(kubernetes),
         dns,
         telemetry,
+        engine: EngineQuestion {
+            fleet: fleet.clone(),
+            client: client.clone(),
+            rules: probed.clone(),
+        },
         probe: Probe {
             fleet,
             client,
@@ -182,13 +191,11 @@ fn proxy(
         traces,
     ));
     Proxy {
-        engine: config.engine,
         rooms,
         aborter,
         budget: RetryBudget::new(Instant::now()).into(),
         suspects: Arc::new(Suspects::new(suspect_limits(&config.resilience))),
         endpoints: Arc::new(Ops::new(
-            config.engine,
             fleet.clone(),
             registry,
             client.clone(),

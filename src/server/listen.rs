@@ -21,7 +21,9 @@ use super::upgrade::OldProcess;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
-use crate::discovery::{Examiner, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry};
+use crate::discovery::{
+    EngineQuestion, Examiner, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry,
+};
 use crate::proxy::Proxy;
 
 /// The connections of a listener, whose requests go to the proxy.
@@ -229,6 +231,7 @@ pub(super) struct Listeners {
     /// Taken at the start.
     pub(super) opening: Option<Opening>,
     pub(super) shutdown: Arc<Shutdown>,
+    pub(super) engine: EngineQuestion,
     pub(super) probe: Probe,
     pub(super) loads: LoadPoll,
     pub(super) names: Names,
@@ -268,6 +271,7 @@ impl PingoraService for Listeners {
         }
         // Bounded in time. Connections meanwhile wait in the backlog of their socket.
         self.names.begin().await;
+        self.engine.begin().await;
         self.probe.begin().await;
         let serving = services
             .iter_mut()
@@ -295,6 +299,7 @@ impl PingoraService for Listeners {
             () = reloading => {}
             () = keeping => {}
             () = self.dns.run() => {}
+            () = self.engine.run() => {}
             () = self.probe.run() => {}
             () = self.loads.run() => {}
             () = watching => {}

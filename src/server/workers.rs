@@ -27,7 +27,9 @@ pub(super) fn fleet(config: &Config) -> Arc<Fleet> {
         decode: role_policy(Role::Decode, config.policies.decode),
     };
     let limits = &config.workers;
-    let fleet = Fleet::new(policies, breaker_limits(&config.resilience)).gated(limits.queue_size);
+    let fleet = Fleet::new(policies, breaker_limits(&config.resilience))
+        .of_engine(config.engine)
+        .gated(limits.queue_size);
     // Also without a limit: a reload may set one.
     Arc::new(fleet.limited(Queue::new(
         limits.max_concurrent_requests,

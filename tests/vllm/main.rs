@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alone;
+mod auto;
 mod faults;
 mod management;
 mod simulated;

@@ -1,4 +1,4 @@
-//! What a worker is asked before its first request: its health, and its role with the facts that are not known of it.
+//! What a worker is asked before its first request: its health, its engine, and its role with the facts that are not known of it.
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`server_info`, `model_info`), `server_args.py`
 //! (`disaggregation_mode`, `disaggregation_bootstrap_port`).
@@ -10,10 +10,11 @@ use http::StatusCode;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::super::engine;
 use super::super::probe::{Fetched, MODEL_INFO, ProbeRules, Unanswered, fetch, told_role};
 use super::listing::First;
 use super::task::{Complaint, Told};
-use crate::fleet::{Role, Worker};
+use crate::fleet::{Fleet, Role, Worker};
 use crate::net::{Client, Failure};
 
 /// The longest response, in bytes. `/server_info` has 60 KB for each data parallel rank.
@@ -24,6 +25,7 @@ const SERVER_INFO: &str = "/server_info";
 
 /// Asks workers before their first request.
 pub(crate) struct Examiner {
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Arc<Client>,
     /// With the path that answers 200 when the worker is well.
     pub(crate) rules: watch::Receiver<Arc<ProbeRules>>,
@@ -43,11 +45,28 @@ impl Examiner {
         let path = &rules.path;
         let health = async { well(path, self.fetch(&worker, path, &rules).await) };
         let facts = self.facts(&worker, first, &rules);
-        let (health, facts) = tokio::join!(health, facts);
-        // A role that is wrong is wrong whatever the health.
+        let (engine, health, facts) = tokio::join!(self.engine(&worker, &rules), health, facts);
+        // What is wrong of these is wrong whatever the health.
+        engine?;
         let facts = facts?;
         health?;
         Ok(facts)
+    }
+
+    /// Whether it is of the engine of the other workers, where that is known and the worker tells its own.
+    async fn engine(&self, worker: &Worker, rules: &ProbeRules) -> Result<(), Complaint> {
+        let Some(own) = self.fleet.engine() else {
+            return Ok(());
+        };
+        let told = engine::ask(&self.client, worker, own, rules.timeout).await;
+        match told.and_then(|told| told.engine) {
+            Some(other) if other != own => Err(Complaint::Contradicts(format!(
+                "it is a worker of {}, and this balancer has workers of {}",
+                other.name(),
+                own.name()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     async fn facts(

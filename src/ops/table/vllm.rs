@@ -4,8 +4,8 @@
 //! `VLLM_SERVER_DEV_MODE=1` alone: without it the workers answer 404, and so does the balancer.
 
 use super::{
-    CHAT, GET_HEAD, GET_POST, Kind, POST, PROFILE, Page, RESET, Row, SHORT, Timeout, every,
-    not_served, one, page, row,
+    CHAT, ENTRY, GET_HEAD, GET_POST, Kind, LIST, POST, PROFILE, Page, RESET, Row, SHORT, Timeout,
+    every, not_served, one, page, row,
 };
 
 const NO_PAIR: &str = "a prefill and a decode worker generate text together, and this endpoint does not; send it to a server that \
@@ -34,6 +34,8 @@ pub(super) static TABLE: &[Row] = &[
     page("/dashboard", Page::Dashboard),
     page("/dashboard/data", Page::DashboardData),
     page("/debug/requests", Page::Requests),
+    row("/workers", LIST, Kind::Workers),
+    row("/workers/*", ENTRY, Kind::Workers),
     one("/version", GET_HEAD),
     one("/v1/models", GET_HEAD),
     one("/v1/models/*", GET_HEAD),

@@ -138,14 +138,14 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Internal("a request was sent before".into())));
         };
         let recipe = Recipe {
-            engine: self.engine,
+            engine: self.engine(),
             route,
-            gather: self.engine.gather(route, &facts),
+            gather: self.engine().gather(route, &facts),
             limit: ctx.rules.limits.max_body_bytes,
         };
         let waits = body.len() / prompts.max(1) >= SHARED_PROMPT_BYTES;
-        let body = self.engine.sample_body(route, &body, &facts);
-        let facts = match self.engine.parse(route, &body) {
+        let body = self.engine().sample_body(route, &body, &facts);
+        let facts = match self.engine().parse(route, &body) {
             Ok(facts) => facts,
             Err(error) => return Err(ctx.refuse(ProxyError::Invalid(error))),
         };
@@ -154,7 +154,7 @@ impl Proxy {
             return Err(ctx.refuse(ProxyError::Overloaded(Exhausted::Memory)));
         }
         if facts.stream {
-            ctx.gather_stream(self.engine.stream_end(route));
+            ctx.gather_stream(self.engine().stream_end(route));
         }
         let template = Template {
             route,
@@ -165,7 +165,7 @@ impl Proxy {
             timing: ctx.timing.clone(),
             rules: ctx.rules.clone(),
             body,
-            reserve: self.engine.tail_reserve(prompts),
+            reserve: self.engine().tail_reserve(prompts),
         };
         let gathering = Gathering::new(n, waits, recipe);
         Ok(Family::new(template, ctx.record.clone(), gathering, n))
@@ -230,7 +230,7 @@ impl Proxy {
                         .as_ref()
                         .is_some_and(|head| is_event_stream(&head.headers))
                     {
-                        ctx.gather_stream(self.engine.stream_end(family.route()));
+                        ctx.gather_stream(self.engine().stream_end(family.route()));
                     }
                     ctx.note_sent();
                     let body = HttpTask::Body(Some(bytes), end);
