@@ -13,6 +13,7 @@
 //! | `siblings.rs` | requests that belong together: one prefill worker, several decode workers |
 //! | `queue.rs` | requests that wait because workers are at their limit |
 //! | `gate.rs` | requests that wait because generation is paused |
+//! | `alone.rs` | decode without a prefill worker, where the engine and the configuration allow it |
 //! | `breaker.rs`, `pairs.rs` | which workers and pairs are set aside, and for how long |
 //! | `budget.rs` | how many requests may be tried again |
 //! | `suspects/` | requests that a worker was lost with |
@@ -24,6 +25,7 @@
 //! them. Load is an RAII value ([`Load`]): it is counted when a pair is leased, and ends with the leg that carries it,
 //! on whatever path.
 
+mod alone;
 mod breaker;
 mod budget;
 mod drain;
@@ -57,6 +59,7 @@ use tokio::sync::watch;
 
 pub use crate::pd::Role;
 use crate::pd::{Engine, RoutingKey};
+use alone::Alone;
 use breaker::Change;
 pub use breaker::{BreakerLimits, Condition, Evidence};
 pub use budget::RetryBudget;
@@ -97,6 +100,7 @@ pub struct Fleet {
     members: watch::Sender<Arc<Members>>,
     next_id: AtomicU64,
     engine: EngineOfAll,
+    alone: Alone,
     policies: ArcSwap<InUse>,
     limits: ArcSwap<BreakerLimits>,
     pairs: Pairs,
@@ -127,6 +131,7 @@ impl Fleet {
             members: watch::Sender::new(Arc::default()),
             next_id: AtomicU64::new(0),
             engine: EngineOfAll::new(Some(Engine::default())),
+            alone: Alone::default(),
             policies: ArcSwap::from_pointee(policies.into()),
             limits: ArcSwap::from_pointee(limits),
             pairs: Pairs::default(),
@@ -261,7 +266,10 @@ impl Fleet {
             prefill,
             decode,
             spread,
-            expected: self.policies.load().prefill.again(&asked, chosen),
+            expected: match prefill.id().is_absent() {
+                true => None,
+                false => self.policies.load().prefill.again(&asked, chosen),
+            },
         };
         Lease::of(pair, request, now, queue_of).taught(self, request)
     }
@@ -274,7 +282,7 @@ impl Fleet {
         let waits = |worker: &Worker| closed && worker.is_paused() && !worker.is_draining();
         let is_there = |worker: &Worker| worker.admits(now) || waits(worker);
         let has_worker = |role| members.of(role).iter().any(|worker| is_there(worker));
-        has_worker(Role::Prefill) && has_worker(Role::Decode)
+        has_worker(Role::Decode) && (has_worker(Role::Prefill) || self.goes_alone())
     }
 
     /// The health of a worker now, in a word.
@@ -418,6 +426,7 @@ impl Fleet {
             targets: Targets::default(),
             now,
             capacity,
+            absent: self.absent(),
         }
     }
 }

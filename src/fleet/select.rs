@@ -82,6 +82,8 @@ pub(super) struct Filter<'a> {
     pub(super) now: Instant,
     /// How many requests a worker may have in flight with the new one.
     pub(super) capacity: usize,
+    /// Stands in for a prefill worker where none is usable; `None` where decode may not go alone.
+    pub(super) absent: Option<&'a Arc<Worker>>,
 }
 
 /// The workers of which a pair can be made.
@@ -225,7 +227,7 @@ impl<'a> Filter<'a> {
 
     /// All workers that a policy may choose now; `None` when there is no pair among them.
     fn sides(&self) -> Result<Option<Sides<'a>>, NoWorker> {
-        let prefill = self.available(Role::Prefill, self.capacity)?;
+        let prefill = self.prefills(self.capacity)?;
         if prefill.is_empty() {
             return Ok(None);
         }
@@ -249,7 +251,7 @@ impl<'a> Filter<'a> {
             }));
         }
         // A pair that is well and full is waited for. Where every pair is set aside they are tried.
-        let all = self.available(Role::Prefill, usize::MAX)?;
+        let all = self.prefills(usize::MAX)?;
         let all_decode = self.available(Role::Decode, usize::MAX)?;
         if !with_peers(&all, &all_decode, &aside).is_empty() {
             return Ok(None);
@@ -263,7 +265,11 @@ impl<'a> Filter<'a> {
 
     /// The workers that fit, are not silent and have capacity; of a fleet in which there is none, the silent ones,
     /// those that have not failed the request, or all. Empty when those have no capacity.
-    fn available(&self, role: Role, capacity: usize) -> Result<Vec<&'a Arc<Worker>>, NoWorker> {
+    pub(super) fn available(
+        &self,
+        role: Role,
+        capacity: usize,
+    ) -> Result<Vec<&'a Arc<Worker>>, NoWorker> {
         let workers = self.members.of(role);
         let last_resorts: [&dyn Fn(&Worker) -> bool; 4] = [
             &|worker| self.is_preferred(worker),
@@ -296,6 +302,15 @@ impl<'a> Filter<'a> {
         request: &RoutingKey,
         draw: &mut impl FnMut() -> u64,
     ) -> Option<Chosen<'a>> {
+        if let [worker] = workers
+            && worker.id().is_absent()
+        {
+            return Some(Chosen {
+                worker,
+                spread: None,
+                expected: None,
+            });
+        }
         let sharing: Vec<_> = workers
             .iter()
             .copied()

@@ -66,6 +66,10 @@ const NO_TEXT: &str = "the load balancer does not merge the Prometheus text of s
 const ENGINE_TOLD: &str =
     "the workers have told their engine in this moment (engine: auto); try again";
 
+/// What a fleet is that is ready without a prefill worker.
+const ALONE: &str =
+    "no prefill worker is available, and decode computes the prompts (vllm_decode_alone)\n";
+
 /// The endpoints without legs of one fleet.
 pub(crate) struct Ops {
     fleet: Arc<Fleet>,
@@ -181,7 +185,10 @@ impl Ops {
             return error::error(path, Code::UnknownEngine, &why.to_string());
         }
         if self.fleet.has_pair(Instant::now()) {
-            return empty_ok();
+            return match self.fleet.goes_alone() {
+                true => WholeResponse::new(StatusCode::OK, "text/plain", ALONE),
+                false => empty_ok(),
+            };
         }
         let mut message = "no pair of a prefill and a decode worker is available".to_owned();
         for role in [Role::Prefill, Role::Decode] {

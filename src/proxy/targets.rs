@@ -49,9 +49,11 @@ impl Proxy {
             return Ok(named);
         };
         let members = self.fleet.members();
-        match members.contains(prefill) && members.contains(decode) {
+        // Decode has the response of a request that it served without a prefill worker.
+        let alone = prefill.is_absent();
+        match (alone || members.contains(prefill)) && members.contains(decode) {
             true => Ok(Targets {
-                prefill: Some(prefill),
+                prefill: (!alone).then_some(prefill),
                 decode: Some(decode),
             }),
             false => Err(ProxyError::ResponseGone(id)),

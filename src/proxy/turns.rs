@@ -29,9 +29,10 @@ use crate::fleet::{Lease, Worker};
 use crate::legs::{Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::pd::{Params, RequestIds, Route};
 
-/// How long after prefill's response another attempt may begin with it: prefill keeps the blocks for 30 s, and decode
-/// has to connect, to read and to tokenize the request, and to ask for them in that time.
-const HANDOVER: Duration = Duration::from_secs(20);
+/// How long after prefill's response another attempt may begin with it: prefill keeps the blocks for 30 s unless its
+/// `kv_lease_duration` is shorter, and decode has to be connected to, to read and to tokenize the request, and to ask for them
+/// in that time. To compute the prompt again is cheap beside blocks that another prompt has by then.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// A response of prefill whose parameters no decode worker has seen.
 pub(super) struct Handover {
@@ -73,7 +74,8 @@ impl Proxy {
         };
         let handover = ctx.handover.take();
         let handover = handover.filter(|handover| Instant::now() < handover.until);
-        let alone = std::mem::take(&mut ctx.goes_alone);
+        // There is no prefill worker, or the last attempt has shown that decode must not wait for one.
+        let alone = std::mem::take(&mut ctx.goes_alone) || lease.prefill.id().is_absent();
         let prefill_body = match alone || handover.is_some() {
             true => None,
             false => self

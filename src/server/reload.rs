@@ -122,6 +122,8 @@ impl Live {
                 "no worker had https:// at the start, so that no root certificates were loaded: set ca_cert_paths and start again"
             );
         }
+        self.fleet
+            .set_decode_alone(config.requests.vllm_decode_alone);
         self.fleet.set_limits(breaker_limits(&config.resilience));
         self.fleet
             .set_queue(workers.max_concurrent_requests, workers.queue_size);

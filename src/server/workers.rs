@@ -30,6 +30,7 @@ pub(super) fn fleet(config: &Config) -> Arc<Fleet> {
     let fleet = Fleet::new(policies, breaker_limits(&config.resilience))
         .of_engine(config.engine)
         .gated(limits.queue_size);
+    fleet.set_decode_alone(config.requests.vllm_decode_alone);
     // Also without a limit: a reload may set one.
     Arc::new(fleet.limited(Queue::new(
         limits.max_concurrent_requests,

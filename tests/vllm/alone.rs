@@ -1,6 +1,6 @@
 //! Requests that decode serves without a prefill worker.
 
-use support::{CHAT, Pair, post};
+use support::{Balancer, CHAT, Pair, Worker, post};
 
 use super::*;
 
@@ -131,4 +131,59 @@ async fn blocks_that_are_gone_cost_a_stream_no_event() {
         got.push_str(&pair.client.chunk().await.unwrap());
     }
     assert_eq!(got, [head, token].concat());
+}
+
+#[tokio::test]
+async fn a_fleet_without_a_usable_prefill_worker_serves_by_decode_alone_and_readiness_says_so() {
+    let pair = Pair::with(|config| {
+        vllm(config)
+            .admin_listen("127.0.0.1:0")
+            .set("server_timing", "always")
+    })
+    .await;
+    let Pair {
+        prefill,
+        mut decode,
+        balancer,
+        mut client,
+        ..
+    } = pair;
+    let path = prefill.url().replace(':', "%3A").replace('/', "%2F");
+    let mut admin = balancer.admin().await;
+    let drains = post(&format!("/workers/{path}"), r#"{"state":"draining"}"#);
+    admin.send(drains.replacen("POST", "PUT", 1)).await;
+    let answer = admin.answer().await;
+    assert!(answer.status() < 300, "{}", answer.text());
+    for (path, body) in [(CHAT, BODY), ("/v1/completions", r#"{"prompt":["a","b"]}"#)] {
+        client.send(post(path, body)).await;
+        let leg = decode.request().await;
+        assert_eq!(text(&leg), body);
+        leg.answer("200 OK", r#"{"served":1}"#).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status(), answer.text()), (200, r#"{"served":1}"#));
+        assert_eq!(answer.header("x-mini-lb-prefill"), None);
+        assert_eq!(answer.header("x-mini-lb-decode"), Some(&*decode.url()));
+    }
+    assert!(!prefill.has_request());
+    client.send("GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let ready = client.answer().await;
+    assert_eq!(ready.status(), 200);
+    assert!(
+        ready.text().contains("decode computes the prompts"),
+        "{}",
+        ready.text()
+    );
+}
+
+#[tokio::test]
+async fn a_fleet_without_a_prefill_worker_is_an_error_where_decode_may_not_go_alone() {
+    let config = support::config(&[], &[Worker::refusing().await])
+        .set("vllm_decode_alone", false)
+        .admin_listen("127.0.0.1:0");
+    let balancer = Balancer::start(vllm(config)).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, BODY)).await;
+    assert_eq!(client.answer().await.outcome(), (503, Some("no_prefill")));
+    client.send("GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 503);
 }
