@@ -7,6 +7,7 @@
 mod alone;
 mod auto;
 mod faults;
+mod leaving;
 mod management;
 mod simulated;
 mod steps;
