@@ -1,4 +1,4 @@
-//! The only tables of paths, one for each engine: the methods that each accepts, and how it is answered.
+//! The only tables of paths, one for all engines and one for each: the methods that each accepts, and how it is answered.
 //!
 //! Routing, 405, 501, the required key and the limit of a body are all read from it. A path that is not in it is 404.
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (its routes and their methods), `entrypoints/v1_loads.py`.
@@ -111,21 +111,23 @@ pub(super) const HEALTH: Duration = Duration::from_secs(25);
 
 /// The row of a raw path.
 pub(super) fn find(engine: Engine, path: &str) -> Option<&'static Row> {
-    table(engine).iter().find(|row| row.matches(path))
+    rows(engine).find(|row| row.matches(path))
 }
 
-fn table(engine: Engine) -> &'static [Row] {
-    match engine {
+fn rows(engine: Engine) -> impl Iterator<Item = &'static Row> {
+    let own = match engine {
         Engine::Sglang => TABLE,
         Engine::Vllm => vllm::TABLE,
-    }
+    };
+    ALL.iter().chain(own)
 }
 
 /// The rows of the paths that are served, without those that stand for many paths.
 pub(super) fn served(engine: Engine) -> impl Iterator<Item = &'static Row> {
     let is_served = |row: &&Row| !matches!(row.kind, Kind::NotServed(_));
-    let rows = table(engine).iter().filter(is_served);
-    rows.filter(|row| !row.path.ends_with('*'))
+    rows(engine)
+        .filter(is_served)
+        .filter(|row| !row.path.ends_with('*'))
 }
 
 impl Row {
@@ -271,8 +273,8 @@ const fn not_served(path: &'static str, why: &'static str) -> Row {
     row(path, NONE, Kind::NotServed(why))
 }
 
-static TABLE: &[Row] = &[
-    row("/generate", PUT_POST, Kind::Legs),
+/// The paths that are there with every engine.
+static ALL: &[Row] = &[
     row("/v1/chat/completions", POST, Kind::Legs),
     row("/v1/completions", POST, Kind::Legs),
     row("/v1/responses", POST, Kind::Legs),
@@ -280,21 +282,32 @@ static TABLE: &[Row] = &[
     row("/", GET_HEAD, Kind::Alive),
     row("/health", GET_HEAD, Kind::Alive),
     row("/liveness", GET_HEAD, Kind::Alive),
-    row("/ping", GET_HEAD, Kind::Alive),
     row("/ready", GET_HEAD, Kind::Ready),
     row("/readiness", GET_HEAD, Kind::Ready),
     page("/metrics", Page::Metrics),
     page("/dashboard", Page::Dashboard),
     page("/dashboard/data", Page::DashboardData),
     page("/debug/requests", Page::Requests),
+    row("/workers", LIST, Kind::Workers),
+    row("/workers/*", ENTRY, Kind::Workers),
+    one("/v1/models", GET_HEAD),
+    one("/v1/models/*", GET_HEAD),
+    one("/tokenize", POST),
+    one("/detokenize", POST),
+    one("/v1/messages/count_tokens", POST),
+    not_served("/invocations", CHAT),
+];
+
+/// The other paths, with workers of SGLang.
+static TABLE: &[Row] = &[
+    row("/generate", PUT_POST, Kind::Legs),
+    row("/ping", GET_HEAD, Kind::Alive),
     row("/health_generate", GET_HEAD, Kind::HealthGenerate),
     row("/server_info", GET_HEAD, Kind::ServerInfo),
     row("/get_server_info", GET_HEAD, Kind::ServerInfo),
     row("/v1/loads", GET_HEAD, Kind::Loads),
     flush("/flush_cache"),
     flush("/reset_prefix_cache"), // vLLM's name for it, which AIPerf and SGLang's own benchmark call
-    row("/workers", LIST, Kind::Workers),
-    row("/workers/*", ENTRY, Kind::Workers),
     row("/pd_role_switch", POST, Kind::RoleSwitch),
     every("/hicache/storage-backend/clear", POST, PROFILE),
     every("/abort_request", POST, SHORT),
@@ -355,8 +368,6 @@ static TABLE: &[Row] = &[
     broadcast("/is_scaling_elastic_ep", GET_HEAD, Plan::ALL),
     one("/model_info", GET_HEAD),
     one("/get_model_info", GET_HEAD),
-    one("/v1/models", GET_HEAD),
-    one("/v1/models/*", GET_HEAD),
     row(
         "/v1/responses/*",
         GET_HEAD_POST,
@@ -364,11 +375,8 @@ static TABLE: &[Row] = &[
             timeout: Timeout::Fixed(SHORT),
         },
     ),
-    one("/tokenize", POST),
     one("/v1/tokenize", POST),
-    one("/detokenize", POST),
     one("/v1/detokenize", POST),
-    one("/v1/messages/count_tokens", POST),
     one("/parse_function_call", POST),
     one("/separate_reasoning", POST),
     not_served("/api/chat", OLLAMA),
@@ -385,7 +393,6 @@ static TABLE: &[Row] = &[
     not_served("/v1/rerank", NO_FIELDS),
     not_served("/v1/score", NO_FIELDS),
     not_served("/v1/systemone", NO_FIELDS),
-    not_served("/invocations", CHAT),
     not_served("/vertex_generate", GENERATE),
     not_served("/open_session", SESSION),
     not_served("/close_session", SESSION),

@@ -206,7 +206,9 @@ async fn every_path_of_the_program_has_its_row_with_its_methods_or_its_reason() 
     let (prefill, decode) = (Worker::refusing().await, Worker::refusing().await);
     let balancer = Balancer::start(config(&[prefill], &[decode])).await;
     let (mut served, mut refused) = (BTreeMap::new(), Vec::<(String, Vec<String>)>::new());
-    let paths = literals("src/ops/table.rs", "static TABLE", "\n];");
+    let tables = ["static ALL", "static TABLE"];
+    let paths = tables.map(|table| literals("src/ops/table.rs", table, "\n];"));
+    let paths = paths.concat();
     for path in &paths {
         let (methods, why) = endpoint(&balancer, path).await;
         if why.is_empty() {

@@ -16,7 +16,7 @@ fn every_route_with_two_legs_has_a_row_and_no_other_path_has_such_a_row() {
             let row = super::find(engine, engine.path(route)).unwrap();
             assert_eq!(row.kind, Kind::Legs, "{route:?}");
         }
-        for row in table(engine) {
+        for row in rows(engine) {
             let is_route = engine.route(row.path).is_some();
             assert_eq!(row.kind == Kind::Legs, is_route, "{}", row.path);
         }
@@ -30,10 +30,20 @@ fn the_listener_for_metrics_serves_their_page() {
 }
 
 #[test]
+fn workers_are_administered_and_pages_are_shown_with_every_engine() {
+    for engine in [Engine::Sglang, Engine::Vllm] {
+        let kind = |path| super::find(engine, path).map(|row| row.kind);
+        assert_eq!(kind("/workers"), Some(Kind::Workers));
+        assert_eq!(kind("/workers/http%3A%2F%2Fa%3A1"), Some(Kind::Workers));
+        assert_eq!(kind("/dashboard"), Some(Kind::Page(Page::Dashboard)));
+    }
+}
+
+#[test]
 fn a_path_stands_in_the_table_once() {
-    for table in [TABLE, vllm::TABLE] {
-        let paths: BTreeSet<_> = table.iter().map(|row| row.path).collect();
-        assert_eq!(paths.len(), table.len());
+    for engine in [Engine::Sglang, Engine::Vllm] {
+        let paths: BTreeSet<_> = rows(engine).map(|row| row.path).collect();
+        assert_eq!(paths.len(), rows(engine).count());
     }
 }
 

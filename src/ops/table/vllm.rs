@@ -1,11 +1,11 @@
-//! The table of paths with workers of vLLM.
+//! The paths that are there with workers of vLLM alone.
 //!
 //! Source: vLLM 0.32.0 `entrypoints/serve/` and `entrypoints/openai/api_server.py`. Most of the actions are there with
 //! `VLLM_SERVER_DEV_MODE=1` alone: without it the workers answer 404, and so does the balancer.
 
 use super::{
-    CHAT, ENTRY, GET_HEAD, GET_POST, Kind, LIST, POST, PROFILE, Page, RESET, Row, SHORT, Timeout,
-    every, not_served, one, page, row,
+    GET_HEAD, GET_POST, Kind, POST, PROFILE, RESET, Row, SHORT, Timeout, every, not_served, one,
+    row,
 };
 
 const NO_PAIR: &str = "a prefill and a decode worker generate text together, and this endpoint does not; send it to a server that \
@@ -19,29 +19,9 @@ const fn reset(alias: &'static str) -> Row {
 
 pub(super) static TABLE: &[Row] = &[
     row("/inference/v1/generate", POST, Kind::Legs),
-    row("/v1/chat/completions", POST, Kind::Legs),
     row("/v1/chat/completions/batch", POST, Kind::Legs),
-    row("/v1/completions", POST, Kind::Legs),
-    row("/v1/responses", POST, Kind::Legs),
-    row("/v1/messages", POST, Kind::Legs),
-    row("/", GET_HEAD, Kind::Alive),
-    row("/health", GET_HEAD, Kind::Alive),
-    row("/liveness", GET_HEAD, Kind::Alive),
     row("/ping", GET_POST, Kind::Alive),
-    row("/ready", GET_HEAD, Kind::Ready),
-    row("/readiness", GET_HEAD, Kind::Ready),
-    page("/metrics", Page::Metrics),
-    page("/dashboard", Page::Dashboard),
-    page("/dashboard/data", Page::DashboardData),
-    page("/debug/requests", Page::Requests),
-    row("/workers", LIST, Kind::Workers),
-    row("/workers/*", ENTRY, Kind::Workers),
     one("/version", GET_HEAD),
-    one("/v1/models", GET_HEAD),
-    one("/v1/models/*", GET_HEAD),
-    one("/tokenize", POST),
-    one("/detokenize", POST),
-    one("/v1/messages/count_tokens", POST),
     one("/v1/chat/completions/render", POST),
     one("/v1/completions/render", POST),
     every("/load", GET_HEAD, SHORT),
@@ -73,5 +53,4 @@ pub(super) static TABLE: &[Row] = &[
     not_served("/v1/audio/translations", NO_PAIR),
     not_served("/v1/realtime", NO_PAIR),
     not_served("/v1/responses/*", STORE),
-    not_served("/invocations", CHAT),
 ];
