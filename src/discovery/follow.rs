@@ -4,12 +4,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
 use crate::fleet::{Fleet, Worker, WorkerId};
+
+/// Between two looks at the members: a look takes as long as the list is, and many changes that come one after the other
+/// are seen together.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs `watch` for each worker from when it becomes a member until it is removed, where the future is dropped. A
 /// change of other members does not disturb it. Never ends.
@@ -39,10 +44,15 @@ where
             }
         }
         drop(members);
+        let changed = async {
+            tokio::time::sleep(PAUSE).await;
+            // Never an error: the fleet is borrowed, and has the sender.
+            let _ = changes.changed().await;
+        };
+        tokio::pin!(changed);
         loop {
             tokio::select! {
-                // Never an error: the fleet is borrowed, and has the sender.
-                _ = changes.changed() => break,
+                () = &mut changed => break,
                 Some(()) = watches.next() => {}
             }
         }

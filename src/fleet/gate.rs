@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{Fleet, Members, Role, Siblings, Worker};
+use super::{Fleet, Role, Siblings, Worker};
 
 /// The gate of a fleet.
 pub(super) struct Gate {
@@ -263,8 +263,10 @@ impl Fleet {
     fn has_only_paused(&self) -> bool {
         let members = self.members.borrow();
         let only_paused = |role| {
-            let (paused, others) = split(&members, role);
-            paused > 0 && others == 0
+            let workers = members.of(role);
+            // Mostly the first one could serve, and the others are not looked at.
+            let is_served = workers.iter().any(|worker| worker.is_usable());
+            !is_served && workers.iter().any(|worker| worker.is_paused())
         };
         only_paused(Role::Prefill) || only_paused(Role::Decode)
     }
@@ -284,19 +286,11 @@ impl Fleet {
     }
 }
 
-/// How many workers of a role are paused, and how many others could serve.
-fn split(members: &Members, role: Role) -> (usize, usize) {
-    let workers = members.of(role).iter();
-    let (paused, others): (Vec<_>, Vec<_>) = workers.partition(|worker| worker.is_paused());
-    let usable = others.iter().filter(|worker| worker.is_usable()).count();
-    (paused.len(), usable)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::WorkerParts;
-    use super::super::{BreakerLimits, Policies};
+    use super::super::{BreakerLimits, Members, Policies};
     use super::*;
 
     /// A fleet of one pair, at whose gate `size` requests may wait.

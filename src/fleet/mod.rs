@@ -3,7 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `mod.rs` | [`Fleet`]: the members, and the evidence of legs and probes |
-//! | `members.rs` | the snapshot of the members |
+//! | `members.rs` | the snapshot of the members, and their change |
 //! | `parts.rs` | what a worker is made of |
 //! | `worker.rs`, `load.rs`, `lease.rs` | one worker, the load that a request puts on it, and the pair of both |
 //! | `ranks.rs` | the data parallel ranks of a prefill worker |
@@ -94,7 +94,7 @@ pub use worker::{Worker, WorkerId};
 pub struct Fleet {
     /// A lock around one pointer, with a signal. A choice holds the read lock from its first look at the members until
     /// its load is counted, so that after [`Fleet::replace`] no request can still be on its way to a removed worker.
-    /// That takes microseconds, and the write lock is held for the swap alone.
+    /// That takes microseconds, and the write lock is held for the swap or for an addition alone.
     ///
     /// Locked after the queue and before the records of pairs and a policy.
     members: watch::Sender<Arc<Members>>,
@@ -173,46 +173,6 @@ impl Fleet {
     pub fn new_worker(&self, parts: WorkerParts) -> Arc<Worker> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Arc::new(Worker::new(WorkerId(id), parts))
-    }
-
-    /// Makes these workers the members.
-    ///
-    /// A worker that is removed gets no request any more; those that it has keep it until their leases end. What was
-    /// known of its pairs is forgotten. A worker that stays keeps its load and its health, and one that comes back
-    /// after a removal has those that it had. Requests that wait are served by the new members.
-    pub fn replace(self: &Arc<Self>, members: Members) {
-        let members = Arc::new(members);
-        self.members.send_modify(|current| {
-            self.pairs.retain(|id| members.contains(id));
-            let policies = self.policies.load();
-            if let Some(mut policy) = policies.prefill.learning() {
-                policy.retain(&|id| members.contains(id));
-            }
-            *current = members;
-        });
-        self.review_gate();
-        self.serve_waiting();
-    }
-
-    /// Says whether a worker is being drained: it gets no new request then, not even where there is no other worker. When
-    /// this returns, no request is on its way to it whose load is not counted.
-    pub fn set_draining(self: &Arc<Self>, worker: &Worker, draining: bool) {
-        // The lock is what matters: a choice holds it until its load is counted. The list itself stays.
-        self.members.send_if_modified(|_| {
-            worker.note_draining(draining);
-            false
-        });
-        self.serve_waiting();
-    }
-
-    /// The members now.
-    pub fn members(&self) -> Arc<Members> {
-        self.members.borrow().clone()
-    }
-
-    /// The members now and after each change.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Members>> {
-        self.members.subscribe()
     }
 
     /// Which pairs have which responses.

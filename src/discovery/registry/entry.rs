@@ -68,7 +68,8 @@ pub(super) struct Entry {
     pub(super) learned: Learned,
     pub(super) worker: Arc<Worker>,
     pub(super) life: Life,
-    pub(super) is_member: bool,
+    /// Its place in the order in which workers became members; `None` for one that is not.
+    pub(super) joined: Option<u64>,
     /// Why it does not serve.
     pub(super) problem: Option<String>,
     /// Dropping it ends the task that waits for the worker.
@@ -85,6 +86,18 @@ impl Entry {
     /// Whether the role is certain.
     pub(super) fn knows_role(&self) -> bool {
         self.learned.role.is_some() || !self.listed.first.asks_role()
+    }
+
+    /// The role for the log.
+    pub(super) fn role_name(&self) -> &'static str {
+        match self.knows_role() {
+            true => self.worker.role().name(),
+            false => "unknown",
+        }
+    }
+
+    pub(super) fn is_member(&self) -> bool {
+        self.joined.is_some()
     }
 
     pub(super) fn is_listed_by(&self, source: &Source) -> bool {

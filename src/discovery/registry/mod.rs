@@ -13,10 +13,11 @@
 //! | `listing.rs` | a worker as a source wants it |
 //! | `entry.rs` | a worker that is listed, and its life |
 //! | `state.rs` | all changes, without a wait |
-//! | `task.rs` | a wait for a worker, and what it ends with |
+//! | `task.rs`, `ends.rs` | a wait for a worker, what it ends with, and what follows from that |
 //! | `keep.rs` | the file with the workers of the API |
 //! | `examine.rs` | what a worker is asked before its first request |
 
+mod ends;
 mod entry;
 mod examine;
 mod keep;

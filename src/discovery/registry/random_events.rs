@@ -31,6 +31,11 @@ struct Run {
     halves: Vec<Load>,
     /// All workers that have ever been a member, by id.
     known: HashMap<WorkerId, Arc<Worker>>,
+    /// Snapshots that are held, each with the workers that it had.
+    held: Vec<(Arc<Members>, Vec<WorkerId>)>,
+    /// The ids of entries that are there, and of those that were.
+    listed: HashSet<String>,
+    gone: HashSet<String>,
 }
 
 impl Run {
@@ -52,6 +57,9 @@ impl Run {
             leases: Vec::new(),
             halves: Vec::new(),
             known: HashMap::new(),
+            held: Vec::new(),
+            listed: HashSet::new(),
+            gone: HashSet::new(),
         }
     }
 
@@ -119,7 +127,8 @@ impl Run {
                 let ended = self.rng.random_range(0..self.halves.len());
                 drop(self.halves.swap_remove(ended));
             }
-            85..95 => self.fail_or_recover(),
+            85..92 => self.fail_or_recover(),
+            92..95 => self.hold_or_drop(),
             _ => self.now += Duration::from_secs(self.rng.random_range(0..20)),
         }
     }
@@ -225,7 +234,48 @@ impl Run {
         }
     }
 
+    /// As a choice, a probe or a broadcast does, for a while.
+    fn hold_or_drop(&mut self) {
+        if self.rng.random_bool(0.5) && !self.held.is_empty() {
+            self.held
+                .swap_remove(self.rng.random_range(0..self.held.len()));
+            return;
+        }
+        let members = self.fleet.members();
+        let ids = members.workers().map(|worker| worker.id()).collect();
+        self.held.push((members, ids));
+    }
+
+    fn check_snapshots(&self) {
+        for (members, had) in &self.held {
+            let has: Vec<_> = members.workers().map(|worker| worker.id()).collect();
+            assert_eq!(has, *had, "a snapshot that is held does not change");
+            assert!(had.iter().all(|id| members.contains(*id)));
+        }
+        let members = self.fleet.members();
+        for role in [Role::Prefill, Role::Decode] {
+            assert!(members.of(role).iter().all(|worker| worker.role() == role));
+        }
+    }
+
+    fn check_ids(&mut self) {
+        let now: HashSet<_> = self
+            .registry
+            .workers()
+            .into_iter()
+            .map(|shown| shown.id)
+            .collect();
+        self.gone.extend(self.listed.difference(&now).cloned());
+        assert!(
+            self.gone.is_disjoint(&now),
+            "the id of an entry was used twice"
+        );
+        self.listed = now;
+    }
+
     fn check(&mut self) {
+        self.check_snapshots();
+        self.check_ids();
         let members: Arc<Members> = self.fleet.members();
         let mut addresses = HashSet::new();
         for worker in members.workers() {

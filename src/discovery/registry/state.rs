@@ -8,23 +8,25 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::entry::{Entry, Learned, Life, Seq, key_of, uuid};
 use super::listing::{Conflict, First, Leave, Listed, Source};
-use super::task::{Complaint, Task, TaskId, Told, Until};
-use crate::fleet::{Fleet, Members, Role};
-
-/// The most workers that were refused and are remembered.
-const MAX_FAILED: usize = 100;
+use super::task::{Task, TaskId, Until};
+use crate::fleet::{Fleet, Members, Role, Worker};
 
 pub(super) struct State {
     fleet: Arc<Fleet>,
     tasks: mpsc::UnboundedSender<Task>,
-    entries: BTreeMap<Seq, Entry>,
+    pub(super) entries: BTreeMap<Seq, Entry>,
     by_key: HashMap<(String, u16), Seq>,
+    by_id: HashMap<String, Seq>,
     last: Seq,
     last_task: u64,
+    last_joined: u64,
     /// Workers that were removed by the API while a source lists them: it does not bring them back.
     removed: HashSet<(Source, (String, u16))>,
     /// What the last lists of the sources contradict one another in.
     pub(super) conflicts: BTreeMap<(Source, String), Conflict>,
+    /// Workers that are members since the last commit.
+    joined: Vec<Arc<Worker>>,
+    /// Whether the list of members changes in another way.
     members_changed: bool,
 }
 
@@ -35,10 +37,13 @@ impl State {
             tasks,
             entries: BTreeMap::new(),
             by_key: HashMap::new(),
+            by_id: HashMap::new(),
             last: 0,
             last_task: 0,
+            last_joined: 0,
             removed: HashSet::new(),
             conflicts: BTreeMap::new(),
+            joined: Vec::new(),
             members_changed: false,
         }
     }
@@ -56,16 +61,22 @@ impl State {
     }
 
     pub(super) fn with_id(&self, id: &str) -> Option<Seq> {
-        let mut all = self.entries.iter();
-        all.find(|(_, entry)| entry.id == id).map(|(seq, _)| *seq)
+        self.by_id.get(id).copied()
     }
 
-    /// Makes the members those that the entries say. To be called after every change.
+    /// Makes the members those that the entries say, in the order in which they joined. To be called after every change.
     pub(super) fn commit(&mut self) {
+        let joined = std::mem::take(&mut self.joined);
         if std::mem::take(&mut self.members_changed) {
-            let members = self.entries.values().filter(|entry| entry.is_member);
-            self.fleet
-                .replace(Members::new(members.map(|entry| entry.worker.clone())));
+            let entries = self.entries.values();
+            let mut members: Vec<_> = entries
+                .filter_map(|entry| Some((entry.joined?, entry.worker.clone())))
+                .collect();
+            members.sort_unstable_by_key(|(joined, _)| *joined);
+            let members = members.into_iter().map(|(_, worker)| worker);
+            self.fleet.replace(Members::new(members));
+        } else if !joined.is_empty() {
+            self.fleet.join(joined);
         }
     }
 
@@ -154,16 +165,20 @@ impl State {
         let worker = self.fleet.new_worker(listed.parts.clone());
         self.by_key.insert(key_of(&listed.parts), seq);
         let first = listed.first;
+        let wished = listed.details.id.clone();
+        let id = wished.filter(|id| !self.by_id.contains_key(id));
+        let id = id.unwrap_or_else(uuid);
+        self.by_id.insert(id.clone(), seq);
         self.entries.insert(
             seq,
             Entry {
-                id: listed.details.id.clone().unwrap_or_else(uuid),
+                id,
                 listings: vec![(source.clone(), listed.clone())],
                 listed,
                 learned: Learned::default(),
                 worker,
                 life: Life::Pending,
-                is_member: false,
+                joined: None,
                 problem: None,
                 task: None,
                 since: Instant::now(),
@@ -178,9 +193,14 @@ impl State {
 
     /// The worker is a member and serves.
     fn join(&mut self, seq: Seq) {
-        if let Some(entry) = self.turn(seq, Life::Serving) {
-            let joins = !std::mem::replace(&mut entry.is_member, true);
-            self.members_changed |= joins;
+        let next = self.last_joined + 1;
+        if let Some(entry) = self.turn(seq, Life::Serving)
+            && !entry.is_member()
+        {
+            entry.joined = Some(next);
+            let worker = entry.worker.clone();
+            self.last_joined = next;
+            self.joined.push(worker);
         }
     }
 
@@ -223,7 +243,7 @@ impl State {
             return;
         };
         match leave {
-            Leave::Within(time) if entry.is_member => {
+            Leave::Within(time) if entry.is_member() => {
                 let until = Instant::now().checked_add(time);
                 self.drain(seq, Life::Leaving, until);
             }
@@ -231,11 +251,12 @@ impl State {
         }
     }
 
-    fn forget(&mut self, seq: Seq) {
+    pub(super) fn forget(&mut self, seq: Seq) {
         if let Some(entry) = self.entries.remove(&seq) {
-            self.members_changed |= entry.is_member;
+            self.members_changed |= entry.is_member();
             self.by_key.remove(&key_of(entry.worker.parts()));
-            let (role, url) = (entry.worker.role(), entry.worker.url());
+            self.by_id.remove(&entry.id);
+            let (role, url) = (entry.role_name(), entry.worker.url());
             let in_flight = entry.worker.in_flight();
             log::info!("worker removed role={role} worker={url} in_flight={in_flight}");
         }
@@ -248,7 +269,7 @@ impl State {
             return;
         };
         fleet.set_draining(&entry.worker, true);
-        let (role, url) = (entry.worker.role(), entry.worker.url());
+        let (role, url) = (entry.role_name(), entry.worker.url());
         let in_flight = entry.worker.in_flight();
         log::info!("worker drains role={role} worker={url} in_flight={in_flight}");
         self.wait(seq, Until::Idle(until));
@@ -265,7 +286,7 @@ impl State {
     pub(super) fn serve(&mut self, seq: Seq) {
         self.join(seq);
         if let Some(entry) = self.entries.get(&seq) {
-            let (role, url) = (entry.worker.role(), entry.worker.url());
+            let (role, url) = (entry.role_name(), entry.worker.url());
             log::info!("worker serves role={role} worker={url}");
             if entry.worker.is_draining() {
                 self.fleet.set_draining(&entry.worker, false);
@@ -301,7 +322,7 @@ impl State {
     }
 
     /// Lets the wishes of the first source count.
-    fn apply(&mut self, seq: Seq) {
+    pub(super) fn apply(&mut self, seq: Seq) {
         let Some(entry) = self.entries.get_mut(&seq) else {
             return;
         };
@@ -311,7 +332,7 @@ impl State {
         let parts = entry.parts();
         if entry.worker.weight() != parts.weight {
             entry.worker.set_weight(parts.weight);
-            self.members_changed |= entry.is_member;
+            self.members_changed |= entry.is_member();
         }
         let mut same = entry.worker.parts().clone();
         same.weight = parts.weight;
@@ -334,7 +355,7 @@ impl State {
             self.fleet.set_draining(&worker, true);
         }
         entry.worker = worker;
-        self.members_changed |= entry.is_member;
+        self.members_changed |= entry.is_member();
         let (life, first) = (entry.life, entry.listed.first);
         // The wait was for the old one.
         match life {
@@ -342,65 +363,6 @@ impl State {
             Life::Leaving => self.drain(seq, life, None),
             _ => {}
         }
-    }
-
-    /// The worker has no request any more, or its time is over.
-    pub(super) fn note_idle(&mut self, id: TaskId) {
-        if self
-            .current(id)
-            .is_some_and(|entry| entry.life == Life::Leaving)
-        {
-            self.forget(id.0);
-        }
-    }
-
-    /// The entry of a task that is still its own.
-    fn current(&mut self, id: TaskId) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(&id.0)?;
-        let is_its_own = entry.task.as_ref().is_some_and(|(task, _)| *task == id);
-        is_its_own.then_some(entry)
-    }
-
-    /// The result of a probe. True where another one is needed.
-    pub(super) fn note_probe(&mut self, id: TaskId, told: Result<Told, Complaint>) -> bool {
-        let seq = id.0;
-        let Some(entry) = self.current(id) else {
-            return false;
-        };
-        let complaint = match told {
-            Ok(told) => {
-                self.learn(seq, &told);
-                self.serve(seq);
-                return false;
-            }
-            Err(complaint) => complaint,
-        };
-        let (role, url) = (entry.worker.role(), entry.worker.url());
-        let is_of_api = entry.listings.iter().all(|(by, _)| *by == Source::Api);
-        let (Complaint::ForNow(why) | Complaint::Contradicts(why)) = &complaint;
-        if entry.problem.as_ref() != Some(why) {
-            log::warn!("worker is not ready role={role} worker={url} why=\"{why}\"");
-        }
-        let why = Some(why.clone());
-        let refused = matches!(complaint, Complaint::Contradicts(_));
-        if refused && is_of_api && !entry.is_member {
-            entry.life = Life::Failed;
-            entry.since = Instant::now();
-            entry.problem = why;
-            self.forget_old_failures();
-            return false;
-        }
-        entry.problem = why;
-        true
-    }
-
-    fn learn(&mut self, seq: Seq, told: &Told) {
-        let Some(entry) = self.entries.get_mut(&seq) else {
-            return;
-        };
-        entry.learned.role = told.role.or(entry.learned.role);
-        entry.learned.bootstrap_port = told.bootstrap_port.or(entry.learned.bootstrap_port);
-        self.apply(seq);
     }
 
     /// The worker has another role from now on, and is probed. It must be draining.
@@ -423,16 +385,5 @@ impl State {
             false => First::Ask { role: false },
         };
         self.probe(seq, first);
-    }
-
-    fn forget_old_failures(&mut self) {
-        let failed = self.entries.iter();
-        let failed: Vec<_> = failed
-            .filter(|(_, entry)| entry.life == Life::Failed)
-            .map(|(seq, _)| *seq)
-            .collect();
-        for seq in failed.iter().rev().skip(MAX_FAILED) {
-            self.forget(*seq);
-        }
     }
 }

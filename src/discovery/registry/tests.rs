@@ -16,12 +16,12 @@ pub(super) const REQUEST: RoutingKey = RoutingKey {
     rank: None,
 };
 
-struct Test {
+pub(super) struct Test {
     fleet: Arc<Fleet>,
-    registry: Registry,
+    pub(super) registry: Registry,
 }
 
-fn test() -> Test {
+pub(super) fn test() -> Test {
     let fleet = Arc::new(Fleet::new(Policies::random(), BreakerLimits::default()));
     let describe: Describe = Box::new(|role, description| {
         let port = description.url.rsplit(':').next().unwrap();
@@ -390,21 +390,17 @@ async fn a_worker_that_is_switched_serves_in_the_other_role_and_its_list_means_i
     .await;
 }
 
-/// A member's list is made anew with each addition, so that this is quadratic: what counts is that no addition waits for
-/// the others, and none is lost.
 #[test]
-fn two_thousand_workers_are_added_one_by_one_and_removed_at_once() {
+fn an_addition_to_two_thousand_workers_makes_no_list_anew() {
     let test = test();
+    // A list that is made anew has another address than the one that it replaces, which is there until then.
+    let place = || Arc::as_ptr(&test.fleet.members());
+    let before = place();
     for port in 1..=2_000 {
-        let role = if port % 2 == 0 {
-            Role::Prefill
-        } else {
-            Role::Decode
-        };
-        test.registry
-            .add(listed(role, port, First::Serve))
-            .ok()
-            .unwrap();
+        let role = [Role::Prefill, Role::Decode][usize::from(port % 2)];
+        let added = test.registry.add(listed(role, port, First::Serve));
+        assert!(added.is_ok());
+        assert_eq!(place(), before, "at {port}");
     }
     assert_eq!(test.ports(Role::Prefill).len(), 1_000);
     assert_eq!(test.ports(Role::Decode).len(), 1_000);
@@ -413,4 +409,29 @@ fn two_thousand_workers_are_added_one_by_one_and_removed_at_once() {
         test.registry.remove(&url(port), Leave::Now).unwrap();
     }
     assert_eq!(test.fleet.members().workers().count(), 0);
+}
+
+#[tokio::test]
+async fn workers_stand_in_the_order_in_which_they_were_found_well() {
+    let test = test();
+    let permits = [Semaphore::new(0), Semaphore::new(0), Semaphore::new(0)];
+    let examine = async |worker: Arc<Worker>, _| {
+        let permit = permits[usize::from(worker.origin().port) - 1].acquire();
+        permit.await.unwrap().forget();
+        Ok(Told::default())
+    };
+    with(&test, examine, async {
+        for port in 1..=3 {
+            test.list(listed(Role::Decode, port, First::Probe));
+        }
+        for port in [3, 1, 2] {
+            permits[usize::from(port) - 1].add_permits(1);
+            test.until(port, Some(Life::Serving)).await;
+        }
+        assert_eq!(test.ports(Role::Decode), [3, 1, 2]);
+        // As well where the list is made anew.
+        test.registry.remove(&url(1), Leave::Now).unwrap();
+        assert_eq!(test.ports(Role::Decode), [3, 2]);
+    })
+    .await;
 }

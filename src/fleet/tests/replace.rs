@@ -170,6 +170,18 @@ fn a_pair_that_was_set_aside_is_unknown_after_the_removal_of_a_worker() {
 }
 
 #[test]
+fn a_worker_that_joins_is_not_in_the_lists_that_are_held() {
+    let fleet = fleet(1, 1);
+    let held = fleet.members();
+    let joins = fleet.new_worker(WorkerParts::for_tests(Role::Decode, 9));
+    fleet.join(vec![joins.clone(), joins.clone()]);
+    assert_eq!(held.of(Role::Decode).len(), 1);
+    assert!(!held.contains(joins.id()));
+    assert_eq!(fleet.members().of(Role::Decode).len(), 2);
+    assert_eq!(fleet.member(Role::Decode, 1).id(), joins.id());
+}
+
+#[test]
 fn a_worker_that_is_named_twice_is_one_member() {
     let fleet = Arc::new(empty(Policies::random()));
     let worker = fleet.new_worker(WorkerParts::for_tests(Role::Decode, 1));
@@ -177,17 +189,17 @@ fn a_worker_that_is_named_twice_is_one_member() {
     assert_eq!(members.workers().count(), 1);
 }
 
-/// Chooses the first candidate, but not before the test has begun to replace the members.
+/// Chooses the first candidate, but not before the test has begun to change the members.
 struct Slow {
     asked: Arc<AtomicBool>,
-    replacing: Arc<AtomicBool>,
+    changing: Arc<AtomicBool>,
 }
 
 impl Policy for Slow {
     fn choose(&mut self, _: &RoutingKey, candidates: &[Candidate], _: u64) -> Option<usize> {
         self.asked.store(true, Ordering::SeqCst);
-        wait_for(&self.replacing);
-        // Time enough for a replacement that does not wait.
+        wait_for(&self.changing);
+        // Time enough for a change that does not wait.
         (0..10_000).for_each(|_| std::thread::yield_now());
         (!candidates.is_empty()).then_some(0)
     }
@@ -199,29 +211,44 @@ fn wait_for(flag: &AtomicBool) {
     }
 }
 
-#[test]
-fn a_replacement_waits_until_the_loads_of_choices_under_way_are_counted() {
-    let (asked, replacing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+/// Makes a change while a choice is under way, and returns the pair with the requests that it carried after the change.
+fn changed_under_a_choice(
+    change: impl FnOnce(&Arc<Fleet>, &Worker),
+) -> ([Arc<Worker>; 2], [usize; 2]) {
+    let (asked, changing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
     let policies = Policies {
         prefill: RolePolicy::Random,
         decode: RolePolicy::stateful(Slow {
             asked: asked.clone(),
-            replacing: replacing.clone(),
+            changing: changing.clone(),
         }),
     };
     let fleet = populated(empty(policies), 1, 1);
-    let workers: Vec<_> = fleet.members().workers().cloned().collect();
-    std::thread::scope(|scope| {
-        let select = || fleet.select(wanted(Instant::now(), &[]), || 0);
-        let selecting = scope.spawn(select);
+    let pair = [Role::Prefill, Role::Decode].map(|role| fleet.member(role, 0));
+    let carried = std::thread::scope(|scope| {
+        let selecting = scope.spawn(|| fleet.select(wanted(Instant::now(), &[]), || 0));
         wait_for(&asked);
-        replacing.store(true, Ordering::SeqCst);
-        fleet.replace(Members::default());
+        changing.store(true, Ordering::SeqCst);
+        change(&fleet, &pair[1]);
         // The lease is held by the result of the other thread.
-        assert!(workers.iter().all(|worker| worker.in_flight() == 1));
+        let carried = [pair[0].in_flight(), pair[1].in_flight()];
         drop(selecting.join().unwrap());
+        carried
     });
-    assert!(workers.iter().all(|worker| worker.in_flight() == 0));
+    (pair, carried)
+}
+
+#[test]
+fn a_change_of_the_members_waits_until_the_loads_of_choices_under_way_are_counted() {
+    let changes: [fn(&Arc<Fleet>, &Worker); 2] = [
+        |fleet, _| fleet.replace(Members::default()),
+        |fleet, decode| fleet.set_draining(decode, true),
+    ];
+    for change in changes {
+        let (pair, carried) = changed_under_a_choice(change);
+        assert_eq!(carried, [1, 1]);
+        assert!(pair.iter().all(|worker| worker.in_flight() == 0));
+    }
 }
 
 #[tokio::test]
@@ -243,27 +270,4 @@ async fn a_worker_that_drains_gets_no_request_even_where_there_is_no_other() {
     drained.await;
     fleet.set_draining(&decode, false);
     assert!(fleet.select(wanted(now, &[]), draws()).is_ok());
-}
-
-#[test]
-fn a_drain_waits_until_the_loads_of_choices_under_way_are_counted() {
-    let (asked, replacing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-    let policies = Policies {
-        prefill: RolePolicy::Random,
-        decode: RolePolicy::stateful(Slow {
-            asked: asked.clone(),
-            replacing: replacing.clone(),
-        }),
-    };
-    let fleet = populated(empty(policies), 1, 1);
-    let decode = fleet.member(Role::Decode, 0);
-    std::thread::scope(|scope| {
-        let selecting = scope.spawn(|| fleet.select(wanted(Instant::now(), &[]), || 0));
-        wait_for(&asked);
-        replacing.store(true, Ordering::SeqCst);
-        fleet.set_draining(&decode, true);
-        assert_eq!(decode.in_flight(), 1);
-        drop(selecting.join().unwrap());
-    });
-    assert_eq!(decode.in_flight(), 0);
 }
