@@ -5,10 +5,8 @@ use std::time::Instant;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use http::HeaderValue;
 use mini_lb::fleet::{
-    BreakerLimits, Evidence, Fleet, Members, Origin, Policies, Role, Selection, Targets,
-    WorkerParts,
+    BreakerLimits, Evidence, Fleet, Members, Policies, Role, Selection, Targets, WorkerParts,
 };
 use mini_lb::pd::{Route, RoutingKey};
 
@@ -17,28 +15,14 @@ const FLEETS: [u16; 4] = [2, 20, 200, 2_000];
 /// So many workers with these policies, of which half are prefill workers.
 pub(super) fn fleet(workers: u16, policies: Policies) -> Arc<Fleet> {
     let fleet = Fleet::new(policies, BreakerLimits::default());
-    let half = workers / 2;
     let members = (0..workers).map(|number| {
-        let port = 10_000 + number;
-        fleet.new_worker(WorkerParts {
-            role: if number < half {
-                Role::Prefill
-            } else {
-                Role::Decode
-            },
-            url: format!("http://127.0.0.1:{port}"),
-            origin: Origin {
-                host: "127.0.0.1".to_owned(),
-                port,
-                tls: false,
-                certified: None,
-            },
-            host: HeaderValue::from_static("worker"),
-            bootstrap: None,
-            authorization: None,
-            admin_authorization: None,
-            weight: 1,
-        })
+        let is_prefill = number < workers / 2;
+        let role = if is_prefill {
+            Role::Prefill
+        } else {
+            Role::Decode
+        };
+        fleet.new_worker(WorkerParts::plain(role, "127.0.0.1", 10_000 + number))
     });
     let members = Members::new(members);
     let fleet = Arc::new(fleet);
@@ -91,6 +75,22 @@ fn the_members_are_replaced(bencher: Bencher<'_, '_>, workers: u16) {
         let members = fleet.members();
         fleet.replace(Members::new(members.workers().cloned()));
     });
+}
+
+/// One worker more, which choices wait for.
+#[divan::bench(args = FLEETS)]
+fn a_worker_joins(bencher: Bencher<'_, '_>, workers: u16) {
+    bencher
+        .counter(ItemsCount::new(1_usize))
+        .with_inputs(|| {
+            let fleet = fleet(workers, Policies::random());
+            let worker = fleet.new_worker(WorkerParts::plain(Role::Decode, "127.0.0.1", 1));
+            (fleet, worker)
+        })
+        .bench_values(|(fleet, worker)| {
+            fleet.join(vec![worker]);
+            fleet
+        });
 }
 
 /// A drain begins and ends: what holds the lock against choices.

@@ -8,10 +8,9 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use mini_lb::bench::{Endpoint, Trace, TracePrompt, Words};
 use mini_lb::fleet::{
-    Asked, BreakerLimits, Candidate, Ended, Fleet, Origin, Policies, Role, RolePolicy, WorkerParts,
+    Asked, BreakerLimits, Candidate, Ended, Fleet, Policies, Role, RolePolicy, WorkerParts,
 };
 use mini_lb::pd::{Prefix, Route, RoutingKey, Usage};
 use rand::rngs::SmallRng;
@@ -168,23 +167,7 @@ fn outcome(trace: &Trace, first_token_seconds: Vec<f64>, ends: &[(usize, usize)]
 impl<'a> Asking<'a> {
     pub fn new(policy: RolePolicy, requests: &'a [RoutingKey], workers: &Workers) -> Asking<'a> {
         let fleet = Fleet::new(Policies::random(), BreakerLimits::default());
-        let worker = |port| {
-            fleet.new_worker(WorkerParts {
-                role: Role::Prefill,
-                url: format!("http://127.0.0.1:{port}"),
-                origin: Origin {
-                    host: "127.0.0.1".to_owned(),
-                    port,
-                    tls: false,
-                    certified: None,
-                },
-                host: HeaderValue::from_static("worker"),
-                bootstrap: None,
-                authorization: None,
-                admin_authorization: None,
-                weight: 1,
-            })
-        };
+        let worker = |port| fleet.new_worker(WorkerParts::plain(Role::Prefill, "127.0.0.1", port));
         let cache_tokens = workers.cache_tokens as u64;
         let workers = (1..).zip(&workers.speeds).map(|(port, _)| worker(port));
         let candidates = workers.map(|worker| Candidate {

@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn worker(fleet: &Fleet, host: &str) -> Arc<Worker> {
-        fleet.new_worker(WorkerParts::named_for_tests(Role::Decode, host, 1))
+        fleet.new_worker(WorkerParts::plain(Role::Decode, host, 1))
     }
 
     fn name() -> Name {

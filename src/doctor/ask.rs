@@ -163,12 +163,11 @@ impl Asker {
     pub(super) async fn connect(&self, worker: &Worker) -> Result<SocketAddr, Check> {
         let origin = worker.origin();
         let host = (origin.host.as_str(), origin.port);
-        let addresses = match timeout(self.patience, lookup_host(host)).await {
+        let mut addresses: Vec<SocketAddr> = match timeout(self.patience, lookup_host(host)).await {
             Ok(Ok(addresses)) => addresses.collect(),
             Ok(Err(error)) => return Err(no_name(&origin.host, &error.to_string())),
             Err(_) => return Err(no_name(&origin.host, "the resolver does not answer")),
         };
-        let mut addresses: Vec<SocketAddr> = addresses;
         // As the balancer dials them: SGLang listens on IPv4 by default.
         addresses.sort_by_key(SocketAddr::is_ipv6);
         worker.set_addresses(addresses.clone());

@@ -48,15 +48,9 @@ impl Origin {
     }
 }
 
-#[cfg(test)]
 impl WorkerParts {
-    /// A worker on this port of this machine, without keys and bootstrap.
-    pub(crate) fn for_tests(role: Role, port: u16) -> Self {
-        Self::named_for_tests(role, "127.0.0.1", port)
-    }
-
-    /// The same on another host.
-    pub(crate) fn named_for_tests(role: Role, host: &str, port: u16) -> Self {
+    /// A worker at this place without TLS, keys and bootstrap, for benchmarks and tests.
+    pub fn plain(role: Role, host: &str, port: u16) -> Self {
         Self {
             role,
             url: format!("http://{host}:{port}"),
@@ -72,5 +66,11 @@ impl WorkerParts {
             admin_authorization: None,
             weight: 1,
         }
+    }
+
+    /// The same on this machine.
+    #[cfg(test)]
+    pub(crate) fn for_tests(role: Role, port: u16) -> Self {
+        Self::plain(role, "127.0.0.1", port)
     }
 }

@@ -114,7 +114,7 @@ fn a_fleet_without_a_role_leases_nothing_and_names_the_role() {
 fn a_worker_without_an_address_is_never_picked_until_it_has_one() {
     let now = Instant::now();
     let fleet = Arc::new(empty(Policies::random()));
-    let unresolved = fleet.new_worker(WorkerParts::named_for_tests(Role::Prefill, "prefill", 1));
+    let unresolved = fleet.new_worker(WorkerParts::plain(Role::Prefill, "prefill", 1));
     let decode = fleet.new_worker(WorkerParts::for_tests(Role::Decode, 1));
     fleet.replace(Members::new([unresolved.clone(), decode]));
     // Whatever is noted about it, and although no other worker has its role.

@@ -91,15 +91,6 @@ fn decoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn members() -> Members {
-        let worker = |role, port| Arc::new(Worker::for_tests(role, port));
-        Members::new([
-            worker(Role::Prefill, 1),
-            worker(Role::Prefill, 2),
-            worker(Role::Decode, 3),
-        ])
-    }
-
     #[test]
     fn a_query_names_workers_by_url_and_role_and_the_rest_is_the_workers() {
         for (text, rest, ports) in [

@@ -77,24 +77,14 @@ pub(super) fn of(worker: &Worker) -> Option<serde_json::Value> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
     use crate::fleet::Loads as Told;
 
-    fn members() -> Members {
-        let worker = |role, port| Arc::new(Worker::for_tests(role, port));
-        Members::new([
-            worker(Role::Prefill, 1),
-            worker(Role::Prefill, 2),
-            worker(Role::Decode, 3),
-        ])
-    }
-
     #[test]
     fn without_a_load_of_each_role_there_are_no_means() {
-        let members = members();
+        let members = Members::for_tests();
         let means = Means::default();
         let now = Instant::now();
         assert!(means.with(&members, now).is_none());
@@ -106,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_stages_are_told_apart_and_workers_that_say_nothing_are_as_the_others() {
-        let members = members();
+        let members = Members::for_tests();
         members.of(Role::Prefill)[0].note_loads(Some(Told {
             running: Some(1),
             waiting: Some(5),
@@ -134,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_load_of_ten_seconds_ago_counts_for_a_third() {
-        let members = members();
+        let members = Members::for_tests();
         let means = Means::default();
         let now = Instant::now();
         let tell = |usage| {

@@ -25,11 +25,7 @@ fn record(id: &str, begun: Instant, ttft: u64, e2e: u64) -> Record {
 fn huge(samples: usize) -> Record {
     let mut record = record(&"i".repeat(256), Instant::now(), 1, 2);
     let name = format!("{}.example", "long-name".repeat(20));
-    let worker = |role| {
-        Arc::new(Worker::of_parts(WorkerParts::named_for_tests(
-            role, &name, 1,
-        )))
-    };
+    let worker = |role| Arc::new(Worker::of_parts(WorkerParts::plain(role, &name, 1)));
     record.error = Some("e\u{20ac}".repeat(1000));
     let pair = Pair {
         prefill: worker(Role::Prefill),
