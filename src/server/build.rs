@@ -52,7 +52,8 @@ pub(super) struct Built {
     pub(super) registry: Arc<Registry>,
     pub(super) examiner: Examiner,
     pub(super) live: Live,
-    pub(super) keeper: Option<Keeper>,
+    /// Its workers are not listed yet: those of an old process are when it has handed over.
+    pub(super) keeper: Option<Arc<Keeper>>,
     pub(super) kubernetes: Option<Kubernetes>,
     pub(super) dns: Arc<dns::Names>,
     /// Flushed at the end.
@@ -76,7 +77,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
     let fleet = fleet(&config);
     let keys = Arc::new(ArcSwap::from_pointee(config.worker_keys.clone()));
     let registry = Arc::new(registry(&config, &fleet, keys.clone())?);
-    let keeper = keeper(&config, &registry)?;
+    let keeper = keeper(&config, &registry);
     let probes = watch::Sender::new(Arc::new(probe_rules(&config)));
     let loads = watch::Sender::new(config.workers.load_poll_interval);
     // Pingora counts connections: one for each attempt, for the one that begins again and the one that is decode's alone,

@@ -18,6 +18,7 @@ use super::daemon::PidFile;
 use super::reload::Reload;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
+use super::workers::restore;
 use super::{Addresses, StartError};
 use crate::client::{Connections, Listener};
 use crate::config::{Config, Listen};
@@ -176,6 +177,8 @@ pub(super) struct Takeover {
     pub(super) listen: ListenAddresses,
     pub(super) upgrade_sock: String,
     pub(super) wait: Duration,
+    /// Has the workers of the admin API, which the old process goes on changing until it hands over.
+    pub(super) keeper: Option<Arc<Keeper>>,
     /// `None` in the foreground.
     pub(super) pid_file: Option<PidFile>,
 }
@@ -184,12 +187,13 @@ impl Takeover {
     /// Waits for the sockets of the old process, and lets it leave once all addresses are listened on.
     ///
     /// # Errors
-    /// [`StartError::Upgrade`], [`StartError::Listen`]: the old process keeps serving.
+    /// [`StartError::Upgrade`], [`StartError::Listen`], [`StartError::KeptWorkers`]: the old process keeps serving.
     async fn bound(self) -> Result<Bound, StartError> {
         let upgrade_sock = self.upgrade_sock.clone();
         let taking = move || -> Result<Bound, StartError> {
             let mut old_process = OldProcess::await_sockets(&self.upgrade_sock, self.wait)?;
             let bound = Bound::new(&self.listen, Some(&mut old_process))?;
+            restore(self.keeper.as_ref())?;
             if let Some(pid_file) = &self.pid_file {
                 pid_file.take_over();
             }
@@ -241,7 +245,7 @@ pub(super) struct Listeners {
     /// `None` in a balancer whose configuration is not read again.
     pub(super) reload: Option<Reload>,
     /// `None` where the workers of the admin API are not kept.
-    pub(super) keeper: Option<Keeper>,
+    pub(super) keeper: Option<Arc<Keeper>>,
     pub(super) kubernetes: Option<Kubernetes>,
     /// `None` in a balancer that handles no signals.
     pub(super) ready: Option<SignalsReady>,
@@ -283,8 +287,8 @@ impl PingoraService for Listeners {
             }
         };
         let keeping = async {
-            match &mut self.keeper {
-                Some(keeper) => keeper.run(&self.registry).await,
+            match &self.keeper {
+                Some(keeper) => keeper.run().await,
                 None => std::future::pending().await,
             }
         };

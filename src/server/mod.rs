@@ -51,6 +51,7 @@ use daemon::{PidFile, WaitingParent};
 use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
 use reload::Reload;
 use shutdown::{HandlersInstalled, Signals};
+use workers::restore;
 
 #[cfg(feature = "cli")]
 pub(crate) use limits::{affordable_requests, files_for, open_file_limit};
@@ -181,20 +182,29 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
     let mut conf = Arc::try_unwrap(built.conf).map_err(|_| StartError::ConfInUse)?;
     conf.daemon |= options.daemon;
     let pid_file = PidFile::prepare(&mut conf, options.upgrade)?;
+    let keeper = built.keeper;
     let sockets = match bound {
-        Some(bound) => Sockets::Bound(bound),
+        Some(bound) => {
+            restore(keeper.as_ref())?;
+            Sockets::Bound(bound)
+        }
         None => Sockets::Inherited(Takeover {
             listen,
             upgrade_sock: conf.upgrade_sock.clone(),
             wait: upgrade_wait,
+            keeper: keeper.clone(),
             pid_file: pid_file.clone(),
         }),
     };
     let telemetry = built.telemetry;
     let shutdown = built.shutdown.clone();
     let hangup = Arc::<Notify>::default();
-    let (signals, ready) =
-        Signals::new(shutdown.clone(), conf.upgrade_sock.clone(), hangup.clone());
+    let (signals, ready) = Signals::new(
+        shutdown.clone(),
+        conf.upgrade_sock.clone(),
+        hangup.clone(),
+        keeper.clone(),
+    );
     let reload = Reload::new(built.live, reloader, hangup, watches, telemetry.clone());
     let options = Opt {
         conf: None,
@@ -223,12 +233,15 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         examiner: built.examiner,
         dns: built.dns,
         reload: Some(reload),
-        keeper: built.keeper,
+        keeper: keeper.clone(),
         kubernetes: built.kubernetes,
         ready: Some(ready),
     };
     let server = Server::new_with_opt_and_conf(Some(options), conf);
     serve(server, listeners, signals, waiting_parent);
+    if let Some(keeper) = keeper {
+        keeper.keep_here();
+    }
     telemetry.flush();
     if let Some(pid_file) = pid_file {
         pid_file.remove();
@@ -350,6 +363,8 @@ impl MiniLoadBalancer {
         let bound = Bound::new(&ListenAddresses::of(&self.config), None)?;
         let addresses = bound.addresses();
         let built = build(self.config)?;
+        let keeper = built.keeper;
+        restore(keeper.as_ref())?;
         let proxy = built.apps.clients.app.clone();
         let mut listeners = Listeners {
             opening: Some(Opening {
@@ -365,7 +380,7 @@ impl MiniLoadBalancer {
             examiner: built.examiner,
             dns: built.dns,
             reload: None,
-            keeper: built.keeper,
+            keeper: keeper.clone(),
             kubernetes: built.kubernetes,
             ready: None,
         };
@@ -380,6 +395,9 @@ impl MiniLoadBalancer {
             listeners.start_service(None, watch::channel(false).1, 1),
             left
         );
+        if let Some(keeper) = keeper {
+            keeper.keep().await;
+        }
         // Closes the idle connections, as Pingora's own server does when it ends.
         proxy.http_cleanup().await;
         // Not in this task: it blocks. An error is a panic, which the thread has reported.

@@ -30,6 +30,7 @@ use super::daemon::WaitingParent;
 use super::upgrade::marker;
 use crate::client::{Inflight, Listener, Stage};
 use crate::config::ShutdownConfig;
+use crate::discovery::Keeper;
 
 /// If no request arrives for this long, close the remaining idle connections. Until then they stay open, because an
 /// idle client may be about to send its next request: it gets a response with `Connection: close` instead of a reset.
@@ -181,6 +182,8 @@ pub(super) struct Signals {
     upgrade_sock: String,
     /// Notified by SIGHUP.
     hangup: Arc<Notify>,
+    /// Has the file that a new process reads when it gets the sockets.
+    keeper: Option<Arc<Keeper>>,
     installed: watch::Sender<bool>,
     sockets: watch::Receiver<Option<ListenFds>>,
 }
@@ -243,6 +246,7 @@ impl Signals {
         shutdown: Arc<Shutdown>,
         upgrade_sock: String,
         hangup: Arc<Notify>,
+        keeper: Option<Arc<Keeper>>,
     ) -> (Self, SignalsReady) {
         let (installed, is_installed) = watch::channel(false);
         let (give, sockets) = watch::channel(None);
@@ -250,6 +254,7 @@ impl Signals {
             shutdown,
             upgrade_sock,
             hangup,
+            keeper,
             installed,
             sockets,
         };
@@ -303,12 +308,20 @@ impl Signals {
         let Some(sockets) = self.sockets.borrow().clone() else {
             return false;
         };
+        if let Some(keeper) = &self.keeper {
+            keeper.keep().await;
+        }
         let path = self.upgrade_sock.clone();
         // Blocks for some seconds when there is no new process, which may be about to start.
         let sent =
             tokio::task::spawn_blocking(move || sockets.lock().send_to_sock(path.as_str())).await;
         let why = match sent {
-            Ok(Ok(_)) if self.are_taken().await => return true,
+            Ok(Ok(_)) if self.are_taken().await => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.hand_over();
+                }
+                return true;
+            }
             Ok(Ok(_)) => "the new process did not take the sockets".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),

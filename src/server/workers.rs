@@ -54,23 +54,26 @@ pub(super) fn registry(
     Ok(registry)
 }
 
-/// What keeps the workers of the admin API, with those that it has kept in the registry. `None` where no file is set.
+/// What keeps the workers of the admin API. `None` where no file is set.
+pub(super) fn keeper(config: &Config, registry: &Arc<Registry>) -> Option<Arc<Keeper>> {
+    let path = config.workers_state_file.as_ref()?;
+    // A process in the background has another directory later.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    Some(Arc::new(Keeper::new(path, registry.clone())))
+}
+
+/// Lists the workers of the admin API that are kept.
 ///
 /// # Errors
 /// [`StartError::KeptWorkers`].
-pub(super) fn keeper(config: &Config, registry: &Registry) -> Result<Option<Keeper>, StartError> {
-    let Some(path) = &config.workers_state_file else {
-        return Ok(None);
+pub(super) fn restore(keeper: Option<&Arc<Keeper>>) -> Result<(), StartError> {
+    let Some(keeper) = keeper else {
+        return Ok(());
     };
-    // A process in the background has another directory later.
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    match Keeper::restore(&path, registry) {
-        Ok(keeper) => Ok(Some(keeper)),
-        Err(error) => Err(StartError::KeptWorkers {
-            why: error.to_string(),
-            path,
-        }),
-    }
+    keeper.restore().map_err(|error| StartError::KeptWorkers {
+        path: keeper.path().to_owned(),
+        why: error.to_string(),
+    })
 }
 
 /// The workers that a configuration names, prefill first.

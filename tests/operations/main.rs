@@ -15,6 +15,7 @@ mod doctor_vllm;
 mod doctor_workers;
 mod fan_out;
 mod hyper_client;
+mod kept_workers;
 mod leaving;
 mod log;
 mod log_json;

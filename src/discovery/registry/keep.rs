@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use super::entry::{Entry, Life};
 use super::listing::{Description, First, Source};
 use crate::fleet::Role;
 
-/// Between two writes of the file. A change after a longer time is written at once.
+/// Between two writes of the file while the process serves. A change after a longer time is written at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The form of the file.
@@ -46,7 +47,7 @@ impl fmt::Display for KeptError {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct KeptFile {
     version: u32,
     workers: Vec<KeptWorker>,
 }
@@ -105,71 +106,120 @@ impl KeptWorker {
     }
 }
 
+/// Puts a text in the place of the one that was kept.
+type Put = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+
 /// Keeps the workers of the API in a file.
 pub(crate) struct Keeper {
+    registry: Arc<Registry>,
     path: PathBuf,
-    /// What the file has.
+    put: Put,
+    kept: Mutex<Kept>,
+}
+
+/// What is known of the file.
+#[derive(Default)]
+struct Kept {
+    /// What it has.
     text: String,
+    /// Whether it is another process' file by now.
+    is_handed_over: bool,
 }
 
 impl Keeper {
+    /// A keeper of the workers of this registry, with nothing in it yet.
+    pub(crate) fn new(path: PathBuf, registry: Arc<Registry>) -> Self {
+        let place = path.clone();
+        let put = Box::new(move |text: &str| write(&place, text));
+        Self {
+            registry,
+            path,
+            put,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Adds the workers of the file to the registry, where they are probed. A file that is not there has none.
     ///
     /// # Errors
     /// [`KeptError`]: the file is there, and has no list of workers.
-    pub(crate) fn restore(path: &Path, registry: &Registry) -> Result<Self, KeptError> {
-        let text = match fs::read_to_string(path) {
+    pub(crate) fn restore(&self) -> Result<(), KeptError> {
+        let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(KeptError::Read(error)),
         };
         if !text.is_empty() {
             let broken = |error: serde_json::Error| KeptError::Broken(error.to_string());
-            let kept: Kept = serde_json::from_str(&text).map_err(broken)?;
-            if kept.version != VERSION {
-                let why = format!("its version is {}, and {VERSION} is known", kept.version);
+            let file: KeptFile = serde_json::from_str(&text).map_err(broken)?;
+            if file.version != VERSION {
+                let why = format!("its version is {}, and {VERSION} is known", file.version);
                 return Err(KeptError::Broken(why));
             }
-            for worker in kept.workers {
+            for worker in file.workers {
                 let url = worker.url.clone();
-                add(registry, worker).map_err(|why| KeptError::Broken(format!("{url}: {why}")))?;
+                add(&self.registry, worker)
+                    .map_err(|why| KeptError::Broken(format!("{url}: {why}")))?;
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            text,
-        })
+        self.kept().text = text;
+        Ok(())
     }
 
-    /// Writes the file after each change of the workers of the API, for ever.
-    pub(crate) async fn run(&mut self, registry: &Registry) {
-        let mut changed = registry.subscribe();
+    /// Writes the file after each change of the workers of the API, for ever. What changes in the [`PAUSE`] after a write
+    /// waits for its end: [`Self::keep`] does not.
+    pub(crate) async fn run(self: &Arc<Self>) {
+        let mut changed = self.registry.subscribe();
         loop {
-            let text = registry.kept();
-            // A file that was never needed is not made.
-            let text = text.or_else(|| (!self.text.is_empty()).then(String::new));
-            if let Some(text) = text
-                && text != self.text
-            {
-                self.write(text).await;
+            if self.keep().await {
                 // Many that come one after the other are written together.
                 tokio::time::sleep(PAUSE).await;
             }
-            // Never an error: the registry is borrowed, and has the sender.
+            // Never an error: the keeper has the registry, which has the sender.
             let _ = changed.changed().await;
         }
     }
 
-    async fn write(&mut self, text: String) {
-        let (path, written) = (self.path.clone(), text.clone());
-        let writing = tokio::task::spawn_blocking(move || write(&path, &written));
+    /// Writes the file where the workers of the API have changed since the last time. True where they had.
+    pub(crate) async fn keep(self: &Arc<Self>) -> bool {
+        let keeper = self.clone();
         // An error of the task is a panic, which has been reported.
-        if let Ok(Err(error)) = writing.await {
+        let writing = tokio::task::spawn_blocking(move || keeper.keep_here());
+        writing.await.unwrap_or_default()
+    }
+
+    /// [`Self::keep`], on this thread.
+    pub(crate) fn keep_here(&self) -> bool {
+        // Held until the file is written, so that an older text does not take the place of a newer one.
+        let mut kept = self.kept();
+        // A file that was never needed is not made.
+        let text = self.registry.kept();
+        let text = text.or_else(|| (!kept.text.is_empty()).then(String::new));
+        let Some(text) = text.filter(|text| *text != kept.text && !kept.is_handed_over) else {
+            return false;
+        };
+        if let Err(error) = (self.put)(&text) {
             let path = self.path.display();
             log::error!("workers of the API cannot be kept path={path} error=\"{error}\"");
         }
         // One that failed is tried again with the next change.
-        self.text = text;
+        kept.text = text;
+        true
+    }
+
+    /// Leaves the file to another process: this one writes it no more.
+    pub(crate) fn hand_over(&self) {
+        self.kept().is_handed_over = true;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Nothing panics while the lock is held.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,14 +227,14 @@ impl Registry {
     /// The text of the file; `None` without workers of the API.
     fn kept(&self) -> Option<String> {
         let workers: Vec<_> = self.state().entries().filter_map(KeptWorker::of).collect();
-        let kept = Kept {
+        let file = KeptFile {
             version: VERSION,
             workers,
         };
         // It can be written as JSON.
-        serde_json::to_string_pretty(&kept)
+        serde_json::to_string_pretty(&file)
             .ok()
-            .filter(|_| !kept.workers.is_empty())
+            .filter(|_| !file.workers.is_empty())
     }
 }
 
@@ -240,4 +290,80 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
         .open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::tests::{listed, test};
+    use super::*;
+
+    /// A keeper whose file is what was put last, and the number of times that something was put.
+    fn keeper(registry: Arc<Registry>) -> (Arc<Keeper>, Arc<AtomicUsize>, Arc<Mutex<String>>) {
+        let (puts, last) = (
+            Arc::<AtomicUsize>::default(),
+            Arc::<Mutex<String>>::default(),
+        );
+        let (count, file) = (puts.clone(), last.clone());
+        let put: Put = Box::new(move |text| {
+            count.fetch_add(1, Ordering::Relaxed);
+            text.clone_into(&mut file.lock().unwrap());
+            Ok(())
+        });
+        let keeper = Keeper {
+            put,
+            ..Keeper::new(PathBuf::new(), registry)
+        };
+        (Arc::new(keeper), puts, last)
+    }
+
+    fn add_worker(registry: &Registry, port: u16) {
+        let added = registry.add(listed(Role::Decode, port, First::Serve));
+        added.ok().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_come_one_after_the_other_are_one_write_and_the_end_waits_for_none() {
+        let registry = Arc::new(test().registry);
+        let (keeper, puts, file) = keeper(registry.clone());
+        let puts = || puts.load(Ordering::Relaxed);
+        let has = |port: u16| file.lock().unwrap().contains(&format!(":{port}\""));
+        let running = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { keeper.run().await }
+        });
+        add_worker(&registry, 1);
+        // The clock of the test stands still while a file is written.
+        tokio::time::sleep(PAUSE / 2).await;
+        assert_eq!((puts(), has(1)), (1, true));
+        for port in 2..100 {
+            add_worker(&registry, port);
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(PAUSE / 4).await;
+        assert_eq!((puts(), has(99)), (1, false), "the pause is not over");
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!((puts(), has(99)), (2, true));
+        add_worker(&registry, 100);
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        assert!(keeper.keep_here());
+        assert_eq!((puts(), has(100)), (3, true));
+        assert!(!keeper.keep_here(), "nothing has changed");
+        assert_eq!(puts(), 3);
+    }
+
+    #[test]
+    fn a_file_that_is_another_process_is_not_written() {
+        let registry = Arc::new(test().registry);
+        let (keeper, puts, _) = keeper(registry.clone());
+        add_worker(&registry, 1);
+        assert!(keeper.keep_here());
+        keeper.hand_over();
+        add_worker(&registry, 2);
+        assert!(!keeper.keep_here());
+        assert_eq!(puts.load(Ordering::Relaxed), 1);
+    }
 }
