@@ -17,10 +17,11 @@ use pingora::Result;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
 use tokio::io::AsyncReadExt;
 
 use super::peer::POOL_IDLE;
+use super::tls::SystemRoots;
 
 /// How often expired connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ const OTHER_THREADS: usize = 8;
 /// runtime that opened it, and a request that has changed threads would find nothing in the shard of the new one. Connections with the same key ([`super::peer::reuse_key`]) are interchangeable.
 pub(super) struct Pool {
     transport: TransportConnector,
+    /// `None` where `transport` has the roots of all workers.
+    system_roots: Option<SystemRoots>,
     shards: Box<[Mutex<Shard>]>,
     /// The most connections in one shard.
     capacity: usize,
@@ -60,6 +63,7 @@ impl Pool {
             false => conf.threads + OTHER_THREADS,
         };
         Self {
+            system_roots: SystemRoots::of(&options),
             transport: TransportConnector::new(Some(options)),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             capacity: conf.upstream_keepalive_pool_size,
@@ -71,8 +75,12 @@ impl Pool {
     /// # Errors
     /// Pingora's, of the types that [`super::Failure::from_pingora`] knows.
     pub(super) async fn dial(&self, peer: &HttpPeer) -> Result<Stream> {
+        let transport = match &self.system_roots {
+            Some(roots) if peer.is_tls() && peer.get_ca().is_none() => roots.transport().await?,
+            _ => &self.transport,
+        };
         // Boxed because this future is large and rarely needed: inline, every exchange would carry its size.
-        Box::pin(self.transport.new_stream(peer)).await
+        Box::pin(transport.new_stream(peer)).await
     }
 
     /// Takes a connection of this thread's shard out of the pool.

@@ -8,14 +8,17 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use pingora::{Error, ErrorType, Result};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::OnceCell;
 
-/// A file without certificates. Pingora gets it where the system's roots are not needed: without a file it would
-/// load them for each pool, even when no worker uses TLS.
+/// A file without certificates. Pingora gets it where the system's roots are not needed at the start: without a file it
+/// would load them for each pool, even when no worker uses TLS.
 const NO_ROOTS: &str = "/dev/null";
 
 /// The TLS settings that all workers share.
@@ -75,6 +78,54 @@ pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option
         return Err("none were found".to_owned());
     }
     Ok(ca_file)
+}
+
+/// Connections to workers whose certificates are verified with the system's roots, in a process that had no such worker when
+/// it started. The roots are loaded for the first connection, and until that succeeds for each.
+pub(super) struct SystemRoots {
+    options: ConnectorOptions,
+    transport: OnceCell<TransportConnector>,
+}
+
+impl SystemRoots {
+    /// `None` where the pool has its roots since the start.
+    pub(super) fn of(options: &ConnectorOptions) -> Option<Self> {
+        (options.ca_file.as_deref() == Some(NO_ROOTS)).then(|| Self {
+            options: ConnectorOptions {
+                ca_file: None,
+                ..options.clone()
+            },
+            transport: OnceCell::new(),
+        })
+    }
+
+    /// What opens the connections.
+    ///
+    /// # Errors
+    /// Pingora's `InvalidCert`: there are no roots. The text is for the user.
+    pub(super) async fn transport(&self) -> Result<&TransportConnector> {
+        let load = || async {
+            let options = self.options.clone();
+            // Reads files.
+            let loaded = tokio::task::spawn_blocking(move || {
+                // Checked first: Pingora panics without them.
+                pool_roots(None, true)?;
+                Ok::<_, String>(TransportConnector::new(Some(options)))
+            });
+            let why = match loaded.await {
+                Ok(Ok(transport)) => return Ok(transport),
+                Ok(Err(why)) => why,
+                Err(error) => error.to_string(),
+            };
+            let advice =
+                "install the system's (ca-certificates), or start again with ca_cert_paths";
+            Error::e_explain(
+                ErrorType::InvalidCert,
+                format!("no root certificates for https:// workers: {why}; {advice}"),
+            )
+        };
+        self.transport.get_or_try_init(load).await
+    }
 }
 
 #[cfg(test)]

@@ -109,7 +109,6 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         fleet: fleet.clone(),
         registry: registry.clone(),
         worker_keys: keys,
-        has_roots: tls::needs_pool_roots(&config),
         probes,
         loads,
         listed: Mutex::new(listed(&config, First::Probe)?),

@@ -13,7 +13,6 @@ use tokio::task::spawn_blocking;
 
 use super::build::{connection_rules, most_connections, rules};
 use super::shutdown::Shutdown;
-use super::tls::needs_pool_roots;
 use super::workers::{breaker_limits, listed, probe_rules, role_policy};
 use super::{StartError, dns};
 use crate::client::{BodyMemory, ConnectionLimit, ConnectionRules};
@@ -44,8 +43,6 @@ pub(super) struct Live {
     pub(super) registry: Arc<Registry>,
     /// The keys of workers that have none of their own.
     pub(super) worker_keys: Arc<ArcSwap<WorkerKeys>>,
-    /// Whether the roots for the certificates of workers were loaded at the start.
-    pub(super) has_roots: bool,
     pub(super) probes: watch::Sender<Arc<ProbeRules>>,
     pub(super) loads: watch::Sender<Option<Duration>>,
     /// The workers of the configuration.
@@ -117,11 +114,6 @@ impl Live {
         self.worker_keys.store(Arc::new(config.worker_keys.clone()));
         self.probes.send_replace(Arc::new(probe_rules(config)));
         self.loads.send_replace(workers.load_poll_interval);
-        if needs_pool_roots(config) && !self.has_roots {
-            log::warn!(
-                "no worker had https:// at the start, so that no root certificates were loaded: set ca_cert_paths and start again"
-            );
-        }
         self.fleet
             .set_decode_alone(config.requests.vllm_decode_alone);
         self.fleet.set_limits(breaker_limits(&config.resilience));

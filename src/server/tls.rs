@@ -33,8 +33,9 @@ pub(super) fn trust(config: &Config, conf: &mut ServerConf) -> Result<Trust, Sta
     Ok(Trust::new(&config.tls.roots, identity))
 }
 
-/// Whether the certificate of a worker is verified with the roots of Pingora's pools, which load them at the start.
-pub(super) fn needs_pool_roots(config: &Config) -> bool {
+/// Whether the certificate of a worker is verified with the system's roots, so that a start without them fails. They are
+/// loaded later for a worker that comes later.
+fn needs_pool_roots(config: &Config) -> bool {
     let mut workers = config.prefill.iter().chain(&config.decode);
     let is_tls = workers.any(|worker| worker.url.is_tls())
         || config.dns.iter().any(|name| name.url.is_tls());

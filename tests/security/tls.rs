@@ -414,6 +414,44 @@ async fn without_an_authority_of_ones_own_the_systems_vouch_for_workers() {
 }
 
 #[tokio::test]
+async fn the_first_worker_with_tls_may_come_later_and_waits_for_authorities() {
+    let authority = Authority::generate();
+    let (prefill, decode) = Worker::pair().await;
+    let server = Authority::server(&authority.sign(&["localhost"]), None);
+    let added = Terminator::before(decode.address, "localhost", server).await;
+    let prefill_url = prefill.url();
+    prefill.serve("200 OK", "{}");
+    decode.serve("200 OK", "{}");
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mini-lb"));
+    command.args(["--host", "127.0.0.1", "--port", "0"]);
+    command.args(["--disable-health-check", "--watch-config"]);
+    command.args(["--prefill", &prefill_url]);
+    command
+        .env("SSL_CERT_FILE", roots.path())
+        .env_remove("SSL_CERT_DIR");
+    let mut program = Process::of(command);
+    let address = program.address().await;
+    let body = format!(r#"{{"url":"{}","worker_type":"decode"}}"#, added.url);
+    let answer = post_json(address, "/workers?wait_seconds=1.5", &body).await;
+    assert_eq!(answer.status(), 504, "{}", answer.text());
+    let told = answer.text();
+    assert!(
+        told.contains("no root certificates for https:// workers"),
+        "{told}"
+    );
+    assert!(
+        told.contains("ca-certificates") && told.contains("ca_cert_paths"),
+        "{told}"
+    );
+    std::fs::copy(authority.path(), roots.path()).unwrap();
+    program.line("worker serves").await;
+    let answer = post_json(address, "/generate", BODY).await;
+    assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert!(added.handshakes() > 0);
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_file_is_said_at_the_start() {
     let (authority, other) = (Authority::generate(), Authority::generate());
     let (signed, stranger) = (authority.sign(&["a"]), other.sign(&["a"]));
