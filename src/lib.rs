@@ -31,6 +31,8 @@
 //! * **Signals.** [`MiniLoadBalancer`] handles none. The program calls [`Handle::stop`] when it is to end, and
 //!   [`MiniLoadBalancer::start`] returns when the live requests have ended, at the latest after
 //!   `shutdown_grace_period_secs`.
+//! * **Another configuration.** [`Handle::reload`] changes workers, keys, policies, limits and timeouts while the balancer
+//!   serves. Files are read when a configuration is given: no file is watched.
 //! * **The log.** Lines go to the [`log`] facade, with the targets `mini_lb::...` and Pingora's `pingora_...`. Without a
 //!   logger nothing is printed, and the settings `log_level` and `log_json` have no effect: they are the binary's. The line of
 //!   a request has its fields as key-values too, with the phrase as `message`. Pingora's lines below `info`
@@ -40,7 +42,7 @@
 //!
 //! # What is API
 //!
-//! [`MiniLbConfig`] with its keys, [`MiniLoadBalancer`], [`Handle`] and [`StartError`], the errors and the values that
+//! [`MiniLbConfig`] with its keys, [`MiniLoadBalancer`], [`Handle`], [`StartError`], [`Applied`] and [`ReloadError`], the errors and the values that
 //! [`config`] shows, and, for examples and tests, [`sim`]. They follow Semantic Versioning. Everything that these pages do
 //! not show is not API, even where it is `pub`: tests, benchmarks, fuzz targets and the binary of this package use it.
 //!
@@ -140,4 +142,4 @@ pub mod inside {
 pub use config::MiniLbConfig;
 #[doc(hidden)]
 pub use server::run;
-pub use server::{Handle, MiniLoadBalancer, StartError};
+pub use server::{Applied, Handle, MiniLoadBalancer, ReloadError, StartError};

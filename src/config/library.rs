@@ -10,7 +10,7 @@ use serde_yaml::Value;
 use super::draft::{Draft, Given, WorkerDraft};
 use super::resolve::{Files, resolve};
 use super::settings::{find, nearest, settings, worker_key};
-use super::{Config, ConfigError, Fault, Place, Policy, Problem, Sources};
+use super::{Config, ConfigError, Effective, Fault, Place, Policy, Problem, Sources};
 
 /// The configuration of a balancer that runs in another program. Values are checked in [`crate::MiniLoadBalancer::new`].
 ///
@@ -335,8 +335,14 @@ impl MiniLbConfig {
     /// Every value that cannot be used, by its key or by the name of the argument.
     #[doc(hidden)]
     pub fn resolve(self) -> Result<Config, ConfigError> {
+        Ok(self.resolve_with_settings()?.0)
+    }
+
+    /// The same, with the settings that led to the values.
+    pub(crate) fn resolve_with_settings(self) -> Result<(Config, Effective), ConfigError> {
         let draft = self.draft.over(Draft::defaults());
-        resolve(&draft, Files::default(), self.problems, Vec::new())
+        let config = resolve(&draft, Files::default(), self.problems, Vec::new())?;
+        Ok((config, Effective(draft)))
     }
 
     fn push(&mut self, key: &str, argument: &str, worker: WorkerDraft) {

@@ -72,7 +72,7 @@ pub use policy::PolicyConfig;
 #[doc(hidden)]
 pub use print::Effective;
 #[doc(hidden)]
-pub use reload::{Contents, Reloaded, Reloader};
+pub use reload::{Contents, Reloaded, Reloader, Running};
 #[doc(hidden)]
 pub use tls::{Identity, Tls};
 pub use worker::UrlFault;

@@ -20,17 +20,23 @@ use super::{ClientKeys, Config, ConfigError, DnsSpec, Effective, Sources, Tls, W
 #[doc(hidden)]
 pub struct Reloader {
     sources: Sources,
-    draft: Draft,
-    read: Read,
+    running: Running,
     contents: Contents,
     log_filter: fn(&str),
+}
+
+/// The configuration that runs, for a comparison with another one.
+#[doc(hidden)]
+pub struct Running {
+    draft: Draft,
+    read: Read,
 }
 
 /// Without the values, which may be secret.
 impl fmt::Debug for Reloader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reloader")
-            .field("files", &self.read.files)
+            .field("files", &self.running.read.files)
             .finish_non_exhaustive()
     }
 }
@@ -126,22 +132,21 @@ impl Reloader {
             true => std::env::current_dir().unwrap_or_default(),
             false => PathBuf::new(),
         };
-        let mut read = Read::of(config);
-        for file in &mut read.files {
+        let mut running = Running::new(config, effective);
+        for file in &mut running.read.files {
             *file = base.join(&*file);
         }
         Self {
             sources: Sources { base, ..sources },
-            draft: effective.0,
-            contents: Contents::of(&read.files),
-            read,
+            contents: Contents::of(&running.read.files),
+            running,
             log_filter,
         }
     }
 
     /// The files whose contents matter.
     pub fn files(&self) -> &[PathBuf] {
-        &self.read.files
+        &self.running.read.files
     }
 
     /// What these files had in them when they were read last, with or without success.
@@ -155,9 +160,35 @@ impl Reloader {
     /// Every problem of every source, as at the start.
     pub fn read(&mut self) -> Result<Reloaded, ConfigError> {
         // Before they are read, so that a change in between is seen by the next look.
-        self.contents = Contents::of(&self.read.files);
+        self.contents = Contents::of(self.files());
         let environment = |name: &str| -> Option<OsString> { std::env::var_os(name) };
-        let (config, Effective(draft)) = self.sources.clone().load(&environment)?;
+        let (config, effective) = self.sources.clone().load(&environment)?;
+        Ok(self.running.compare(config, effective))
+    }
+
+    /// Notes that a configuration has taken effect, as far as it could, and sets the filter of the log.
+    pub fn applied(&mut self, reloaded: Reloaded) {
+        (self.log_filter)(&reloaded.config.log_filter);
+        let before = self.files().to_vec();
+        self.running.applied(reloaded);
+        if self.files() != before {
+            self.contents = Contents::of(self.files());
+        }
+    }
+}
+
+impl Running {
+    /// What runs with this configuration, whose settings are those.
+    pub fn new(config: &Config, effective: Effective) -> Self {
+        Self {
+            draft: effective.0,
+            read: Read::of(config),
+        }
+    }
+
+    /// What changes with another configuration, whose settings are those.
+    pub fn compare(&self, config: Config, effective: Effective) -> Reloaded {
+        let Effective(draft) = effective;
         let text = |draft: &Draft, key| draft.scalars.get(key).map(|given| given.value.clone());
         let by_value = settings().filter(|one| text(&self.draft, one.key) != text(&draft, one.key));
         let read = Read::of(&config);
@@ -169,18 +200,17 @@ impl Reloader {
         };
         let own = keys(false).into_iter().map(str::to_owned);
         let is_new = |warning: &&String| !self.read.warnings.contains(warning);
-        Ok(Reloaded {
+        Reloaded {
             changed: keys(true).into_iter().collect(),
             at_start: own.chain(server_changes(&self.draft, &draft)).collect(),
             warnings: config.warnings.iter().filter(is_new).cloned().collect(),
             config,
             draft,
-        })
+        }
     }
 
-    /// Notes that a configuration has taken effect, as far as it could, and sets the filter of the log.
+    /// Notes that a configuration has taken effect, as far as it could.
     pub fn applied(&mut self, reloaded: Reloaded) {
-        (self.log_filter)(&reloaded.config.log_filter);
         let (mut draft, mut old) = (reloaded.draft, std::mem::take(&mut self.draft));
         // These run as they were, and are named again until the sources say so too.
         for setting in settings().filter(|setting| !setting.reloads) {
@@ -195,9 +225,6 @@ impl Reloader {
             listener: read.tls.listener,
             ..self.read.tls.clone()
         };
-        if read.files != self.read.files {
-            self.contents = Contents::of(&read.files);
-        }
         (self.draft, self.read) = (draft, read);
     }
 }

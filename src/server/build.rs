@@ -109,6 +109,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         fleet: fleet.clone(),
         registry: registry.clone(),
         worker_keys: keys,
+        telemetry: telemetry.clone(),
         probes,
         loads,
         listed: Mutex::new(listed(&config, First::Probe)?),

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::bind::{self, BoundSocket};
 use super::daemon::PidFile;
-use super::reload::Reload;
+use super::reload::Reloads;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
 use super::workers::restore;
@@ -243,7 +243,7 @@ pub(super) struct Listeners {
     pub(super) examiner: Examiner,
     pub(super) dns: Arc<super::dns::Names>,
     /// `None` in a balancer whose configuration is not read again.
-    pub(super) reload: Option<Reload>,
+    pub(super) reload: Option<Reloads>,
     /// `None` where the workers of the admin API are not kept.
     pub(super) keeper: Option<Arc<Keeper>>,
     pub(super) kubernetes: Option<Kubernetes>,

@@ -13,6 +13,7 @@
 //! | `tls` | certificates for the listeners and for connections to workers |
 //! | `reach` | the workers and the way to them, for the command that examines them |
 //! | `reload` | a configuration that takes effect while the process runs |
+//! | `handle` | what a program does with a balancer in it |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
 //! | `dns` | names of DNS whose addresses are workers |
@@ -22,6 +23,7 @@ mod bind;
 mod build;
 mod daemon;
 mod dns;
+mod handle;
 mod kubernetes;
 mod limits;
 mod listen;
@@ -43,16 +45,17 @@ use pingora::apps::HttpServerApp;
 use pingora::server::configuration::Opt;
 use pingora::server::{RunArgs, Server};
 use pingora::services::Service as PingoraService;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
-use crate::config::{Config, ConfigError, MiniLbConfig, Reloader};
+use crate::config::{Config, ConfigError, Effective, MiniLbConfig, Reloader, Running};
 use build::build;
 use daemon::{PidFile, WaitingParent};
 use listen::{Bound, ListenAddresses, Listeners, Opening, Sockets, Takeover};
-use reload::Reload;
+use reload::{ByProgram, Given, Reload, Reloads};
 use shutdown::{HandlersInstalled, Signals};
 use workers::restore;
 
+pub use handle::{Applied, Handle, ReloadError};
 #[cfg(feature = "cli")]
 pub(crate) use limits::{affordable_requests, files_for, open_file_limit};
 #[cfg(feature = "cli")]
@@ -205,7 +208,7 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         hangup.clone(),
         keeper.clone(),
     );
-    let reload = Reload::new(built.live, reloader, hangup, watches, telemetry.clone());
+    let reload = Reload::new(built.live, reloader, hangup, watches);
     let options = Opt {
         conf: None,
         // The sockets are taken by `Takeover`.
@@ -232,7 +235,7 @@ pub fn run(config: Config, options: Opt, reloader: Reloader) -> Result<(), Start
         registry: built.registry,
         examiner: built.examiner,
         dns: built.dns,
-        reload: Some(reload),
+        reload: Some(Reloads::BySources(reload.into())),
         keeper: keeper.clone(),
         kubernetes: built.kubernetes,
         ready: Some(ready),
@@ -277,6 +280,9 @@ fn serve(
 pub struct MiniLoadBalancer {
     config: Config,
     handle: Handle,
+    /// `None` where no other configuration takes its place.
+    settings: Option<Effective>,
+    given: mpsc::Receiver<Given>,
     closed: watch::Receiver<bool>,
     bound: watch::Sender<Option<Addresses>>,
 }
@@ -289,61 +295,33 @@ struct Addresses {
     metrics: Option<SocketAddr>,
 }
 
-/// Stops a balancer and knows its addresses. Cheap to clone. Dropping it stops nothing.
-#[derive(Clone)]
-pub struct Handle {
-    closing: Arc<watch::Sender<bool>>,
-    bound: watch::Receiver<Option<Addresses>>,
-}
-
-impl Handle {
-    /// The address that clients connect to, as soon as it is bound; `None` when the balancer ended before.
-    pub async fn address(&self) -> Option<SocketAddr> {
-        Some(self.addresses().await?.clients)
-    }
-
-    /// The separate address for worker administration, as soon as it is bound; `None` when there is none, or when
-    /// the balancer ended before.
-    pub async fn admin_address(&self) -> Option<SocketAddr> {
-        self.addresses().await?.admins
-    }
-
-    /// The address that serves metrics only, as soon as it is bound; `None` when there is none, or when the balancer ended
-    /// before.
-    pub async fn metrics_address(&self) -> Option<SocketAddr> {
-        self.addresses().await?.metrics
-    }
-
-    async fn addresses(&self) -> Option<Addresses> {
-        let mut bound = self.bound.clone();
-        *bound.wait_for(Option::is_some).await.ok()?
-    }
-
-    /// Stops listening. [`MiniLoadBalancer::start`] returns when the live requests have ended.
-    pub fn stop(&self) {
-        self.closing.send_replace(true);
-    }
-}
-
 impl MiniLoadBalancer {
     /// Checks the configuration. No socket is opened yet.
     ///
     /// # Errors
     /// Every problem of the configuration, not only the first.
     pub fn new(config: MiniLbConfig) -> Result<Self, ConfigError> {
-        Ok(Self::from_config(config.resolve()?))
+        let (config, settings) = config.resolve_with_settings()?;
+        Ok(Self {
+            settings: Some(settings),
+            ..Self::from_config(config)
+        })
     }
 
-    /// A balancer from a resolved configuration.
+    /// A balancer from a resolved configuration, which it keeps.
     #[doc(hidden)]
     pub fn from_config(config: Config) -> Self {
         let (closing, closed) = watch::channel(false);
         let (bound, is_bound) = watch::channel(None);
+        let (reloads, given) = mpsc::channel(1);
         Self {
             config,
+            settings: None,
+            given,
             handle: Handle {
                 closing: Arc::new(closing),
                 bound: is_bound,
+                reloads,
             },
             closed,
             bound,
@@ -362,9 +340,14 @@ impl MiniLoadBalancer {
     pub async fn start(self) -> Result<(), StartError> {
         let bound = Bound::new(&ListenAddresses::of(&self.config), None)?;
         let addresses = bound.addresses();
+        let running = self
+            .settings
+            .map(|settings| Running::new(&self.config, settings));
         let built = build(self.config)?;
         let keeper = built.keeper;
         restore(keeper.as_ref())?;
+        let (live, given) = (built.live, self.given);
+        let reload = running.map(|running| ByProgram::new(live, running, given));
         let proxy = built.apps.clients.app.clone();
         let mut listeners = Listeners {
             opening: Some(Opening {
@@ -379,7 +362,7 @@ impl MiniLoadBalancer {
             registry: built.registry,
             examiner: built.examiner,
             dns: built.dns,
-            reload: None,
+            reload: reload.map(|reload| Reloads::ByProgram(reload.into())),
             keeper: keeper.clone(),
             kubernetes: built.kubernetes,
             ready: None,

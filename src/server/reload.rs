@@ -1,4 +1,5 @@
-//! A configuration that takes effect while the process runs: on SIGHUP, and with `watch_config` when its files change.
+//! A configuration that takes effect while the process runs: on SIGHUP, with `watch_config` when its files change, and by
+//! [`super::Handle::reload`].
 //!
 //! All that can fail is done before anything is changed, so that a configuration takes effect as a whole or not at all. A
 //! request and a connection that is live keeps the values that it began with.
@@ -8,15 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
 use super::build::{connection_rules, most_connections, rules};
+use super::handle::{Applied, ReloadError};
 use super::shutdown::Shutdown;
 use super::workers::{breaker_limits, listed, probe_rules, role_policy};
 use super::{StartError, dns};
 use crate::client::{BodyMemory, ConnectionLimit, ConnectionRules};
-use crate::config::{Config, Contents, PolicyConfig, Reloader, WorkerKeys};
+use crate::config::{
+    Config, Contents, Effective, PolicyConfig, Reloaded, Reloader, Running, WorkerKeys,
+};
 use crate::discovery::{First, Life, Listed, ProbeRules, Registry, Source};
 use crate::fleet::{Fleet, Role};
 use crate::legs::Aborter;
@@ -43,6 +47,8 @@ pub(super) struct Live {
     pub(super) registry: Arc<Registry>,
     /// The keys of workers that have none of their own.
     pub(super) worker_keys: Arc<ArcSwap<WorkerKeys>>,
+    /// Has the metrics of reloads.
+    pub(super) telemetry: Arc<Telemetry>,
     pub(super) probes: watch::Sender<Arc<ProbeRules>>,
     pub(super) loads: watch::Sender<Option<Duration>>,
     /// The workers of the configuration.
@@ -72,6 +78,53 @@ impl Live {
         self.apply_to_fleet(config);
         self.replace_workers(listed).await;
         Ok(())
+    }
+
+    /// Makes what was read take effect, and reports that in the log and the metrics. `note` is told of what has, before the log
+    /// is.
+    ///
+    /// # Errors
+    /// That of the reading, or [`ReloadError::Refused`].
+    async fn take(
+        &self,
+        read: Result<Reloaded, ReloadError>,
+        because: &str,
+        note: impl FnOnce(Reloaded),
+    ) -> Result<Applied, ReloadError> {
+        let taken = match read {
+            Err(error) => Err(error),
+            Ok(reloaded) => match self.apply(&reloaded.config).await {
+                Err(error) => Err(ReloadError::Refused(error)),
+                Ok(()) => Ok(reloaded),
+            },
+        };
+        self.telemetry.metrics.note_reload(taken.is_ok());
+        match taken {
+            Ok(reloaded) => {
+                for warning in &reloaded.warnings {
+                    log::warn!("{warning}");
+                }
+                let applied = Applied {
+                    changed: reloaded.changed.clone(),
+                    at_start: reloaded.at_start.clone(),
+                };
+                if !applied.at_start.is_empty() {
+                    let keys = applied.at_start.join(",");
+                    log::warn!("settings that need a new process have changed keys={keys}");
+                }
+                note(reloaded);
+                let changed = applied.changed.join(",");
+                log::info!("config reloaded because=\"{because}\" changed=\"{changed}\"");
+                Ok(applied)
+            }
+            Err(error) => {
+                let why = error.to_string().replace('\n', "; ").replace('"', "'");
+                log::error!(
+                    "config not reloaded, the old one stays because=\"{because}\" error=\"{why}\""
+                );
+                Err(error)
+            }
+        }
     }
 
     /// Lists these workers. Where some come and others leave, those that leave stay until the new ones serve, for
@@ -136,23 +189,15 @@ pub(super) struct Reload {
     /// Notified by SIGHUP. Signals that come while it reads are one.
     asked: Arc<Notify>,
     watches: bool,
-    telemetry: Arc<Telemetry>,
 }
 
 impl Reload {
-    pub(super) fn new(
-        live: Live,
-        reloader: Reloader,
-        asked: Arc<Notify>,
-        watches: bool,
-        telemetry: Arc<Telemetry>,
-    ) -> Self {
+    pub(super) fn new(live: Live, reloader: Reloader, asked: Arc<Notify>, watches: bool) -> Self {
         Self {
             live,
             reloader: Some(reloader),
             asked,
             watches,
-            telemetry,
         }
     }
 
@@ -200,35 +245,66 @@ impl Reload {
         let Ok((mut reloader, read)) = read.await else {
             return;
         };
-        let applied = match read {
-            Err(problems) => Err(problems.to_string().replace('\n', "; ")),
-            Ok(reloaded) => match self.live.apply(&reloaded.config).await {
-                Err(error) => Err(error.to_string()),
-                Ok(()) => {
-                    for warning in &reloaded.warnings {
-                        log::warn!("{warning}");
-                    }
-                    if !reloaded.at_start.is_empty() {
-                        let keys = reloaded.at_start.join(",");
-                        log::warn!("settings that need a new process have changed keys={keys}");
-                    }
-                    let changed = reloaded.changed.join(",");
-                    reloader.applied(reloaded);
-                    Ok(changed)
-                }
-            },
-        };
-        self.telemetry.metrics.note_reload(applied.is_ok());
-        match applied {
-            Ok(changed) => {
-                log::info!("config reloaded because=\"{because}\" changed=\"{changed}\"")
-            }
-            Err(why) => log::error!(
-                "config not reloaded, the old one stays because=\"{because}\" error=\"{}\"",
-                why.replace('"', "'")
-            ),
-        }
+        let read = read.map_err(ReloadError::Config);
+        let note = |reloaded| reloader.applied(reloaded);
+        // An error was logged, and nothing waits for it.
+        let _ = self.live.take(read, because, note).await;
         self.reloader = Some(reloader);
+    }
+}
+
+/// Lets configurations take effect that the program gives which has the balancer in it.
+pub(super) struct ByProgram {
+    live: Live,
+    running: Running,
+    given: mpsc::Receiver<Given>,
+}
+
+/// A configuration that a program has given.
+pub(super) struct Given {
+    pub(super) config: Config,
+    pub(super) settings: Effective,
+    /// The program may have left.
+    pub(super) told: oneshot::Sender<Result<Applied, ReloadError>>,
+}
+
+impl ByProgram {
+    pub(super) fn new(live: Live, running: Running, given: mpsc::Receiver<Given>) -> Self {
+        Self {
+            live,
+            running,
+            given,
+        }
+    }
+
+    /// Reloads for ever.
+    pub(super) async fn run(&mut self) {
+        while let Some(given) = self.given.recv().await {
+            let reloaded = self.running.compare(given.config, given.settings);
+            let note = |reloaded| self.running.applied(reloaded);
+            let applied = self.live.take(Ok(reloaded), "the program", note).await;
+            let _ = given.told.send(applied);
+        }
+        // There is no handle any more.
+        std::future::pending().await
+    }
+}
+
+/// What reads configurations again.
+pub(super) enum Reloads {
+    /// Signals and the files, in a process of its own.
+    BySources(Box<Reload>),
+    /// The program that the balancer is in.
+    ByProgram(Box<ByProgram>),
+}
+
+impl Reloads {
+    /// Reloads for ever.
+    pub(super) async fn run(&mut self) {
+        match self {
+            Self::BySources(reload) => reload.run().await,
+            Self::ByProgram(reload) => reload.run().await,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod by_program;
 mod certificates;
 mod configured;
 mod dns;
