@@ -65,6 +65,10 @@ pub struct PolicyConfig {
     pub session_header: Option<HeaderName>,
 }
 
+/// What a value is that is near to no policy.
+const ONE_OF: &str = "a policy: there are random, round_robin, power_of_two, least_requests, least_tokens, session and \
+     expected_ttft";
+
 impl Resolver<'_> {
     /// `None` where one is not valid, which has been reported.
     pub(super) fn policies(&mut self) -> Option<PolicyConfig> {
@@ -103,7 +107,11 @@ impl Resolver<'_> {
             return Some(Some(policy));
         }
         let suggestion = nearest(name, Policy::ALL.map(Policy::name));
-        self.report_value(given, find(key)?.expects, suggestion);
+        let expected = match suggestion {
+            Some(_) => find(key)?.expects,
+            None => ONE_OF,
+        };
+        self.report_value(given, expected, suggestion);
         None
     }
 }

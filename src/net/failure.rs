@@ -108,16 +108,24 @@ impl Failure {
 /// Source: errno(3) of Linux (ENFILE, EMFILE, EADDRNOTAVAIL); pingora-core 0.9.1 `connectors/l4.rs`, which reports
 /// them as internal errors.
 fn is_out_of_sockets(error: &Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<std::io::Error>();
     matches!(
-        cause.and_then(std::io::Error::raw_os_error),
+        of_system(error).and_then(std::io::Error::raw_os_error),
         Some(23 | 24 | 99)
     )
 }
 
+/// The error of the operating system that is behind this one. Pingora's own search ends at an error of Pingora.
+fn of_system(error: &Error) -> Option<&std::io::Error> {
+    let mut cause = error.root_cause();
+    while let Some(of_pingora) = cause.downcast_ref::<Error>() {
+        cause = of_pingora.cause.as_deref()?;
+    }
+    cause.downcast_ref()
+}
+
 /// The operating system's error message, else Pingora's.
 fn reason(error: &Error) -> String {
-    match error.root_cause().downcast_ref::<std::io::Error>() {
+    match of_system(error) {
         Some(cause) => cause.to_string(),
         None => match &error.context {
             // Pingora writes a chain of errors into one text; its last part is the first cause.
@@ -236,9 +244,13 @@ mod tests {
     fn the_reason_is_the_first_cause_of_a_chain() {
         let os = std::io::Error::from_raw_os_error(111);
         let with_os = Error::because(ErrorType::ConnectRefused, "to a worker", os);
+        let os = std::io::Error::from_raw_os_error(113);
+        let with_context = Error::because(ErrorType::ConnectNoRoute, "connect", os)
+            .more_context("to a worker".to_owned());
         let chain = Error::explain(ErrorType::ConnectError, "handshake cause: no route");
         for (error, why) in [
             (with_os, "Connection refused (os error 111)"),
+            (with_context, "No route to host (os error 113)"),
             (chain, "no route"),
         ] {
             assert_eq!(

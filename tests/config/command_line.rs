@@ -257,6 +257,13 @@ fn a_typo_in_a_flag_ends_with_a_suggestion_and_code_2() {
         let said = format!("{flag}: `rondom` is not a policy, did you mean `random`?");
         assert_eq!(problems(&line, &[]), said);
     }
+    let said = problems(
+        "--policy nope --prefill http://a:1 --decode http://b:1",
+        &[],
+    );
+    let list = "`nope` is not a policy: there are random, round_robin, power_of_two, least_requests, least_tokens, session and \
+         expected_ttft";
+    assert!(said.ends_with(list), "{said}");
 }
 
 #[test]

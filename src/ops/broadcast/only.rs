@@ -50,7 +50,9 @@ impl Only {
         let has = |worker: &Worker, url: &str| worker.url() == url.trim_end_matches('/');
         let is_there = |url: &&String| members.workers().any(|worker| has(worker, url));
         if let Some(unknown) = self.urls.iter().find(|url| !is_there(url)) {
-            return Err(format!("no worker has the URL {unknown:?}"));
+            return Err(format!(
+                "no worker has the URL {unknown:?}: GET /workers has their URLs"
+            ));
         }
         let named =
             |worker: &Worker| self.urls.is_empty() || self.urls.iter().any(|url| has(worker, url));
@@ -109,7 +111,7 @@ mod tests {
             let mut query = Some(text.to_owned());
             let only = Only::take(&mut query).unwrap();
             assert_eq!(query.as_deref(), rest, "{text}");
-            let workers = only.among(&members()).unwrap();
+            let workers = only.among(&Members::for_tests()).unwrap();
             let found: Vec<_> = workers.iter().map(|worker| worker.origin().port).collect();
             assert_eq!(found, ports, "{text}");
             assert_eq!(only.is_narrow(), text != "level=1", "{text}");
@@ -121,7 +123,7 @@ mod tests {
         let take = |text: &str| Only::take(&mut Some(text.to_owned()));
         assert!(take("role=Decode").unwrap_err().contains("\"Decode\""));
         let only = take("worker=http://127.0.0.1:9").unwrap();
-        let error = only.among(&members()).err().unwrap();
+        let error = only.among(&Members::for_tests()).err().unwrap();
         assert!(error.contains("http://127.0.0.1:9"), "{error}");
         assert_eq!(decoded("a%zz%4"), "a%zz%4");
     }

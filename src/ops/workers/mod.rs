@@ -125,7 +125,7 @@ impl Ops {
         wanted.note(&mut listed.details);
         let url = listed.parts.url.clone();
         match self.registry.add(listed) {
-            Err(present) => Err((Code::WorkerConflict, present_already(&url, &present))),
+            Err(present) => Err((Code::WorkerConflict, present_already(&present))),
             Ok(id) if manner.wait => self.added(&id, &url, manner.wait_time).await,
             Ok(id) => Ok(accepted(&id, &url, "the worker is being added", json!({}))),
         }
@@ -141,7 +141,7 @@ impl Ops {
                 format!("{url} was removed before it was well"),
             ));
         };
-        let why = worker.problem.clone().unwrap_or_default();
+        let why = worker.problem.as_deref().unwrap_or("it has not answered");
         match worker.life {
             Life::Failed => {
                 self.registry.remove(id, Leave::Now);
@@ -150,7 +150,7 @@ impl Ops {
             Life::Pending => Err((
                 Code::WorkerNotReady,
                 format!(
-                    "{url} is not well yet ({why}); it serves once it is, DELETE {WORKERS}/{id} ends that"
+                    "{url} is not well yet: {why}; it serves once it is, and DELETE {WORKERS}/{id} ends that"
                 ),
             )),
             _ => Ok(located(
@@ -354,8 +354,8 @@ fn unknown(name: &str) -> Refused {
     (Code::UnknownWorker, message)
 }
 
-fn present_already(url: &str, present: &Shown) -> String {
-    let id = &present.id;
+fn present_already(present: &Shown) -> String {
+    let (id, url) = (&present.id, present.worker.url());
     let role = present.role.map_or("worker", Role::name);
     format!(
         "{url} is listed already, as {role} with the id {id}: change it with PUT {WORKERS}/{id}"
