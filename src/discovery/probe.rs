@@ -209,9 +209,16 @@ fn complaint(response: &Fetched) -> Option<Complaint> {
 }
 
 /// The role in the body of a worker's [`MODEL_INFO`], or its `/server_info`.
+///
+/// After a switch of roles the second tells the new one in its internal states alone: beside them it has what the worker was
+/// started as. Source: seen with SGLang 0.5.23 (`/pd_role_switch`).
 pub(super) fn told_role(body: &[u8]) -> Option<Role> {
     let info: serde_json::Value = serde_json::from_slice(body).ok()?;
-    Role::named(info.get("disaggregation_mode")?.as_str()?)
+    let now = &info["internal_states"][0];
+    let mode = [now, &info]
+        .into_iter()
+        .find_map(|told| told.get("disaggregation_mode"));
+    Role::named(mode?.as_str()?)
 }
 
 #[cfg(test)]
@@ -224,6 +231,14 @@ mod tests {
             (r#"{"disaggregation_mode":"prefill"}"#, Some(Role::Prefill)),
             (
                 r#"{"a":[1],"disaggregation_mode":"decode"}"#,
+                Some(Role::Decode),
+            ),
+            (
+                r#"{"disaggregation_mode":"decode","internal_states":[{"disaggregation_mode":"prefill"}]}"#,
+                Some(Role::Prefill),
+            ),
+            (
+                r#"{"disaggregation_mode":"decode","internal_states":[]}"#,
                 Some(Role::Decode),
             ),
             (r#"{"disaggregation_mode":"null"}"#, None),

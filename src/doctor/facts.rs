@@ -60,7 +60,9 @@ impl Facts {
         let either = |key| text(model, key).or_else(|| text(server, key));
         let card = &list["data"][0];
         Self {
-            mode: either("disaggregation_mode"),
+            mode: text(model, "disaggregation_mode")
+                .or_else(|| text(&server["internal_states"][0], "disaggregation_mode"))
+                .or_else(|| text(server, "disaggregation_mode")),
             version: text(server, "version"),
             served_model_name: either("served_model_name").or_else(|| text(card, "id")),
             model_path: either("model_path"),

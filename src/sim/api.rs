@@ -172,7 +172,14 @@ impl Api {
                 let Ports { api, bootstrap } = self.ports;
                 wire::json(
                     200,
-                    server_info(engine.role(), &engine.options, api, bootstrap).to_string(),
+                    server_info(
+                        engine.started_as(),
+                        engine.role(),
+                        &engine.options,
+                        api,
+                        bootstrap,
+                    )
+                    .to_string(),
                 )
             }
             Management::ModelInfo => {

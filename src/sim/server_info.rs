@@ -18,14 +18,16 @@ pub(crate) fn token_capacity(options: &SimOptions) -> usize {
     options.cache_tokens.unwrap_or(by_slots)
 }
 
-/// `/server_info`.
+/// `/server_info`: what the worker was started as. After a switch of roles only its internal states have the new one.
+/// Source: seen with SGLang 0.5.23.
 pub(crate) fn server_info(
+    started_as: Role,
     role: Role,
     options: &SimOptions,
     port: u16,
     bootstrap_port: u16,
 ) -> Value {
-    let arguments = arguments(role, options, port, bootstrap_port);
+    let arguments = arguments(started_as, options, port, bootstrap_port);
     let mut internal = arguments.clone();
     internal.remove("custom_sigquit_handler");
     let graphs = json!({"prefill":0.0,"decode":0.0,"target_verify":0.0,"draft_prefill":0.0,"draft_decode":0.0,
@@ -35,6 +37,7 @@ pub(crate) fn server_info(
     extend(
         &mut internal,
         json!({
+        "disaggregation_mode":role.mode(),
         "disable_chunked_prefix_cache":true,
             "pp_max_micro_batch_size":options.max_running,
             "disaggregation_decode_retraction_backup":"cpu_tensor",
@@ -54,7 +57,7 @@ pub(crate) fn server_info(
     extend(
         &mut info,
         json!({
-        "launch_command":format!("mini-lb sim --role {}", role.mode()),
+        "launch_command":format!("mini-lb sim --role {}", started_as.mode()),
         "status":"ready",
         "max_total_num_tokens":capacity,
         "max_req_input_len":options.context_length.saturating_sub(6),
@@ -164,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_fields_that_benchmarks_assert_on_are_there() {
-        let info = server_info(Role::Decode, &SimOptions::default(), 1, 2);
+        let info = server_info(Role::Decode, Role::Decode, &SimOptions::default(), 1, 2);
         let state = &info["internal_states"][0];
         assert!(state["effective_max_running_requests_per_dp"].as_u64() > Some(0));
         assert!(state["memory_usage"]["token_capacity"].as_u64() > Some(0));
@@ -190,7 +193,7 @@ mod tests {
             },
             ..SimOptions::default()
         };
-        let info = server_info(Role::Prefill, &options, 1, 2);
+        let info = server_info(Role::Prefill, Role::Prefill, &options, 1, 2);
         for (key, value) in [
             ("version", json!("0.5.22")),
             ("model_path", json!("/m")),

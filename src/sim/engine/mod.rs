@@ -46,6 +46,7 @@ pub(crate) enum Phase {
 
 /// The state that all requests of one worker share.
 pub(crate) struct Engine {
+    started_as: Role,
     role: Mutex<Role>,
     pub(crate) options: SimOptions,
     pub(crate) journal: Journal,
@@ -123,6 +124,7 @@ impl Engine {
         // Prefill is lost after two missed heartbeats, 5 s apart. Source: `SGLANG_DISAGGREGATION_HEARTBEAT_*`.
         let peers = Peers::new(journal.clone(), options.timer(1.0), options.timer(10.0));
         Arc::new(Engine {
+            started_as: role,
             role: Mutex::new(role),
             chaos: Chaos::new(role, options.chaos.clone()),
             pause: Pause::default(),
@@ -150,6 +152,11 @@ impl Engine {
     /// What it is now.
     pub(crate) fn role(&self) -> Role {
         *self.role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it was started as.
+    pub(crate) fn started_as(&self) -> Role {
+        self.started_as
     }
 
     /// Gives it another role, where no item is in flight.
