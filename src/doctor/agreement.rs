@@ -158,7 +158,10 @@ fn parallelism(worker: &Compared<'_>, all: &[Compared<'_>]) -> Option<Check> {
     let own = worker.facts.sizes?;
     let told = own.told();
     if worker.role == Role::Prefill {
-        return Some(Check::ok(PARALLELISM, told));
+        return Some(match own.are_whole_servers() {
+            false => Check::ok(PARALLELISM, told),
+            true => Check::warn(PARALLELISM, told, WHOLE_SERVERS),
+        });
     }
     let prefills = all.iter().filter(|other| other.role == Role::Prefill);
     let sizes = prefills.filter_map(|other| Some((other.url, other.facts.sizes?)));
@@ -182,7 +185,17 @@ fn parallelism(worker: &Compared<'_>, all: &[Compared<'_>]) -> Option<Check> {
     })
 }
 
+/// Source: seen with SGLang 0.5.23 and `--dp-size 2`; `disaggregation/common/conn.py` (`CommonKVSender`), which compares the room with
+/// `attn_dp_rank`, the rank of attention: 0 on each of these.
+const WHOLE_SERVERS: &str = "SGLang 0.5.23 answers 500 (`follow_bootstrap_room conflict`) to each request whose room is not on rank 0: \
+     start it with --enable-dp-attention, or start one server for each rank";
+
 impl Sizes {
+    /// Whether each data parallel rank computes attention by itself, as a server of its own would.
+    fn are_whole_servers(self) -> bool {
+        self.dp > 1 && self.attention_tp * self.cp == self.tp
+    }
+
     fn told(self) -> String {
         format!("tp {}, dp {}, pp {}", self.tp, self.dp, self.pp)
     }
@@ -302,6 +315,29 @@ mod tests {
             let is_misfit = misfit(&facts(), &other) == Some(name);
             assert_eq!(is_misfit, status == Status::Fail, "{name}");
         }
+    }
+
+    #[test]
+    fn ranks_of_prefill_that_are_whole_servers_are_a_warning() {
+        let warned = |dp, attention_tp| {
+            let sizes = Sizes {
+                dp,
+                ..sizes(attention_tp, 1)
+            };
+            let own = Facts {
+                sizes: Some(Sizes { tp: 8, ..sizes }),
+                ..facts()
+            };
+            let worker = Compared {
+                role: Role::Prefill,
+                url: "http://p",
+                facts: &own,
+            };
+            bad(&compare(&[worker])) == [(0, "parallelism", Status::Warn)]
+        };
+        assert!(warned(2, 8));
+        assert!(!warned(2, 4));
+        assert!(!warned(1, 8));
     }
 
     #[test]
