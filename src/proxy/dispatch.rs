@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use super::Proxy;
 use super::deadlines::Deadlines;
+use super::reading::Reading;
 use super::request::{Body, Request, RequestContext};
-use super::rules::Rules;
 use super::samples::Seat;
 use super::session::{Follower, Keepalive, PrefillFailed, install};
 use crate::client;
@@ -22,15 +22,8 @@ use crate::error::ProxyError;
 use crate::fleet::suspects::Progress;
 use crate::fleet::{Lease, Rooms, Spread};
 use crate::legs::{self, Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
-use crate::limits::RequestLimits;
 use crate::net::Reuse;
-use crate::pd::{
-    Bootstrap, Engine, Facts, Fields, Injected, Merge, Prefix, RequestIds, Route, RoutingKey,
-    named_rank, tokens_to_come,
-};
-
-/// The most prompts of one batch. Each adds some hundred bytes of fields to the client's few.
-const MAX_PROMPTS: usize = 1 << 16;
+use crate::pd::{Bootstrap, Fields, Injected, Merge, RequestIds, Route};
 
 /// The parts of an attempt that no other attempt shares.
 struct Prepared {
@@ -100,9 +93,16 @@ impl Proxy {
             Ok(body) => body,
             Err(error) => return Err(ctx.refuse(error.into())),
         };
-        let facts = match parse(self.engine(), route, &body, &ctx.rules.limits) {
-            Ok(facts) => facts,
-            Err(error) => return Err(ctx.refuse(error)),
+        let reading = Reading {
+            engine: self.engine(),
+            route,
+            rules: ctx.rules.clone(),
+            has_ranks: self.fleet.has_ranks(),
+        };
+        let headers = &session.req_header().headers;
+        let (body, parsed) = match reading.read(headers, body).await {
+            Ok((body, Ok(parsed))) => (body, parsed),
+            Ok((_, Err(error))) | Err(error) => return Err(ctx.refuse(error)),
         };
         // Without the query.
         let path = session.req_header().uri.path();
@@ -110,21 +110,14 @@ impl Proxy {
         ctx.record.times.read = Some(Instant::now());
         ctx.record.request_bytes = body.len();
         let headers = &session.req_header().headers;
-        let targets = match self.targets_of(&ctx.rules, headers, route, &body) {
+        let targets = match self.targets_of(&ctx.rules, headers, parsed.previous) {
             Ok(targets) => targets,
             Err(error) => return Err(ctx.refuse(error)),
         };
-        let key = RoutingKey {
-            rank: match self.fleet.has_ranks() {
-                true => named_rank_of(route, headers, &body),
-                false => None,
-            },
-            ..routing_key(&ctx.rules, headers, route, &facts, &body)
-        };
         ctx.request = Some(Request {
             route,
-            facts,
-            key,
+            facts: parsed.facts,
+            key: parsed.key,
             targets,
             head: Arc::new(head),
             body: Body::Read(body),
@@ -313,53 +306,4 @@ impl Proxy {
         let attempt = Attempt::new(plan, prefill, Some(leg), lease.decode, rooms, reuse);
         (attempt, prefill_failed)
     }
-}
-
-/// The data parallel rank that a request names. On the routes of OpenAI's and Anthropic's clients the header counts before the
-/// body.
-///
-/// Source: SGLang 0.5.23, `srt/entrypoints/openai/serving_base.py` (`x-data-parallel-rank`).
-fn named_rank_of(route: Route, headers: &HeaderMap, body: &[u8]) -> Option<u32> {
-    let header = headers.get("x-data-parallel-rank");
-    let header = header.filter(|_| route != Route::Generate);
-    let in_head = header.and_then(|rank| rank.to_str().ok()?.parse().ok());
-    in_head.or_else(|| named_rank(body))
-}
-
-/// What the policies of these rules ask for.
-fn routing_key(
-    rules: &Rules,
-    headers: &HeaderMap,
-    route: Route,
-    facts: &Facts,
-    body: &[u8],
-) -> RoutingKey {
-    let affinity = rules.affinity.as_ref();
-    let prefix = || Arc::new(Prefix::of(route, body));
-    RoutingKey {
-        session: affinity.and_then(|affinity| affinity.session(headers, body)),
-        prefix: rules.reads_prefixes.then(prefix),
-        to_come: match rules.reads_lengths {
-            true => tokens_to_come(route, body, facts.batch.prompts()),
-            false => 0,
-        },
-        ..RoutingKey::new(route, facts, body.len())
-    }
-}
-
-/// The facts of a request that a pair can serve.
-fn parse(
-    engine: Engine,
-    route: Route,
-    body: &[u8],
-    limits: &RequestLimits,
-) -> std::result::Result<Facts, ProxyError> {
-    let facts = engine.parse(route, body).map_err(ProxyError::Invalid)?;
-    engine
-        .limit_top_logprobs(route, &facts, limits.max_top_logprobs)
-        .map_err(ProxyError::Invalid)?;
-    if facts.batch.prompts() > MAX_PROMPTS {
-        return Err(ProxyError::BatchTooLarge(MAX_PROMPTS));
-    }
-    Ok(facts)
 }

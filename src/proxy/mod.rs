@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | `new_ctx`, `on_connection_reuse` | the record begins; the listener of the connection, and whether it is above the limit | `request.rs`, `client/connection.rs` |
 //! | `early_request_filter` | let in: the head, the key, the limits | `admission.rs` |
-//! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `wait.rs`, `suspects.rs` |
+//! | `request_filter` | read and parse the body; select a pair, or wait for one | `dispatch.rs`, `reading.rs`, `wait.rs`, `suspects.rs` |
 //! | `upstream_peer` | once for each attempt: select, unless it is the first; prepare the body; send prefill's leg, and wait for its end where decode's body depends on it; install the session whose body is the prepared one | `dispatch.rs`, `turns.rs`, `session.rs` |
 //! | `upstream_request_filter` | decode's head; Pingora sends decode's leg | `legs/attempt.rs` |
 //! | `response_filter` | decode has responded: join prefill where a merge needs it, decide | `respond.rs`, `decide.rs`, `timing.rs` |
 //! | `response_body_filter` | pass a chunk of decode's body on, merged or as it is | `respond.rs` |
 //! | (no hook) `ReplacedSession::response_duplex_vec` | hold the head, note the first byte, write to the client | `session.rs` |
+//! | (no hook) the relay | an unmerged stream behind its first event, from socket to socket | `session/relay.rs` |
 //! | `fail_to_connect`, `error_while_proxy` | decide what follows from a failure: another pair, or an error | `decide.rs` |
 //! | `fail_to_proxy` | respond with the error | `finish.rs` |
 //! | `logging` | restore the client's session, let prefill finish, record | `finish.rs` |
@@ -28,6 +29,7 @@ mod dispatch;
 mod endpoints;
 mod finish;
 mod live;
+mod reading;
 mod request;
 mod respond;
 mod rules;

@@ -8,7 +8,7 @@ use super::{Proxy, Rules};
 use crate::endpoint::{DECODE_WORKER, PREFILL_WORKER};
 use crate::error::ProxyError;
 use crate::fleet::{Role, StoredAt, Targets, WorkerId};
-use crate::pd::{ResponseIdSearch, Route, previous_response};
+use crate::pd::{ResponseIdSearch, Route};
 
 impl Proxy {
     /// The workers that this head names.
@@ -26,7 +26,7 @@ impl Proxy {
         })
     }
 
-    /// The same, or the pair that has the response that the body continues. One that is not known is any worker's to judge,
+    /// The same, or the pair that has the response of this id, which the body continues. One that is not known is any worker's to judge,
     /// because another balancer may have sent it there.
     ///
     /// # Errors
@@ -35,14 +35,10 @@ impl Proxy {
         &self,
         rules: &Rules,
         headers: &HeaderMap,
-        route: Route,
-        body: &[u8],
+        previous: Option<String>,
     ) -> Result<Targets, ProxyError> {
         let named = self.targets(rules, headers)?;
-        if route != Route::Responses || named.are_named() {
-            return Ok(named);
-        }
-        let Some(id) = previous_response(body) else {
+        let Some(id) = previous.filter(|_| !named.are_named()) else {
             return Ok(named);
         };
         let Some(StoredAt { prefill, decode }) = self.fleet.stored_responses().find(&id) else {

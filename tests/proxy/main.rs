@@ -9,6 +9,7 @@ mod errors;
 mod fields;
 mod framing;
 mod keepalive;
+mod large_bodies;
 mod limits;
 mod paused;
 mod policies;
