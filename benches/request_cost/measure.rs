@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use http::header::{HeaderMap, HeaderValue};
 use mini_lb::bench::{self, Arrivals, Load, Spacing, Summary, Tally};
 use serde::Serialize;
@@ -117,7 +118,7 @@ impl Run<'_> {
         effort: Effort,
         warm_up: Duration,
     ) -> Result<Measured, String> {
-        let seen = Rc::new(RefCell::new((0, BTreeMap::new())));
+        let seen = Rc::new(RefCell::new(Seen::default()));
         let told = seen.clone();
         let load = Load {
             request_timeout: Duration::from_secs(3600),
@@ -134,19 +135,28 @@ impl Run<'_> {
         };
         let running_load = bench::run(self.target(running)?, &load, move |tally| {
             let mut told = told.borrow_mut();
-            told.0 = tally.gaps.len();
-            if tally.failures() > told.1.values().sum() {
-                told.1.clone_from(&tally.failed);
+            told.events = tally.gaps.len();
+            if tally.failures() > told.failed.values().sum() {
+                told.failed.clone_from(&tally.failed);
+            }
+            if std::mem::take(&mut told.asked) {
+                told.gaps = Some(tally.gaps.clone());
             }
         });
         let watch = async {
             tokio::time::sleep(warm_up).await;
-            let (cpu, begun, events) = (Stopwatch::start(running), Instant::now(), seen.borrow().0);
+            let before = gaps(&seen).await;
+            let (cpu, begun) = (Stopwatch::start(running), Instant::now());
+            let events = seen.borrow().events;
             tokio::time::sleep(effort.time).await;
             let (cpu, seconds) = (cpu.stop(running), begun.elapsed().as_secs_f64());
-            (cpu, seconds, seen.borrow().0 - events)
+            let units = seen.borrow().events - events;
+            let mut gaps = gaps(&seen).await;
+            // Both are of one histogram, the second one later.
+            let _ = gaps.subtract(&before);
+            (cpu, seconds, units, gaps)
         };
-        let (cpu, seconds, units) = tokio::select! {
+        let (cpu, seconds, units, gaps) = tokio::select! {
             measured = watch => measured,
             tally = running_load => return Err(format!(
                 "{}: every stream of {} ended early: {:?}", self.target, self.workload.name, tally.failed
@@ -156,9 +166,10 @@ impl Run<'_> {
             units,
             cpu,
             seconds,
-            // No request has ended, so there is no latency.
+            // No request has ended, so there is no latency but that between events.
             tally: Tally {
-                failed: seen.borrow().1.clone(),
+                failed: seen.borrow().failed.clone(),
+                gaps,
                 ..Tally::default()
             },
         })
@@ -218,6 +229,27 @@ impl Run<'_> {
             headers: HeaderMap::new(),
             requests: self.workload.asks(running.legs, self.fleet),
         })
+    }
+}
+
+/// What is seen of a load while it runs.
+#[derive(Default)]
+struct Seen {
+    events: u64,
+    failed: BTreeMap<bench::Failure, u64>,
+    /// Whether the gaps between events are asked for, and those once the next event has come.
+    asked: bool,
+    gaps: Option<Histogram<u64>>,
+}
+
+/// All gaps between events so far.
+async fn gaps(seen: &RefCell<Seen>) -> Histogram<u64> {
+    seen.borrow_mut().asked = true;
+    loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if let Some(gaps) = seen.borrow_mut().gaps.take() {
+            return gaps;
+        }
     }
 }
 

@@ -108,7 +108,10 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
         "TTFT p50 ms",
         "added",
         "TTFT p99",
-        "between events p99",
+        "p99.9",
+        "between events p50",
+        "p99",
+        "p99.9",
         "whole request p99",
         "peak MB",
         "failed",
@@ -142,7 +145,10 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
             middle(ttft(target)),
             added.map_or("-".to_owned(), number),
             p99(&readings, |seen| seen.ttft_ms.p99),
-            p99(&readings, |seen| seen.itl_ms.p99),
+            p99(&readings, |seen| seen.ttft_ms.p999),
+            between(&readings, |seen| seen.itl_ms.p50),
+            between(&readings, |seen| seen.itl_ms.p99),
+            between(&readings, |seen| seen.itl_ms.p999),
             p99(&readings, |seen| seen.e2e_ms.p99),
             middle(readings.spread(|reading| reading.peak_mb)),
             readings.sum(|reading| reading.errors),
@@ -225,7 +231,10 @@ pub fn as_json(
                 "x_nginx": ours.ratio(&reference),
                 "ttft_p50_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p50)),
                 "ttft_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p99)),
-                "between_events_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.itl_ms.p99)),
+                "ttft_p999_ms": ours.spread(|reading| answered(reading).map(|seen| seen.ttft_ms.p999)),
+                "between_events_p50_ms": ours.spread(|reading| Some(reading.latencies.itl_ms.p50)),
+                "between_events_p99_ms": ours.spread(|reading| Some(reading.latencies.itl_ms.p99)),
+                "between_events_p999_ms": ours.spread(|reading| Some(reading.latencies.itl_ms.p999)),
                 "whole_request_p99_ms": ours.spread(|reading| answered(reading).map(|seen| seen.e2e_ms.p99)),
                 "units_per_second": ours.spread(|reading| Some(reading.units_per_second)),
                 "peak_mb": ours.spread(|reading| reading.peak_mb),
@@ -338,6 +347,12 @@ fn middle(spread: Option<Spread>) -> String {
 fn p99(readings: &Readings<'_>, of: fn(&Summary) -> f64) -> String {
     let p99 = |reading: &Reading| answered(reading).map(of).filter(|p99| *p99 > 0.0);
     middle(readings.spread(p99))
+}
+
+/// The median of a quantile of the time between events, which streams have before their end.
+fn between(readings: &Readings<'_>, of: fn(&Summary) -> f64) -> String {
+    let value = |reading: &Reading| Some(of(&reading.latencies)).filter(|value| *value > 0.0);
+    middle(readings.spread(value))
 }
 
 fn answered(reading: &Reading) -> Option<&Summary> {
