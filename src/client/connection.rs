@@ -28,7 +28,7 @@ use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 
 use super::connection_limit::{ConnectionLimit, Permit};
-use super::counted::{CountedStream, ReadCounter};
+use super::counted::{ClientWriter, CountedStream, ReadCounter};
 use super::inflight::Inflight;
 use super::kept::Kept;
 use super::refusal::Refusal;
@@ -179,6 +179,13 @@ impl Drop for Awaited {
         // In both cases a response follows, and the deadline of the head is over.
         self.counter.finish_head();
     }
+}
+
+/// The writing side of the connection of this session; `None` where it is not HTTP/1.1 on one of [`Connections`].
+pub(crate) fn writer(session: &ServerSession) -> Option<ClientWriter> {
+    let stream = session.as_http1()?.stream();
+    let counted = (**stream).as_any().downcast_ref::<CountedStream>();
+    Some(counted?.writer())
 }
 
 /// Notes that the head of a request has been received. `context` is what Pingora has kept with the connection; `None`

@@ -5,19 +5,22 @@
 //! a head that Pingora refuses by itself meets no hook, and gets a response without a body, which is replaced here by one
 //! of the form that all errors have.
 //!
+//! The stream is behind a lock, so that a relay can write to it while Pingora reads from it, see [`ClientWriter`].
+//!
 //! Source: pingora-core 0.9.1, `protocols/http/v1/server.rs` (`read_request`), `protocols/mod.rs` (`IO`).
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     Stream, TimingDigest, UniqueID, UniqueIDType,
@@ -92,7 +95,8 @@ impl ReadCounter {
 /// A client's connection whose reads are counted.
 #[derive(Debug)]
 pub(crate) struct CountedStream {
-    stream: Stream,
+    /// Shared with the [`ClientWriter`] of a response.
+    stream: Arc<Mutex<Stream>>,
     counter: Arc<ReadCounter>,
     refusal: Arc<Refusal>,
     /// What has been read since the last response, if [`Refusal::reads_head`].
@@ -101,15 +105,48 @@ pub(crate) struct CountedStream {
     refusing: Option<Bytes>,
 }
 
+/// The writing side of a client's connection, for a relay that writes parts of a response beside Pingora.
+///
+/// The reading side stays with Pingora, which learns from it that the client leaves. The runtime keeps one waker for each
+/// direction of a socket, so that two tasks can wait for one each.
+#[derive(Debug)]
+pub(crate) struct ClientWriter(Arc<Mutex<Stream>>);
+
+impl ClientWriter {
+    /// Writes as [`AsyncWrite::poll_write`] does.
+    pub(crate) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *lock(&self.0)).poll_write(cx, buf)
+    }
+
+    /// Sends what is still buffered.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *lock(&self.0)).poll_flush(cx)
+    }
+}
+
+fn lock(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
+    // A poisoned lock holds a stream all the same.
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl CountedStream {
     pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>, refusal: Arc<Refusal>) -> Self {
         Self {
-            stream,
+            stream: Arc::new(Mutex::new(stream)),
             counter,
             refusal,
             head: Vec::new(),
             refusing: None,
         }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        lock(&self.stream)
+    }
+
+    /// The writing side of this connection.
+    pub(super) fn writer(&self) -> ClientWriter {
+        ClientWriter(self.stream.clone())
     }
 
     /// Whether a write is Pingora's own refusal: every other response comes after its head has been received. Until then
@@ -125,7 +162,7 @@ impl CountedStream {
             .refusing
             .get_or_insert_with(|| refusal.bytes(pingoras, head));
         while !refusing.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, refusing))? {
+            match ready!(Pin::new(&mut *lock(&self.stream)).poll_write(cx, refusing))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => refusing.advance(written),
             }
@@ -141,7 +178,7 @@ impl AsyncRead for CountedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let polled = Pin::new(&mut *self.stream()).poll_read(cx, buf);
         let read = &buf.filled()[before..];
         self.counter.record_read(read.len() as u64);
         if self.refusal.reads_head() && self.refuses() {
@@ -163,7 +200,7 @@ impl AsyncWrite for CountedStream {
             return self.poll_refuse(cx, buf);
         }
         self.head.clear();
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut *self.stream()).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -176,87 +213,91 @@ impl AsyncWrite for CountedStream {
             return self.poll_refuse(cx, first.map_or(&[], |buf| buf));
         }
         self.head.clear();
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut *self.stream()).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream().is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream()).poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl Shutdown for CountedStream {
     async fn shutdown(&mut self) {
-        self.stream.shutdown().await;
+        // Without holding the lock while it waits.
+        let _ = poll_fn(|cx| Pin::new(&mut *self.stream()).poll_shutdown(cx)).await;
     }
 }
 
 impl UniqueID for CountedStream {
     fn id(&self) -> UniqueIDType {
-        self.stream.id()
+        self.stream().id()
     }
 }
 
 impl Ssl for CountedStream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream.get_ssl()
-    }
-
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.stream().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        self.stream().selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for CountedStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_timing_digest()
+        self.stream().get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.stream.get_read_pending_time()
+        self.stream().get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.stream.get_write_pending_time()
+        self.stream().get_write_pending_time()
     }
 }
 
 impl GetProxyDigest for CountedStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.get_proxy_digest()
+        self.stream().get_proxy_digest()
     }
 
     fn set_proxy_digest(&mut self, digest: ProxyDigest) {
-        self.stream.set_proxy_digest(digest);
+        self.stream().set_proxy_digest(digest);
     }
 }
 
 impl GetSocketDigest for CountedStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.stream().get_socket_digest()
     }
 
     fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.stream.set_socket_digest(digest);
+        self.stream().set_socket_digest(digest);
     }
 }
 
 #[async_trait]
 impl Peek for CountedStream {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        self.stream.try_peek(buf).await
+        // No response has begun when a connection is peeked into, and so nothing else writes to it.
+        match Arc::get_mut(&mut self.stream) {
+            Some(stream) => {
+                let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+                stream.try_peek(buf).await
+            }
+            None => Ok(false),
+        }
     }
 }
 

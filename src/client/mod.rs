@@ -28,9 +28,12 @@ mod request_head;
 mod shutdown;
 
 pub(crate) use auth::{KeyRefused, Keys};
-pub(crate) use connection::{ConnectionRules, Connections, Listener, NO_IDLE_TIMER, head_received};
+pub(crate) use connection::{
+    ConnectionRules, Connections, Listener, NO_IDLE_TIMER, head_received, writer,
+};
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use cors::Cors;
+pub(crate) use counted::ClientWriter;
 pub(crate) use inflight::{Admitted, Inflight};
 pub(crate) use kept::Kept;
 pub(crate) use refusal::Refusal;

@@ -212,6 +212,9 @@ pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+    use crate::client::counted::{CountedStream, ReadCounter};
+    use crate::client::{Cors, Refusal};
+    use crate::endpoint::WholeResponse;
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -233,7 +236,14 @@ pub(super) mod tests {
         let (ours, mut client) = duplex(64 << 10);
         let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n{body}");
         client.write_all(request.as_bytes()).await.unwrap();
-        let mut session = Session::new_h1(Box::new(ours));
+        let counter = Arc::<ReadCounter>::default();
+        counter.finish_head();
+        let refusal = Arc::new(Refusal {
+            response: |status| WholeResponse::new(status, "text/plain", ""),
+            cors: Cors::Off,
+        });
+        let stream = CountedStream::new(Box::new(ours), counter, refusal);
+        let mut session = Session::new_h1(Box::new(stream));
         session.downstream_session.read_request().await.unwrap();
         (session, client)
     }

@@ -30,7 +30,11 @@ pub(crate) enum Chunks {
 
 /// Joins the chunks of one response, read by read.
 #[derive(Debug)]
-pub(super) struct Joiner(State);
+pub(super) struct Joiner {
+    state: State,
+    /// The sizes of all chunks so far, in bytes.
+    payload: u64,
+}
 
 /// What the next byte of the response is part of.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ enum State {
 }
 
 /// What stands at a position where a chunk may begin.
-enum Start {
+pub(super) enum Start {
     /// A chunk-size line: the size of the chunk, and the length of the line in bytes.
     Chunk { size: u64, line: usize },
     /// The beginning of such a line, or nothing.
@@ -71,16 +75,30 @@ struct Run {
 impl Joiner {
     /// A joiner at the beginning of a response.
     pub(super) fn new(chunks: Chunks) -> Self {
-        Self(match chunks {
-            Chunks::Joined => State::Head,
-            Chunks::Separate => State::Passthrough,
-        })
+        Self {
+            state: match chunks {
+                Chunks::Joined => State::Head,
+                Chunks::Separate => State::Passthrough,
+            },
+            payload: 0,
+        }
+    }
+
+    /// How many bytes of the body have passed, where the next byte begins a chunk.
+    pub(super) fn payload_at_boundary(&self) -> Option<u64> {
+        let is_at_boundary = matches!(&self.state, State::SizeLine(line) if line.is_empty());
+        is_at_boundary.then_some(self.payload)
+    }
+
+    /// Notes that so many bytes of the body have passed elsewhere.
+    pub(super) fn note_passed(&mut self, bytes: u64) {
+        self.payload += bytes;
     }
 
     /// Joins the chunks in the bytes of one read. Returns the new length of `read`, at most the old one.
     pub(super) fn join(&mut self, read: &mut [u8]) -> usize {
         let at = self.skip_unfinished(read);
-        if matches!(&self.0, State::SizeLine(line) if line.is_empty()) {
+        if self.payload_at_boundary().is_some() {
             self.join_from(read, at)
         } else {
             read.len()
@@ -90,11 +108,11 @@ impl Joiner {
     /// Skips the rest of what earlier reads have begun. Returns where the next chunk begins, if one does.
     fn skip_unfinished(&mut self, read: &[u8]) -> usize {
         let mut at = 0;
-        match &mut self.0 {
+        match &mut self.state {
             State::Head => {
-                self.0 = State::Passthrough;
+                self.state = State::Passthrough;
                 if let Some(end) = end_of_chunked_head(read) {
-                    self.0 = State::SizeLine(Vec::new());
+                    self.state = State::SizeLine(Vec::new());
                     at = end;
                 }
             }
@@ -103,23 +121,26 @@ impl Joiner {
                 at = rest.map_or(read.len(), |end| end + 1).min(MAX_DIGITS + 2);
                 begun.extend_from_slice(&read[..at]);
                 match start_of_chunk(begun) {
-                    Start::Chunk { size, .. } => self.0 = State::Chunk(size + 2),
+                    Start::Chunk { size, .. } => {
+                        self.payload += size;
+                        self.state = State::Chunk(size + 2);
+                    }
                     Start::Incomplete => return at,
-                    Start::Other => self.0 = State::Passthrough,
+                    Start::Other => self.state = State::Passthrough,
                 }
             }
             State::SizeLine(_) | State::Chunk(_) | State::Passthrough => {}
         }
-        if let State::Chunk(missing) = self.0 {
+        if let State::Chunk(missing) = self.state {
             let arrived = (read.len() - at) as u64;
             if arrived < missing {
-                self.0 = State::Chunk(missing - arrived);
+                self.state = State::Chunk(missing - arrived);
                 return read.len();
             }
             at += usize::try_from(missing).unwrap_or_default();
             // Only the line feed is checked: the carriage return before it may have come with an earlier read, and
             // Pingora checks both.
-            self.0 = match read[at - 1] {
+            self.state = match read[at - 1] {
                 b'\n' => State::SizeLine(Vec::new()),
                 _ => State::Passthrough,
             };
@@ -131,12 +152,13 @@ impl Joiner {
     fn join_from(&mut self, read: &mut [u8], mut at: usize) -> usize {
         let mut run: Option<Run> = None;
         let mut complete = true;
-        self.0 = loop {
+        self.state = loop {
             let (size, line) = match start_of_chunk(&read[at..]) {
                 Start::Chunk { size, line } => (size, line),
                 Start::Incomplete => break State::SizeLine(read[at..].to_vec()),
                 Start::Other => break State::Passthrough,
             };
+            self.payload += size;
             let data = at + line;
             let arrived = size.min((read.len() - data) as u64);
             let end = data + usize::try_from(arrived).unwrap_or_default();
@@ -196,7 +218,7 @@ fn write_joined(read: &mut [u8], run: &Run, complete: bool, at: usize) -> usize 
     end + rest
 }
 
-fn start_of_chunk(bytes: &[u8]) -> Start {
+pub(super) fn start_of_chunk(bytes: &[u8]) -> Start {
     let first = bytes.iter().take(MAX_DIGITS + 1);
     let digits = first.take_while(|byte| byte.is_ascii_hexdigit()).count();
     if digits > MAX_DIGITS {

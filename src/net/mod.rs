@@ -10,6 +10,7 @@
 //! | `dial.rs` | which of its addresses is connected to |
 //! | `pool.rs` | the idle connections |
 //! | `pooled.rs`, `chunks.rs` | a pooled connection for the exchanges that Pingora makes (decode), and its chunks |
+//! | `lent.rs`, `forward.rs` | the same connection while a relay forwards its stream, and the chunks of that |
 //! | `http1.rs` | a connection for all other exchanges |
 //! | `response_head.rs`, `framing.rs` | which responses are accepted, and where their bodies end |
 //! | `coding.rs` | bodies that are compressed |
@@ -19,8 +20,10 @@ mod chunks;
 mod coding;
 mod dial;
 mod failure;
+mod forward;
 mod framing;
 mod http1;
+mod lent;
 mod peer;
 mod pool;
 mod pooled;
@@ -45,6 +48,9 @@ use pooled::PooledConnect;
 pub(crate) use chunks::Chunks;
 pub(crate) use coding::{Coding, CodingError, Decoder};
 pub(crate) use failure::Failure;
+#[cfg(test)]
+pub(crate) use lent::offered;
+pub(crate) use lent::{LentStream, Next};
 pub(crate) use peer::{Dialling, Reuse, Target};
 pub(crate) use pooled::{LostConnection, PooledHandle};
 pub(crate) use response_head::{Head, reject as reject_head};

@@ -5,6 +5,8 @@
 //! Pingora each exchange has a new connection, so its own pool stays empty. Where the worker uses TLS, the transport
 //! has it already, and Pingora sees plain HTTP.
 //!
+//! While Pingora waits for the next chunk of a response, the connection is offered to a relay: see [`super::lent`].
+//!
 //! Three things happen to the bytes on the way:
 //! * The request head is held back until the body is written, so that both leave in one write. Pingora flushes in
 //!   between, which would cost a system call, a segment and a second wake-up of the worker.
@@ -36,6 +38,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::chunks::{Chunks, Joiner};
 use super::dial::dial;
+use super::lent::Lending;
 use super::peer::{Dialling, Reuse, reuse_key};
 use super::pool::{Pool, is_quiet};
 use super::response_head::{MAX_HEAD_BYTES, has_final_head};
@@ -49,13 +52,14 @@ const EARLY_READ: usize = 8 << 10;
 pub(crate) struct PooledHandle(Arc<HandleState>);
 
 // Relaxed everywhere: the task of the request is the only one that reads and writes these flags. They are atomics
-// because Pingora requires its transports to be `Sync`.
+// because Pingora requires its transports to be `Sync`. A relay touches none of them.
 #[derive(Debug, Default)]
 struct HandleState {
     reused: AtomicBool,
     written: AtomicBool,
     received: AtomicBool,
     response_ended: AtomicBool,
+    lending: Lending,
 }
 
 /// What a lost connection says about its worker.
@@ -86,6 +90,10 @@ impl PooledHandle {
         } else {
             LostConnection::Untouched
         }
+    }
+
+    pub(super) fn lending(&self) -> &Lending {
+        &self.0.lending
     }
 
     fn has_ended(&self) -> bool {
@@ -168,7 +176,7 @@ impl L4Connect for PooledConnect {
 
 /// A connection of the pool while Pingora uses it.
 struct PooledStream {
-    /// `Some` until the drop.
+    /// `None` while it is offered to a relay or lent to one, and after the drop.
     stream: Option<Stream>,
     key: u64,
     pool: Arc<Pool>,
@@ -208,6 +216,30 @@ impl PooledStream {
     fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
         let stream = self.stream.as_mut().map(Pin::new);
         stream.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Takes the connection back from where it was offered. Pending while a relay has it.
+    fn poll_take_back(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stream.is_none()
+            && let Some(returned) = ready!(self.handle.lending().poll_take_back(cx))
+        {
+            self.stream = Some(returned.stream);
+            self.joiner.note_passed(returned.passed);
+            self.early.extend_from_slice(&returned.unread);
+            if let Some(error) = returned.error {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Offers the connection to a relay, if the next byte begins a chunk.
+    fn offer(&mut self) {
+        if let Some(passed) = self.joiner.payload_at_boundary()
+            && let Some(stream) = self.stream.take()
+        {
+            self.handle.lending().offer(stream, passed);
+        }
     }
 
     /// Sends the held head together with `next`, and returns how many bytes of `next` were sent. An empty `next`
@@ -296,6 +328,7 @@ impl AsyncRead for PooledStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_take_back(cx))?;
         if self.handle.has_ended() {
             // After the response Pingora reads once more, to see whether the connection can go to its pool. The empty
             // read below says "closed", so that Pingora drops this transport and `drop` puts the connection into ours.
@@ -304,7 +337,13 @@ impl AsyncRead for PooledStream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.poll_receive(cx, buf))?;
+        match self.poll_receive(cx, buf) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                self.offer();
+                return Poll::Pending;
+            }
+        }
         if buf.filled().len() > before {
             self.handle.0.received.store(true, Ordering::Relaxed);
         }
@@ -346,7 +385,11 @@ impl AsyncWrite for PooledStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_shutdown(cx)
+        match self.stream() {
+            Ok(stream) => stream.poll_shutdown(cx),
+            // What is offered is closed by the drop, and what is lent by the relay.
+            Err(_) => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -359,6 +402,9 @@ impl VirtualSocket for PooledStream {
 
 impl Drop for PooledStream {
     fn drop(&mut self) {
+        // What is offered is closed with the rest.
+        let offered = self.handle.lending().close();
+        self.stream = self.stream.take().or(offered);
         if self.reusable
             && let Some(stream) = self.stream.take()
         {

@@ -59,8 +59,20 @@ impl Deadlines {
     }
 }
 
+/// What goes to the client past the clock.
+pub(super) enum Relayed {
+    Nothing,
+    /// Something was last sent at this time.
+    Sent(Instant),
+    /// Something is being written: the client may be slow, and decode is not to blame.
+    Writing,
+}
+
+/// When a deadline that a slow write has held up is looked at again.
+const WRITING: Duration = Duration::from_secs(1);
+
 /// The time on the clock of the timers, which tests turn.
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -123,6 +135,11 @@ impl Clock {
         now
     }
 
+    /// Notes that a chunk went to the client at this time.
+    pub(super) fn note_sent_at(&mut self, at: Instant) {
+        self.last_sent = self.last_sent.max(Some(at));
+    }
+
     /// Notes that the end marker of a stream went to the client: the tail has the only deadline.
     pub(super) fn begin_tail(&mut self) {
         self.tail = Some(now() + TAIL_TIMEOUT);
@@ -152,11 +169,19 @@ impl Clock {
     }
 
     /// Resolves when a deadline has passed.
-    pub(super) async fn expired(&mut self) -> ErrorType {
+    pub(super) async fn expired(&mut self, relayed: impl Fn() -> Relayed) -> ErrorType {
         loop {
             match self.timer.as_mut() {
                 Some(timer) => timer.await,
                 None => std::future::pending().await,
+            }
+            match relayed() {
+                Relayed::Nothing => {}
+                Relayed::Sent(at) => self.note_sent_at(at),
+                Relayed::Writing => {
+                    self.timer = Some(Box::pin(tokio::time::sleep(WRITING)));
+                    continue;
+                }
             }
             match self.next() {
                 Some((deadline, error)) if deadline <= now() => {

@@ -356,7 +356,10 @@ impl RequestContext {
     /// The last event of a stream that ends with this fault, behind a half-sent one if need be. `None` where the response
     /// is not a stream: it can only be cut.
     pub(super) fn error_event(&self, fault: &Fault, engine: Engine) -> Option<Bytes> {
-        let route = self.record.route.filter(|_| self.streams())?;
+        let route = self
+            .record
+            .route
+            .filter(|_| self.streams() && !self.sent.is_cut)?;
         let json = fault.event(engine.error_shape(Some(route)));
         let event = engine.error_event(route, &json);
         let blank = if self.sent.events.is_at_event_end() {
@@ -365,6 +368,16 @@ impl RequestContext {
             "\n\n"
         };
         Some([blank, &event].concat().into())
+    }
+
+    /// Lets decode's stream pass from socket to socket, where nothing is left to be done with its bytes.
+    pub(super) fn relay(&self) {
+        if let (None, Some(attempt), Some(installed)) =
+            (&self.response_id, &self.attempt, &self.installed)
+            && let Some(decode) = attempt.unchanged_stream()
+        {
+            installed.relay(decode);
+        }
     }
 
     fn streams(&self) -> bool {
@@ -426,7 +439,7 @@ impl RequestContext {
         if !self.gathers_stream {
             self.record.events = self.sent.events.events();
         }
-        self.record.response_bytes = response_bytes;
+        self.record.response_bytes = response_bytes + self.sent.relayed;
         if let Some(error) = self.stream_error() {
             self.note_stream_error(error);
         }

@@ -140,6 +140,7 @@ impl Proxy {
         if let (true, Some(suspicion)) = (is_first, &ctx.suspicion) {
             suspicion.note_first_byte(&passed);
         }
+        ctx.relay();
         Ok(passed)
     }
 }

@@ -12,6 +12,7 @@
 //! * it knows when that first byte leaves, and whether the bytes that were sent end with a whole event;
 //! * it knows the end marker of a stream: a stream that ends without it is cut short, and once it has been written the
 //!   client may leave, see [`tail`];
+//! * it lets a stream pass from socket to socket once nothing is left to be decided about it, see [`relay`];
 //! * it writes comments into a silent stream, where the configuration asks for them, see [`keepalive`];
 //! * it closes the client's connection after this response when the process is shutting down;
 //! * it frames a response whose framing a filter has removed: a Content-Length where it arrives whole, else chunks, but
@@ -22,6 +23,7 @@
 
 mod custom;
 mod keepalive;
+mod relay;
 mod tail;
 
 use std::future::Future;
@@ -39,11 +41,13 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 pub(super) use self::keepalive::{COMMENT, Keepalive};
+use self::relay::{Relay, note_gaps};
 use self::tail::Tail;
 use super::deadlines::{Clock, Deadlines};
 use super::timing::{self, TimingFields};
 use crate::client::{CutOff, ShutdownWatcher};
 use crate::legs;
+use crate::net::PooledHandle;
 use crate::pd::StreamEnd;
 use crate::telemetry::Gaps;
 
@@ -75,6 +79,8 @@ pub(super) struct Shared {
     head_is_out: AtomicBool,
     /// What the head says of the time, where it says so.
     timing: Mutex<Option<TimingFields>>,
+    /// Decode's connection, once its stream passes unchanged.
+    decode: OnceLock<PooledHandle>,
     /// The session leaves its parts here when Pingora drops it: Pingora owns it as a trait object.
     left: Mutex<Option<(Box<ServerSession>, Sent)>>,
 }
@@ -90,6 +96,10 @@ pub(super) struct Sent {
     pub(super) head_is_out: bool,
     /// Whether the end marker of a stream has been written: the client has the whole response.
     pub(super) delivered: bool,
+    /// Bytes of the body that went out past Pingora.
+    pub(super) relayed: usize,
+    /// Whether a part of a chunk has gone out, so that nothing can follow.
+    pub(super) is_cut: bool,
 }
 
 /// What follows the response where it is a stream.
@@ -135,7 +145,9 @@ pub(super) fn install(
         shutdown,
         held: None,
         is_stream: head_is_out,
-        gaps: follower.gaps,
+        gaps: Some(follower.gaps),
+        passed: 0,
+        relay: None,
         sent: Sent {
             events: follower.events,
             head_is_out,
@@ -158,6 +170,10 @@ impl Shared {
     pub(super) fn events(&self) -> u64 {
         self.events.load(Ordering::Relaxed)
     }
+
+    fn note_events(&self, events: u64) {
+        self.events.store(events, Ordering::Relaxed);
+    }
 }
 
 impl Installed {
@@ -175,6 +191,11 @@ impl Installed {
     /// Whether the head of the response has gone to the client before its first byte: from then on there is no other status.
     pub(super) fn head_is_out(&self) -> bool {
         self.0.head_is_out.load(Ordering::Relaxed)
+    }
+
+    /// Lets the stream that comes over this connection pass from socket to socket: its bytes go to the client as they are.
+    pub(super) fn relay(&self, decode: &PooledHandle) {
+        self.0.decode.get_or_init(|| decode.clone());
     }
 
     /// Has the head say this of the time, if it has not gone out.
@@ -215,8 +236,11 @@ struct ReplacedSession {
     held: Option<Box<ResponseHeader>>,
     /// Whether the response is a stream of events.
     is_stream: bool,
-    /// The time between the events of a stream.
-    gaps: Gaps,
+    /// The time between the events of a stream. The relay has it while there is one, as it has [`Sent::events`].
+    gaps: Option<Gaps>,
+    /// Bytes of the body that have gone to the client.
+    passed: u64,
+    relay: Option<Relay>,
     sent: Sent,
     clock: Clock,
     /// `None` where no comments are written.
@@ -254,11 +278,11 @@ impl ReplacedSession {
     fn follow(&mut self, tasks: &mut Vec<HttpTask>) -> Option<Box<Error>> {
         for task in tasks.iter() {
             if let HttpTask::Body(Some(chunk), _) = task {
+                self.passed += chunk.len() as u64;
                 self.sent.events.update(chunk);
             }
         }
-        let events = self.sent.events.events();
-        self.shared.events.store(events, Ordering::Relaxed);
+        self.shared.note_events(self.sent.events.events());
         if !tasks.iter().any(is_end) || !self.sent.events.lacks_end() {
             return None;
         }
@@ -285,13 +309,10 @@ impl ReplacedSession {
         }
     }
 
-    /// Notes that the events that were followed have left at this moment. The end marker is none.
     #[inline]
     fn note_gaps(&mut self, at: Instant) {
-        let events = &self.sent.events;
-        if self.is_stream && events.is_read() {
-            let marker = u64::from(events.is_complete());
-            self.gaps.note(events.events().saturating_sub(marker), at);
+        if let Some(gaps) = self.gaps.as_mut().filter(|_| self.is_stream) {
+            note_gaps(gaps, &self.sent.events, at);
         }
     }
 
@@ -389,6 +410,7 @@ pub(super) fn framed(
 
 impl Drop for ReplacedSession {
     fn drop(&mut self) {
+        self.end_relay();
         if let Some(client) = self.client.take() {
             let left = (client, std::mem::take(&mut self.sent));
             *lock(&self.shared.left) = Some(left);

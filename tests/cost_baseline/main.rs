@@ -157,15 +157,15 @@ async fn a_long_prompt_allocates_no_more_than_recorded() {
     assert!(counts["bytes"] < 3.0 * f64::from(1 << 20), "{counts:?}");
 }
 
-/// Without a baseline: it is one cost against the other.
+/// Without a baseline: it is one cost against the other. The stream of one sample is not gathered, and costs much less.
 #[tokio::test]
-async fn four_samples_allocate_at_most_4_2_times_of_one() {
-    let one = allocated(&Unit::samples(1)).await;
+async fn four_samples_allocate_at_most_2_1_times_of_two() {
+    let two = allocated(&Unit::samples(2)).await;
     let four = allocated(&Unit::samples(4)).await;
     for name in ["allocations", "bytes"] {
-        let ratio = four[name] / one[name];
-        println!("{name} of four samples: {ratio:.2} times those of one");
-        assert!(ratio < 4.2, "{name}: {one:?} {four:?}");
+        let ratio = four[name] / two[name];
+        println!("{name} of four samples: {ratio:.2} times those of two");
+        assert!(ratio < 2.1, "{name}: {two:?} {four:?}");
     }
 }
 

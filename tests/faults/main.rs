@@ -9,6 +9,7 @@ mod deadlines;
 mod probed_workers;
 mod retries;
 mod samples;
+mod slow_clients;
 mod soak;
 mod suspect_trials;
 mod suspects;

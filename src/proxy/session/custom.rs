@@ -20,7 +20,8 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 
-use super::super::deadlines::DELIVERED;
+use super::super::deadlines::{DELIVERED, Relayed};
+use super::relay::Relay;
 use super::{PREFILL_FAILED, ReplacedSession, SHUTTING_DOWN};
 
 #[async_trait]
@@ -63,6 +64,10 @@ impl CustomSession for ReplacedSession {
     }
 
     async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+        // Pingora has something to write only when the relay has ended.
+        if let Some(failure) = self.end_relay() {
+            return Err(failure);
+        }
         if self.has_comments() {
             // Boxed, as every rare write here: the future of each event would carry it.
             Box::pin(self.client_mut().write_downstream_proxy_tasks()).await?;
@@ -100,6 +105,7 @@ impl CustomSession for ReplacedSession {
             return self.read_body_bytes().await;
         }
         loop {
+            self.begin_relay();
             #[allow(clippy::expect_used)]
             // the field itself, because other fields are borrowed beside it
             let client = self.client.as_mut().expect("present until the drop");
@@ -115,6 +121,12 @@ impl CustomSession for ReplacedSession {
                 Some(keepalive) => keepalive.poll_due(cx),
                 None => Poll::Pending,
             });
+            let relay = self.relay.as_ref();
+            let relay_ended = poll_fn(|cx| match relay {
+                Some(relay) => relay.poll_ended(cx),
+                None => Poll::Pending,
+            });
+            let relayed = || relay.map_or(Relayed::Nothing, Relay::relayed);
             let queued = client.has_pending_downstream_proxy_tasks();
             let watched = async {
                 if queued {
@@ -127,6 +139,10 @@ impl CustomSession for ReplacedSession {
             };
             let read = tokio::select! {
                 read = watched, if !self.tail.unwatched => read,
+                () = relay_ended => match self.end_relay() {
+                    Some(failure) => return Err(failure),
+                    None => continue,
+                },
                 () = due, if !queued => {
                     self.keep_alive();
                     continue;
@@ -137,14 +153,15 @@ impl CustomSession for ReplacedSession {
                     return Error::e_explain(PREFILL_FAILED, "the prefill leg failed first");
                 }
                 () = &mut self.cut_off => {
+                    let delivered = delivered || relay.is_some_and(Relay::is_delivered);
                     let error = if delivered { DELIVERED } else { SHUTTING_DOWN };
                     return Error::e_explain(error, "the process is shutting down");
                 }
-                error = self.clock.expired() => return Error::e_explain(error, "decode took too long"),
+                error = self.clock.expired(relayed) => return Error::e_explain(error, "decode took too long"),
             };
             match read {
                 // The client has left, or sends its next request early. It may still read.
-                Err(_) if delivered => {
+                Err(_) if delivered || relay.is_some_and(Relay::is_delivered) => {
                     self.tail.unwatched = true;
                     client.set_keepalive(None);
                 }

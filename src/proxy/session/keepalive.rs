@@ -73,15 +73,24 @@ impl Keepalive {
         self.last = tokio::time::Instant::now();
     }
 
+    /// Notes that something went to the client at this time.
+    pub(super) fn note_sent_at(&mut self, at: tokio::time::Instant) {
+        self.last = self.last.max(at);
+    }
+
+    /// Whether the silence has lasted.
+    pub(super) fn is_due(&self) -> bool {
+        self.last + self.every <= tokio::time::Instant::now()
+    }
+
     /// Ready when the silence has lasted.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            let at = self.last + self.every;
-            if at <= tokio::time::Instant::now() {
+            if self.is_due() {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(at);
+            self.timer.as_mut().reset(self.last + self.every);
         }
     }
 }
@@ -89,6 +98,13 @@ impl Keepalive {
 impl ReplacedSession {
     /// Queues a comment for the client, where one may stand now.
     pub(super) fn keep_alive(&mut self) {
+        self.note_relayed();
+        if self.keepalive.as_ref().is_none_or(|kept| !kept.is_due()) {
+            return;
+        }
+        if self.relay.as_ref().is_some_and(|relay| relay.pause()) {
+            self.end_relay();
+        }
         let Some(keepalive) = &mut self.keepalive else {
             return;
         };
@@ -112,6 +128,7 @@ impl ReplacedSession {
             self.client_mut()
                 .send_downstream_proxy_task(HttpTask::Header(head, false));
         } else if !self.is_stream
+            || self.relay.is_some()
             || self.sent.delivered
             || !self.sent.events.is_read()
             || !self.sent.events.is_at_event_end()

@@ -10,7 +10,7 @@ use crate::client::{Stage, post};
 use crate::pd::Route;
 
 /// A session that is installed for a POST, and the client's end of its connection.
-async fn installed() -> (Session, Installed, DuplexStream) {
+pub(super) async fn installed() -> (Session, Installed, DuplexStream) {
     let (mut session, client) = post("content-length: 0", "").await;
     let (_, stage) = watch::channel(Stage::default());
     let installed = install(
@@ -28,7 +28,7 @@ async fn installed() -> (Session, Installed, DuplexStream) {
     (session, installed.unwrap(), client)
 }
 
-fn head() -> HttpTask {
+pub(super) fn head() -> HttpTask {
     let mut head = ResponseHeader::build(200, None).unwrap();
     head.insert_header("content-type", "text/event-stream")
         .unwrap();
@@ -36,11 +36,11 @@ fn head() -> HttpTask {
     HttpTask::Header(Box::new(head), false)
 }
 
-fn chunk(bytes: &'static str) -> HttpTask {
+pub(super) fn chunk(bytes: &'static str) -> HttpTask {
     HttpTask::Body(Some(Bytes::from_static(bytes.as_bytes())), false)
 }
 
-async fn write(session: &mut Session, tasks: Vec<HttpTask>) -> Result<bool> {
+pub(super) async fn write(session: &mut Session, tasks: Vec<HttpTask>) -> Result<bool> {
     session.downstream_session.response_duplex_vec(tasks).await
 }
 
