@@ -6,11 +6,16 @@
 //! Source: sglang, sgl-model-gateway/bindings/python/src/sglang_router/router_args.py;
 //! pingora-core 0.9.1, src/server/configuration/mod.rs `Opt`.
 
+#[cfg(feature = "sim")]
+mod demo;
+mod examine;
+mod pages;
+mod version;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
-use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand, ValueHint};
 use pingora::server::configuration::Opt;
 
 #[cfg(feature = "bench")]
@@ -19,10 +24,17 @@ use crate::config::foreign::{IGNORED, IMPLIED, Takes, VLLM};
 use crate::config::kind::Kind;
 use crate::config::settings::{CONF_VARIABLE, GROUPS, Setting, settings};
 use crate::config::{Draft, Given, Place, Problem, Sources, WorkerDraft};
-use crate::doctor::cli::DoctorArgs;
 use crate::rollout::RolloutArgs;
 #[cfg(feature = "sim")]
-use crate::sim::cli::{DemoArgs, SimArgs};
+use crate::sim::cli::SimArgs;
+#[cfg(feature = "sim")]
+use demo::{DEMO, demo_command};
+use examine::{DOCTOR, HEALTH, doctor_command, health_command};
+
+#[cfg(feature = "sim")]
+pub use demo::Demo;
+pub use examine::{Doctor, Health};
+pub use pages::{CompletionsArgs, ManArgs, completions, man};
 
 /// A command of the program with its arguments.
 #[derive(Debug, Subcommand)]
@@ -33,6 +45,9 @@ pub enum Command {
     /// Examine the workers before the first request.
     #[command(skip)]
     Doctor(Box<Doctor>),
+    /// Ask a running balancer whether it is ready.
+    #[command(skip)]
+    Health(Box<Health>),
     /// Run a command for each worker of a running balancer, drained before and probed after.
     Rollout(Box<RolloutArgs>),
     /// Start simulated workers and a load balancer in front of them.
@@ -45,6 +60,10 @@ pub enum Command {
     /// Measure the latency and throughput of a server under load.
     #[cfg(feature = "bench")]
     Bench(Box<BenchArgs>),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page of the program or of a command.
+    Man(ManArgs),
 }
 
 /// The command line of the load balancer.
@@ -58,27 +77,6 @@ pub struct Serve {
     pub sources: Sources,
 }
 
-/// The command line of the doctor.
-#[derive(Debug)]
-pub struct Doctor {
-    /// Its own flags.
-    pub args: DoctorArgs,
-    /// The flags of the load balancer that would run with this command line.
-    pub sources: Sources,
-}
-
-/// The command line of the demo.
-#[cfg(feature = "sim")]
-#[derive(Debug)]
-pub struct Demo {
-    /// Its own flags.
-    pub args: DemoArgs,
-    /// Whether the workers are vLLM's, as the balancer's flag says.
-    pub is_vllm: bool,
-    /// The flags of the load balancer.
-    pub flags: Sources,
-}
-
 /// The use of a configuration that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -88,6 +86,15 @@ pub enum Action {
     Test,
     /// `--print-config`: print it.
     PrintConfig,
+}
+
+/// Whether the flags of sglang_router that have no effect are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Foreign {
+    /// As a command line is parsed.
+    Taken,
+    /// As it is documented and completed. Hidden flags are left out too.
+    LeftOut,
 }
 
 /// Reads a command line, the program's name first.
@@ -102,6 +109,7 @@ where
     let matches = command().try_get_matches_from(arguments)?;
     match matches.subcommand() {
         Some((DOCTOR, matches)) => Ok(Command::Doctor(Box::new(Doctor::from_matches(matches)?))),
+        Some((HEALTH, matches)) => Ok(Command::Health(Box::new(Health::from_matches(matches)?))),
         #[cfg(feature = "sim")]
         Some((DEMO, matches)) => Ok(Command::Demo(Box::new(Demo::from_matches(matches)?))),
         Some(_) => Command::from_arg_matches(&matches),
@@ -109,10 +117,17 @@ where
     }
 }
 
+const ABOUT: &str = "Prefill/decode load balancer for SGLang and vLLM";
+
 /// The whole command line, as `clap` sees it.
 pub fn command() -> clap::Command {
+    assembled(Foreign::Taken)
+}
+
+fn assembled(foreign: Foreign) -> clap::Command {
     let command = clap::Command::new("mini-lb")
         .version(env!("CARGO_PKG_VERSION"))
+        .long_version(version::long())
         .override_usage(
             "mini-lb --prefill <URL> [BOOTSTRAP] --decode <URL> [OPTIONS]\n       mini-lb --conf <FILE> [OPTIONS]",
         )
@@ -124,12 +139,13 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .args(setting_args())
         .args(process_args())
-        .args(foreign_args())
-        .subcommand(doctor_command());
+        .args(foreign_args(foreign))
+        .subcommand(doctor_command(foreign))
+        .subcommand(health_command(foreign));
     #[cfg(feature = "sim")]
     let command = command.subcommand(demo_command());
     // Last, because the derived code sets `about` to the docs of the enum.
-    Command::augment_subcommands(command).about("Prefill/decode load balancer for SGLang")
+    Command::augment_subcommands(command).about(ABOUT)
 }
 
 /// The settings, under their headings.
@@ -141,7 +157,7 @@ fn setting_args() -> impl Iterator<Item = Arg> {
 }
 
 /// The flags of sglang_router that have no effect.
-fn foreign_args() -> impl Iterator<Item = Arg> {
+fn foreign_args(foreign: Foreign) -> impl Iterator<Item = Arg> {
     let implied = IMPLIED.into_iter().chain([VLLM]).map(|name| {
         let arg = hidden(name).action(ArgAction::SetTrue);
         arg.overrides_with(name)
@@ -149,41 +165,8 @@ fn foreign_args() -> impl Iterator<Item = Arg> {
     let ignored = IGNORED
         .iter()
         .map(|(name, takes)| ignored_arg(name, *takes));
-    implied.chain(ignored)
-}
-
-const DOCTOR: &str = "doctor";
-
-/// The doctor with its own flags, and below them those of the load balancer: a command line of the balancer with `doctor`
-/// behind the program's name works. Flags that concern the process are taken and have no effect.
-fn doctor_command() -> clap::Command {
-    let process = process_args().into_iter().map(|arg| {
-        let is_conf = arg.get_id() == CONF;
-        arg.hide(!is_conf)
-    });
-    // Afterwards, because the derived code sets `about` to the docs of the struct.
-    DoctorArgs::augment_args(clap::Command::new(DOCTOR))
-        .about("Examine the workers before the first request")
-        .long_about(None)
-        .override_usage(
-            "mini-lb doctor --prefill <URL> [BOOTSTRAP] --decode <URL> [OPTIONS]\n       mini-lb doctor --conf <FILE> [OPTIONS]",
-        )
-        .after_help(
-            "Takes the flags, the file and the environment of the load balancer. Exit code: 0 when requests can be served,\n\
-             1 when there is a problem, 2 when the command line or the configuration is wrong.",
-        )
-        .args(process)
-        .args(setting_args())
-        .args(foreign_args())
-}
-
-impl Doctor {
-    fn from_matches(matches: &ArgMatches) -> Result<Doctor, clap::Error> {
-        Ok(Doctor {
-            args: DoctorArgs::from_arg_matches(matches)?,
-            sources: Serve::from_matches(matches).sources,
-        })
-    }
+    let all = implied.chain(ignored);
+    all.filter(move |_| foreign == Foreign::Taken)
 }
 
 impl Serve {
@@ -235,67 +218,6 @@ impl Serve {
     }
 }
 
-#[cfg(feature = "sim")]
-impl Demo {
-    fn from_matches(matches: &ArgMatches) -> Result<Demo, clap::Error> {
-        let mut problems = Vec::new();
-        let flags = flags(matches, settings().filter(demo_takes), &mut problems);
-        let mut engines = matches.get_raw("engine").into_iter().flatten();
-        Ok(Demo {
-            args: DemoArgs::from_arg_matches(matches)?,
-            is_vllm: engines.next_back().is_some_and(|engine| engine == "vllm"),
-            flags: Sources {
-                flags,
-                problems,
-                ..Sources::default()
-            },
-        })
-    }
-}
-
-#[cfg(feature = "sim")]
-const DEMO: &str = "demo";
-
-/// The demo with its own flags, and below them those of the load balancer.
-#[cfg(feature = "sim")]
-fn demo_command() -> clap::Command {
-    // Afterwards, because the derived code sets `about` to the docs of the struct.
-    let own = DemoArgs::augment_args(clap::Command::new(DEMO))
-        .about("Start simulated workers and a load balancer in front of them")
-        .long_about(None)
-        .after_help("The flags of the load balancer work as without `demo`.");
-    own.args(GROUPS.iter().flat_map(|(heading, settings)| {
-        let taken = settings.iter().filter(demo_takes);
-        taken
-            .map(move |setting| demo_arg(setting).help_heading(format!("Load balancer: {heading}")))
-    }))
-}
-
-/// Without the note on the environment variable, which the demo does not read.
-#[cfg(feature = "sim")]
-fn demo_arg(setting: &Setting) -> Arg {
-    let default = setting
-        .default
-        .map(|default| format!(" [default: {default}]"));
-    let help = format!("{}{}", setting.help, default.unwrap_or_default());
-    setting_arg(setting).help(help)
-}
-
-/// Whether the demo passes this flag on: all but its addresses and workers, which are its own, and the keys, which the
-/// workers have as well.
-#[cfg(feature = "sim")]
-fn demo_takes(setting: &&Setting) -> bool {
-    let own = [
-        "host",
-        "port",
-        "prefill",
-        "decode",
-        "api_key",
-        "admin_api_key",
-    ];
-    !own.contains(&setting.key)
-}
-
 const CONF: &str = "conf";
 const TEST: &str = "test";
 const DAEMON: &str = "daemon";
@@ -315,6 +237,7 @@ fn process_args() -> [Arg; 5] {
             .long(CONF)
             .short('c')
             .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
             .help_heading("Process")
             .help(format!("Configuration file (YAML) [env: {CONF_VARIABLE}]")),
         switch(
@@ -344,6 +267,10 @@ fn setting_arg(setting: &Setting) -> Arg {
         .long(setting.flag())
         .value_names(setting.value_names)
         .help(format!("{} {notes}", setting.help));
+    let arg = match setting.kind {
+        Kind::Path | Kind::Paths => arg.value_hint(ValueHint::FilePath),
+        _ => arg,
+    };
     match setting.kind {
         Kind::Switch => arg.action(ArgAction::SetTrue).overrides_with(setting.key),
         kind if kind.is_list() => arg.num_args(0..).action(ArgAction::Append),

@@ -68,9 +68,10 @@
 //! | [`sim`] | simulated SGLang and vLLM workers | `pd` |
 //! | [`mod@bench`] | a load generator, for users and for `benches/end_to_end` | `pd` |
 //! | [`doctor`] | `mini-lb doctor`: examines the workers before the first request | `addresses`, `config`, `endpoint`, `fleet`, `net`, `pd`, `server` |
+//! | [`health`] | `mini-lb health`: asks a running balancer whether it is ready | `addresses`, `config`, `net` |
 //! | [`rollout`] | `mini-lb rollout`: a command for each worker of a running balancer | `addresses`, `config`, `net` |
-//! | [`cli`] | the command line | `bench`, `config`, `doctor`, `rollout`, `sim` |
-//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `histogram`, `limits`, `rollout` and `sim` |
+//! | [`cli`] | the command line | `bench`, `config`, `doctor`, `health`, `rollout`, `sim` |
+//! | `server` | the wiring of all of them into Pingora services | all but `addresses`, `bench`, `cli`, `doctor`, `endpoint`, `error`, `health`, `histogram`, `limits`, `rollout` and `sim` |
 //!
 //! `tests/library/module_boundaries.rs` walks the sources and fails when a module names one that it must not know.
 //!
@@ -107,6 +108,9 @@ pub mod config;
 pub mod doctor;
 #[doc(hidden)]
 pub mod fleet;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod health;
 #[doc(hidden)]
 pub mod pd;
 #[cfg(feature = "cli")]

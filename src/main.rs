@@ -14,12 +14,12 @@ use std::process::ExitCode;
 use log::Level;
 #[cfg(feature = "bench")]
 use mini_lb::bench::cli::run_bench;
-use mini_lb::cli::{self, Action, Command, Doctor, Serve};
+use mini_lb::cli::{self, Action, Command, Doctor, Health, Serve};
 use mini_lb::config::Reloader;
 use mini_lb::doctor::examine;
-use mini_lb::rollout;
 #[cfg(feature = "sim")]
 use mini_lb::sim::cli::run_sim;
+use mini_lb::{health, rollout};
 
 /// Returns memory to the system after a wave of streams, which glibc does not: figures in `Cargo.toml`.
 #[global_allocator]
@@ -29,6 +29,12 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
         Ok(Command::Doctor(doctor)) => diagnose(*doctor),
+        Ok(Command::Health(health)) => block_on(ask_health(*health)),
+        Ok(Command::Completions(args)) => say(cli::completions(&args)),
+        Ok(Command::Man(args)) => match cli::man(&args) {
+            Ok(page) => say(page),
+            Err(error) => fail(error),
+        },
         Ok(Command::Rollout(args)) => block_on(rollout::run(*args, |line| {
             say(format_args!("{line}\n"));
         })),
@@ -111,6 +117,13 @@ fn diagnose(doctor: Doctor) -> ExitCode {
             (_, false) => ExitCode::FAILURE,
         },
     }
+}
+
+async fn ask_health(health: Health) -> Result<(), String> {
+    let environment = |name: &str| std::env::var_os(name);
+    let state = health::run(&health.args, health.sources, &environment).await?;
+    say(format_args!("{state}\n"));
+    Ok(())
 }
 
 /// Runs a command that needs only a runtime.

@@ -11,6 +11,7 @@
 //! | `settings`, `kind` | the table: one row for each setting, and the form and bounds of its values |
 //! | `foreign` | the flags of sglang_router that have no effect here |
 //! | `draft`, `file`, `library` | the sources: flags and variables, the YAML file, a Rust program |
+//! | `sources` | the sources of a command line, laid over each other |
 //! | `text` | the bytes of a file that is named |
 //! | `locate` | the line of a key in the file |
 //! | `origins` | the origins of `cors_allowed_origins` |
@@ -45,6 +46,7 @@ mod print;
 mod reload;
 mod resolve;
 pub(crate) mod settings;
+mod sources;
 mod text;
 mod tls;
 mod worker;
@@ -73,6 +75,12 @@ pub use policy::PolicyConfig;
 pub use print::Effective;
 #[doc(hidden)]
 pub use reload::{Contents, Reloaded, Reloader, Running};
+#[cfg(feature = "cli")]
+pub(crate) use sources::OwnListener;
+#[doc(hidden)]
+pub use sources::Sources;
+#[cfg(feature = "cli")]
+pub(crate) use tls::read_roots;
 #[doc(hidden)]
 pub use tls::{Identity, Tls};
 pub use worker::UrlFault;
@@ -200,67 +208,10 @@ impl fmt::Debug for ReadFiles {
     }
 }
 
-/// The command line, before the environment and the file are laid under it.
-#[derive(Debug, Default, Clone)]
-#[doc(hidden)]
-pub struct Sources {
-    /// The directory of relative paths; empty for that of the process.
-    pub(crate) base: PathBuf,
-    pub(crate) flags: Draft,
-    pub(crate) conf: Option<Given<PathBuf>>,
-    pub(crate) problems: Vec<Problem>,
-    pub(crate) warnings: Vec<String>,
-}
-
-impl Sources {
-    /// Reads the other sources and resolves all of them. A flag overrides an environment variable, which overrides
-    /// the file, which overrides the default.
-    ///
-    /// # Errors
-    /// Every problem of every source.
-    pub fn load(self, environment: Environment<'_>) -> Result<(Config, Effective), ConfigError> {
-        let (mut problems, mut warnings) = (self.problems, self.warnings);
-        let mut files = Vec::new();
-        let variables = Draft::from_environment(environment, &mut problems, &mut warnings);
-        let file = match self.conf.or_else(|| conf_of(environment)) {
-            None => Draft::default(),
-            Some(mut conf) => {
-                conf.value = self.base.join(conf.value);
-                files.push(conf.value.clone());
-                match file::read(&conf, environment, &mut problems) {
-                    Some(file) => file,
-                    // Without the file, everything that it sets would be reported as missing.
-                    None => return Err(ConfigError { problems }),
-                }
-            }
-        };
-        let draft = self
-            .flags
-            .over(variables)
-            .over(file)
-            .over(Draft::defaults());
-        let files = resolve::Files {
-            base: self.base,
-            read: files,
-        };
-        let config = resolve::resolve(&draft, files, problems, warnings)?;
-        Ok((config, Effective(draft)))
-    }
-}
-
 /// Whether a new value of the setting with this key takes effect by a reload.
 #[doc(hidden)]
 pub fn reloads(key: &str) -> bool {
     settings::find(key).is_some_and(|setting| setting.reloads)
-}
-
-fn conf_of(environment: Environment<'_>) -> Option<Given<PathBuf>> {
-    let path = environment(settings::CONF_VARIABLE).filter(|path| !path.is_empty())?;
-    let place = Place::Environment(settings::CONF_VARIABLE.to_owned());
-    Some(Given {
-        value: PathBuf::from(path),
-        place,
-    })
 }
 
 /// The address that clients connect to. `Display` is `host:port`, as Pingora takes it.

@@ -96,7 +96,7 @@ pub(super) fn read_identity(certificate: &Path, key: &Path) -> Result<Identity, 
 }
 
 /// Reads the certificates of authorities, at least one.
-pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+pub(crate) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let roots = read_certificates(path)?;
     for root in &roots {
         RootCertStore::empty()
@@ -107,7 +107,7 @@ pub(super) fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fa
 }
 
 /// Reads the certificates in a PEM file, at least one.
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
     let bytes = read_bytes(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()

@@ -1,7 +1,7 @@
 //! TLS to the workers: which certificates are trusted, and the client certificate that is presented.
 //!
 //! The name in the certificate must be the host of the worker's URL, a name or an address, always: there is no way
-//! to switch that off. Reads no file but Pingora's own roots, to check them before Pingora loads them.
+//! to switch that off for a worker. Reads no file but Pingora's own roots, to check them before Pingora loads them.
 //!
 //! Source: pingora-core 0.9.1, `connectors/tls/rustls/mod.rs`, `upstreams/peer.rs` (`reuse_hash`).
 
@@ -26,7 +26,9 @@ pub(crate) struct Trust {
     /// `None` for the roots of the pool.
     roots: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
-    /// A hash of the two other fields. Pingora's key of a connection leaves the roots out; with this in it, peers
+    /// Whether certificates are verified.
+    verified: bool,
+    /// A hash of the first two fields. Pingora's key of a connection leaves the roots out; with this in it, peers
     /// that differ only in their roots do not share a connection.
     group: u64,
 }
@@ -49,7 +51,19 @@ impl Trust {
         Self {
             roots: (!roots.is_empty()).then(|| roots.iter().map(wrapped).collect()),
             identity,
+            verified: true,
             group: group.finish(),
+        }
+    }
+
+    /// Takes every certificate: for the listener of this machine, which shows `own` or, by now, a newer one. Nothing secret
+    /// may be sent there.
+    #[cfg(feature = "cli")]
+    pub(crate) fn of_this_machine(own: &[CertificateDer<'static>]) -> Self {
+        Self {
+            verified: false,
+            // Pingora needs some roots, also where it looks at none.
+            ..Self::new(own, None)
         }
     }
 
@@ -57,6 +71,7 @@ impl Trust {
         peer.options.ca = self.roots.clone();
         peer.client_cert_key = self.identity.clone();
         peer.group_key = self.group;
+        peer.options.verify_cert = self.verified;
     }
 }
 

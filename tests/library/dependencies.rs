@@ -227,6 +227,8 @@ fn the_library_alone_has_neither_the_command_line_nor_the_simulator_nor_the_load
     let crates = embedded();
     assert!(crates.contains("pingora-core"), "{crates:?}");
     for name in [
+        "clap_complete",
+        "clap_mangen",
         "env_logger",
         "hdrhistogram",
         "hickory-resolver",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod commit;
 mod dependencies;
 mod doc_tables;
 mod examples;

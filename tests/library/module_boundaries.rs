@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with the other modules that it may name.
-const MAY_NAME: [(&str, &[&str]); 21] = [
+const MAY_NAME: [(&str, &[&str]); 22] = [
     ("pd", &[]),
     ("endpoint", &[]),
     ("addresses", &[]),
@@ -62,8 +62,12 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
             "server",
         ],
     ),
+    ("health", &["addresses", "config", "net"]),
     ("rollout", &["addresses", "config", "net"]),
-    ("cli", &["bench", "config", "doctor", "rollout", "sim"]),
+    (
+        "cli",
+        &["bench", "config", "doctor", "health", "rollout", "sim"],
+    ),
     (
         "server",
         &[
