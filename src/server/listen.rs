@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::bind::{self, BoundSocket};
 use super::daemon::PidFile;
+use super::notify;
 use super::reload::Reloads;
 use super::shutdown::{Shutdown, SignalsReady};
 use super::upgrade::OldProcess;
@@ -270,6 +271,7 @@ impl PingoraService for Listeners {
         for service in &mut services {
             service.register(&fds);
         }
+        let is_process = self.ready.is_some();
         if let Some(ready) = self.ready.take() {
             ready.wait(fds.clone()).await;
         }
@@ -277,6 +279,9 @@ impl PingoraService for Listeners {
         self.names.begin().await;
         self.engine.begin().await;
         self.probe.begin().await;
+        if is_process {
+            notify::serving();
+        }
         let serving = services
             .iter_mut()
             .map(|service| service.serve(fds.clone(), listeners_per_fd));

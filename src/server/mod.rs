@@ -14,6 +14,7 @@
 //! | `reach` | the workers and the way to them, for the command that examines them |
 //! | `reload` | a configuration that takes effect while the process runs |
 //! | `handle` | what a program does with a balancer in it |
+//! | `notify` | what the service manager is told |
 //! | `shutdown` | the end of the process: signals, draining |
 //! | `upgrade` | the sockets of an old process |
 //! | `dns` | names of DNS whose addresses are workers |
@@ -27,6 +28,7 @@ mod handle;
 mod kubernetes;
 mod limits;
 mod listen;
+mod notify;
 #[cfg(feature = "cli")]
 mod reach;
 mod reload;

@@ -16,7 +16,7 @@ use super::build::{connection_rules, most_connections, rules};
 use super::handle::{Applied, ReloadError};
 use super::shutdown::Shutdown;
 use super::workers::{breaker_limits, listed, probe_rules, role_policy};
-use super::{StartError, dns};
+use super::{StartError, dns, notify};
 use crate::client::{BodyMemory, ConnectionLimit, ConnectionRules};
 use crate::config::{
     Config, Contents, Effective, PolicyConfig, Reloaded, Reloader, Running, WorkerKeys,
@@ -209,7 +209,9 @@ impl Reload {
                 () = asked.notified() => "SIGHUP",
                 () = self.changed() => "a file has changed",
             };
+            notify::reloading();
             self.reload(because).await;
+            notify::reloaded();
         }
     }
 

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 
 use super::StartError;
 use super::daemon::WaitingParent;
+use super::notify;
 use super::upgrade::marker;
 use crate::client::{Inflight, Listener, Stage};
 use crate::config::ShutdownConfig;
@@ -133,6 +134,12 @@ impl Shutdown {
         tokio::time::sleep(config.settle).await;
         self.drain(config.grace).await;
         self.admin_closed.send_replace(true);
+    }
+
+    /// How long [`Self::leave`] takes at most.
+    fn longest(&self) -> Duration {
+        let config = self.config.load();
+        config.settle + config.grace + CUT_OFF_TIME
     }
 
     /// Drains. The new process has the sockets and is ready.
@@ -284,7 +291,10 @@ impl Signals {
         let left = async {
             tokio::select! {
                 () = upgraded => self.shutdown.hand_over_and_drain().await,
-                _ = terminate.recv() => self.shutdown.leave().await,
+                _ = terminate.recv() => {
+                    notify::leaving(self.shutdown.longest());
+                    self.shutdown.leave().await;
+                }
             }
         };
         let hung_up = async {

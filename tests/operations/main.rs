@@ -29,6 +29,7 @@ mod process_pair;
 mod role_switch;
 mod rollout;
 mod server_timing;
+mod service_manager;
 mod steps;
 mod stream_ends;
 mod traces;
