@@ -12,3 +12,4 @@ mod metrics_files;
 mod module_boundaries;
 mod readme;
 mod trace;
+mod wheel;
