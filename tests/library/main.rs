@@ -10,6 +10,7 @@ mod examples;
 mod interface;
 mod metrics_files;
 mod module_boundaries;
+mod packages;
 mod readme;
 mod trace;
 mod wheel;
