@@ -5,11 +5,12 @@
 //! cargo run --release --example soak -- --minutes 10 --seed 1
 //! ```
 //!
-//! First a fleet changes under a load: workers are added, removed, drained, restarted and switched, and no request may fail.
-//! Then two prefill and two decode workers are simulated, and stopped and started again every few seconds. Some clients
-//! leave early or send malformed requests. At the end the running process is upgraded several times. The exit code is
-//! 1 when a request got no response or a wrong one, when a room or a connection is left at a worker, when memory or
-//! descriptors grew by more than a tenth, or when mini-lb panicked.
+//! First a fleet changes under a load: workers are added and removed, restarted after a drain, killed, and switched to the
+//! other role, and the configuration is reloaded; only requests that met a killed worker may fail. Then two prefill and two
+//! decode workers are simulated, and stopped and started again every few seconds. Some clients leave early or send malformed
+//! requests. At the end the running process is upgraded several times. The exit code is 1 when a request got no response or a
+//! wrong one, when a room or a connection is left at a worker, when memory or descriptors grew by more than a tenth, or when
+//! mini-lb panicked. `--changes 0` and `--minutes 0` leave out a part.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use support::soak;
 #[derive(Parser)]
 #[command(about = "Runs mini-lb under a mixed load with faults")]
 struct Arguments {
-    /// Duration of the load in minutes.
+    /// Duration of the load with faults in minutes.
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
     /// Seed of the requests and faults.
@@ -32,10 +33,13 @@ struct Arguments {
     /// Upgrades of the running process after the load.
     #[arg(long, default_value_t = 20)]
     upgrades: usize,
-    /// Workers that are added and removed under a load before all that; a fifth as many are restarted, and a tenth as many
-    /// switched to the other role.
-    #[arg(long, default_value_t = 500)]
+    /// Workers that are added and removed under a load before all that; half as many reloads, a fifth as many restarts, and a
+    /// tenth as many switches of a role.
+    #[arg(long, default_value_t = 100)]
     changes: usize,
+    /// Duration of that load in minutes.
+    #[arg(long, default_value_t = 10.0)]
+    changes_minutes: f64,
 }
 
 #[tokio::main]
@@ -51,26 +55,37 @@ async fn main() -> ExitCode {
         eprintln!("there is no mini-lb beside the examples; run cargo build --release --bins");
         return ExitCode::FAILURE;
     };
-    let plan = soak::Plan {
-        binary,
-        load: Duration::from_secs_f64(arguments.minutes * 60.0),
-        report: Duration::from_secs(10),
-        kills: Duration::from_secs(7),
-        clients: arguments.clients,
-        upgrades: arguments.upgrades,
-        seed: arguments.seed,
-    };
     let begun = Instant::now();
     let say = move |line: String| println!("{:>5}s {line}", begun.elapsed().as_secs());
-    let changes = soak::changes::Changes {
-        additions: arguments.changes,
-        restarts: arguments.changes / 5,
-        flips: arguments.changes / 10,
-        clients: arguments.clients,
-    };
-    let mut verdict = soak::changes::run(changes, say).await;
-    let mut soaked = soak::run(plan, say).await;
-    verdict.broken.append(&mut soaked.broken);
+    let minutes = |minutes: f64| Duration::from_secs_f64(minutes * 60.0);
+    let mut verdict = soak::Verdict::default();
+    if arguments.changes > 0 {
+        let changes = soak::changes::Changes {
+            binary: binary.clone(),
+            time: Some(minutes(arguments.changes_minutes)),
+            additions: arguments.changes,
+            restarts: arguments.changes / 5,
+            kills: arguments.changes / 20,
+            flips: arguments.changes / 10,
+            reloads: arguments.changes / 2,
+            clients: arguments.clients,
+        };
+        verdict = soak::changes::run(changes, say).await;
+        println!("changes: {verdict}");
+    }
+    if arguments.minutes > 0.0 {
+        let plan = soak::Plan {
+            binary,
+            load: minutes(arguments.minutes),
+            report: Duration::from_secs(10),
+            kills: Duration::from_secs(7),
+            clients: arguments.clients,
+            upgrades: arguments.upgrades,
+            seed: arguments.seed,
+        };
+        let mut soaked = soak::run(plan, say).await;
+        verdict.broken.append(&mut soaked.broken);
+    }
     println!("{verdict}");
     match verdict.broken.is_empty() {
         true => ExitCode::SUCCESS,

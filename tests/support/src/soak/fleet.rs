@@ -17,7 +17,7 @@ const AFTERMATH: Duration = Duration::from_secs(3);
 pub(super) struct Fleet {
     pub(super) workers: Vec<tokio::sync::Mutex<Slot>>,
     pub(super) restarts: AtomicUsize,
-    disturbed: Mutex<Disturbed>,
+    pub(super) kills: Disturbance,
     violations: Mutex<Vec<String>>,
 }
 
@@ -29,11 +29,35 @@ pub(super) struct Slot {
     worker: Option<Worker>,
 }
 
-/// The times at which a worker was missing.
+/// The times at which a killed worker was missing.
+#[derive(Default)]
+pub(super) struct Disturbance(Mutex<Disturbed>);
+
 #[derive(Default)]
 struct Disturbed {
     now: bool,
     until: Option<Instant>,
+}
+
+impl Disturbance {
+    /// A worker is being killed.
+    pub(super) fn begin(&self) {
+        self.0.lock().unwrap().now = true;
+    }
+
+    /// Another one listens in its place.
+    pub(super) fn end(&self) {
+        *self.0.lock().unwrap() = Disturbed {
+            now: false,
+            until: Some(Instant::now() + AFTERMATH),
+        };
+    }
+
+    /// Whether a worker was missing, or had just come back, at some time since `begun`.
+    pub(super) fn was_since(&self, begun: Instant) -> bool {
+        let disturbed = self.0.lock().unwrap();
+        disturbed.now || disturbed.until.is_some_and(|until| until > begun)
+    }
 }
 
 impl Fleet {
@@ -51,7 +75,7 @@ impl Fleet {
         Self {
             workers,
             restarts: AtomicUsize::new(0),
-            disturbed: Mutex::default(),
+            kills: Disturbance::default(),
             violations: Mutex::default(),
         }
     }
@@ -79,7 +103,7 @@ impl Fleet {
         let mut slot = self.workers[rng.random_range(0..self.workers.len())]
             .lock()
             .await;
-        self.disturbed.lock().unwrap().now = true;
+        self.kills.begin();
         if let Some(worker) = slot.worker.take() {
             self.note_violations(&worker);
             worker.stop().await;
@@ -88,16 +112,7 @@ impl Fleet {
         let options = options(slot.address.port(), slot.bootstrap_port);
         slot.worker = Some(Worker::start(slot.role, options).await.unwrap());
         self.restarts.fetch_add(1, Ordering::Relaxed);
-        *self.disturbed.lock().unwrap() = Disturbed {
-            now: false,
-            until: Some(Instant::now() + AFTERMATH),
-        };
-    }
-
-    /// Whether a worker was missing, or had just come back, at some time since `begun`.
-    pub(super) fn was_disturbed_since(&self, begun: Instant) -> bool {
-        let disturbed = self.disturbed.lock().unwrap();
-        disturbed.now || disturbed.until.is_some_and(|until| until > begun)
+        self.kills.end();
     }
 
     /// Whether no room and at most `kept` connections are open.

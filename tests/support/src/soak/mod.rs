@@ -127,6 +127,20 @@ struct Held {
 }
 
 impl Held {
+    /// `None` where the process has ended.
+    fn of(process: &Process) -> Option<Self> {
+        let process = PathBuf::from(format!("/proc/{}", process.id()));
+        let status = fs::read_to_string(process.join("status")).ok()?;
+        // The entry is missing when the process has ended.
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(Self {
+            rss_kib: rss.trim().trim_end_matches(" kB").parse().ok()?,
+            descriptors: fs::read_dir(process.join("fd")).ok()?.count(),
+        })
+    }
+
     fn compare(&self, before: &Held, verdict: &mut Verdict) {
         let Held {
             rss_kib,
@@ -309,17 +323,8 @@ impl Soak {
     }
 
     fn held(&self) -> Held {
-        let process = PathBuf::from(format!("/proc/{}", self.process.id()));
-        let status = fs::read_to_string(process.join("status")).unwrap();
-        // The entry is missing when the process has ended.
-        let rss = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap_or_else(|| panic!("mini-lb is gone; its last lines: {:#?}", self.last));
-        Held {
-            rss_kib: rss.trim().trim_end_matches(" kB").parse().unwrap(),
-            descriptors: fs::read_dir(process.join("fd")).unwrap().count(),
-        }
+        Held::of(&self.process)
+            .unwrap_or_else(|| panic!("mini-lb is gone; its last lines: {:#?}", self.last))
     }
 }
 
@@ -361,7 +366,7 @@ impl Visitor {
                 }
                 Ok(Outcome::Ok) => (&counts.ok, None),
                 Ok(Outcome::Left) => (&counts.left, None),
-                Ok(Outcome::Wrong(_)) if self.fleet.was_disturbed_since(begun) => {
+                Ok(Outcome::Wrong(_)) if self.fleet.kills.was_since(begun) => {
                     (&counts.disturbed, None)
                 }
                 Ok(Outcome::Wrong(words)) => (&counts.unexpected, Some(words)),
