@@ -1,5 +1,5 @@
-//! One connection of a client: the connection limit, TLS, its requests one after the other, and the time that each
-//! request head may take.
+//! One connection of a client: the connection limit, TLS, which protocol it speaks, its requests one after the other where
+//! that is HTTP/1.1, and the time that each request head may take.
 //!
 //! Pingora has a timeout for each read and none for a whole head, and gives a TLS handshake one minute. Here the handshake and the first head share one deadline, and each
 //! further head has one from its first byte on. What happens once a head has been received is decided in `proxy`.
@@ -17,21 +17,25 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::{ALPN, Stream};
 use pingora::proxy::Session;
 use pingora::server::ShutdownWatch;
 
 use super::connection_limit::{ConnectionLimit, Permit};
-use super::counted::{ClientWriter, CountedStream, ReadCounter};
+use super::counted::{ClientWriter, CountedStream};
+use super::http2::{Beginning, Http2, Rewound};
 use super::inflight::Inflight;
 use super::kept::Kept;
+use super::read_counter::ReadCounter;
 use super::refusal::Refusal;
+use super::shutdown::ShutdownWatcher;
 use crate::endpoint::content_length;
 
 /// Keep-alive without Pingora's timer for idle connections: [`HeadDeadline`] has the time.
@@ -69,6 +73,8 @@ pub(crate) struct ConnectionRules {
     pub(crate) idle_timeout: Duration,
     /// Makes the response to a head that Pingora refuses.
     pub(crate) refusal: Arc<Refusal>,
+    /// Whether a connection without TLS may speak HTTP/2. With TLS its protocol is negotiated.
+    pub(crate) http2: bool,
 }
 
 /// The connections of one listener, as an application for Pingora.
@@ -82,6 +88,10 @@ pub(crate) struct Connections<A> {
     /// The open connections. Pingora would close idle ones as soon as it stops listening; here they stay open for one
     /// more request until the shutdown is complete.
     pub(crate) open: Arc<Inflight>,
+    /// Those of them that speak HTTP/2.
+    pub(crate) open_http2: Arc<Inflight>,
+    /// When a connection of HTTP/2 must end.
+    pub(crate) shutdown: ShutdownWatcher,
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
@@ -104,10 +114,33 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             biased;
             next = self.app.process_new_http(session, shutdown) => next.or_else(|| kept.take()),
             () = deadline.expired(counter) => {
-                log::debug!("connection closed, no request head arrived in time");
+                if !counter.is_http2() {
+                    log::debug!("connection closed, no request head arrived in time");
+                }
                 None
             }
         }
+    }
+
+    /// Serves a connection that speaks HTTP/2. Boxed because it is large.
+    async fn serve_http2(
+        &self,
+        stream: Rewound,
+        rules: &ConnectionRules,
+        origin: Origin,
+        opened: Instant,
+        shutdown: &ShutdownWatch,
+    ) {
+        let _open = self.open_http2.enter();
+        let connection = Http2 {
+            app: &self.app,
+            rules,
+            origin,
+            opened,
+            shutdown: self.shutdown.clone(),
+            stopped: shutdown,
+        };
+        Box::pin(connection.serve(stream)).await;
     }
 
     /// Completes the TLS handshake, if any. A failure affects this client only.
@@ -144,7 +177,8 @@ struct HeadDeadline {
 }
 
 impl HeadDeadline {
-    /// Resolves when the head is overdue; pending for ever once it has been received.
+    /// Resolves when the head is overdue, or is none because the connection speaks HTTP/2; pending for ever once it has been
+    /// received.
     ///
     /// Must be polled after each read, because a read does not wake it.
     async fn expired(self, counter: &ReadCounter) {
@@ -155,6 +189,8 @@ impl HeadDeadline {
         poll_fn(|cx| {
             if counter.is_head_finished() {
                 timer.set(None);
+            } else if counter.is_http2() {
+                return Poll::Ready(());
             } else if !begun && counter.bytes_read() > before {
                 begun = true;
                 timer.set(Some(tokio::time::sleep(self.head)));
@@ -234,14 +270,24 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         let rules = self.rules.load_full();
         let stream = self.accept_tls(&rules, stream).await?;
         let counter = Arc::<ReadCounter>::default();
-        let stream = CountedStream::new(stream, counter.clone(), rules.refusal.clone());
-        let mut session = ServerSession::new_http1(Box::new(stream));
         // A connection over the limit must free its place after one response.
         let origin = Origin {
             listener: self.listener,
             overflow,
             kept: Arc::default(),
         };
+        let http2 = |stream| self.serve_http2(stream, &rules, origin.clone(), opened, shutdown);
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            http2(Rewound::new(Bytes::new(), stream)).await;
+            return None;
+        }
+        let beginning = match rules.http2 && stream.get_ssl_digest().is_none() {
+            true => Beginning::Equal(0),
+            false => Beginning::Http1,
+        };
+        let refusal = rules.refusal.clone();
+        let stream = CountedStream::new(stream, counter.clone(), refusal, beginning);
+        let mut session = ServerSession::new_http1(Box::new(stream));
         let keep_alive = !*shutdown.borrow() && !overflow;
         session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
         let mut deadline = HeadDeadline {
@@ -264,6 +310,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
                 head: rules.head_timeout,
                 begun: counter.next_request(),
             };
+        }
+        if let Some(stream) = counter.take_http2() {
+            http2(stream).await;
         }
         None
     }

@@ -1,5 +1,7 @@
 //! Counts the bytes read from a client, to tell an idle connection from one with a half-sent request head.
 //!
+//! It also sees a connection that begins as one of HTTP/2, and gives it back to `connection.rs`.
+//!
 //! Pingora's timer for an idle connection covers only the first read of a request, and its end cannot be observed.
 //! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged, except for one response:
 //! a head that Pingora refuses by itself meets no hook, and gets a response without a body, which is replaced here by one
@@ -12,7 +14,6 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -27,70 +28,9 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::http2::{Beginning, Rewound};
+use super::read_counter::ReadCounter;
 use super::refusal::Refusal;
-
-/// The bytes read on one connection, and the part of them that is known to belong to a request.
-// Relaxed everywhere: only the task of the connection reads and writes these. They are atomics because Pingora holds
-// the stream while `connection.rs` watches the counter.
-#[derive(Debug, Default)]
-pub(crate) struct ReadCounter {
-    read: AtomicU64,
-    /// Bytes of requests whose heads have been received.
-    attributed: AtomicU64,
-    /// Whether the last of these requests has a body of unknown length.
-    open_ended: AtomicBool,
-    /// Whether the head of the current request has been received, or never will be.
-    head_finished: AtomicBool,
-}
-
-impl ReadCounter {
-    /// Begins the next request. Returns whether a part of it has already been read, together with the request before,
-    /// as far as that can be known.
-    ///
-    /// After a chunked body it cannot: Pingora reads ahead and does not say how long the body was. Such a part is
-    /// then taken for an idle connection, and may stay as long as one.
-    pub(crate) fn next_request(&self) -> bool {
-        self.head_finished.store(false, Ordering::Relaxed);
-        let read = self.bytes_read();
-        if self.open_ended.swap(false, Ordering::Relaxed) {
-            self.attributed.store(read, Ordering::Relaxed);
-        }
-        read > self.attributed.load(Ordering::Relaxed)
-    }
-
-    /// Records a read.
-    pub(crate) fn record_read(&self, bytes: u64) {
-        // Most polls read nothing, and an atomic addition costs more than this branch.
-        if bytes > 0 {
-            self.read.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// All bytes read so far.
-    pub(crate) fn bytes_read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// Attributes the bytes of a request, head and body, once its head has been received; `None` when the length of
-    /// its body is unknown.
-    pub(crate) fn attribute(&self, bytes: Option<u64>) {
-        match bytes {
-            Some(bytes) => {
-                self.attributed.fetch_add(bytes, Ordering::Relaxed);
-            }
-            None => self.open_ended.store(true, Ordering::Relaxed),
-        }
-    }
-
-    /// Notes that the head of the current request has been received, or has been given up.
-    pub(crate) fn finish_head(&self) {
-        self.head_finished.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_head_finished(&self) -> bool {
-        self.head_finished.load(Ordering::Relaxed)
-    }
-}
 
 /// A client's connection whose reads are counted.
 #[derive(Debug)]
@@ -103,6 +43,7 @@ pub(crate) struct CountedStream {
     head: Vec<u8>,
     /// The part of the refusal that is not written yet; `None` before it begins.
     refusing: Option<Bytes>,
+    beginning: Beginning,
 }
 
 /// The writing side of a client's connection, for a relay that writes parts of a response beside Pingora.
@@ -130,13 +71,20 @@ fn lock(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
 }
 
 impl CountedStream {
-    pub(crate) fn new(stream: Stream, counter: Arc<ReadCounter>, refusal: Arc<Refusal>) -> Self {
+    /// `beginning` says whether the connection may turn out to speak HTTP/2.
+    pub(crate) fn new(
+        stream: Stream,
+        counter: Arc<ReadCounter>,
+        refusal: Arc<Refusal>,
+        beginning: Beginning,
+    ) -> Self {
         Self {
             stream: Arc::new(Mutex::new(stream)),
             counter,
             refusal,
             head: Vec::new(),
             refusing: None,
+            beginning,
         }
     }
 
@@ -147,6 +95,19 @@ impl CountedStream {
     /// The writing side of this connection.
     pub(super) fn writer(&self) -> ClientWriter {
         ClientWriter(self.stream.clone())
+    }
+
+    /// Gives the connection back if these bytes, the last ones that were read, make it one of HTTP/2.
+    fn begins_http2(&mut self, read: &[u8]) -> bool {
+        let Some(read) = self.beginning.read(read) else {
+            return false;
+        };
+        self.beginning = Beginning::Http1;
+        // What is left here is dropped with HTTP/1.1's session.
+        let (gone, _) = tokio::io::duplex(1);
+        let stream = std::mem::replace(&mut *lock(&self.stream), Box::new(gone));
+        self.counter.give_back(Rewound::new(read, stream));
+        true
     }
 
     /// Whether a write is Pingora's own refusal: every other response comes after its head has been received. Until then
@@ -181,6 +142,11 @@ impl AsyncRead for CountedStream {
         let polled = Pin::new(&mut *self.stream()).poll_read(cx, buf);
         let read = &buf.filled()[before..];
         self.counter.record_read(read.len() as u64);
+        if matches!(self.beginning, Beginning::Equal(_)) && self.begins_http2(read) {
+            buf.set_filled(before);
+            // `connection.rs` drops the session when it sees that.
+            return Poll::Pending;
+        }
         if self.refusal.reads_head() && self.refuses() {
             self.head.extend_from_slice(read);
         }
@@ -310,45 +276,11 @@ mod tests {
     use crate::client::Cors;
     use crate::endpoint::WholeResponse;
 
-    #[test]
-    fn bytes_read_with_the_request_before_are_the_beginning_of_the_next() {
-        let counter = ReadCounter::default();
-        assert!(!counter.next_request());
-        counter.record_read(120);
-        counter.attribute(Some(100));
-        assert!(counter.next_request(), "20 bytes belong to no request yet");
-        counter.record_read(80);
-        counter.attribute(Some(100));
-        assert!(!counter.next_request());
-    }
-
-    #[test]
-    fn bytes_after_a_body_of_unknown_length_are_not_taken_for_a_request() {
-        let counter = ReadCounter::default();
-        counter.record_read(300);
-        counter.attribute(None);
-        assert!(!counter.next_request());
-        counter.record_read(1);
-        assert!(
-            counter.next_request(),
-            "only the request before was unknown"
-        );
-    }
-
-    #[test]
-    fn the_next_request_waits_for_its_own_head() {
-        let counter = ReadCounter::default();
-        counter.finish_head();
-        assert!(counter.is_head_finished());
-        counter.next_request();
-        assert!(!counter.is_head_finished());
-    }
-
     #[tokio::test]
     async fn reads_are_counted_and_bytes_pass_unchanged() {
         let (ours, mut client) = duplex(64);
         let counter = Arc::<ReadCounter>::default();
-        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal());
+        let mut stream = counted(ours, &counter);
         client.write_all(b"hello").await.unwrap();
         let mut read = [0; 5];
         stream.read_exact(&mut read[..2]).await.unwrap();
@@ -361,6 +293,30 @@ mod tests {
         let mut written = String::new();
         client.read_to_string(&mut written).await.unwrap();
         assert_eq!((written.as_str(), counter.bytes_read()), ("bye", 5));
+    }
+
+    fn counted(ours: tokio::io::DuplexStream, counter: &Arc<ReadCounter>) -> CountedStream {
+        let beginning = Beginning::Equal(0);
+        CountedStream::new(Box::new(ours), counter.clone(), refusal(), beginning)
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_http_2_is_given_back_with_all_that_was_read() {
+        let (ours, mut client) = duplex(64);
+        let counter = Arc::<ReadCounter>::default();
+        let mut stream = counted(ours, &counter);
+        let mut read = [0; 40];
+        client.write_all(b"PRI").await.unwrap();
+        assert_eq!(stream.read(&mut read).await.unwrap(), 3);
+        assert!(!counter.is_http2());
+        client.write_all(b" * HTTP/2.0 and more").await.unwrap();
+        assert!(futures_util::poll!(Box::pin(stream.read(&mut read))).is_pending());
+        assert!(counter.is_http2());
+        drop((stream, client));
+        let mut all = String::new();
+        let mut rewound = counter.take_http2().unwrap();
+        rewound.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "PRI * HTTP/2.0 and more");
     }
 
     fn refusal() -> Arc<Refusal> {
@@ -376,7 +332,7 @@ mod tests {
         let head = b"CONNECT a:1 HTTP/1.1\r\norigin: https://a.example\r\n\r\n";
         theirs.write_all(head).await.unwrap();
         let counter = Arc::<ReadCounter>::default();
-        let mut stream = CountedStream::new(Box::new(ours), counter.clone(), refusal());
+        let mut stream = counted(ours, &counter);
         let mut read = [0; 30]; // ends within the name of the field
         stream.read_exact(&mut read).await.unwrap();
         let rest = head.len() - read.len();

@@ -5,7 +5,8 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `connection_limit.rs` | whether one more connection is accepted |
-//! | `connection.rs`, `counted.rs` | TLS, and the time that a request head may take |
+//! | `connection.rs`, `counted.rs`, `read_counter.rs` | TLS, and the time that a request head may take |
+//! | `http2/` | the same of a connection that speaks HTTP/2, and its requests beside each other |
 //! | `refusal.rs` | the response to a head that Pingora refuses |
 //! | `kept.rs` | whether a connection survives a failed request |
 //! | `request_head.rs` | whether the head has exactly one meaning |
@@ -20,8 +21,10 @@ mod connection;
 mod connection_limit;
 mod cors;
 mod counted;
+mod http2;
 mod inflight;
 mod kept;
+mod read_counter;
 mod refusal;
 mod request_body;
 mod request_head;
@@ -29,11 +32,12 @@ mod shutdown;
 
 pub(crate) use auth::{KeyRefused, Keys};
 pub(crate) use connection::{
-    ConnectionRules, Connections, Listener, NO_IDLE_TIMER, head_received, writer,
+    ConnectionRules, Connections, Listener, NO_IDLE_TIMER, Origin, head_received, writer,
 };
 pub(crate) use connection_limit::ConnectionLimit;
 pub(crate) use cors::Cors;
 pub(crate) use counted::ClientWriter;
+pub(crate) use http2::{check_parsed, origin};
 pub(crate) use inflight::{Admitted, Inflight};
 pub(crate) use kept::Kept;
 pub(crate) use refusal::Refusal;

@@ -26,11 +26,14 @@ impl Refusal {
     /// The bytes of the response, after which the connection closes. `pingoras` is the beginning of Pingora's own
     /// response, `head` what has been read of the head if [`Self::reads_head`].
     pub(super) fn bytes(&self, pingoras: &[u8], head: &[u8]) -> Bytes {
-        let mut response = (self.response)(status(pingoras));
-        let origin = origin(head);
-        self.cors
-            .apply_unparsed(origin.as_ref(), &mut response.headers);
-        on_the_wire(&response)
+        on_the_wire(&self.whole(status(pingoras), origin(head).as_ref()))
+    }
+
+    /// The response with this status, to a head with this `Origin`.
+    pub(super) fn whole(&self, status: StatusCode, origin: Option<&HeaderValue>) -> WholeResponse {
+        let mut response = (self.response)(status);
+        self.cors.apply_unparsed(origin, &mut response.headers);
+        response
     }
 }
 

@@ -212,7 +212,9 @@ pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
-    use crate::client::counted::{CountedStream, ReadCounter};
+    use crate::client::counted::CountedStream;
+    use crate::client::http2::Beginning;
+    use crate::client::read_counter::ReadCounter;
     use crate::client::{Cors, Refusal};
     use crate::endpoint::WholeResponse;
 
@@ -242,7 +244,7 @@ pub(super) mod tests {
             response: |status| WholeResponse::new(status, "text/plain", ""),
             cors: Cors::Off,
         });
-        let stream = CountedStream::new(Box::new(ours), counter, refusal);
+        let stream = CountedStream::new(Box::new(ours), counter, refusal, Beginning::Http1);
         let mut session = Session::new_h1(Box::new(stream));
         session.downstream_session.read_request().await.unwrap();
         (session, client)

@@ -11,10 +11,10 @@ use std::fmt;
 
 /// The longest head, in bytes: four times the limit of other servers for one line, thirty times the heads of usual
 /// clients.
-const MAX_HEAD_BYTES: usize = 32 << 10;
+pub(super) const MAX_HEAD_BYTES: usize = 32 << 10;
 
 /// The most header fields.
-const MAX_FIELDS: usize = 100;
+pub(super) const MAX_FIELDS: usize = 100;
 
 /// Names of framing and routing fields as a parser sees them that takes `_` for `-`, as CGI and WSGI do.
 const UNDERSCORE_ALIASES: [&str; 4] = ["content_length", "transfer_encoding", "host", "connection"];
@@ -161,7 +161,7 @@ fn has_known_form(target: &[u8], method: &[u8]) -> bool {
 
 /// Whether another parser may find another end of the target: it contains a control character, escaped or not, or a
 /// space followed by something like a version.
-fn is_ambiguous(target: &[u8]) -> bool {
+pub(super) fn is_ambiguous(target: &[u8]) -> bool {
     // Other spaces are accepted. Pingora has escaped them, so that they cannot be told from a `%20` that the client
     // sent, in the name of a model for example; and workers get the escaped target (section 3.2 allows that).
     let hex = |byte: u8| char::from(byte).to_digit(16);
@@ -238,7 +238,7 @@ impl FieldCounts {
 }
 
 /// Whether the byte can be part of a host and a port. Source: RFC 3986, section 3.2.2.
-fn is_authority_byte(byte: &u8) -> bool {
+pub(super) fn is_authority_byte(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
 }
 
@@ -253,7 +253,7 @@ fn trim_blanks(value: &[u8]) -> &[u8] {
     }
 }
 
-fn is_underscore_alias(name: &[u8]) -> bool {
+pub(super) fn is_underscore_alias(name: &[u8]) -> bool {
     let is_named = |alias: &&str| {
         name.len() == alias.len()
             && name.iter().zip(alias.bytes()).all(|(byte, wanted)| {

@@ -34,6 +34,16 @@ impl ShutdownWatcher {
         *self.0.borrow() >= Stage::Settling
     }
 
+    /// Resolves when the shutdown has begun; pending for ever when there is none.
+    pub(crate) async fn begun(&self) {
+        let mut stage = self.0.clone();
+        let has_begun = |stage: &Stage| *stage >= Stage::Settling;
+        if stage.wait_for(has_begun).await.is_err() {
+            // The sender is gone: there will be none.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Resolves when live requests must end; pending for ever when that stage is never reached.
     pub(crate) fn cut_off(&self) -> CutOff {
         let mut stage = self.0.clone();

@@ -244,6 +244,8 @@ setting_group! {
         max_connections_per_ip: Option<usize> = "max_connections_per_ip",
         /// Memory for the bodies of all requests together, in bytes. Never zero.
         max_buffered_body_bytes: usize = "max_buffered_body_bytes",
+        /// Whether listeners speak HTTP/2 beside HTTP/1.1.
+        http2: bool = "http2",
         /// The origins whose pages may read responses in a browser.
         cors_allowed_origins: AllowedOrigins = "cors_allowed_origins",
     }

@@ -116,6 +116,11 @@ const CLIENTS: &[Setting] = &[
     Setting::new("prometheus_host", Kind::Text,
         "Address that it listens on; 0.0.0.0 where only prometheus_port is given")
         .value(&["HOST"]).expects("a host name or an address").at_start(),
+    // Meshes and load balancers in front speak it to their backends, and HTTP/1.1 pays nothing for it.
+    Setting::new("http2", Kind::Word(&["true", "false"]),
+        "Whether listeners speak HTTP/2 beside HTTP/1.1: with clients that begin with it (h2c), and with TLS with those that \
+         negotiate it")
+        .default("true").expects("true or false"),
     Setting::new("max_connections", Kind::at_least(0),
         "Maximum number of client connections; 0 derives it from the limit of open files and max_inflight_requests")
         .default("0").expects("a number of connections; 0 derives the limit from the open files"),

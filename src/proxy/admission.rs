@@ -74,8 +74,14 @@ impl Proxy {
     pub(super) fn admit(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
         let access = self.endpoints.access(session.req_header().uri.path());
         self.count(access, ctx);
-        let raw = session.downstream_session.as_http1();
-        if let Some(Err(why)) = raw.map(|session| client::check(&session.get_headers_raw_bytes())) {
+        let checked = match session.downstream_session.as_http1() {
+            Some(session) => client::check(&session.get_headers_raw_bytes()),
+            None => {
+                let head = session.req_header();
+                client::check_parsed(head.raw_path(), &head.headers)
+            }
+        };
+        if let Err(why) = checked {
             return Err(ctx.refuse(ProxyError::BadHead(why)));
         }
         let head = session.req_header();

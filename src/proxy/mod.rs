@@ -113,9 +113,7 @@ impl ProxyHttp for Proxy {
         context: Box<dyn Any + Send + Sync>,
     ) {
         if let Some(origin) = client::head_received(session, context) {
-            ctx.listener = origin.listener;
-            ctx.overflow = origin.overflow;
-            ctx.kept = Some(origin.kept);
+            ctx.begin_at(origin);
         }
     }
 
@@ -132,6 +130,9 @@ impl ProxyHttp for Proxy {
             ctx.begin_sample(sample);
             ctx.live = self.telemetry.requests.begin(&mut ctx.record);
             return Ok(());
+        }
+        if let Some(origin) = client::origin(session) {
+            ctx.begin_at(origin.clone());
         }
         self.note_request(session, ctx);
         self.admit(session, ctx)?;

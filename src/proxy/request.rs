@@ -18,7 +18,7 @@ use super::session::{Installed, Sent};
 use super::suspects::Suspicion;
 use super::timing::Timing;
 use super::turns::Handover;
-use crate::client::{Admitted, Kept, Listener, Share};
+use crate::client::{Admitted, Kept, Listener, Origin, Share};
 use crate::error::{Fault, ProxyError, STREAM_ERROR};
 use crate::fleet::{Lease, Role, Targets, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
@@ -142,6 +142,13 @@ impl RequestContext {
             is_page: false,
             admitted: None,
         }
+    }
+
+    /// The request came over a connection of this listener.
+    pub(super) fn begin_at(&mut self, origin: Origin) {
+        self.listener = origin.listener;
+        self.overflow = origin.overflow;
+        self.kept = Some(origin.kept);
     }
 
     /// Makes this the request of a sample, which has been let in, read and parsed.

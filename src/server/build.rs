@@ -122,6 +122,8 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
         rules: rules.clone(),
         limit: None,
         open: Arc::default(),
+        open_http2: shutdown.http2_connections.clone(),
+        shutdown: ShutdownWatcher::new(shutdown.stage()),
     };
     Ok(Built {
         apps: Apps {
@@ -242,15 +244,18 @@ pub(super) fn rules(config: &Config) -> Rules {
 
 /// What applies to connections of clients.
 pub(super) fn connection_rules(config: &Config) -> Result<ConnectionRules, StartError> {
+    let http2 = config.clients.http2;
     let identity = config.tls.listener.as_ref();
+    let acceptor = |identity| tls::acceptor(identity, http2);
     Ok(ConnectionRules {
-        tls: identity.map(tls::acceptor).transpose()?,
+        tls: identity.map(acceptor).transpose()?,
         head_timeout: config.clients.head_timeout,
         idle_timeout: config.clients.client_idle_timeout,
         refusal: Arc::new(Refusal {
             response: refused_head,
             cors: cors(&config.clients),
         }),
+        http2,
     })
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Shutdown {
     admin_closed: watch::Sender<bool>,
     pub(super) requests: Arc<Inflight>,
     pub(super) connections: Arc<Inflight>,
+    /// Those of them that speak HTTP/2, and those of the other listeners that do.
+    pub(super) http2_connections: Arc<Inflight>,
     /// Why the process ends although no signal came.
     failure: Mutex<Option<StartError>>,
     failed: Notify,
@@ -70,6 +72,7 @@ impl Shutdown {
             admin_closed: watch::Sender::new(false),
             requests: Arc::default(),
             connections: Arc::default(),
+            http2_connections: Arc::default(),
             failure: Mutex::default(),
             failed: Notify::new(),
         }
@@ -178,8 +181,13 @@ impl Shutdown {
             self.requests.live()
         );
         self.stage.send_replace(Stage::CutOff);
-        // A request that does not end in time ends with the process.
-        let _ = tokio::time::timeout(CUT_OFF_TIME, self.requests.none()).await;
+        // A request that does not end in time ends with the process. The last event of one of HTTP/2 is written by the task
+        // of its connection, which ends behind it.
+        let ended = async {
+            self.requests.none().await;
+            self.http2_connections.none().await;
+        };
+        let _ = tokio::time::timeout(CUT_OFF_TIME, ended).await;
     }
 }
 

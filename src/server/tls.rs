@@ -10,8 +10,8 @@ use super::StartError;
 use crate::config::{Config, Identity};
 use crate::net::{Trust, pool_roots};
 
-/// The listeners' side of the handshake: the identity, HTTP/1.1, no client certificates.
-pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError> {
+/// The listeners' side of the handshake: the identity, HTTP/2 if `http2` and HTTP/1.1, no client certificates.
+pub(super) fn acceptor(identity: &Identity, http2: bool) -> Result<Arc<Acceptor>, StartError> {
     let failed = |error: rustls::Error| StartError::Tls(error.to_string());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -20,7 +20,11 @@ pub(super) fn acceptor(identity: &Identity) -> Result<Arc<Acceptor>, StartError>
         .with_no_client_auth()
         .with_single_cert(identity.chain().to_vec(), identity.key().clone_key())
         .map_err(failed)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let protocols: &[&[u8]] = match http2 {
+        true => &[b"h2", b"http/1.1"],
+        false => &[b"http/1.1"],
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(Acceptor::from_server_config(Arc::new(config))))
 }
 

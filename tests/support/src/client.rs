@@ -1,4 +1,6 @@
 //! A client that sends raw bytes, and HTTP messages as they were on the wire.
+//!
+//! With `MINI_LB_TEST_HTTP2=1` in the environment its requests reach the balancer over HTTP/2, see [`crate::bridge`].
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::soon;
+use super::{bridge, soon};
 
 /// A message: the head as text, the body without its framing.
 #[derive(Debug, Clone)]
@@ -21,28 +23,36 @@ pub type Answer = Message;
 /// One connection to the balancer.
 pub struct Client {
     stream: TcpStream,
+    /// The client's address as the balancer sees it.
+    address: SocketAddr,
 }
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        // A second small write must not wait for the acknowledgement of the first.
-        stream.set_nodelay(true).unwrap();
-        Self { stream }
+        Self::over(TcpStream::connect(address).await.unwrap()).await
     }
 
     /// Its own end of the connection.
     pub fn local_address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
+        self.address
     }
 
     /// Connects from this local address.
     pub async fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((from, 0).into()).unwrap();
-        Self {
-            stream: socket.connect(address).await.unwrap(),
-        }
+        Self::over(socket.connect(address).await.unwrap()).await
+    }
+
+    async fn over(stream: TcpStream) -> Self {
+        // A second small write must not wait for the acknowledgement of the first.
+        stream.set_nodelay(true).unwrap();
+        let address = stream.local_addr().unwrap();
+        let stream = match bridge::is_asked_for() {
+            true => bridge::before(stream).await,
+            false => stream,
+        };
+        Self { stream, address }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {

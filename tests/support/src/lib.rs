@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`pair`] | one or two workers of each role, a balancer and a client |
 //! | [`client`], [`worker`] | both ends as raw sockets |
+//! | [`bridge`] | the same client over HTTP/2 |
 //! | [`dns`] | a DNS server |
 //! | [`mock_worker`] | a worker that responds by itself, on hyper |
 //! | [`process`], [`program`] | the binary and the examples as processes |
@@ -15,6 +16,7 @@
 //! | [`tls`] | certificates, and TLS in front of a worker |
 //! | [`properties`] | what must hold for any input; shared with the fuzz targets |
 //! | [`baseline`], [`plain_proxy`] | recorded costs, and Pingora alone to compare with |
+//! | [`http2`] | a client of HTTP/2, stream by stream |
 //! | [`markdown`] | the tables and code blocks of the documents |
 //!
 //! Nothing sleeps: a test waits for an event on a socket, for [`PATIENCE`] at most.
@@ -22,9 +24,11 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod baseline;
+pub mod bridge;
 pub mod browser;
 pub mod client;
 pub mod dns;
+pub mod http2;
 pub mod markdown;
 pub mod mock_worker;
 pub mod pair;
@@ -99,8 +103,13 @@ impl Balancer {
 
     /// A client of the admin listener.
     pub async fn admin(&self) -> Client {
+        Client::connect(self.admin_address().await).await
+    }
+
+    /// The address of the admin listener.
+    pub async fn admin_address(&self) -> SocketAddr {
         let address = self.handle.admin_address().await;
-        Client::connect(address.expect("a listener for administration")).await
+        address.expect("a listener for administration")
     }
 
     /// A client of the listener for metrics.
