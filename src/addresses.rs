@@ -1,4 +1,4 @@
-//! The addresses of one worker: those of its name, and the one among them that was reached last.
+//! The addresses of one worker: those of its name, the one among them that was reached last, and what is spoken there.
 //!
 //! `discovery` sets them, `net` dials them and notes which one it has reached. Neither a lookup nor a connection
 //! happens here.
@@ -8,22 +8,42 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// The addresses of a worker, in the order in which they are dialled. Empty until its name has been looked up.
 #[derive(Debug)]
-pub(crate) struct Addresses(RwLock<Arc<[SocketAddr]>>);
+pub(crate) struct Addresses {
+    all: RwLock<Arc<[SocketAddr]>>,
+    http2: bool,
+}
 
 impl Addresses {
+    /// Those of a worker of HTTP/1.1.
     pub(crate) fn new(known: Option<SocketAddr>) -> Self {
-        Self(RwLock::new(known.into_iter().collect()))
+        Self {
+            all: RwLock::new(known.into_iter().collect()),
+            http2: false,
+        }
+    }
+
+    /// Those of a worker of HTTP/2.
+    pub(crate) fn of_http2(known: Option<SocketAddr>) -> Self {
+        Self {
+            http2: true,
+            ..Self::new(known)
+        }
+    }
+
+    /// Whether HTTP/2 is spoken there.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.http2
     }
 
     /// The one that is dialled first.
     pub(crate) fn first(&self) -> Option<SocketAddr> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         all.first().copied()
     }
 
     /// All of them.
     pub(crate) fn all(&self) -> Arc<[SocketAddr]> {
-        self.0
+        self.all
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -31,7 +51,7 @@ impl Addresses {
 
     /// Replaces them. The one that was dialled first stays the first while it is among them.
     pub(crate) fn set(&self, mut all: Vec<SocketAddr>) {
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.all.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = current.first() {
             put_first(&mut all, *first);
         }
@@ -43,7 +63,7 @@ impl Addresses {
         if self.first() == Some(reached) {
             return;
         }
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.all.write().unwrap_or_else(PoisonError::into_inner);
         let mut all = current.to_vec();
         put_first(&mut all, reached);
         *current = all.into();

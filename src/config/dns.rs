@@ -29,6 +29,8 @@ pub struct DnsSpec {
     pub admin_api_key: Option<Secret>,
     /// The share of each of them; `None` leaves it to the weights of services, or is 1.
     pub weight: Option<u32>,
+    /// Whether they are spoken to over HTTP/2.
+    pub http2: bool,
 }
 
 /// A name of DNS with what it is asked for. `Display` is the canonical form of what the user wrote.
@@ -150,6 +152,7 @@ impl DnsSpec {
             api_key: self.api_key.clone(),
             admin_api_key: self.admin_api_key.clone(),
             weight: self.weight.unwrap_or(weight),
+            http2: self.http2,
             url,
         }
     }
@@ -214,6 +217,7 @@ mod tests {
             api_key: None,
             admin_api_key: None,
             weight: None,
+            http2: false,
         };
         let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 2));
         let worker = spec("dns+https://p:443").worker(v6, 3);

@@ -204,6 +204,10 @@ impl Reader<'_> {
             let known = worker_key::of(role);
             match known.iter().find(|known| **known == key) {
                 Some(_) if value.is_null() && key != worker_key::URL => {}
+                Some(known) if *known == worker_key::HTTP2 && value.is_bool() => {
+                    let value = (value == Value::Bool(true)).to_string();
+                    worker.keys.insert(known, Given { value, place });
+                }
                 Some(known) => {
                     if let Some(value) = self.scalar(value, "text or a number", &place) {
                         worker.keys.insert(known, Given { value, place });

@@ -291,6 +291,11 @@ impl MiniLbConfig {
         self.of_workers("worker_admin_api_key", worker_key::ADMIN_API_KEY, key)
     }
 
+    /// Whether all workers are spoken to over HTTP/2, in place of HTTP/1.1. Not those that come later.
+    pub fn worker_http2(self, on: bool) -> MiniLbConfig {
+        self.of_workers("worker_http2", worker_key::HTTP2, &on.to_string())
+    }
+
     fn of_workers(mut self, method: &str, key: &'static str, value: &str) -> MiniLbConfig {
         let place = Place::Library(method.to_owned());
         let all = &mut self.draft.all_workers;

@@ -96,8 +96,9 @@ fn write_worker(f: &mut fmt::Formatter<'_>, worker: &WorkerDraft) -> fmt::Result
 }
 
 fn text_or_port(key: &str, text: &str) -> Value {
-    match text.parse::<u16>() {
-        Ok(port) if key == worker_key::BOOTSTRAP_PORT => Value::from(port),
+    match (key, text.parse::<u16>(), text.parse::<bool>()) {
+        (worker_key::BOOTSTRAP_PORT, Ok(port), _) => Value::from(port),
+        (worker_key::HTTP2, _, Ok(on)) => Value::from(on),
         _ => Value::from(text),
     }
 }

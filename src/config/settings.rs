@@ -375,6 +375,7 @@ pub(crate) mod worker_key {
     pub(crate) const ADMIN_API_KEY: &str = "admin_api_key";
     pub(crate) const ADMIN_API_KEY_FILE: &str = "admin_api_key_file";
     pub(crate) const WEIGHT: &str = "weight";
+    pub(crate) const HTTP2: &str = "http2";
 
     /// Those whose values must not be shown.
     pub(crate) const SECRETS: [&str; 2] = [API_KEY, ADMIN_API_KEY];
@@ -390,6 +391,7 @@ pub(crate) mod worker_key {
                 ADMIN_API_KEY,
                 ADMIN_API_KEY_FILE,
                 WEIGHT,
+                HTTP2,
             ],
             Role::Decode => &[
                 URL,
@@ -398,6 +400,7 @@ pub(crate) mod worker_key {
                 ADMIN_API_KEY,
                 ADMIN_API_KEY_FILE,
                 WEIGHT,
+                HTTP2,
             ],
         }
     }

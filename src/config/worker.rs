@@ -25,6 +25,8 @@ pub struct WorkerSpec {
     pub admin_api_key: Option<Secret>,
     /// Its share of the requests, beside those of the others of its role; at least 1.
     pub weight: u32,
+    /// Whether it is spoken to over HTTP/2.
+    pub http2: bool,
 }
 
 impl WorkerSpec {
@@ -429,6 +431,7 @@ mod tests {
             api_key: Some(Secret::new("sk-1")),
             admin_api_key: Some(Secret::new("sk-1")),
             weight: 1,
+            http2: false,
         };
         assert!(!format!("{spec:?} {}", Secret::new("sk-1")).contains("sk-1"));
         assert_eq!(Secret::new("sk-1").expose(), b"sk-1");

@@ -60,6 +60,13 @@ impl Resolver<'_> {
         self.key(checked_key(&given.value), &given.place)
     }
 
+    /// Whether a program says that all workers speak HTTP/2.
+    fn all_speak_http2(&self) -> bool {
+        let all = self.draft.all_workers.as_ref();
+        let given = all.and_then(|all| all.keys.get(worker_key::HTTP2));
+        given.is_some_and(|given| given.value == "true")
+    }
+
     fn workers(&mut self, role: Role, shared: &WorkerKeys, listed: &mut Vec<Given<Item>>) {
         let key = match role {
             Role::Prefill => "prefill",
@@ -107,6 +114,10 @@ impl Resolver<'_> {
                     .filter(|weight| (1..=1000).contains(weight))
             },
         );
+        let http2 = self.key_of(draft, worker_key::HTTP2, "true or false", |text| {
+            text.parse().ok()
+        });
+        let http2 = http2.unwrap_or_else(|| self.all_speak_http2());
         let api_key = own_key.or_else(|| shared.api.clone());
         let admin_api_key = own_admin_key.or_else(|| shared.admin.clone());
         Some(match url? {
@@ -118,6 +129,7 @@ impl Resolver<'_> {
                 api_key,
                 admin_api_key,
                 weight,
+                http2,
             }),
             Url::Worker(url) => Item::Worker(
                 role,
@@ -130,6 +142,7 @@ impl Resolver<'_> {
                     api_key,
                     admin_api_key,
                     weight: weight.unwrap_or(1),
+                    http2,
                     url,
                 },
             ),

@@ -31,6 +31,7 @@ impl Default for Alone {
                 port: 0,
                 tls: false,
                 certified: None,
+                http2: false,
             },
             host: HeaderValue::from_static("-"),
             bootstrap: None,

@@ -38,6 +38,8 @@ pub struct Origin {
     pub tls: bool,
     /// The name that its certificate must have; `None` is `host`.
     pub certified: Option<String>,
+    /// Whether the worker is spoken to over HTTP/2.
+    pub http2: bool,
 }
 
 impl Origin {
@@ -59,6 +61,7 @@ impl WorkerParts {
                 port,
                 tls: false,
                 certified: None,
+                http2: false,
             },
             host: HeaderValue::from_static("worker"),
             bootstrap: None,

@@ -61,12 +61,16 @@ impl Worker {
     pub(super) fn new(id: WorkerId, parts: WorkerParts) -> Self {
         let address = parts.origin.literal();
         let digest = digest(parts.url.as_bytes());
+        let addresses = match parts.origin.http2 {
+            true => Addresses::of_http2(address),
+            false => Addresses::new(address),
+        };
         Self {
             id,
             shared_url: parts.url.as_str().into(),
             weight: AtomicU32::new(parts.weight),
             parts,
-            addresses: Arc::new(Addresses::new(address)),
+            addresses: Arc::new(addresses),
             in_flight: AtomicUsize::new(0),
             body_bytes: AtomicUsize::new(0),
             to_come: AtomicUsize::new(0),

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use pingora::protocols::Stream;
+use pingora::protocols::{ALPN, Stream};
 use pingora::{Error, ErrorType, Result};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::peer::Dialling;
+use super::peer::{Dialling, reuse_key};
 use super::pool::Pool;
 use crate::addresses::Addresses;
 
@@ -32,6 +32,10 @@ pub(super) async fn dial(
     server_name: Option<&str>,
 ) -> Result<(SocketAddr, Stream)> {
     let all = addresses.all();
+    if addresses.is_http2() {
+        // Boxed because it is rare: the future of every dial would carry it.
+        return Box::pin(dial_http2(pool, dialling, addresses, server_name)).await;
+    }
     let one = |address| async move { pool.dial(&dialling.peer(address, server_name)).await };
     let (address, stream) = match *all {
         [] => return Error::e_explain(ErrorType::ConnectError, "its name has no address"),
@@ -40,6 +44,37 @@ pub(super) async fn dial(
     };
     addresses.note_reached(address);
     Ok((address, stream))
+}
+
+/// A stream over a connection of HTTP/2 to one of these addresses, which is opened where none has room.
+async fn dial_http2(
+    pool: &Pool,
+    dialling: &Dialling,
+    addresses: &Addresses,
+    server_name: Option<&str>,
+) -> Result<(SocketAddr, Stream)> {
+    let all = addresses.all();
+    let open = |address: &SocketAddr| {
+        let stream = pool.http2.open(reuse_key(*address, server_name))?;
+        Some((*address, stream))
+    };
+    if let Some(open) = all.iter().find_map(open) {
+        return Ok(open);
+    }
+    let one = |address| async move {
+        let mut peer = dialling.peer(address, server_name);
+        peer.options.set_http_version(2, 2);
+        pool.dial(&peer).await
+    };
+    let (address, stream) = race(&all, dialling.connect_timeout, one).await?;
+    let is_negotiated = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+    if server_name.is_some() && !is_negotiated {
+        let why = "the worker does not negotiate HTTP/2 (http2: true)";
+        return Error::e_explain(ErrorType::TLSHandshakeFailure, why);
+    }
+    addresses.note_reached(address);
+    let key = reuse_key(address, server_name);
+    Ok((address, pool.http2.begin(key, stream).await?))
 }
 
 /// The first of these addresses that accepts, within `limit`.

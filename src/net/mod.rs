@@ -1,4 +1,4 @@
-//! HTTP/1.1 to the workers: connections, their pool, and the exchanges that this crate makes itself.
+//! HTTP to the workers: connections, their pool, and the exchanges that this crate makes itself.
 //!
 //! Knows no role, no policy and nothing of SGLang's protocol. Dropping a [`Reply`] before the end of its body closes
 //! the connection, which is how a leg is cancelled.
@@ -12,6 +12,7 @@
 //! | `pooled.rs`, `chunks.rs` | a pooled connection for the exchanges that Pingora makes (decode), and its chunks |
 //! | `lent.rs`, `forward.rs` | the same connection while a relay forwards its stream, and the chunks of that |
 //! | `http1.rs` | a connection for all other exchanges |
+//! | `http2.rs` | the same stream of bytes for workers of HTTP/2 |
 //! | `response_head.rs`, `framing.rs` | which responses are accepted, and where their bodies end |
 //! | `coding.rs` | bodies that are compressed |
 //! | `failure.rs` | why an exchange failed |
@@ -23,6 +24,7 @@ mod failure;
 mod forward;
 mod framing;
 mod http1;
+mod http2;
 mod lent;
 mod peer;
 mod pool;

@@ -20,6 +20,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::{HttpPeer, Peer};
 use tokio::io::AsyncReadExt;
 
+use super::http2::Http2Connections;
 use super::peer::POOL_IDLE;
 use super::tls::SystemRoots;
 
@@ -35,6 +36,8 @@ pub(super) struct Pool {
     transport: TransportConnector,
     /// `None` where `transport` has the roots of all workers.
     system_roots: Option<SystemRoots>,
+    /// Those that carry many exchanges at once. What is in the shards of such a worker is the near end of a stream.
+    pub(super) http2: Arc<Http2Connections>,
     shards: Box<[Mutex<Shard>]>,
     /// The most connections in one shard.
     capacity: usize,
@@ -65,6 +68,7 @@ impl Pool {
         Self {
             system_roots: SystemRoots::of(&options),
             transport: TransportConnector::new(Some(options)),
+            http2: Arc::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             capacity: conf.upstream_keepalive_pool_size,
         }

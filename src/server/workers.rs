@@ -137,6 +137,7 @@ fn spec(role: Role, described: &Description, keys: &WorkerKeys) -> Result<Worker
             port: described.bootstrap_port,
         }),
         weight,
+        http2: false,
         server_name: None,
         url,
     })
@@ -197,6 +198,7 @@ pub(super) fn parts(role: Role, spec: &WorkerSpec) -> Result<WorkerParts, StartE
             port: spec.url.port(),
             tls: spec.url.is_tls(),
             certified: spec.server_name.clone(),
+            http2: spec.http2,
         },
         host,
         bootstrap,

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
@@ -251,7 +252,9 @@ async fn serve_connection(api: Arc<Api>, stream: TcpStream, connection: u64) {
         let (api, busy, faults) = (api.clone(), busy.clone(), of_request.clone());
         async move { api.serve(connection, busy, faults, request).await }
     });
-    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // HTTP/2 where the client begins with it, as Granian does for SGLang's --enable-http2.
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
     let idle_too_long = idle_for(idle, engine.options.keep_alive);
     tokio::pin!(serving, phase_ends, idle_too_long);
     let by = tokio::select! {

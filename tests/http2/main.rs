@@ -9,3 +9,4 @@ mod floods;
 mod leaving;
 mod limits;
 mod requests;
+mod workers;
