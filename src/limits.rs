@@ -68,6 +68,8 @@ setting_group! {
         max_retries: u32 = "retry_max_retries",
         /// With vLLM: whether decode computes a prompt where its prefill has failed.
         vllm_decode_alone: bool = "vllm_decode_alone",
+        /// With vLLM: how long a prefill worker keeps the blocks of a prompt for decode.
+        vllm_kv_lease: Duration = "vllm_kv_lease_secs",
     }
 }
 

@@ -284,6 +284,9 @@ const FAULTS: &[Setting] = &[
     Setting::new("vllm_decode_alone", Kind::Word(&["true", "false"]),
         "With vLLM: let decode compute a prompt where prefill has failed, and there is no other prefill worker")
         .default("true").expects("true or false"),
+    Setting::new("vllm_kv_lease_secs", Kind::Seconds,
+        "With vLLM: how long a prefill worker keeps the blocks of a prompt for decode, its kv_lease_duration")
+        .default("30"),
     Setting::new("disable_retries", Kind::Switch, "Never retry a request")
         .default("false"),
     Setting::new("cb_failure_threshold", Kind::between(1, 1_000_000),

@@ -143,6 +143,8 @@ pub(super) struct Breaker {
     back: Option<Instant>,
     /// Whether the last probe was not answered, and no request was served since.
     silent: bool,
+    /// The begin of the last silence, and its end where it is over.
+    silence: Option<(Instant, Option<Instant>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -216,6 +218,11 @@ impl Breaker {
             Evidence::Good | Evidence::Present | Evidence::Absent => self.silent = false,
             Evidence::Bad | Evidence::Neutral => {}
         }
+        match (was_silent, self.silent) {
+            (false, true) => self.silence = Some((now, None)),
+            (true, false) => self.silence = self.silence.map(|(begin, _)| (begin, Some(now))),
+            _ => {}
+        }
         let changed = self.judge(evidence, now, limits);
         changed.or(match (was_silent, self.silent) {
             (false, true) => Some(Change::FallsSilent),
@@ -262,6 +269,12 @@ impl Breaker {
     /// Whether another worker is to be chosen, where there is one.
     pub(super) fn is_silent(&self) -> bool {
         self.silent
+    }
+
+    /// Whether the last silence had begun by the one time and lasted to the other.
+    pub(super) fn was_silent(&self, from: Instant, until: Instant) -> bool {
+        self.silence
+            .is_some_and(|(begin, end)| begin <= from && end.is_none_or(|end| end >= until))
     }
 
     /// What it means for the worker now, but for those that are no matter of its health.

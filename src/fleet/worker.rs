@@ -119,6 +119,11 @@ impl Worker {
         self.unhealthy.load(Ordering::Relaxed) && self.breaker().is_silent()
     }
 
+    /// Whether it has answered no probe from the one time to the other. Only the last silence is remembered.
+    pub fn was_silent(&self, from: Instant, until: Instant) -> bool {
+        self.breaker().was_silent(from, until)
+    }
+
     /// Its health now, in a word.
     pub(super) fn condition(&self, now: Instant, slow_start: Duration) -> Condition {
         if !self.unhealthy.load(Ordering::Relaxed) {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -15,7 +15,7 @@ use crate::client;
 use crate::endpoint::{REQUEST_ID, WARNING};
 use crate::error::{self, Fault};
 use crate::fleet::Role;
-use crate::legs::{self, Rejection, evidence, no_document};
+use crate::legs::{self, Rejection, ResponseError, evidence, no_document};
 use crate::net::reject_head;
 use crate::pd::Leg;
 
@@ -118,6 +118,11 @@ impl Proxy {
             ctx.record.times.decode_first = Some(Instant::now());
             ctx.record.streamed = ctx.attempt()?.streams();
             ctx.show();
+            if ctx.record.status < 300 && self.may_be_late(ctx) {
+                // As vLLM answers where it notices that blocks are gone.
+                let rejection = Rejection::bare(StatusCode::INTERNAL_SERVER_ERROR);
+                return Err(self.not_passed(ctx, ResponseError::Rejected(rejection)));
+            }
         }
         if ctx.response_id.is_some() {
             ctx.note_response_id(&chunk, self);

@@ -7,13 +7,14 @@
 //!
 //! Parameters go to one decode worker. One that got the request may have fetched the blocks, and the end of the fetch
 //! frees them: another worker that came for them would compute with whatever is there by then. So only parameters that no
-//! worker has seen are handed over to the next attempt.
+//! worker has seen are handed over to the next attempt. The same holds for a worker that comes too late, so that the response
+//! of a decode worker that stood still for that long is not passed on.
 //!
 //! Source: vLLM 0.32.0, `distributed/kv_transfer/kv_connector/v1/nixl/` (`kv_lease_duration`, and what frees the blocks).
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use pingora::proxy::Session;
@@ -29,10 +30,13 @@ use crate::fleet::{Lease, Worker};
 use crate::legs::{Attempt, Keep, Plan, PrefillLeg, PrefillRequest};
 use crate::pd::{Params, RequestIds, Route};
 
-/// How long after prefill's response another attempt may begin with it: prefill keeps the blocks for 30 s unless its
-/// `kv_lease_duration` is shorter, and decode has to be connected to, to read and to tokenize the request, and to ask for them
-/// in that time. To compute the prompt again is cheap beside blocks that another prompt has by then.
-const HANDOVER: Duration = Duration::from_secs(10);
+/// The part of the lease within which another attempt may begin with prefill's response: decode has to be connected to, to read
+/// and to tokenize the request, and to ask for the blocks in the rest of it. To compute the prompt again is cheap beside blocks
+/// that another prompt has by then.
+const HANDOVER: f64 = 1.0 / 3.0;
+
+/// The parts of the lease between which a decode worker that answers no probe has not asked for the blocks either.
+const STALL: [f64; 2] = [2.0 / 3.0, 5.0 / 6.0];
 
 /// A response of prefill whose parameters no decode worker has seen.
 pub(super) struct Handover {
@@ -229,6 +233,26 @@ impl Proxy {
         Ok(retry)
     }
 
+    /// Whether decode may have fetched the blocks after their lease, when another prompt could have them: it stood still while
+    /// the lease ran out. vLLM does not notice, and generates from whatever it has read. A request that only waits in decode's
+    /// queue keeps its lease, because decode renews it.
+    ///
+    /// Source: vLLM 0.32.0 with NIXL 1.5.1, a decode worker that was stopped for 37 s.
+    pub(super) fn may_be_late(&self, ctx: &RequestContext) -> bool {
+        let ended = ctx.attempt.as_ref().map(Attempt::prefill_times);
+        let (true, false, Some(ended), Some(attempt)) = (
+            self.engine().prefill_is_first(),
+            ctx.record.alone,
+            ended.and_then(|times| times.end),
+            &ctx.attempt,
+        ) else {
+            return false;
+        };
+        let lease = ctx.rules.limits.vllm_kv_lease;
+        let [from, until] = STALL.map(|part| ended + lease.mul_f64(part));
+        Instant::now() >= until && attempt.decode().was_silent(from, until)
+    }
+
     /// Makes decode's leg ready.
     fn prepare_decode(
         &self,
@@ -267,7 +291,7 @@ impl RequestContext {
             Box::new(Handover {
                 prefill,
                 leg,
-                until: ended + HANDOVER,
+                until: ended + self.rules.limits.vllm_kv_lease.mul_f64(HANDOVER),
             })
         });
     }

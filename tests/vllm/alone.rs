@@ -1,5 +1,7 @@
 //! Requests that decode serves without a prefill worker.
 
+use std::time::{Duration, Instant};
+
 use support::{Balancer, CHAT, Pair, Worker, post};
 
 use super::*;
@@ -186,4 +188,75 @@ async fn a_fleet_without_a_prefill_worker_is_an_error_where_decode_may_not_go_al
     assert_eq!(client.answer().await.outcome(), (503, Some("no_prefill")));
     client.send("GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(client.answer().await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_response_of_decode_that_stood_still_while_the_lease_ran_out_is_not_passed_on() {
+    for stands_still in [true, false] {
+        let pair = Pair::with(|config| {
+            vllm(config)
+                .health_check_interval(Some(Duration::from_millis(20)))
+                .set("health_check_timeout_secs", "0.05")
+                .set("vllm_kv_lease_secs", "0.6")
+        })
+        .await;
+        let Pair {
+            mut prefill,
+            mut decode,
+            mut client,
+            balancer: _balancer,
+        } = pair;
+        client.send(post(CHAT, BODY)).await;
+        let prefills = async {
+            loop {
+                let asked = prefill.request().await;
+                let response = if is_leg(&asked) { PREFILLED } else { "{}" };
+                // A probe may have given up.
+                let _ = asked.try_answer("200 OK", response).await;
+            }
+        };
+        let story = async {
+            let mut held = Vec::new();
+            let mut leg = None;
+            let mut until = None;
+            // Probes come all the time, so that this ends.
+            while until.is_none_or(|until| Instant::now() < until) {
+                let asked = decode.request().await;
+                if is_leg(&asked) {
+                    until = Some(Instant::now() + Duration::from_millis(600));
+                    leg = Some(asked);
+                } else if stands_still {
+                    held.push(asked);
+                } else {
+                    let _ = asked.try_answer("200 OK", "{}").await;
+                }
+            }
+            leg.unwrap().answer("200 OK", r#"{"late":1}"#).await;
+            if stands_still {
+                let again = loop {
+                    let asked = decode.request().await;
+                    if is_leg(&asked) {
+                        break asked;
+                    }
+                };
+                assert_eq!(text(&again), BODY);
+                again.answer("200 OK", r#"{"served":1}"#).await;
+            }
+            client.answer().await
+        };
+        let answer = tokio::select! {
+            () = prefills => unreachable!("it serves for ever"),
+            answer = story => answer,
+        };
+        let expected = if stands_still {
+            r#"{"served":1}"#
+        } else {
+            r#"{"late":1}"#
+        };
+        assert_eq!((answer.status(), answer.text()), (200, expected));
+    }
+}
+
+fn is_leg(exchange: &Exchange) -> bool {
+    exchange.request.head.starts_with("POST ")
 }

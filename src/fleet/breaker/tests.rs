@@ -197,3 +197,17 @@ fn silence_neither_ends_nor_makes_a_series_of_failures() {
     worker.note(Evidence::Silent);
     assert!(!worker.admits());
 }
+
+#[test]
+fn a_silence_is_remembered_from_its_begin_to_its_end() {
+    let begin = Instant::now();
+    let at = |seconds| begin + Duration::from_secs(seconds);
+    let limits = BreakerLimits::default();
+    let mut breaker = Breaker::default();
+    assert!(!breaker.was_silent(at(0), at(1)));
+    breaker.note(Evidence::Silent, at(10), &limits);
+    breaker.note(Evidence::Silent, at(20), &limits);
+    assert!(breaker.was_silent(at(10), at(30)) && !breaker.was_silent(at(9), at(30)));
+    breaker.note(Evidence::Present, at(40), &limits);
+    assert!(breaker.was_silent(at(12), at(40)) && !breaker.was_silent(at(12), at(41)));
+}
