@@ -60,7 +60,7 @@ enum What {
     Field,
 }
 
-const IGNORED: [Ignored; 23] = {
+const IGNORED: [Ignored; 27] = {
     const fn ignored(key: &'static str, what: What, reason: &'static str) -> Ignored {
         Ignored {
             key,
@@ -73,6 +73,22 @@ const IGNORED: [Ignored; 23] = {
     [
         ignored("id", What::DrawnValue, "the server draws it"),
         ignored("item_id", What::Value, "the server draws it"),
+        ignored("request_id", What::Value, "the server draws it"),
+        ignored(
+            "system_fingerprint",
+            What::Value,
+            "a hash of the server's configuration",
+        ),
+        ignored(
+            "created_cache_tokens",
+            What::Value,
+            "decode has fetched what an ordinary server has created",
+        ),
+        ignored(
+            "cache_write_tokens",
+            What::Value,
+            "decode has fetched what an ordinary server has created",
+        ),
         ignored("created", What::Value, "a clock"),
         ignored("created_at", What::Value, "a clock"),
         ignored(

@@ -14,7 +14,7 @@ use crate::cases::{self, Case, Material, Text};
 use crate::client::{Answer, Connection, Framing, Request};
 use crate::comparison::differences;
 use crate::digest::digest;
-use crate::workers::Workers;
+use crate::workers::{Engine, Workers};
 use crate::{expected, invariants};
 use support::Balancer;
 
@@ -23,6 +23,9 @@ const HOPELESS: usize = 3;
 
 /// The number of differences of one case that are shown; more of them have the same cause.
 const SHOWN: usize = 8;
+
+/// How often a worker is asked to empty its prefix cache.
+const TRIES: usize = 500;
 
 /// The outcome of a case.
 enum Outcome {
@@ -99,6 +102,7 @@ struct Connections {
 struct Run {
     mini_lb: SocketAddr,
     connections: Mutex<Connections>,
+    engine: Engine,
     ordinary: Option<SocketAddr>,
     /// Every worker, for flushes.
     workers: Vec<SocketAddr>,
@@ -118,6 +122,7 @@ impl Run {
         };
         Run {
             mini_lb,
+            engine: workers.engine,
             connections: Mutex::default(),
             ordinary,
             tokenizer: ordinary.unwrap_or(addresses[0]),
@@ -198,15 +203,23 @@ impl Run {
 
     /// Flushes the cache of every worker, which succeeds only when no request was left behind.
     async fn flush(&self) -> Vec<String> {
-        let flush = request(Method::POST, "/flush_cache?timeout=10", &Value::Null);
+        let flush = request(Method::POST, self.engine.flush(), &Value::Null);
         let flushed = self.workers.iter().map(|&address| {
             let flush = &flush;
             async move {
-                let answer = Connection::open(address).await?.exchange(flush).await?;
-                match answer.status {
-                    200 => Ok(()),
-                    status => Err(format!("{address} is not idle before the case: {status}")),
+                let mut connection = Connection::open(address).await?;
+                for _ in 0..TRIES {
+                    let answer = connection.exchange(flush).await?;
+                    match answer.status {
+                        // vLLM does not wait until blocks are free, and says that under the same status.
+                        200 if answer.body.ends_with(b"\"success\":false}") => {}
+                        200 => return Ok(()),
+                        status => {
+                            return Err(format!("{address} is not idle before the case: {status}"));
+                        }
+                    }
                 }
+                Err(format!("{address} still holds blocks before the case"))
             }
         });
         let flushed = futures_util::future::join_all(flushed).await;
@@ -232,8 +245,10 @@ impl Run {
             texts.push(Text { name, text, tokens });
         }
         Material {
+            engine: self.engine,
             model,
             each_n: workers.each_n,
+            simulated: workers.simulated,
             texts: texts
                 .try_into()
                 .unwrap_or_else(|_| unreachable!("four texts")),

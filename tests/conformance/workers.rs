@@ -7,8 +7,35 @@ use mini_lb::MiniLbConfig;
 /// The time limit of a request; the cases are short.
 const REQUEST_TIMEOUT_SECS: u64 = 60;
 
+/// The engine of all workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Engine {
+    #[default]
+    Sglang,
+    Vllm,
+}
+
+impl Engine {
+    /// The word of mini-lb's configuration.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Sglang => "sglang",
+            Self::Vllm => "vllm",
+        }
+    }
+
+    /// The POST that empties the prefix cache of a worker.
+    pub(crate) const fn flush(self) -> &'static str {
+        match self {
+            Self::Sglang => "/flush_cache?timeout=10",
+            Self::Vllm => "/reset_prefix_cache",
+        }
+    }
+}
+
 /// The workers of one run.
 pub(crate) struct Workers {
+    pub(crate) engine: Engine,
     /// URL and bootstrap port of each prefill worker.
     pub(crate) prefill: Vec<(String, Option<u16>)>,
     /// URL of each decode worker.
@@ -19,6 +46,8 @@ pub(crate) struct Workers {
     pub(crate) model: Option<String>,
     /// Whether a case is sent with each `n` from 2 to 4, or with one of them.
     pub(crate) each_n: bool,
+    /// Whether the workers are simulated: these do not look at every option.
+    pub(crate) simulated: bool,
 }
 
 impl Workers {
@@ -36,12 +65,18 @@ impl Workers {
                     Some((url, port)) => (url.to_owned(), port.trim().parse().ok()),
                     None => (entry, None),
                 });
+        let engine = std::env::var("MINI_LB_TEST_ENGINE").unwrap_or_default();
         Some(Workers {
+            engine: match &*engine {
+                "vllm" => Engine::Vllm,
+                _ => Engine::Sglang,
+            },
             prefill: prefill.collect(),
             decode: list("MINI_LB_TEST_DECODE")?,
             ordinary: std::env::var("MINI_LB_TEST_ORDINARY").ok(),
             model: std::env::var("MINI_LB_TEST_MODEL").ok(),
             each_n: true,
+            simulated: false,
         })
     }
 
@@ -62,5 +97,6 @@ impl Workers {
             REQUEST_TIMEOUT_SECS,
         )
         .threads(1)
+        .set("engine", self.engine.name())
     }
 }

@@ -12,6 +12,7 @@ mod generate;
 mod responses;
 mod samples;
 mod single;
+mod vllm;
 mod wire;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Framing, Request};
 use crate::comparison::Leeway;
+use crate::workers::Engine;
 
 /// Generated tokens of short responses, and of most cases.
 const FEW: u32 = 8;
@@ -121,11 +123,14 @@ fn has_samples(body: &Value) -> bool {
 
 /// The material of the cases for one model.
 pub(crate) struct Material {
+    pub(crate) engine: Engine,
     pub(crate) model: String,
     /// Prompts of one token, a few, about 200 and about 1500.
     pub(crate) texts: [Text; 4],
     /// Whether a case is sent with each `n` from 2 to 4, or with one of them.
     pub(crate) each_n: bool,
+    /// Whether the workers are simulated.
+    pub(crate) simulated: bool,
 }
 
 /// A prompt and its length.
@@ -144,6 +149,13 @@ impl Material {
 
 /// Every case.
 pub(crate) fn all(material: &Material) -> Vec<Case> {
+    match material.engine {
+        Engine::Sglang => sglang(material),
+        Engine::Vllm => vllm::cases(material),
+    }
+}
+
+fn sglang(material: &Material) -> Vec<Case> {
     let cases = [
         generate::cases(material),
         chat::cases(material),
