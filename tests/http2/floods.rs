@@ -45,7 +45,9 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
         resets += 1;
         tokio::task::yield_now().await;
     };
-    assert_eq!(ended, Err(Some(Reason::ENHANCE_YOUR_CALM)), "{resets}");
+    // The close may overtake the reason, because this client still writes.
+    let is_bounded = matches!(ended, Err(None | Some(Reason::ENHANCE_YOUR_CALM)));
+    assert!(is_bounded, "{ended:?} after {resets}");
     serves(&mut pair).await;
 }
 
