@@ -107,7 +107,6 @@ async fn a_request_line_has_one_meaning() {
             "6.1 chunked in HTTP/1.0",
             "POST /generate HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         ),
-        ("2.3 HTTP/2's preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         ("2.2 line feeds only", "GET /health HTTP/1.1\nhost: a\n\n"),
     ] {
         counted.refuses(what, head.as_bytes(), 400).await;

@@ -184,24 +184,20 @@ async fn a_start_without_workers_needs_a_source_that_may_bring_some() {
             .text()
             .contains("at least one prefill worker is required")
     );
-    let (mut prefill, mut decode) = Worker::pair().await;
+    let (prefill, decode) = Worker::pair().await;
+    let workers = pair(&prefill, &decode);
+    prefill.serve("200 OK", "{}");
+    decode.serve("200 OK", "{}");
     let mut server = Configured::start("watch_config: true\ndisable_health_check: true").await;
     assert_eq!(server.readiness().await, 503);
     let answer = post_json(server.address, "/generate", BODY).await;
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.header("x-mini-lb-error"), Some("no_prefill"));
     server
-        .reload(&format!("watch_config: true\n{}", pair(&prefill, &decode)))
+        .reload(&format!("watch_config: true\n{workers}"))
         .await;
-    for worker in [&mut prefill, &mut decode] {
-        for _ in 0..2 {
-            worker.request().await.answer("200 OK", "{}").await;
-        }
-    }
     server.is_ready(200).await;
-    let mut client = server.client().await;
-    let request = post("/generate", BODY);
-    let answer = served(&mut client, &request, (&mut prefill, &mut decode)).await;
+    let answer = post_json(server.address, "/generate", BODY).await;
     assert_eq!(answer.status(), 200);
 }
 
