@@ -116,8 +116,9 @@ async fn four_samples_take_a_bounded_multiple_of_the_instructions_of_one() {
         instructions("samples-1").await,
         instructions("samples-4").await,
     );
-    // Events are scanned to be gathered, which takes most of the difference without optimization.
-    let bound = if cfg!(debug_assertions) { 5.5 } else { 4.2 };
+    // Events are scanned to be gathered, which takes most of the difference without optimization. Those of one sample are moved
+    // from socket to socket.
+    let bound = if cfg!(debug_assertions) { 6.0 } else { 4.2 };
     assert!(
         four <= bound * one,
         "{four} instructions, and {one} for one sample"
