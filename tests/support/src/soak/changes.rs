@@ -69,7 +69,7 @@ pub async fn run(changes: Changes, say: impl Fn(String)) -> Verdict {
         fleet.change_all(0).await;
         tokio::time::sleep_until(ends).await;
         warm_up.end().await;
-        before = Some(fleet.rest().await);
+        before = Some(fleet.rest(None).await);
         fleet.made = Made::default();
     }
     let load = begin(&fleet);
@@ -88,7 +88,7 @@ pub async fn run(changes: Changes, say: impl Fn(String)) -> Verdict {
         tokio::time::sleep_until(begun + time).await;
     }
     load.end().await;
-    let after = fleet.rest().await;
+    let after = fleet.rest(before.as_ref()).await;
     say(format!("at rest: {}", fleet.report(&counts)));
     let mut verdict = Verdict::default();
     counts.judge(&mut verdict);
@@ -322,12 +322,17 @@ impl Fleet {
         self.workers.iter().chain(&self.others).chain(&self.listed)
     }
 
-    /// What the process holds once no room is open and no surplus connection, without the descriptors of connections to
-    /// workers.
-    async fn rest(&mut self) -> Held {
+    /// What the process holds once no room is open, no surplus connection, and nothing more than `before`, without the
+    /// descriptors of connections to workers. Those to workers that are gone are closed within seconds.
+    async fn rest(&mut self, before: Option<&Held>) -> Held {
         let kept = self.all().count() * super::KEPT;
+        let others = || {
+            let held = Held::of(&self.process).unwrap().descriptors;
+            held.saturating_sub(self.connections())
+        };
+        let holds_more = || before.is_some_and(|before| others() > before.descriptors);
         let rests = async {
-            while self.rooms() > 0 || self.connections() > kept {
+            while self.rooms() > 0 || self.connections() > kept || holds_more() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
