@@ -20,7 +20,7 @@ const SYSTEM_PROMPT: usize = 16 << 10;
 fn body(conversation: usize, bytes: usize) -> Vec<u8> {
     let words = |seed: usize, bytes: usize| -> String {
         let words = (0..).map(|word| format!("{} ", seed * 1_000_003 + word));
-        words.take(bytes / 5).collect::<String>()[..bytes].to_owned()
+        words.take(bytes / 2 + 1).collect::<String>()[..bytes].to_owned()
     };
     let system = words(0, SYSTEM_PROMPT.min(bytes / 2));
     let user = words(1 + conversation, bytes - system.len());
