@@ -116,19 +116,19 @@ async fn systemd_is_told_when_the_process_serves_reloads_and_ends() {
     assert!(process.ended().await.success());
 }
 
+/// Puts a copy of the program here. `cp` writes it: programs that this process starts meanwhile would inherit the open file.
+fn install(program: &Path) {
+    let mut copy = Command::new("cp");
+    let copied = copy.arg(binary()).arg(program).status().unwrap();
+    assert!(copied.success());
+}
+
 #[tokio::test]
 async fn a_reload_of_the_unit_reads_the_configuration_or_changes_the_program_and_cuts_no_stream() {
     let mut manager = Manager::new().await;
     // A copy, because the program that a package replaces is another file.
     let program = manager.path("mini-lb");
-    assert!(
-        Command::new("cp")
-            .arg(binary())
-            .arg(&program)
-            .status()
-            .unwrap()
-            .success()
-    );
+    install(&program);
     let conf = manager.path("conf.yaml");
     let conf = conf.to_str().unwrap();
     manager.configure(0);
@@ -154,14 +154,7 @@ async fn a_reload_of_the_unit_reads_the_configuration_or_changes_the_program_and
     assert_eq!(client.chunk().await.as_deref(), Some("data: 1\n\n"));
 
     fs::remove_file(&program).unwrap();
-    assert!(
-        Command::new("cp")
-            .arg(binary())
-            .arg(&program)
-            .status()
-            .unwrap()
-            .success()
-    );
+    install(&program);
     let mut reload = manager.run(&reload, &of_unit, old.id());
     let told = manager.told().await;
     assert_eq!((told.len(), told[0].as_str()), (2, "READY=1"));
