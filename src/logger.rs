@@ -40,16 +40,20 @@ impl Log for Lines {
 pub(crate) fn start(filter: &str, form: Form, directly: bool) {
     let mut writer = env_logger::Builder::new();
     writer.filter_level(LevelFilter::Trace);
+    if form == Form::Json || !io::stderr().is_terminal() {
+        // Lines have no colours then. Whatever the style is, env_logger takes each line to pieces again to look for some, which
+        // costs a request a twentieth of its instructions, unless it may always write them. To its own stderr it asks for each
+        // line whether that is a terminal, which is a system call; of another writer it does not ask.
+        writer
+            .format(plain)
+            .write_style(WriteStyle::Always)
+            .target(Target::Pipe(Box::new(io::stderr())));
+    }
     if !directly
         && stderr::may_block()
         && let Ok(lines) = stderr::Lines::start(form)
     {
         writer.target(Target::Pipe(Box::new(lines)));
-    }
-    if form == Form::Json || !io::stderr().is_terminal() {
-        // Lines have no colours then. Whatever the style is, env_logger takes each line to pieces again to look for some, which
-        // costs a request a twentieth of its instructions, unless it may always write them.
-        writer.format(plain).write_style(WriteStyle::Always);
     }
     if form == Form::Json {
         writer.format(log_json::write);
