@@ -2,6 +2,7 @@
 //!
 //! `env_logger` writes the lines and cannot change its filter, so that it gets every record that the filter here lets pass.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +13,9 @@ use env_logger::{Logger, Target, WriteStyle};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::{Form, log_json, stderr};
+
+/// Holds most lines, in bytes.
+const MOST_LINES: usize = 512;
 
 static LINES: OnceLock<Lines> = OnceLock::new();
 
@@ -71,10 +75,14 @@ pub(crate) fn start(filter: &str, form: Form, directly: bool) {
     log::set_max_level(level);
 }
 
-/// A line as env_logger writes it where there are no colours.
+/// A line as env_logger writes it where there are no colours. It is formatted as a text first: the line of a request has
+/// some seventy parts, each of which costs more in a [`Formatter`].
 fn plain(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let mut text = String::with_capacity(MOST_LINES);
     let (time, level, target) = (line.timestamp(), record.level(), record.target());
-    writeln!(line, "[{time} {level:<5} {target}] {}", record.args())
+    writeln!(text, "[{time} {level:<5} {target}] {}", record.args())
+        .map_err(|_| io::ErrorKind::InvalidData)?;
+    line.write_all(text.as_bytes())
 }
 
 /// Lets other records pass from now on. Without [`start`] nothing happens.

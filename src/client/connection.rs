@@ -98,17 +98,20 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
     /// Serves one request. Returns the connection when another request may follow.
     async fn serve(
         &self,
-        mut session: ServerSession,
+        next: Next,
         counter: &Arc<ReadCounter>,
         deadline: HeadDeadline,
         origin: Origin,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
         let kept = origin.kept.clone();
-        session.set_connection_user_context(Some(Box::new(Awaited {
+        let awaited = Awaited {
             counter: counter.clone(),
             origin,
-        })));
+        };
+        // Here and not in the loop of the connection: a session has two kilobytes, and is copied each time it is moved.
+        let mut session = next.session();
+        session.set_connection_user_context(Some(Box::new(awaited)));
         tokio::select! {
             // In this order: the first branch reads, and the second one compares what has been read by then.
             biased;
@@ -161,6 +164,33 @@ impl<A: HttpServerApp + Send + Sync + 'static> Connections<A> {
             Err(_) => {
                 log::debug!("connection closed, TLS handshake did not end in time");
                 None
+            }
+        }
+    }
+}
+
+/// What the session of the next request is made of.
+enum Next {
+    /// The first of a connection, and whether another may follow it.
+    First(Stream, bool),
+    Further(ReusedHttpStream),
+}
+
+impl Next {
+    fn session(self) -> ServerSession {
+        match self {
+            Next::First(stream, keep_alive) => {
+                let mut session = ServerSession::new_http1(stream);
+                session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
+                session
+            }
+            Next::Further(connection) => {
+                let (stream, settings) = connection.consume();
+                let mut session = ServerSession::new_http1(stream);
+                if let Some(settings) = settings {
+                    settings.apply_to_session(&mut session);
+                }
+                session
             }
         }
     }
@@ -287,24 +317,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> ServerApp for Connections<A> {
         };
         let refusal = rules.refusal.clone();
         let stream = CountedStream::new(stream, counter.clone(), refusal, beginning);
-        let mut session = ServerSession::new_http1(Box::new(stream));
         let keep_alive = !*shutdown.borrow() && !overflow;
-        session.set_keepalive(keep_alive.then_some(NO_IDLE_TIMER));
+        let mut next = Next::First(Box::new(stream), keep_alive);
         let mut deadline = HeadDeadline {
             idle: rules.head_timeout,
             // The first head shares its time with the handshake, which is over by now.
             head: rules.head_timeout.saturating_sub(opened.elapsed()),
             begun: true,
         };
-        while let Some(next) = self
-            .serve(session, &counter, deadline, origin.clone(), shutdown)
+        while let Some(connection) = self
+            .serve(next, &counter, deadline, origin.clone(), shutdown)
             .await
         {
-            let (stream, settings) = next.consume();
-            session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
-            }
+            next = Next::Further(connection);
             deadline = HeadDeadline {
                 idle: rules.idle_timeout,
                 head: rules.head_timeout,

@@ -8,7 +8,10 @@
 //! Pingora alone decides whether the framing is valid. Chunk boundaries have no meaning beyond their connection.
 //! Source: RFC 9112 section 7.1.
 
+use std::sync::LazyLock;
+
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use memchr::memmem::Finder;
 
 use super::framing::chunk_size;
 
@@ -17,6 +20,10 @@ const MAX_DIGITS: usize = 8;
 const LINE_END: &[u8] = b"\r\n";
 /// The most fields of a response head that is looked into.
 const MAX_FIELDS: usize = 32;
+/// The end of a head. Built once: each response is searched for it.
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+/// The end of the field that says that a body is chunked.
+static CHUNKED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"chunked\r\n"));
 
 /// Whether the chunks of a response that arrive together are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,9 +248,9 @@ pub(super) fn start_of_chunk(bytes: &[u8]) -> Start {
 
 /// The end of the response head in this read; `None` unless the head is complete and its body is certainly chunked.
 fn end_of_chunked_head(read: &[u8]) -> Option<usize> {
-    let end = memchr::memmem::find(read, b"\r\n\r\n")? + 4;
+    let end = HEAD_END.find(read)? + HEAD_END.needle().len();
     // Cheap first: most heads have a length, and are not parsed.
-    memchr::memmem::find(&read[..end], b"chunked\r\n")?;
+    CHUNKED.find(&read[..end])?;
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut head = httparse::Response::new(&mut fields);
     head.parse(&read[..end]).ok()?;

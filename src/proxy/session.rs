@@ -127,6 +127,8 @@ pub(super) fn install(
     head.remove_header(&TRANSFER_ENCODING);
     // Connection has been applied to the heads of the legs, and must not be applied to them again.
     head.remove_header(&CONNECTION);
+    // Removed before: an insertion into a map that is full makes it grow, even where it only replaces.
+    head.remove_header(&CONTENT_LENGTH);
     head.insert_header(CONTENT_LENGTH, body.len())?;
     let head_is_out = keepalive.as_ref().is_some_and(|kept| kept.head_is_out);
     let shared = Arc::new(Shared {

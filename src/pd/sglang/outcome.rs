@@ -9,12 +9,19 @@
 //! (`create_streaming_error_response`).
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem::Finder;
 
 use super::super::Route;
 use super::super::json::{Kind, Scanner};
 use super::super::sse;
+
+/// One of these two words is in every document that reports an error. A searcher takes longer to build than to search a
+/// small document.
+static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+static ABORT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"abort\""));
 
 /// A worker's error, as a response with a status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +51,7 @@ pub fn stream_error(route: Route, first_event: &[u8]) -> Option<WorkerError> {
 /// An abort without a status was requested through `/abort_request`, and is no error.
 pub fn document_error(route: Route, document: &[u8]) -> Option<WorkerError> {
     // A search for two words is much cheaper than a scan, and most documents have neither.
-    let names = |word: &[u8]| memchr::memmem::find(document, word).is_some();
-    if !names(b"\"error\"") && !names(b"\"abort\"") {
+    if ERROR.find(document).is_none() && ABORT.find(document).is_none() {
         return None;
     }
     let nested = match route {
