@@ -1,5 +1,7 @@
 //! Pods and slices as API servers write them.
 
+#![allow(clippy::unwrap_used)]
+
 use serde_json::json;
 
 use super::*;

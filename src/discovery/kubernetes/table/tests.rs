@@ -1,5 +1,7 @@
 //! Sequences of steps, as a watch brings them.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 
 fn place(last: u8) -> Place {

@@ -1,5 +1,7 @@
 //! The answers of API servers that are errors, and what is said of them.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 
 /// As a kube-apiserver writes it.
