@@ -1,7 +1,5 @@
 //! The ends of waits: a worker is idle, or a probe has a result.
 
-use std::time::Instant;
-
 use super::entry::{Entry, Life, Seq};
 use super::listing::Source;
 use super::state::State;
@@ -51,8 +49,7 @@ impl State {
         let why = Some(why.clone());
         let refused = matches!(complaint, Complaint::Contradicts(_));
         if refused && is_of_api && !entry.is_member() {
-            entry.life = Life::Failed;
-            entry.since = Instant::now();
+            entry.turn(Life::Failed);
             entry.problem = why;
             self.forget_old_failures();
             return false;

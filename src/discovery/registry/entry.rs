@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rand::RngExt;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::listing::{Details, Listed, Source};
 use super::task::TaskId;
@@ -75,9 +75,18 @@ pub(super) struct Entry {
     /// Dropping it ends the task that waits for the worker.
     pub(super) task: Option<(TaskId, oneshot::Sender<()>)>,
     pub(super) since: Instant,
+    /// Sends with each part of its life, and ends with the entry, for those that wait for this worker alone.
+    pub(super) turns: watch::Sender<()>,
 }
 
 impl Entry {
+    /// Begins another part of its life.
+    pub(super) fn turn(&mut self, life: Life) {
+        self.life = life;
+        self.since = Instant::now();
+        self.turns.send_replace(());
+    }
+
     /// The parts that the worker must have now.
     pub(super) fn parts(&self) -> WorkerParts {
         self.learned.of(&self.listed.parts)

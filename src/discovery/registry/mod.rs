@@ -194,6 +194,14 @@ impl Registry {
             .collect()
     }
 
+    /// Signals with each part of the life of the worker with this id, and ends when it is forgotten. Those that wait for one
+    /// worker are not woken by the others. `None` where there is none.
+    pub(crate) fn turns(&self, id: &str) -> Option<watch::Receiver<()>> {
+        let state = self.state();
+        let entry = state.with_id(id).and_then(|seq| state.get(seq));
+        entry.map(|entry| entry.turns.subscribe())
+    }
+
     /// Signals after each change of a worker's state.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

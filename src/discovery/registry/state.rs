@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::entry::{Entry, Learned, Life, Seq, key_of, uuid};
 use super::listing::{Conflict, First, Leave, Listed, Source};
@@ -182,6 +182,7 @@ impl State {
                 problem: None,
                 task: None,
                 since: Instant::now(),
+                turns: watch::Sender::new(()),
             },
         );
         match first {
@@ -299,8 +300,7 @@ impl State {
         let entry = self.entries.get_mut(&seq)?;
         entry.task = None;
         entry.problem = None;
-        entry.life = life;
-        entry.since = Instant::now();
+        entry.turn(life);
         Some(entry)
     }
 

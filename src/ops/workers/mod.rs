@@ -329,18 +329,16 @@ async fn settle(
     time: Duration,
     settled: impl Fn(&Shown) -> bool,
 ) -> Option<Shown> {
-    let mut changed = registry.subscribe();
     let waiting = async {
-        loop {
-            changed.mark_unchanged();
+        while let Some(mut turns) = registry.turns(id) {
             match registry.find(id) {
                 Some(worker) if !settled(&worker) => {}
                 found => return found,
             }
-            if changed.changed().await.is_err() {
-                return registry.find(id);
-            }
+            // An error when it is forgotten.
+            let _ = turns.changed().await;
         }
+        None
     };
     match tokio::time::timeout(time, waiting).await {
         Ok(found) => found,
