@@ -92,7 +92,10 @@ impl Ops {
         // A client that leaves does not leave a worker half switched. The task ends by itself: every wait is bounded.
         let switching = tokio::spawn(async move { switches.run(&wanted).await });
         match switching.await {
-            Ok((status, body)) => respond(status, &body),
+            Ok((status, body)) => WholeResponse {
+                error: refusal(status, &body),
+                ..respond(status, &body)
+            },
             Err(_) => error::error(PATH, Code::Internal, "the switch has ended early"),
         }
     }
@@ -231,7 +234,7 @@ impl Switches {
             return refused(&url, StatusCode::CONFLICT, &message);
         }
         log::info!(
-            "role of a worker is switched worker={url} from={} to={}",
+            "switch of a role begins worker={url} from={} to={}",
             before.worker.role(),
             wanted.role
         );
@@ -373,10 +376,41 @@ impl Switches {
     }
 }
 
+/// Why a switch is not made, for the log; `None` where it is.
+fn refusal(status: StatusCode, body: &Value) -> Option<String> {
+    let results = body["results"].as_array();
+    let mut results = results
+        .map_or(std::slice::from_ref(body), Vec::as_slice)
+        .iter();
+    let failed = results.find(|result| result["success"] != true)?;
+    let (url, why) = (failed["worker_url"].as_str()?, failed["message"].as_str());
+    let why = why.unwrap_or("the engine does not say why");
+    (status != StatusCode::OK).then(|| format!("the role of {url} is not switched: {why}"))
+}
+
 fn result(url: &str, success: bool, message: &str) -> Value {
     json!({"worker_url": url, "success": success, "message": message})
 }
 
 fn refused(url: &str, status: StatusCode, message: &str) -> Outcome {
     (status, result(url, false, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_the_worker_and_the_reason_of_a_switch_that_is_not_made() {
+        let last =
+            json!({"worker_url": "http://w", "success": false, "message": "it is the last one"});
+        let done = json!({"worker_url": "http://v", "success": true, "message": "done"});
+        let why = Some("the role of http://w is not switched: it is the last one".to_owned());
+        assert_eq!(refusal(StatusCode::CONFLICT, &last), why);
+        let list = json!({"success": false, "results": [done, last]});
+        assert_eq!(refusal(StatusCode::CONFLICT, &list), why);
+        let list = json!({"success": true, "results": [done]});
+        assert_eq!(refusal(StatusCode::OK, &list), None);
+        assert_eq!(refusal(StatusCode::OK, &done), None);
+    }
 }
