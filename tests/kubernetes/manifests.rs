@@ -4,10 +4,11 @@
 //! through them, so that a manifest which comes out as it went in has none that is misspelt or misplaced.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde::de::{Deserialize, DeserializeOwned};
 use serde_json::Value;
@@ -68,12 +69,13 @@ fn lost(path: &str, before: &Value, after: &Value) -> Option<String> {
 #[test]
 fn each_manifest_is_what_the_types_of_kubernetes_say() {
     let documents = all();
-    assert!(documents.len() >= 8);
+    assert!(documents.len() >= 9);
     for document in documents {
         let kind = (document["apiVersion"].as_str(), document["kind"].as_str());
         let after = match (kind.0.unwrap(), kind.1.unwrap()) {
             ("apps/v1", "Deployment") => through::<Deployment>(&document),
             ("apps/v1", "StatefulSet") => through::<StatefulSet>(&document),
+            ("v1", "ConfigMap") => through::<ConfigMap>(&document),
             ("v1", "Service") => through::<Service>(&document),
             ("v1", "ServiceAccount") => through::<ServiceAccount>(&document),
             ("rbac.authorization.k8s.io/v1", "Role") => through::<Role>(&document),
@@ -86,7 +88,7 @@ fn each_manifest_is_what_the_types_of_kubernetes_say() {
 
 #[test]
 fn a_key_that_is_misspelt_is_found() {
-    let mut deployment = documents("mini-lb.yaml").remove(0);
+    let mut deployment = documents("mini-lb.yaml").remove(1);
     deployment["spec"]["template"]["spec"]["terminationGracePeriodSecond"] = 1.into();
     let after = through::<Deployment>(&deployment);
     let path = lost("", &deployment, &after);
@@ -168,25 +170,68 @@ fn the_rights_are_bound_to_the_account_of_the_deployment() {
     assert_eq!(pod.service_account_name, account.metadata.name);
 }
 
-/// The flags of the deployment; `$(NAMESPACE)` is the value of the variable.
-fn flags() -> (Vec<String>, k8s_openapi::api::core::v1::PodSpec) {
+fn pod() -> PodSpec {
     let [deployment] = of_kind::<Deployment>("Deployment").try_into().unwrap();
-    let pod = deployment.spec.unwrap().template.spec.unwrap();
-    let args = pod.containers[0].args.clone().unwrap();
-    let args = args.iter().map(|arg| arg.replace("$(NAMESPACE)", "ai"));
-    (args.collect(), pod)
+    deployment.spec.unwrap().template.spec.unwrap()
+}
+
+/// The text of the configuration.
+fn configuration() -> String {
+    let [map] = of_kind::<ConfigMap>("ConfigMap").try_into().unwrap();
+    let mut files = map.data.unwrap();
+    assert_eq!(files.len(), 1);
+    files.remove("mini-lb.yaml").unwrap()
 }
 
 #[test]
-fn the_deployment_runs_with_its_flags_and_ends_before_it_is_killed() {
+fn the_deployment_mounts_its_configuration_as_a_directory() {
+    let [map] = of_kind::<ConfigMap>("ConfigMap").try_into().unwrap();
+    let pod = pod();
+    let [volume] = pod.volumes.unwrap().try_into().unwrap();
+    assert_eq!(volume.config_map.map(|map| map.name), map.metadata.name);
+    let [mount] = pod.containers[0]
+        .volume_mounts
+        .clone()
+        .unwrap()
+        .try_into()
+        .unwrap();
+    assert_eq!((mount.name, mount.sub_path), (volume.name, None));
+    let env = pod.containers[0].env.clone().unwrap();
+    let conf = env.iter().find(|variable| variable.name == "MINI_LB_CONF");
+    let expected = format!("{}/mini-lb.yaml", mount.mount_path);
+    assert_eq!(conf.unwrap().value, Some(expected));
+}
+
+#[test]
+fn the_deployment_runs_with_its_configuration_and_ends_before_it_is_killed() {
     use mini_lb::cli::{Command, parse};
-    let (args, pod) = flags();
-    let line = ["mini-lb".to_owned()].into_iter().chain(args);
-    let Ok(Command::Serve(serve)) = parse(line) else {
+    let pod = pod();
+    let Ok(Command::Serve(serve)) = parse(["mini-lb"].map(str::to_owned)) else {
         panic!("it is refused");
     };
-    let (config, _) = serve.sources.load(&|_: &str| None).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), configuration()).unwrap();
+    // As the kubelet sets the variables of the container.
+    let environment = |name: &str| {
+        let variables = pod.containers[0].env.as_ref().unwrap();
+        let variable = variables.iter().find(|variable| variable.name == name)?;
+        match &variable.value_from {
+            Some(from) => {
+                let field = &from.field_ref.as_ref().unwrap().field_path;
+                assert_eq!(field, "metadata.namespace");
+                Some(OsString::from("ai"))
+            }
+            None => {
+                assert_eq!(name, "MINI_LB_CONF");
+                Some(file.path().into())
+            }
+        }
+    };
+    let (config, _) = serve.sources.load(&environment).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.watch_config);
+    let discovery = config.kubernetes.as_ref().unwrap();
+    assert_eq!(discovery.namespace.as_deref(), Some("ai"));
     let (settle, grace) = (config.shutdown.settle, config.shutdown.grace);
     let killed_after = pod.termination_grace_period_seconds.unwrap();
     assert!((settle + grace).as_secs() < killed_after.try_into().unwrap());
@@ -201,23 +246,20 @@ fn the_deployment_runs_with_its_flags_and_ends_before_it_is_killed() {
 
 #[test]
 fn the_selectors_of_the_deployment_match_the_workers_and_name_their_ports() {
-    let (args, _) = flags();
-    let value = |name: &str| {
-        let arg = args.iter().find_map(|arg| arg.strip_prefix(name)).unwrap();
-        arg.to_owned()
-    };
+    let configuration: Value = serde_yaml::from_str(&configuration()).unwrap();
     let sets = of_kind::<StatefulSet>("StatefulSet");
     let mut matched = BTreeSet::new();
     for role in ["prefill", "decode"] {
-        let selector = value(&format!("--{role}-selector="));
+        let selector = configuration[format!("{role}_selector")]
+            .as_object()
+            .unwrap();
         for set in &sets {
             let template = &set.spec.as_ref().unwrap().template;
             let metadata = template.metadata.as_ref().unwrap();
             let labels = metadata.labels.as_ref().unwrap();
-            let matches = selector.split(',').all(|label| {
-                let (key, value) = label.split_once('=').unwrap();
-                labels.get(key).is_some_and(|found| found == value)
-            });
+            let matches = selector
+                .iter()
+                .all(|(key, value)| labels.get(key).is_some_and(|found| value == found));
             if !matches {
                 continue;
             }
@@ -225,7 +267,7 @@ fn the_selectors_of_the_deployment_match_the_workers_and_name_their_ports() {
             let container = &template.spec.as_ref().unwrap().containers[0];
             let args = container.args.as_ref().unwrap();
             assert!(args.contains(&format!("--disaggregation-mode={role}")));
-            let port = value("--service-discovery-port=");
+            let port = &configuration["service_discovery_port"];
             assert!(args.contains(&format!("--port={port}")));
             let annotated = metadata.annotations.as_ref();
             let annotated = annotated.and_then(|all| all.get("sglang.ai/bootstrap-port"));
