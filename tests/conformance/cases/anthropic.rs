@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::conversations::said;
 use super::{Case, FEW, Material, way, with};
 
 const PATH: &str = "/v1/messages";
@@ -39,10 +40,6 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         }
     }
     cases
-}
-
-fn said(content: &str) -> Value {
-    json!([{ "role": "user", "content": content }])
 }
 
 fn conversations() -> [(&'static str, Value); 5] {

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::conversations::{conversations, said, usage_of_streams};
 use super::{Case, FEW, Material, way, with};
 
 const PATH: &str = "/v1/chat/completions";
@@ -18,43 +19,18 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         }
     }
     let ids = json!({
-        "messages": said("user", "Hello there"), "return_token_ids": true, "return_prompt_token_ids": true,
+        "messages": said("Hello there"), "return_token_ids": true, "return_prompt_token_ids": true,
     });
     cases.push(Case::post("whole, token ids", PATH, &with(&base, &ids)));
-    for (name, more) in [
-        ("usage", json!({ "include_usage": true })),
-        (
-            "continuous usage",
-            json!({ "include_usage": true, "continuous_usage_stats": true }),
-        ),
-        ("no usage", json!({ "include_usage": false })),
-    ] {
-        for (with_logprobs, logprobs) in [
-            ("", json!({})),
-            (", logprobs", json!({ "logprobs": true, "top_logprobs": 2 })),
-        ] {
-            let more = with(
-                &logprobs,
-                &json!({
-                    "messages": said("user", "count for me"), "stream": true, "stream_options": more,
-                }),
-            );
-            cases.push(Case::post(
-                format!("stream, {name}{with_logprobs}"),
-                PATH,
-                &with(&base, &more),
-            ));
-        }
+    for (name, more) in usage_of_streams() {
+        let more = with(&more, &json!({ "messages": said("count for me") }));
+        cases.push(Case::post(name, PATH, &with(&base, &more)));
     }
     cases
 }
 
-fn said(role: &str, content: &str) -> Value {
-    json!([{ "role": role, "content": content }])
-}
-
 fn options() -> Vec<(&'static str, Value)> {
-    let messages = json!({ "messages": said("user", "Hello there") });
+    let messages = json!({ "messages": said("Hello there") });
     let more = |more: Value| with(&messages, &more);
     vec![
         ("plain", messages.clone()),
@@ -99,34 +75,6 @@ fn options() -> Vec<(&'static str, Value)> {
         (
             "text response_format",
             more(json!({ "response_format": { "type": "text" } })),
-        ),
-    ]
-}
-
-fn conversations(material: &Material) -> Vec<(&'static str, Value)> {
-    vec![
-        (
-            "system and turns",
-            json!({ "messages": [
-            { "role": "system", "content": "Answer in one word." },
-            { "role": "user", "content": "What is the capital of France?" },
-            { "role": "assistant", "content": "Paris" },
-            { "role": "user", "content": "And of Italy?" },
-        ] }),
-        ),
-        (
-            "parts",
-            json!({ "messages": [{ "role": "user", "content": [
-            { "type": "text", "text": "first part" }, { "type": "text", "text": "second part" },
-        ] }] }),
-        ),
-        (
-            "unicode",
-            json!({ "messages": said("user", "é 語 😀 \"quoted\" \\ \u{2028} data: [DONE]\n\n") }),
-        ),
-        (
-            "a long prompt",
-            json!({ "messages": said("user", &material.texts[3].text), "logprobs": true }),
         ),
     ]
 }

@@ -7,6 +7,7 @@ mod administration;
 mod anthropic;
 mod chat;
 mod completions;
+mod conversations;
 mod errors;
 mod generate;
 mod responses;

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::super::conversations::{conversations, said, usage_of_streams};
 use super::super::{Case, FEW, Material, with};
-use super::{both_ways, said};
+use super::both_ways;
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -18,22 +19,8 @@ pub(super) fn cases(material: &Material) -> Vec<Case> {
         }
     }
     cases.extend(both_ways(PATH, &base, &conversations(material)));
-    for (name, options) in [
-        ("usage", json!({ "include_usage": true })),
-        (
-            "continuous usage",
-            json!({ "include_usage": true, "continuous_usage_stats": true }),
-        ),
-        ("no usage", json!({ "include_usage": false })),
-    ] {
-        for (and, more) in [
-            ("", json!({})),
-            (", logprobs", json!({ "logprobs": true, "top_logprobs": 2 })),
-        ] {
-            let streamed = json!({ "stream": true, "stream_options": options });
-            let body = with(&with(&base, &streamed), &more);
-            cases.push(Case::post(format!("stream, {name}{and}"), PATH, &body));
-        }
+    for (name, more) in usage_of_streams() {
+        cases.push(Case::post(name, PATH, &with(&base, &more)));
     }
     let batch = json!({ "messages": [said("Hello there"), said("and to you")] });
     cases.push(Case::post(
@@ -116,37 +103,5 @@ fn options() -> Vec<(&'static str, Value)> {
             json!({ "add_generation_prompt": false, "no_such_field": { "stream": true } }),
         ),
         ("echo", json!({ "echo": true })),
-    ]
-}
-
-fn conversations(material: &Material) -> Vec<(&'static str, Value)> {
-    vec![
-        (
-            "system and turns",
-            json!({ "messages": [
-            { "role": "system", "content": "Answer in one word." },
-            { "role": "user", "content": "What is the capital of France?" },
-            { "role": "assistant", "content": "Paris" },
-            { "role": "user", "content": "And of Italy?" },
-        ] }),
-        ),
-        (
-            "parts",
-            json!({ "messages": [{ "role": "user", "content": [
-            { "type": "text", "text": "first part" }, { "type": "text", "text": "second part" },
-        ] }] }),
-        ),
-        (
-            "unicode",
-            json!({ "messages": said("é 語 😀 \"quoted\" \\ \u{2028} data: [DONE]\n\n") }),
-        ),
-        (
-            "200 tokens",
-            json!({ "messages": said(&material.texts[2].text), "logprobs": true }),
-        ),
-        (
-            "a long prompt",
-            json!({ "messages": said(&material.texts[3].text), "logprobs": true }),
-        ),
     ]
 }

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::super::conversations::said;
 use super::super::{Case, Material, ids, with};
-use super::{both_ways, said};
+use super::both_ways;
 
 /// Too many tokens for the context of any model that this suite runs against.
 const TOO_MANY: usize = 5000;

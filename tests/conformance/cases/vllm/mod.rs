@@ -55,8 +55,3 @@ fn both_ways(path: &str, base: &Value, options: &[(&str, Value)]) -> Vec<Case> {
     }
     cases
 }
-
-/// A conversation of one turn.
-fn said(content: &str) -> Value {
-    json!([{ "role": "user", "content": content }])
-}

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use super::super::conversations::said;
 use super::super::{Case, FEW, Material, with};
-use super::{both_ways, said};
+use super::both_ways;
 use crate::client::Framing;
 
 pub(super) fn cases(material: &Material) -> Vec<Case> {
