@@ -15,6 +15,7 @@
 //! | `cors.rs` | whether a page of another origin may read the response |
 //! | `inflight.rs` | how many requests or connections are live |
 //! | `shutdown.rs` | which stage of the shutdown the process has reached |
+//! | `unused.rs` | nothing: what Pingora's session trait asks for in vain |
 
 mod auth;
 mod connection;
@@ -29,6 +30,7 @@ mod refusal;
 mod request_body;
 mod request_head;
 mod shutdown;
+mod unused;
 
 pub(crate) use auth::{KeyRefused, Keys};
 pub(crate) use connection::{
@@ -47,3 +49,4 @@ pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrup
 pub(crate) use request_head::BadHead;
 pub use request_head::check;
 pub(crate) use shutdown::{CutOff, ShutdownWatcher, Stage};
+pub(crate) use unused::unused_methods;

@@ -10,12 +10,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
 use http::HeaderMap;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
@@ -23,6 +21,7 @@ use pingora::{Error, Result};
 use super::super::deadlines::{DELIVERED, Relayed};
 use super::relay::Relay;
 use super::{PREFILL_FAILED, ReplacedSession, SHUTTING_DOWN};
+use crate::client::unused_methods;
 
 #[async_trait]
 impl CustomSession for ReplacedSession {
@@ -185,12 +184,6 @@ impl CustomSession for ReplacedSession {
         self.taken.then(|| self.body.clone())
     }
 
-    fn enable_retry_buffering(&mut self) {}
-
-    fn retry_buffer_truncated(&self) -> bool {
-        false
-    }
-
     async fn finish(&mut self) -> Result<()> {
         self.end_response().await
     }
@@ -263,27 +256,5 @@ impl CustomSession for ReplacedSession {
         self.client().to_h1_raw()
     }
 
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(
-        &mut self,
-        _writer: Box<dyn CustomMessageWrite>,
-    ) -> Result<()> {
-        Ok(())
-    }
+    unused_methods!();
 }

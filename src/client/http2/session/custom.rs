@@ -7,18 +7,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{ErrorSource, ErrorType, OrErr, Result};
 
 use super::Http2Session;
+use crate::client::unused_methods;
 
 #[async_trait]
 impl CustomSession for Http2Session {
@@ -187,12 +186,6 @@ impl CustomSession for Http2Session {
         raw.into()
     }
 
-    fn enable_retry_buffering(&mut self) {}
-
-    fn retry_buffer_truncated(&self) -> bool {
-        false
-    }
-
     fn get_retry_buffer(&self) -> Option<Bytes> {
         None
     }
@@ -201,27 +194,5 @@ impl CustomSession for Http2Session {
         Ok(())
     }
 
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(
-        &mut self,
-        _writer: Box<dyn CustomMessageWrite>,
-    ) -> Result<()> {
-        Ok(())
-    }
+    unused_methods!();
 }
