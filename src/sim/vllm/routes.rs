@@ -73,154 +73,50 @@ enum There {
 }
 
 use Endpoint::{Generates, Manages, Simulates};
+use Generation::{Chat, ChatBatch, Completions, Messages, Responses, Tokens};
+use Management as M;
 use There::{Always, InDevelopment, ScaledOut};
 
 /// A path, its endpoint, the methods that it takes, as `allow` lists them, and when it is there.
 type Route = (&'static str, Endpoint, &'static str, There);
 
+const GET: &str = "GET";
+const POST: &str = "POST";
+
+#[rustfmt::skip] // a row for each path
 const ROUTES: &[Route] = &[
-    (
-        "/v1/chat/completions",
-        Generates(Generation::Chat),
-        "POST",
-        Always,
-    ),
-    (
-        "/v1/chat/completions/batch",
-        Generates(Generation::ChatBatch),
-        "POST",
-        Always,
-    ),
-    (
-        "/v1/completions",
-        Generates(Generation::Completions),
-        "POST",
-        Always,
-    ),
-    (
-        "/v1/responses",
-        Generates(Generation::Responses),
-        "POST",
-        Always,
-    ),
-    (
-        "/v1/messages",
-        Generates(Generation::Messages),
-        "POST",
-        Always,
-    ),
-    ("/invocations", Generates(Generation::Chat), "POST", Always),
-    (
-        "/inference/v1/generate",
-        Generates(Generation::Tokens),
-        "POST",
-        ScaledOut,
-    ),
-    (
-        "/inference/v1/abort_requests",
-        Manages(Management::AbortThese),
-        "POST",
-        ScaledOut,
-    ),
-    (
-        "/v1/messages/count_tokens",
-        Manages(Management::CountTokens),
-        "POST",
-        Always,
-    ),
-    ("/v1/models", Manages(Management::Models), "GET", Always),
-    ("/health", Manages(Management::Health), "GET", Always),
-    ("/ping", Manages(Management::Ping), "GET, POST", Always),
-    ("/load", Manages(Management::Load), "GET", Always),
-    ("/version", Manages(Management::Version), "GET", Always),
-    ("/metrics", Manages(Management::Metrics), "GET", Always),
-    ("/tokenize", Manages(Management::Tokenize), "POST", Always),
-    (
-        "/detokenize",
-        Manages(Management::Detokenize),
-        "POST",
-        Always,
-    ),
-    (
-        "/kv_event_sources",
-        Manages(Management::KvEventSources),
-        "GET",
-        Always,
-    ),
-    (
-        "/is_scaling_elastic_ep",
-        Manages(Management::ScalingElasticEp),
-        "POST",
-        Always,
-    ),
-    (
-        "/abort_requests",
-        Manages(Management::Abort),
-        "POST",
-        InDevelopment,
-    ),
-    (
-        "/server_info",
-        Manages(Management::ServerInfo),
-        "GET",
-        InDevelopment,
-    ),
-    (
-        "/reset_prefix_cache",
-        Manages(Management::ResetPrefixCache),
-        "POST",
-        InDevelopment,
-    ),
-    (
-        "/reset_mm_cache",
-        Manages(Management::ResetMmCache),
-        "POST",
-        InDevelopment,
-    ),
-    (
-        "/reset_encoder_cache",
-        Manages(Management::ResetMmCache),
-        "POST",
-        InDevelopment,
-    ),
-    ("/sleep", Manages(Management::Sleep), "POST", InDevelopment),
-    (
-        "/wake_up",
-        Manages(Management::WakeUp),
-        "POST",
-        InDevelopment,
-    ),
-    (
-        "/is_sleeping",
-        Manages(Management::IsSleeping),
-        "GET",
-        InDevelopment,
-    ),
-    ("/pause", Manages(Management::Pause), "POST", InDevelopment),
-    (
-        "/resume",
-        Manages(Management::Resume),
-        "POST",
-        InDevelopment,
-    ),
-    (
-        "/is_paused",
-        Manages(Management::IsPaused),
-        "GET",
-        InDevelopment,
-    ),
-    (
-        "/get_world_size",
-        Manages(Management::WorldSize),
-        "GET",
-        InDevelopment,
-    ),
-    (
-        "/sim/journal",
-        Simulates(Own::Journal),
-        "GET, DELETE",
-        Always,
-    ),
+    ("/v1/chat/completions", Generates(Chat), POST, Always),
+    ("/v1/chat/completions/batch", Generates(ChatBatch), POST, Always),
+    ("/v1/completions", Generates(Completions), POST, Always),
+    ("/v1/responses", Generates(Responses), POST, Always),
+    ("/v1/messages", Generates(Messages), POST, Always),
+    ("/invocations", Generates(Chat), POST, Always),
+    ("/inference/v1/generate", Generates(Tokens), POST, ScaledOut),
+    ("/inference/v1/abort_requests", Manages(M::AbortThese), POST, ScaledOut),
+    ("/v1/messages/count_tokens", Manages(M::CountTokens), POST, Always),
+    ("/v1/models", Manages(M::Models), GET, Always),
+    ("/health", Manages(M::Health), GET, Always),
+    ("/ping", Manages(M::Ping), "GET, POST", Always),
+    ("/load", Manages(M::Load), GET, Always),
+    ("/version", Manages(M::Version), GET, Always),
+    ("/metrics", Manages(M::Metrics), GET, Always),
+    ("/tokenize", Manages(M::Tokenize), POST, Always),
+    ("/detokenize", Manages(M::Detokenize), POST, Always),
+    ("/kv_event_sources", Manages(M::KvEventSources), GET, Always),
+    ("/is_scaling_elastic_ep", Manages(M::ScalingElasticEp), POST, Always),
+    ("/abort_requests", Manages(M::Abort), POST, InDevelopment),
+    ("/server_info", Manages(M::ServerInfo), GET, InDevelopment),
+    ("/reset_prefix_cache", Manages(M::ResetPrefixCache), POST, InDevelopment),
+    ("/reset_mm_cache", Manages(M::ResetMmCache), POST, InDevelopment),
+    ("/reset_encoder_cache", Manages(M::ResetMmCache), POST, InDevelopment),
+    ("/sleep", Manages(M::Sleep), POST, InDevelopment),
+    ("/wake_up", Manages(M::WakeUp), POST, InDevelopment),
+    ("/is_sleeping", Manages(M::IsSleeping), GET, InDevelopment),
+    ("/pause", Manages(M::Pause), POST, InDevelopment),
+    ("/resume", Manages(M::Resume), POST, InDevelopment),
+    ("/is_paused", Manages(M::IsPaused), GET, InDevelopment),
+    ("/get_world_size", Manages(M::WorldSize), GET, InDevelopment),
+    ("/sim/journal", Simulates(Own::Journal), "GET, DELETE", Always),
     ("/sim/chaos", Simulates(Own::Chaos), "POST, DELETE", Always),
     ("/sim/cache", Simulates(Own::Cache), "DELETE", Always),
 ];
