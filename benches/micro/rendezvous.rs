@@ -45,6 +45,7 @@ fn injected(body: BytesMut, facts: &Facts, bootstrap: &Bootstrap) -> Injected {
     let fields = Fields {
         bootstrap,
         rooms: &rooms,
+        rank: None,
         rids: None,
     };
     pd::inject(body, facts, &fields)

@@ -296,12 +296,9 @@ impl Fleet {
         }
     }
 
-    /// Whether a worker is to be asked for its layout: where a policy reads it, until the worker has told it, and again when
-    /// it has come back.
+    /// Whether a worker is to be asked for its layout: a prefill worker until it has told it, and again when it has come back.
     pub fn wants_layout(&self, worker: &Worker) -> bool {
-        worker.role() == Role::Prefill
-            && self.policies.load().prefill.chooses_ranks()
-            && !worker.ranks().are_told()
+        worker.role() == Role::Prefill && !worker.ranks().are_told()
     }
 
     /// Notes the layout that a worker has told.

@@ -1,11 +1,14 @@
 //! The data parallel ranks of a prefill worker: each has a queue and a prefix cache of its own, so that a policy chooses a
 //! rank, and load is counted for each.
 //!
-//! The bootstrap room of a prompt names the rank: it is the room modulo the number of ranks. Decode finds the rank in the
-//! same way, so that it is told nothing. A worker that does not say how many ranks it has is one rank.
+//! The bootstrap room of a prompt decides the rank: it is the room modulo the number of ranks. Decode finds the rank in the
+//! same way. A worker that does not say how many ranks it has is one rank.
 //!
-//! Source: SGLang 0.5.23, `srt/managers/data_parallel_controller.py` (`follow_bootstrap_room`, the default of prefill) and
-//! `srt/disaggregation/decode.py` (`_resolve_prefill_dp_rank`).
+//! Ranks that are replicas must also be named by the request, once for all its prompts, so that those are on one rank.
+//!
+//! Source: SGLang 0.5.23, `srt/managers/data_parallel_controller.py` (`follow_bootstrap_room`, the default of prefill),
+//! `srt/disaggregation/decode.py` (`_resolve_prefill_dp_rank`) and `srt/disaggregation/common/conn.py` (`CommonKVSender`, which
+//! compares the room with `attn_dp_rank`, 0 on every replica, unless the request has `disagg_prefill_dp_rank`).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +36,7 @@ pub struct Spread {
     of: u32,
     /// How many of them have a prompt.
     used: u32,
+    are_replicas: bool,
 }
 
 impl Default for Spread {
@@ -51,7 +55,21 @@ impl Spread {
             first: first % of,
             of,
             used,
+            are_replicas: false,
         }
+    }
+
+    /// All prompts on this one of so many replicas.
+    pub fn on_replica(rank: u32, of: u32) -> Self {
+        Self {
+            are_replicas: true,
+            ..Self::new(rank, of, 1)
+        }
+    }
+
+    /// The rank that the request must name to both workers; `None` where the rooms say it all.
+    pub fn named(self) -> Option<u32> {
+        self.are_replicas.then_some(self.first)
     }
 
     /// The rank of the first prompt; `None` where the worker is one rank.
@@ -95,6 +113,8 @@ impl Spread {
 pub struct Layout {
     /// Data parallel ranks that the room chooses among; at least 1.
     pub ranks: u32,
+    /// Whether they are replicas of the model, and not groups of its attention.
+    pub are_replicas: bool,
     /// Tokens that the prefix cache of a rank holds at most; `None` where it does not tell, or holds more elsewhere.
     pub cache_tokens: Option<u64>,
 }
@@ -104,6 +124,7 @@ impl Default for Layout {
     fn default() -> Self {
         Self {
             ranks: 1,
+            are_replicas: false,
             cache_tokens: None,
         }
     }
@@ -115,6 +136,7 @@ pub(super) struct Ranks {
     /// Whether the worker has told its layout since it was made, or came back.
     told: AtomicBool,
     count: AtomicU32,
+    are_replicas: AtomicBool,
     /// 0 where it is not known.
     cache_tokens: AtomicU64,
     /// Empty where there is one rank.
@@ -126,6 +148,7 @@ impl Default for Ranks {
         Self {
             told: AtomicBool::new(false),
             count: AtomicU32::new(1),
+            are_replicas: AtomicBool::new(false),
             cache_tokens: AtomicU64::new(0),
             loads: Mutex::new(Arc::new([])),
         }
@@ -160,6 +183,11 @@ impl Ranks {
         self.count.load(Ordering::Relaxed)
     }
 
+    /// Whether there are several, which are replicas.
+    pub(super) fn are_replicas(&self) -> bool {
+        self.are_replicas.load(Ordering::Relaxed)
+    }
+
     /// Tokens that the cache of one holds at most; 0 where it is not known.
     pub(super) fn cache_tokens(&self) -> u64 {
         self.cache_tokens.load(Ordering::Relaxed)
@@ -182,6 +210,8 @@ impl Ranks {
             1..=MAX_RANKS => layout.ranks,
             _ => 1,
         };
+        self.are_replicas
+            .store(layout.are_replicas && count > 1, Ordering::Relaxed);
         let tokens = layout.cache_tokens.unwrap_or(0);
         self.cache_tokens.store(tokens, Ordering::Relaxed);
         self.told.store(true, Ordering::Relaxed);
@@ -279,11 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn all_prompts_of_a_request_are_on_the_replica_that_it_names() {
+        let spread = Spread::on_replica(6, 4);
+        assert_eq!((spread.named(), spread.rank()), (Some(2), Some(2)));
+        assert_eq!(spread.ranks().collect::<Vec<_>>(), [2]);
+        let rooms = (0..5).map(|prompt| spread.room(prompt, 1000).unwrap_or_default());
+        assert!(rooms.into_iter().all(|room| room % 4 == 2));
+        assert_eq!(Spread::new(2, 4, 1).named(), None);
+    }
+
+    #[test]
     fn load_is_counted_on_the_ranks_of_a_request_until_it_ends() {
         let ranks = Ranks::default();
         assert!(ranks.share(Spread::new(1, 4, 1), 100).is_none());
         let layout = |ranks| Layout {
             ranks,
+            are_replicas: true,
             cache_tokens: Some(7),
         };
         assert!(ranks.note(layout(4)) && !ranks.note(layout(4)));
@@ -298,5 +339,6 @@ mod tests {
         assert_eq!(loads(), [(0, 0), (0, 0)]);
         assert!(ranks.note(layout(MAX_RANKS + 1)));
         assert_eq!((ranks.count(), ranks.cache_tokens()), (1, 7));
+        assert!(!ranks.are_replicas());
     }
 }

@@ -19,6 +19,8 @@ pub struct LiveRooms {
 /// The rooms of one request, one for each prompt. Given back when dropped.
 pub struct Rooms {
     rooms: Vec<Room>,
+    /// The rank of prefill that the request must name.
+    rank: Option<u32>,
     live: Arc<LiveRooms>,
 }
 
@@ -49,6 +51,7 @@ impl LiveRooms {
         drop(live);
         Rooms {
             rooms,
+            rank: spread.and_then(Spread::named),
             live: self.clone(),
         }
     }
@@ -73,6 +76,12 @@ impl Rooms {
     /// The rooms, in the order of the prompts.
     pub fn as_slice(&self) -> &[Room] {
         &self.rooms
+    }
+
+    /// The rank of prefill that the request must name to both workers, on which all of them are; `None` where they say it
+    /// themselves.
+    pub fn rank(&self) -> Option<u32> {
+        self.rank
     }
 }
 
@@ -122,5 +131,10 @@ mod tests {
         let others = live.take(1, Some(Spread::new(2, 4, 1)), &mut random);
         assert_eq!(others.as_slice()[0].number() % 4, 2);
         assert_eq!(live.len(), 7);
+        assert_eq!((rooms.rank(), others.rank()), (None, None));
+        let named = live.take(3, Some(Spread::on_replica(1, 4)), &mut random);
+        let numbers = named.as_slice().iter().map(|room| room.number() % 4);
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 1, 1]);
+        assert_eq!(named.rank(), Some(1));
     }
 }

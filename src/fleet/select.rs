@@ -137,7 +137,10 @@ impl<'a> Filter<'a> {
         draw: &mut impl FnMut() -> u64,
     ) -> Result<Option<Pair<'a>>, NoWorker> {
         match self.drawn_pair(draw) {
-            Some(pair) => Ok(Some(pair)),
+            Some(pair) => Ok(Some(Pair {
+                spread: self.drawn_spread(pair.prefill, request, draw),
+                ..pair
+            })),
             None => self.listed_pair(request, draw),
         }
     }
@@ -346,9 +349,30 @@ impl<'a> Filter<'a> {
             .or_else(|| workers.iter().copied().find(|one| one.id() == chosen.id))?;
         Some(Chosen {
             worker,
-            spread: has_ranks.then(|| chosen.spread(request.spread())),
+            spread: match (has_ranks, role) {
+                (true, _) => Some(chosen.spread(request.spread())),
+                (false, Role::Prefill) => self.drawn_spread(worker, request, draw),
+                (false, Role::Decode) => None,
+            },
             expected: choice.expected,
         })
+    }
+
+    /// The ranks of a prefill worker that was chosen as a whole; `None` where it is one rank.
+    fn drawn_spread(
+        &self,
+        worker: &Worker,
+        request: &RoutingKey,
+        draw: &mut impl FnMut() -> u64,
+    ) -> Option<Spread> {
+        if worker.ranks().count() == 1 {
+            return None;
+        }
+        let mut ranks = Vec::new();
+        worker.add_ranks(&mut ranks);
+        self.narrow_ranks(&mut ranks, request);
+        let index = Random::index(ranks.len(), draw())?;
+        Some(ranks[index].spread(request.spread()))
     }
 
     /// Leaves the rank that the request names, or else the one that its siblings have; a worker of one rank stays. A rank that

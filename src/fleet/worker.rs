@@ -342,6 +342,7 @@ impl Worker {
             id: self.id,
             rank: 0,
             ranks: 1,
+            are_replicas: false,
             in_flight: self.in_flight(),
             body_bytes: self.body_bytes.load(Ordering::Relaxed),
             to_come: self.to_come.load(Ordering::Relaxed),
@@ -358,12 +359,13 @@ impl Worker {
             return candidates.push(whole);
         }
         let loads = self.ranks.loads();
-        let ranks = loads.len() as u32;
+        let (ranks, are_replicas) = (loads.len() as u32, self.ranks.are_replicas());
         let of_rank = |(rank, load): (u32, &RankLoad)| {
             let (in_flight, body_bytes) = load.now();
             Candidate {
                 rank,
                 ranks,
+                are_replicas,
                 in_flight,
                 body_bytes,
                 digest: self.digest.wrapping_add(rank.into()),

@@ -76,26 +76,29 @@ pub fn named_session(body: &[u8]) -> Option<String> {
     found.into_iter().flatten().next()
 }
 
-/// The data parallel rank in a body that has been parsed, as the worker would read it: a prefill worker refuses a prompt whose
-/// room is on another one.
+/// The data parallel rank of prefill in a body that has been parsed: its `routed_dp_rank`, by which the prefill worker goes, or
+/// else its `disagg_prefill_dp_rank`. A prefill worker refuses a prompt whose room is on another rank.
 ///
-/// Source: SGLang 0.5.23, `srt/disaggregation/common/conn.py` (`follow_bootstrap_room conflict`).
+/// Source: SGLang 0.5.23, `srt/managers/data_parallel_controller.py` (`maybe_external_dp_rank_routing`) and
+/// `srt/disaggregation/common/conn.py` (`follow_bootstrap_room conflict`).
 pub fn named_rank(body: &[u8]) -> Option<u32> {
-    memmem::find(body, b"routed_dp_rank")?;
-    let mut rank = None;
+    memmem::find(body, b"dp_rank")?;
+    let [mut routed, mut of_prefill] = [None, None];
     let mut read = || -> Result<(), json::Error> {
         let mut scanner = Scanner::new(body)?;
         scanner.object(|s, member| {
             let value = s.skip()?;
-            if member.name == "routed_dp_rank" {
-                rank = s.slice(value).parse().ok();
+            match &*member.name {
+                "routed_dp_rank" => routed = s.slice(value).parse().ok(),
+                "disagg_prefill_dp_rank" => of_prefill = s.slice(value).parse().ok(),
+                _ => {}
             }
             Ok(())
         })?;
         Ok(())
     };
     read().ok()?;
-    rank
+    routed.or(of_prefill)
 }
 
 /// A request counts as so many tokens beside those that it may generate: one that ends soon takes a place, too.
@@ -222,6 +225,11 @@ mod tests {
             (r#"{"routed_dp_rank":3,"routed_dp_rank":1}"#, Some(1)),
             (r#"{"text":"\"routed_dp_rank\":3"}"#, None),
             (r#"{"routed_dp_rank":null}"#, None),
+            (r#"{"disagg_prefill_dp_rank":2}"#, Some(2)),
+            (
+                r#"{"routed_dp_rank":1,"disagg_prefill_dp_rank":2}"#,
+                Some(1),
+            ),
             (r#"{"routed_dp_rank":-1}"#, None),
             (r#"{"sampling_params":{"routed_dp_rank":3}}"#, None),
             ("{}", None),

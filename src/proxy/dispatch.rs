@@ -245,6 +245,7 @@ impl Proxy {
         let fields = Fields {
             bootstrap,
             rooms: rooms.as_slice(),
+            rank: rooms.rank(),
             rids: ids.to_inject(),
         };
         let injected = match request.body {

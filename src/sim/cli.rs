@@ -115,9 +115,13 @@ pub struct Knobs {
     /// Tokens that fit into the memory of a rank, and so into its prefix cache [default: 512 per --kv-slots].
     #[arg(long, value_name = "N")]
     pub cache_tokens: Option<usize>,
-    /// Data parallel ranks, each with its own queue and prefix cache; the room chooses the rank on prefill.
+    /// Replicas, each with its own queue and prefix cache; the room chooses one on prefill, and SGLang's requests name it.
     #[arg(long, default_value_t = SimOptions::default().dp_size, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub dp_size: u32,
+    /// Groups of attention, each with its own queue and prefix cache; the room chooses one on prefill.
+    #[arg(long, default_value_t = SimOptions::default().attn_dp_size, value_parser = clap::value_parser!(u32).range(1..=1024),
+        conflicts_with = "dp_size")]
+    pub attn_dp_size: u32,
     /// Report cached tokens in `usage` too.
     #[arg(long)]
     pub enable_cache_report: bool,
@@ -210,6 +214,7 @@ impl From<Knobs> for SimOptions {
             prefix_cache: knobs.prefix_cache,
             cache_tokens: knobs.cache_tokens,
             dp_size: knobs.dp_size,
+            attn_dp_size: knobs.attn_dp_size,
             cache_report: knobs.enable_cache_report,
             role_switch: knobs.enable_pd_role_switch,
             kv_slots: knobs.kv_slots,

@@ -205,6 +205,15 @@ pub(crate) const ABORTED: &str = "Aborted by AbortReq.";
 /// Source: SGLang 0.5.23, `disaggregation/common/conn.py`, `failure_exception`.
 pub(crate) const LOST_KV: &str = "Failed due to an unknown reason from another rank";
 
+/// SGLang's reason where the rank of the room is not the one that a rank takes itself for.
+/// Source: SGLang 0.5.23, `disaggregation/common/conn.py` (`CommonKVSender`).
+pub(crate) fn rank_conflict(room: i128, rank: usize) -> String {
+    format!(
+        "follow_bootstrap_room conflict: dispatched to dp_rank 0 but bootstrap_room {room} implies dp_rank {rank}. Set \
+         SGLANG_DISAGGREGATION_FORCE_QUERY_PREFILL_DP_RANK=1 to allow mixed routing."
+    )
+}
+
 /// A timeout in a state of `KVPoll`.
 pub(crate) fn timed_out(room: i128, after: std::time::Duration, state: &str) -> String {
     format!(

@@ -136,9 +136,12 @@ pub struct SimOptions {
     pub prefix_cache: bool,
     /// Tokens that fit into the memory of a rank, and so into its prefix cache; 512 per KV slot unless given.
     pub cache_tokens: Option<usize>,
-    /// Data parallel ranks, each with its own queue and prefix cache. On prefill an item's rank is its room modulo their
-    /// number.
+    /// Replicas, each with its own queue and prefix cache. On prefill an item's replica is its room modulo their number, and
+    /// its request must name it (`disagg_prefill_dp_rank`), as SGLang 0.5.23 has it.
     pub dp_size: u32,
+    /// Groups of attention, each with its own queue and prefix cache. On prefill an item's group is its room modulo their
+    /// number. SGLang has either these or replicas.
+    pub attn_dp_size: u32,
     /// Whether `usage` has the cached tokens (`--enable-cache-report`).
     pub cache_report: bool,
     /// Requests that generate concurrently; further ones queue.
@@ -207,6 +210,13 @@ impl Default for Reported {
     }
 }
 
+impl SimOptions {
+    /// Data parallel ranks of either kind; at least 1.
+    pub(crate) fn ranks(&self) -> u32 {
+        self.dp_size.max(1).saturating_mul(self.attn_dp_size.max(1))
+    }
+}
+
 impl Default for SimOptions {
     fn default() -> Self {
         SimOptions {
@@ -224,6 +234,7 @@ impl Default for SimOptions {
             prefix_cache: false,
             cache_tokens: None,
             dp_size: 1,
+            attn_dp_size: 1,
             cache_report: false,
             max_running: 256,
             model: "sim".to_owned(),

@@ -65,7 +65,7 @@ pub(crate) fn server_info(
         "hicache_object_layout":{"enabled":false,"backend":null,"page_size":1,
             "hicache_object_layout":{"pools":[]},"reason":"Hierarchical cache is disabled"},
         "kv_events":null,
-        "internal_states":vec![internal; options.dp_size.max(1) as usize],
+        "internal_states":vec![internal; options.ranks() as usize],
         "version":options.reported.version,
         "frontend":"python"}),
     );
@@ -126,7 +126,8 @@ fn arguments(
         "disaggregation_mode":role.mode(),
         "disaggregation_bootstrap_port":bootstrap_port,
         "dp_size":options.dp_size,
-        "attn_dp_size":options.dp_size,
+        "attn_dp_size":options.attn_dp_size,
+        "enable_dp_attention":options.attn_dp_size > 1,
         "enable_cache_report":options.cache_report,
         "disable_radix_cache":role == Role::Decode,
         "load_balance_method":if role == Role::Prefill { "follow_bootstrap_room" } else { "round_robin" }}),

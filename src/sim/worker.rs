@@ -79,7 +79,7 @@ impl Worker {
             let rank = TcpListener::bind((host, 0)).await?;
             ports.bootstrap = registry.local_addr()?.port();
             bootstrap_port = Some(ports.bootstrap);
-            let known = Registry::new(rank.local_addr()?, ports.api, engine.options.dp_size);
+            let known = Registry::new(rank.local_addr()?, ports.api, engine.options.ranks());
             engine.spawn_tracked(serve_registry(engine.clone(), registry, known));
             engine.spawn_tracked(serve_ranks(engine.clone(), rank));
         }

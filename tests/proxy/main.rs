@@ -14,6 +14,7 @@ mod limits;
 mod paused;
 mod policies;
 mod queue;
+mod ranks;
 mod regression;
 mod requests;
 mod responses;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use mini_lb::MiniLbConfig;
 use mini_lb::config::Policy;
-use mini_lb::sim::{self, Entry, Event, SimOptions};
-use serde_json::{Value, json};
-use support::sim::{SOON, quick};
+use mini_lb::sim::{self, SimOptions};
+use serde_json::json;
+use support::sim::quick;
 use support::{Balancer, Exchange, TwoPairs, post};
 
 /// The indexes of the prefill and of the decode worker of the next attempt, whose legs stay open.
@@ -149,145 +149,6 @@ async fn expected_ttft_sends_a_prompt_where_its_beginning_was_computed() {
         let next = prefill_of(&balancer, &format!("{begin}{number}")).await;
         assert_eq!(next, first, "{number}");
     }
-}
-
-/// A prefill worker of four data parallel ranks, a decode worker, and a balancer that asks them what they are.
-async fn with_ranks(cache_tokens: usize) -> (sim::Worker, sim::Worker, Balancer) {
-    let options = || SimOptions {
-        prefix_cache: true,
-        // 1.5 s for a prompt of 5,000 tokens.
-        time_per_prompt_token: Duration::from_micros(300),
-        cache_tokens: Some(cache_tokens),
-        context_length: 1 << 20,
-        ..quick()
-    };
-    let of_ranks = SimOptions {
-        dp_size: 4,
-        ..options()
-    };
-    let prefill = sim::Worker::start_prefill(of_ranks).await.unwrap();
-    let decode = sim::Worker::start_decode(options()).await.unwrap();
-    let config = MiniLbConfig::new(
-        "127.0.0.1".into(),
-        0,
-        vec![(prefill.url(), prefill.bootstrap_port())],
-        vec![decode.url()],
-        60,
-    );
-    let config = config.policy(Policy::ExpectedTtft);
-    let balancer = Balancer::start(config).await;
-    // The balancer asks for the ranks when it starts, and requests do not wait for that.
-    for attempt in 0.. {
-        let id = format!("warm-up-{attempt}");
-        let mut client = send(&balancer, &id, "a".into()).await;
-        assert_eq!(client.answer().await.status(), 200);
-        if !record(&balancer, &id).await["prefill_rank"].is_null() {
-            break;
-        }
-    }
-    prefill.journal().clear();
-    (prefill, decode, balancer)
-}
-
-/// A request with this id and text, sent over a connection of its own.
-async fn send(balancer: &Balancer, id: &str, text: Value) -> support::Client {
-    let body = json!({ "text": text, "sampling_params": { "max_new_tokens": 1 } });
-    let request = post("/generate", &body.to_string());
-    let mut client = balancer.client().await;
-    let id = format!("\r\nx-request-id: {id}\r\n\r\n");
-    client.send(request.replacen("\r\n\r\n", &id, 1)).await;
-    client
-}
-
-/// What `/debug/requests` knows of the request with this id.
-async fn record(balancer: &Balancer, id: &str) -> Value {
-    let mut client = balancer.client().await;
-    let path = format!("/debug/requests?id={id}");
-    client
-        .send(format!("GET {path} HTTP/1.1\r\nhost: balancer\r\n\r\n"))
-        .await;
-    client.answer().await.json()["requests"][0].clone()
-}
-
-/// The ranks of the rooms that a prefill worker of four ranks has seen.
-fn ranks_of_rooms(prefill: &sim::Worker) -> Vec<u64> {
-    let entries = prefill.journal().entries();
-    let rooms = entries.iter().filter_map(|entry| match &entry.event {
-        Event::RoomPresented { room, .. } => room.parse::<u64>().ok(),
-        _ => None,
-    });
-    rooms.map(|room| room % 4).collect()
-}
-
-#[tokio::test]
-async fn prompts_wait_and_are_cached_on_the_ranks_of_a_prefill_worker() {
-    let (prefill, _decode, balancer) = with_ranks(1 << 20).await;
-    let text =
-        |group: u64, number: u64| format!("{group}{}{number}", " once upon a time".repeat(1200));
-    let mut open = Vec::new();
-    for group in 0..4 {
-        let text = text(group, 0).into();
-        let client = send(&balancer, &format!("first-{group}"), text).await;
-        // So that the next one is chosen with this one in its line.
-        let is_room = |entry: &Entry| matches!(entry.event, Event::RoomPresented { .. });
-        let has_come =
-            |seen: &[Entry]| seen.iter().filter(|entry| is_room(entry)).count() > open.len();
-        let journal = prefill.journal();
-        journal.wait_for(has_come, SOON).await.unwrap();
-        open.push(client);
-    }
-    for client in &mut open {
-        assert_eq!(client.answer().await.status(), 200);
-    }
-    let mut ranks = ranks_of_rooms(&prefill);
-    ranks.sort_unstable();
-    assert_eq!(ranks, [0, 1, 2, 3], "each prompt has a rank of its own");
-    for number in 1..3 {
-        for group in 0..4 {
-            let id = format!("{group}-{number}");
-            let mut client = send(&balancer, &id, text(group, number).into()).await;
-            assert_eq!(client.answer().await.status(), 200);
-            let first = record(&balancer, &format!("first-{group}")).await;
-            let next = record(&balancer, &id).await;
-            assert_eq!(first["prefill_rank"], next["prefill_rank"], "{id}");
-            let room = ranks_of_rooms(&prefill).last().copied();
-            assert_eq!(next["prefill_rank"].as_u64(), room);
-            let forecast = &next["forecast"];
-            let number = |name: &str| forecast[name].as_u64().unwrap();
-            assert!(number("cached_tokens") > 4000, "{forecast}");
-            assert!(number("expected_cached_tokens") > 3000, "{forecast}");
-        }
-    }
-    assert!(prefill.journal().violations().is_empty());
-}
-
-#[tokio::test]
-async fn the_prompts_of_a_batch_are_on_ranks_in_turn() {
-    let (prefill, _decode, balancer) = with_ranks(1 << 20).await;
-    let mut client = send(&balancer, "batch", json!(["a", "b", "c", "d", "e", "f"])).await;
-    assert_eq!(client.answer().await.status(), 200);
-    let first = record(&balancer, "batch").await["prefill_rank"]
-        .as_u64()
-        .unwrap();
-    let mut expected: Vec<_> = (0..6).map(|prompt| (first + prompt) % 4).collect();
-    let mut ranks = ranks_of_rooms(&prefill);
-    ranks.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(ranks, expected);
-    assert!(prefill.journal().violations().is_empty());
-}
-
-#[tokio::test]
-async fn a_request_that_names_a_rank_has_its_rooms_there() {
-    let (prefill, _decode, balancer) = with_ranks(1 << 20).await;
-    for text in [json!("a"), json!("b"), json!(["c", "d", "e"])] {
-        let limit = json!({ "max_new_tokens": 1 });
-        let body = json!({ "text": text, "sampling_params": limit, "routed_dp_rank": 2 });
-        let mut client = balancer.client().await;
-        client.send(post("/generate", &body.to_string())).await;
-        assert_eq!(client.answer().await.status(), 200);
-    }
-    assert_eq!(ranks_of_rooms(&prefill), [2; 5]);
 }
 
 #[tokio::test]

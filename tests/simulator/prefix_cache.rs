@@ -123,12 +123,13 @@ async fn cached_tokens_are_in_the_usage_where_the_worker_reports_them() {
 #[tokio::test]
 async fn the_room_chooses_the_rank_and_each_rank_has_its_own_cache() {
     let options = SimOptions {
-        dp_size: 2,
+        attn_dp_size: 2,
         ..caching()
     };
     let pair = SimPair::start(options).await;
     let info = get(&pair.prefill, "/server_info").await.json();
-    assert_eq!(info["dp_size"], 2);
+    let sizes = ["dp_size", "attn_dp_size", "enable_dp_attention"].map(|name| info[name].clone());
+    assert_eq!(sizes, [json!(1), json!(2), json!(true)]);
     let loads = get(&pair.prefill, "/v1/loads").await.json();
     assert_eq!(loads["loads"].as_array().map(Vec::len), Some(2));
     for (room, cached) in [(10, 0), (11, 0), (12, 49), (13, 49)] {
@@ -139,5 +140,34 @@ async fn the_room_chooses_the_rank_and_each_rank_has_its_own_cache() {
             cached,
             "{room}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_replica_takes_a_room_of_another_rank_only_where_the_request_names_it() {
+    let options = SimOptions {
+        dp_size: 2,
+        timers_scale: 0.005,
+        ..quick()
+    };
+    let pair = SimPair::start(options).await;
+    let info = get(&pair.prefill, "/server_info").await.json();
+    let sizes = ["dp_size", "attn_dp_size", "enable_dp_attention"].map(|name| info[name].clone());
+    assert_eq!(sizes, [json!(2), json!(1), json!(false)]);
+    for (room, rank, status) in [
+        (10, None, 200),
+        (11, None, 500),
+        (12, Some(0), 200),
+        (13, Some(1), 200),
+        (14, Some(1), 500),
+    ] {
+        let mut body = json!({"text": "a", "sampling_params": {"max_new_tokens": 1}});
+        if let Some(rank) = rank {
+            body["disagg_prefill_dp_rank"] = json!(rank);
+        }
+        let (prefill, _) = pair.both("/generate", &body, room).await;
+        assert_eq!(prefill.status, status, "{room}");
+        let is_conflict = prefill.text().contains("follow_bootstrap_room conflict");
+        assert_eq!(is_conflict, room == 11, "{}", prefill.text());
     }
 }

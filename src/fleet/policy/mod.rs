@@ -154,6 +154,8 @@ pub struct Candidate {
     pub rank: u32,
     /// How many ranks the worker has; at least 1.
     pub ranks: u32,
+    /// Whether they are replicas: then the prompts of a request are on one of them.
+    pub are_replicas: bool,
     /// Requests whose leg on the worker has not ended.
     pub in_flight: usize,
     /// The lengths of their bodies together, in bytes.
@@ -175,13 +177,17 @@ impl Candidate {
         Self {
             rank,
             ranks,
+            are_replicas: spread.named().is_some(),
             ..self
         }
     }
 
     /// Where so many prompts are when they begin on this rank.
     pub fn spread(&self, prompts: usize) -> Spread {
-        Spread::new(self.rank, self.ranks, prompts)
+        match self.are_replicas {
+            true => Spread::on_replica(self.rank, self.ranks),
+            false => Spread::new(self.rank, self.ranks, prompts),
+        }
     }
 
     /// The worker and the rank.
@@ -368,7 +374,8 @@ impl RolePolicy {
         }
     }
 
-    /// Whether the policy chooses among the data parallel ranks of prefill workers. A random room is on a random rank.
+    /// Whether the policy chooses among the data parallel ranks of prefill workers. Otherwise a rank of the chosen worker is
+    /// drawn.
     pub(super) fn chooses_ranks(&self) -> bool {
         !matches!(self, Self::Random)
     }

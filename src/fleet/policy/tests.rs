@@ -147,6 +147,7 @@ pub(super) fn candidates(number: u64) -> Vec<Candidate> {
         id: WorkerId(id),
         rank: 0,
         ranks: 1,
+        are_replicas: false,
         in_flight: 0,
         body_bytes: 0,
         to_come: 0,

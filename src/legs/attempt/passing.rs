@@ -89,6 +89,7 @@ impl Attempt {
         let fields = Fields {
             bootstrap,
             rooms: self.rooms.as_slice(),
+            rank: self.rooms.rank(),
             rids: self.plan.ids.to_inject(),
         };
         let concealed = self.plan.engine.conceal(&body, &self.plan.body, &fields);

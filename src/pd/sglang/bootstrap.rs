@@ -93,6 +93,10 @@ pub struct Fields<'a> {
     pub bootstrap: &'a Bootstrap,
     /// One room for each prompt.
     pub rooms: &'a [Room],
+    /// The data parallel rank of prefill that the rooms are on, where the workers must be told it; one for all prompts.
+    ///
+    /// Source: SGLang 0.5.23, `srt/managers/io_struct.py` (`disagg_prefill_dp_rank`, no list).
+    pub rank: Option<u32>,
     /// One id for each prompt; `None` where the client sent its own, or the endpoint takes none.
     pub rids: Option<&'a [RequestId]>,
 }
@@ -110,7 +114,7 @@ pub struct Injected {
 }
 
 /// The spare capacity, in bytes, with which [`inject`] moves no byte of the body of so many prompts. Enough for host
-/// names of up to 64 bytes.
+/// names of up to 64 bytes, or of up to 34 with a rank.
 pub const fn tail_reserve(prompts: usize) -> usize {
     const NAMES: usize =
         r#","bootstrap_host":[],"bootstrap_port":[],"bootstrap_room":[],"rid":[]}"#.len();
@@ -189,6 +193,10 @@ fn write_fields(mut body: BytesMut, batch: Batch, bare: bool, fields: &Fields<'_
     tail.field(r#""bootstrap_room":"#, |body, prompt| {
         append(body, format_args!("{}", fields.rooms[prompt]));
     });
+    if let Some(rank) = fields.rank {
+        tail.name(r#""disagg_prefill_dp_rank":"#);
+        append(tail.body, format_args!("{rank}"));
+    }
     if let Some(rids) = fields.rids {
         assert_eq!(rids.len(), prompts, "one id for each prompt");
         tail.field(r#""rid":"#, |body, prompt| {
@@ -238,11 +246,7 @@ impl Tail<'_> {
     where
         F: Fn(&mut BytesMut, usize),
     {
-        if !self.first {
-            self.body.extend_from_slice(b",");
-        }
-        self.first = false;
-        self.body.extend_from_slice(name.as_bytes());
+        self.name(name);
         let list = matches!(self.batch, Batch::Of(_));
         if list {
             self.body.extend_from_slice(b"[");
@@ -256,6 +260,15 @@ impl Tail<'_> {
         if list {
             self.body.extend_from_slice(b"]");
         }
+    }
+
+    /// Adds the name of a field, behind a comma where it is not the first.
+    fn name(&mut self, name: &str) {
+        if !self.first {
+            self.body.extend_from_slice(b",");
+        }
+        self.first = false;
+        self.body.extend_from_slice(name.as_bytes());
     }
 }
 

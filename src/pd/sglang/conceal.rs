@@ -20,8 +20,8 @@ use super::bootstrap::{Fields, Injected};
 /// Stands in the place of an injected value.
 const HIDDEN: &[u8] = b"***";
 
-/// The members in the order in which they are injected. A request without an id of ours ends with the room.
-const MEMBERS: [Name; 4] = [Name::Host, Name::Port, Name::Room, Name::Rid];
+/// The members in the order in which they are injected. Not every request has a rank and an id of ours.
+const MEMBERS: [Name; 5] = [Name::Host, Name::Port, Name::Room, Name::Rank, Name::Rid];
 
 /// An injected member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ enum Name {
     Host,
     Port,
     Room,
+    Rank,
     Rid,
 }
 
@@ -38,6 +39,7 @@ impl Name {
             Self::Host => b"bootstrap_host",
             Self::Port => b"bootstrap_port",
             Self::Room => b"bootstrap_room",
+            Self::Rank => b"disagg_prefill_dp_rank",
             Self::Rid => b"rid",
         }
     }
@@ -92,11 +94,10 @@ fn together(text: &[u8], name: usize, fields: &Fields<'_>) -> Option<Range<usize
         if index > 0 && !(member.take(b",") && member.spaces())
             || !member.member(name, quote, fields)
         {
-            // Only the id may be missing.
-            if name == Name::Rid {
-                break;
+            match name {
+                Name::Rank | Name::Rid => continue,
+                Name::Host | Name::Port | Name::Room => return None,
             }
-            return None;
         }
         at = member;
     }
@@ -260,6 +261,7 @@ impl At<'_> {
                 let room = fields.rooms.get(prompt);
                 room.is_some_and(|room| self.number(room.number()))
             }
+            Name::Rank => fields.rank.is_some_and(|rank| self.number(rank.into())),
             Name::Rid => {
                 let rid = fields.rids.and_then(|rids| rids.get(prompt));
                 rid.is_some_and(|rid| self.quoted(rid.to_string().as_bytes()))

@@ -16,8 +16,13 @@ use super::prompts::{Prompt, completions_prompt, is_kind, is_list_of_lists, prom
 use super::samples::{self, Refusal, samples};
 
 /// The fields that only the proxy may set: a client's are cut out. With a `bootstrap_host` a client could make decode
-/// connect to any address.
-const PROXY_FIELDS: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
+/// connect to any address, and with a rank that is not the room's it would wait for minutes.
+const PROXY_FIELDS: [&str; 4] = [
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "disagg_prefill_dp_rank",
+];
 
 /// Why a body cannot be sent to a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]

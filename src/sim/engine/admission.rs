@@ -77,8 +77,18 @@ impl Run {
             .rooms
             .enter(room)
             .map_err(|DuplicateRoom| errors::duplicate_room(room))?;
+        if let Some(reason) = engine.rank_conflict(&self.item, room) {
+            return Err(self.failed(TransferPhase::PrefillBootstrap, room, &reason));
+        }
         let timeout = engine.options.timer(TIMEOUT_SECONDS);
-        let arrival = tokio::time::timeout(timeout, held.event());
+        let is_misled = engine.is_misled(&self.item, room);
+        let arrival = async {
+            match is_misled {
+                false => held.event().await,
+                true => std::future::pending().await,
+            }
+        };
+        let arrival = tokio::time::timeout(timeout, arrival);
         let destination = match self.abort.race(arrival).await {
             Some(Ok(RoomEvent::Destination(destination))) => destination,
             Some(Err(_)) => {

@@ -136,9 +136,7 @@ impl Engine {
             phase: watch::Sender::new(Phase::Serving),
             alive: Mutex::new(Some(alive)),
             live: Mutex::default(),
-            ranks: (0..options.dp_size.max(1))
-                .map(|_| Rank::new(&options))
-                .collect(),
+            ranks: (0..options.ranks()).map(|_| Rank::new(&options)).collect(),
             next_rank: AtomicUsize::new(0),
             kv: Arc::new(Semaphore::new(options.kv_slots)),
             running: Arc::new(Semaphore::new(options.max_running)),
@@ -185,12 +183,32 @@ impl Engine {
         let ranks = self.ranks.len();
         let room = item.bootstrap.room.filter(|_| self.role() == Role::Prefill);
         let index = match (room, item.rank) {
-            // The remainder is below the number of ranks.
-            (Some(room), _) => usize::try_from(room.rem_euclid(ranks as Room)).unwrap_or(0),
+            (Some(room), _) => self.rank_of(room),
             (None, Some(named)) => named % ranks,
             (None, None) => self.next_rank.fetch_add(1, Ordering::Relaxed) % ranks,
         };
         &self.ranks[index]
+    }
+
+    /// The rank of a room on prefill.
+    fn rank_of(&self, room: Room) -> usize {
+        // The remainder is below the number of ranks.
+        usize::try_from(room.rem_euclid(self.ranks.len() as Room)).unwrap_or(0)
+    }
+
+    /// Why prefill fails an item in this room at once: each replica takes itself for rank 0 of attention, and compares the room
+    /// with that unless the request names the rank.
+    /// Source: SGLang 0.5.23, `disaggregation/common/conn.py` (`CommonKVSender`).
+    fn rank_conflict(&self, item: &Item, room: Room) -> Option<String> {
+        let rank = self.rank_of(room);
+        let is_refused = self.options.dp_size > 1 && rank > 0 && item.prefill_rank.is_none();
+        is_refused.then(|| errors::rank_conflict(room, rank))
+    }
+
+    /// Whether decode looks for an item in this room on another rank than prefill has it on.
+    fn is_misled(&self, item: &Item, room: Room) -> bool {
+        let named = item.prefill_rank;
+        named.is_some_and(|named| named != self.rank_of(room) as i128)
     }
 
     /// Whether the worker is vLLM's, and not SGLang's.

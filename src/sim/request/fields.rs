@@ -41,6 +41,11 @@ pub(super) fn bootstrap(
     })
 }
 
+/// The data parallel rank of prefill, one for all items.
+pub(super) fn prefill_rank(body: &Value) -> Option<i128> {
+    body.get("disagg_prefill_dp_rank").and_then(integer)
+}
+
 /// An integer of any size, or a string with one, which pydantic reads as an integer.
 pub(in crate::sim) fn integer(value: &Value) -> Option<i128> {
     match value {

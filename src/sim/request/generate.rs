@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::fields::{
-    boolean, bootstrap, check_temperature, common_sampling, integer, per_item, prompt_of, rid,
-    token_ids,
+    boolean, bootstrap, check_temperature, common_sampling, integer, per_item, prefill_rank,
+    prompt_of, rid, token_ids,
 };
 use super::report::{Site, not_an_object};
 use super::schema::{Errors, First};
@@ -23,6 +23,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
     errors.boolean(body, "stream");
     errors.integer(body, "bootstrap_port", Some("list[nullable[int]]"));
     errors.integer(body, "bootstrap_room", Some("list[nullable[int]]"));
+    errors.integer(body, "disagg_prefill_dp_rank", None);
     errors.done(Site::GENERATE)?;
     check_contract(body)?;
     let Some((prompts, list)) = native_prompts(body) else {
@@ -54,6 +55,7 @@ pub(crate) fn generate(body: &Value, limits: Limits) -> Result<Batch, Failure> {
             sampling,
             logprobs: native_logprobs(body, index, list),
             bootstrap: bootstrap(body, index, size)?,
+            prefill_rank: prefill_rank(body),
             ..Item::default()
         });
     }

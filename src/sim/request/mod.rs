@@ -44,6 +44,8 @@ pub(crate) struct Item {
     pub(crate) transfer: Transfer,
     /// The data parallel rank that the request names; on SGLang's prefill its room decides.
     pub(crate) rank: Option<usize>,
+    /// The data parallel rank of prefill that an SGLang request names.
+    pub(crate) prefill_rank: Option<i128>,
 }
 
 #[derive(Clone, Debug, Default)]

@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::fields::{
-    boolean, bootstrap, check_temperature, common_sampling, integer, prompt_of, rid, strings,
+    boolean, bootstrap, check_temperature, common_sampling, integer, prefill_rank, prompt_of, rid,
+    strings,
 };
 use super::report::Site;
 use super::schema::{Errors, First};
@@ -106,6 +107,7 @@ pub(crate) fn completions(body: &Value, limits: Limits) -> Result<Batch, Failure
             sampling,
             logprobs,
             bootstrap,
+            prefill_rank: prefill_rank(body),
             ..Item::default()
         });
     }
@@ -246,6 +248,7 @@ fn one_prompt(
         sampling,
         logprobs,
         bootstrap,
+        prefill_rank: prefill_rank(body),
         ..Item::default()
     };
     Ok(Batch {
@@ -265,6 +268,7 @@ fn openai_fields(errors: &mut Errors, body: &Value) {
     errors.boolean(body, "stream");
     errors.integer(body, "bootstrap_port", Some("list[int]"));
     errors.integer(body, "bootstrap_room", Some("list[int]"));
+    errors.integer(body, "disagg_prefill_dp_rank", None);
 }
 
 /// A flat list of integers is one prompt; any other list is a batch.

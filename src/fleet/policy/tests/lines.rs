@@ -60,6 +60,7 @@ fn a_worker_with_ranks_is_as_many_candidates_with_a_load_of_their_own() {
     assert!(fleet.wants_layout(&one) && !fleet.wants_layout(&fleet.member(Role::Decode, 0)));
     let layout = Layout {
         ranks: 3,
+        are_replicas: false,
         cache_tokens: Some(500),
     };
     fleet.note_layout(&one, layout);
@@ -91,11 +92,55 @@ fn a_worker_with_ranks_is_as_many_candidates_with_a_load_of_their_own() {
 }
 
 #[test]
-fn random_choices_ask_for_no_ranks_and_are_not_counted() {
+fn a_replica_has_all_prompts_of_a_request() {
+    let watched = Watched::unlimited(1, 1);
+    let layout = Layout {
+        ranks: 2,
+        are_replicas: true,
+        cache_tokens: None,
+    };
+    let worker = watched.fleet.member(Role::Prefill, 0);
+    watched.fleet.note_layout(&worker, layout);
+    let batch = RoutingKey {
+        prompts: 2,
+        ..request(600)
+    };
+    let lease = select(&watched.fleet, &batch, &[], watched.now);
+    assert_eq!(lease.prefill.spread(), Some(Spread::on_replica(0, 2)));
+}
+
+#[test]
+fn random_choices_draw_a_rank_where_there_are_several_and_are_not_counted() {
     let fleet = populated(empty(Policies::random()), 1, 1);
-    let lease = select(&fleet, &request(1), &[], Instant::now());
+    let now = Instant::now();
+    let lease = select(&fleet, &request(1), &[], now);
     assert!(lease.prefill.spread().is_none() && lease.forecast.is_none());
-    assert!(!fleet.wants_layout(&lease.prefill) && fleet.report(Instant::now()).is_none());
+    assert!(fleet.wants_layout(&lease.prefill) && fleet.report(now).is_none());
+    let layout = Layout {
+        ranks: 4,
+        are_replicas: true,
+        cache_tokens: None,
+    };
+    fleet.note_layout(&lease.prefill, layout);
+    let rank_of = |request: &RoutingKey, draw| {
+        let wanted = Selection {
+            request,
+            avoid: &[],
+            siblings: None,
+            targets: Targets::default(),
+            now,
+        };
+        let lease = fleet.select(wanted, || draw).unwrap();
+        lease.prefill.spread().and_then(Spread::named).unwrap()
+    };
+    let step = u64::MAX / 4;
+    let drawn = [0, 1, 2, 3].map(|quarter| rank_of(&request(1), quarter * step + step / 2));
+    assert_eq!(drawn, [0, 1, 2, 3]);
+    let named = RoutingKey {
+        rank: Some(2),
+        ..request(1)
+    };
+    assert_eq!([0, u64::MAX].map(|draw| rank_of(&named, draw)), [2, 2]);
     assert!(fleet.choices().is_empty());
     let watched = Watched::unlimited(1, 1);
     drop(watched.select());

@@ -15,6 +15,7 @@ fn injected(body: &str) -> String {
     let fields = Fields {
         bootstrap: &bootstrap,
         rooms: &rooms,
+        rank: None,
         rids: None,
     };
     let injected = inject(body.as_bytes().into(), &facts, &fields);
@@ -97,6 +98,7 @@ fn no_byte_moves_when_nothing_is_cut_and_there_is_room_to_spare() {
         &Fields {
             bootstrap: &bootstrap,
             rooms: &rooms,
+            rank: None,
             rids: Some(&[RequestId(u128::MAX)]),
         },
     );
@@ -116,11 +118,13 @@ fn another_pair_gets_the_same_body_with_other_fields() {
         let first = Fields {
             bootstrap: &one,
             rooms: &rooms[..prompts],
+            rank: None,
             rids: Some(&[RequestId(10), RequestId(11)][..prompts]),
         };
         let second = Fields {
             bootstrap: &two,
             rooms: &rooms[2..2 + prompts],
+            rank: Some(3),
             rids: Some(&[RequestId(12), RequestId(13)][..prompts]),
         };
         let sent = inject(body.into(), &facts, &first);
@@ -129,6 +133,32 @@ fn another_pair_gets_the_same_body_with_other_fields() {
         assert_eq!(again.body, fresh.body);
         assert!(fresh.body.starts_with(kept.as_bytes()));
         assert_ne!(sent.body, fresh.body);
+    }
+}
+
+#[test]
+fn the_rank_is_one_for_all_prompts() {
+    let bootstrap = Bootstrap::new("p", None);
+    let rooms = [2, 6].map(|n| Room::new(n).unwrap());
+    for (body, prompts, fields) in [
+        ("{}", 1, r#""bootstrap_room":2,"disagg_prefill_dp_rank":2}"#),
+        (
+            r#"{"disagg_prefill_dp_rank":[7],"text":["a","b"]}"#,
+            2,
+            r#""bootstrap_room":[2,6],"disagg_prefill_dp_rank":2}"#,
+        ),
+    ] {
+        let facts = parse(Route::Generate, body.as_bytes()).unwrap();
+        let fields_of_two = Fields {
+            bootstrap: &bootstrap,
+            rooms: &rooms[..prompts],
+            rank: Some(2),
+            rids: None,
+        };
+        let injected = inject(body.into(), &facts, &fields_of_two).body;
+        assert!(injected.ends_with(fields.as_bytes()), "{injected:?}");
+        let names = injected.windows(7).filter(|name| name == b"dp_rank");
+        assert_eq!(names.count(), 1, "the client's own is cut");
     }
 }
 
@@ -147,6 +177,7 @@ fn an_id_is_one_for_one_prompt_and_a_list_for_a_batch() {
         let fields = Fields {
             bootstrap: &bootstrap,
             rooms: &[room],
+            rank: None,
             rids: Some(&[RequestId(255)]),
         };
         let injected = inject(body.into(), &facts, &fields);
@@ -204,6 +235,7 @@ fn a_wrong_number_of_rooms_is_never_sent() {
         &Fields {
             bootstrap: &Bootstrap::new("p", None),
             rooms: &[],
+            rank: None,
             rids: None,
         },
     );

@@ -40,6 +40,7 @@ impl Case {
         let fields = Fields {
             bootstrap: &bootstrap,
             rooms: &rooms,
+            rank: Some(3),
             rids: Some(&rids),
         };
         let facts = parse(route, self.client.as_bytes()).unwrap_or_else(|why| panic!("{why}"));
@@ -123,6 +124,20 @@ fn a_batch_loses_its_lists() {
              'bootstrap_room': [ROOM, {second}], 'rid': ['RID', '0000000000000000000000000000abce']}}"
         ),
         "{'text': ['a', 'b']}",
+    );
+}
+
+#[test]
+fn a_rank_goes_with_the_other_members() {
+    let dict = DICT.replace("'rid'", "'disagg_prefill_dp_rank': 3, 'rid'");
+    ONE.check(&format!("{{'a': 1, {dict}}}"), "{'a': 1}");
+    ONE.check(
+        "{'a': 1, 'bootstrap_host': 'HOST', 'bootstrap_port': PORT, 'bootstrap_room': ROOM, 'disagg_prefill_dp_rank': 3}",
+        "{'a': 1}",
+    );
+    ONE.check(
+        "Request(a=1, bootstrap_room=ROOM, disagg_prefill_dp_rank=3, routed_dp_rank=3)",
+        "Request(a=1, bootstrap_room=None, disagg_prefill_dp_rank=None, routed_dp_rank=3)",
     );
 }
 

@@ -17,7 +17,12 @@ use serde_json::value::RawValue;
 
 use super::decisions::Decisions;
 
-pub const OWNED: [&str; 3] = ["bootstrap_host", "bootstrap_port", "bootstrap_room"];
+pub const OWNED: [&str; 4] = [
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "disagg_prefill_dp_rank",
+];
 
 /// Larger batches are not injected here, because that would only be slow.
 const MAX_PROMPTS: usize = 1 << 12;
@@ -168,6 +173,7 @@ fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_r
     let fields = Fields {
         bootstrap: &bootstrap,
         rooms: &numbers,
+        rank: None,
         rids,
     };
     let mut bytes = BytesMut::with_capacity(body.len() + pd::tail_reserve(prompts));
@@ -187,6 +193,7 @@ fn is_rewritten(route: Route, body: &str, facts: &Facts, with_ids: bool, first_r
     let others = Fields {
         bootstrap: &other,
         rooms: &numbers,
+        rank: Some(7),
         rids,
     };
     let again = injected.again(&others);
@@ -267,6 +274,9 @@ fn ours(batch: Batch, fields: &Fields<'_>) -> Vec<(&'static str, String)> {
         (OWNED[1], list(vec![port; prompts])),
         (OWNED[2], list(rooms)),
     ];
+    if let Some(rank) = fields.rank {
+        ours.push((OWNED[3], rank.to_string()));
+    }
     if let Some(rids) = fields.rids {
         let rids = rids.iter().map(|id| format!("\"{id}\"")).collect();
         ours.push(("rid", list(rids)));
