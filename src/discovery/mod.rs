@@ -27,7 +27,7 @@ pub(crate) use kubernetes::Kubernetes;
 #[cfg(feature = "kubernetes")]
 pub(crate) use kubernetes::{Objects, Rules, Spec};
 pub(crate) use loads::LoadPoll;
-pub(crate) use probe::{Probe, ProbeRules};
+pub(crate) use probe::{Probe, ProbeRules, START_TIMEOUT};
 pub(crate) use registry::{
     Conflict, DRAIN_TIME, Describe, Description, Details, Examiner, First, Keeper, Leave, Life,
     Listed, Registry, Shown, Source,

@@ -28,8 +28,8 @@ use crate::net::{Client, Failure, Target, readable};
 /// The longest time between two probes of a worker that gets no requests, or only for want of another.
 const SOON: Duration = Duration::from_secs(1);
 
-/// How long the start waits for the roles of the workers. They need no computation.
-const START_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the start waits for the roles of the workers, unless it is said. They need no computation.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The longest response, in bytes. That to `/health` is empty or a sentence, and that to [`MODEL_INFO`] has 1.3 KB.
 const RESPONSE_LIMIT: usize = 64 << 10;
@@ -42,6 +42,8 @@ pub(crate) struct Probe {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) client: Arc<Client>,
     pub(crate) rules: watch::Receiver<Arc<ProbeRules>>,
+    /// How long [`Probe::begin`] takes at most.
+    pub(crate) start_timeout: Duration,
 }
 
 /// How workers are probed. A change takes effect at once, also between two probes.
@@ -55,7 +57,7 @@ pub(crate) struct ProbeRules {
 }
 
 impl Probe {
-    /// Asks all members for their engines and roles, and for what policies read, for at most [`START_TIMEOUT`], so that the first requests
+    /// Asks all members for their engines and roles, and for what policies read, for at most `start_timeout`, so that the first requests
     /// do not wait on a worker in the wrong list.
     pub(crate) async fn begin(&self) {
         let rules = self.rules.borrow().clone();
@@ -71,7 +73,7 @@ impl Probe {
             );
         });
         // Workers that have not answered by then are asked again by `run`.
-        let _ = tokio::time::timeout(START_TIMEOUT, join_all(roles)).await;
+        let _ = tokio::time::timeout(self.start_timeout, join_all(roles)).await;
     }
 
     /// Probes for ever.

@@ -158,9 +158,11 @@ fn parallelism(worker: &Compared<'_>, all: &[Compared<'_>]) -> Option<Check> {
     let own = worker.facts.sizes?;
     let told = own.told();
     if worker.role == Role::Prefill {
-        return Some(match own.are_whole_servers() {
-            false => Check::ok(PARALLELISM, told),
-            true => Check::warn(PARALLELISM, told, WHOLE_SERVERS),
+        let method = worker.facts.load_balance_method.as_deref();
+        let follows = matches!(method, None | Some("auto" | "follow_bootstrap_room"));
+        return Some(match follows || !own.are_replicas() {
+            true => Check::ok(PARALLELISM, told),
+            false => Check::warn(PARALLELISM, told, LOST_REPLICAS),
         });
     }
     let prefills = all.iter().filter(|other| other.role == Role::Prefill);
@@ -185,17 +187,12 @@ fn parallelism(worker: &Compared<'_>, all: &[Compared<'_>]) -> Option<Check> {
     })
 }
 
-/// Source: seen with SGLang 0.5.23 and `--dp-size 2`; `disaggregation/common/conn.py` (`CommonKVSender`), which compares the room with
-/// `attn_dp_rank`, the rank of attention: 0 on each of these.
-const WHOLE_SERVERS: &str = "SGLang 0.5.23 answers 500 (`follow_bootstrap_room conflict`) to each request whose room is not on rank 0: \
-     start it with --enable-dp-attention, or start one server for each rank";
+/// Source: SGLang 0.5.23 `disaggregation/common/conn.py` (`_register_prefill_dp_rank`), which tells decode `attn_dp_rank`, the rank of
+/// attention: 0 on every replica.
+const LOST_REPLICAS: &str = "with this --load-balance-method SGLang 0.5.23 tells decode that every prompt is on rank 0: leave the \
+     option out, and each request names its rank";
 
 impl Sizes {
-    /// Whether each data parallel rank computes attention by itself, as a server of its own would.
-    fn are_whole_servers(self) -> bool {
-        self.dp > 1 && self.attention_tp * self.cp == self.tp
-    }
-
     fn told(self) -> String {
         format!("tp {}, dp {}, pp {}", self.tp, self.dp, self.pp)
     }
@@ -242,6 +239,7 @@ mod tests {
         Sizes {
             tp: attention_tp,
             dp: 1,
+            attention_dp: 1,
             pp,
             cp: 1,
             attention_tp,
@@ -318,14 +316,16 @@ mod tests {
     }
 
     #[test]
-    fn ranks_of_prefill_that_are_whole_servers_are_a_warning() {
-        let warned = |dp, attention_tp| {
+    fn replicas_of_prefill_that_the_room_does_not_choose_are_a_warning() {
+        let warned = |dp, attention_dp, method: &str| {
             let sizes = Sizes {
                 dp,
-                ..sizes(attention_tp, 1)
+                attention_dp,
+                ..sizes(8 / attention_dp, 1)
             };
             let own = Facts {
                 sizes: Some(Sizes { tp: 8, ..sizes }),
+                load_balance_method: Some(method.to_owned()),
                 ..facts()
             };
             let worker = Compared {
@@ -335,9 +335,10 @@ mod tests {
             };
             bad(&compare(&[worker])) == [(0, "parallelism", Status::Warn)]
         };
-        assert!(warned(2, 8));
-        assert!(!warned(2, 4));
-        assert!(!warned(1, 8));
+        assert!(warned(2, 1, "round_robin"));
+        assert!(!warned(2, 1, "follow_bootstrap_room"));
+        assert!(!warned(2, 2, "round_robin"));
+        assert!(!warned(1, 1, "round_robin"));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) struct Facts {
     pub(super) transfer_backend: Option<String>,
     pub(super) allocation_policy: Option<String>,
     pub(super) sizes: Option<Sizes>,
+    /// How a rank is chosen (`--load-balance-method`), with `auto` resolved.
+    pub(super) load_balance_method: Option<String>,
     pub(super) bootstrap_port: Option<u16>,
     /// The address that the worker listens on (`--host`).
     pub(super) host: Option<String>,
@@ -37,8 +39,10 @@ pub(super) struct Facts {
 pub(super) struct Sizes {
     /// Tensor parallel.
     pub(super) tp: u64,
-    /// Data parallel.
+    /// Data parallel: replicas, or groups of attention.
     pub(super) dp: u64,
+    /// Those of `dp` that are groups of attention.
+    pub(super) attention_dp: u64,
     /// Pipeline parallel.
     pub(super) pp: u64,
     /// Context parallel, of attention.
@@ -73,6 +77,7 @@ impl Facts {
             transfer_backend: text(server, "disaggregation_transfer_backend"),
             allocation_policy: text(server, "disaggregation_decode_allocation_policy"),
             sizes: Sizes::read(server),
+            load_balance_method: text(server, "load_balance_method"),
             bootstrap_port: number(server, "disaggregation_bootstrap_port")
                 .and_then(|port| port.try_into().ok()),
             host: text(server, "host"),
@@ -89,18 +94,25 @@ impl Facts {
 }
 
 impl Sizes {
+    /// Whether its data parallel ranks are replicas, of which each computes attention by itself.
+    pub(super) fn are_replicas(self) -> bool {
+        self.dp > 1 && self.attention_dp == 1
+    }
+
     fn read(server: &Value) -> Option<Self> {
         let of = |key| number(server, key).filter(|size| *size > 0);
         let (tp, dp) = (of("tp_size")?, of("dp_size").unwrap_or(1));
         let cp = of("attn_cp_size").unwrap_or(1);
-        // Without attention by data parallel ranks, each rank of data is a server of its own.
-        let attention_dp = match server["enable_dp_attention"] == true {
-            true => dp,
-            false => 1,
+        // `dp_size` counts replicas only, where `attn_dp_size` is there to count the groups of attention.
+        let (replicas, attention_dp) = match of("attn_dp_size") {
+            Some(groups) => (dp, groups),
+            None if server["enable_dp_attention"] == true => (1, dp),
+            None => (dp, 1),
         };
         Some(Self {
             tp,
-            dp,
+            dp: replicas.saturating_mul(attention_dp),
+            attention_dp,
             pp: of("pp_size").unwrap_or(1),
             cp,
             attention_tp: (tp / attention_dp.saturating_mul(cp)).max(1),
@@ -139,7 +151,7 @@ mod tests {
         let server = json!({"version":"0.5.23","disaggregation_mode":"null","served_model_name":"old","model_path":"/m",
             "context_length":null,"page_size":1,"kv_cache_dtype":"auto","disaggregation_transfer_backend":"mooncake",
             "disaggregation_decode_allocation_policy":"early","tp_size":8,"dp_size":4,"pp_size":1,"attn_cp_size":1,
-            "enable_dp_attention":true,"disaggregation_bootstrap_port":31900,"host":"127.0.0.1",
+            "enable_dp_attention":true,"load_balance_method":"follow_bootstrap_room","disaggregation_bootstrap_port":31900,"host":"127.0.0.1",
             "skip_tokenizer_init":false,"admin_api_key":"secret","max_running_requests":16,
             "internal_states":[{"effective_max_running_requests_per_dp":4},{"effective_max_running_requests_per_dp":4}]});
         let model = json!({"disaggregation_mode":"prefill","served_model_name":"tiny"});
@@ -149,6 +161,7 @@ mod tests {
         let sizes = Sizes {
             tp: 8,
             dp: 4,
+            attention_dp: 4,
             pp: 1,
             cp: 1,
             attention_tp: 2,
@@ -165,6 +178,7 @@ mod tests {
             transfer_backend: text("mooncake"),
             allocation_policy: text("early"),
             sizes: Some(sizes),
+            load_balance_method: text("follow_bootstrap_room"),
             bootstrap_port: Some(31900),
             host: text("127.0.0.1"),
             takes_ids_only: false,
@@ -172,6 +186,33 @@ mod tests {
             max_running: Some(8),
         };
         assert_eq!(facts, expected);
+    }
+
+    #[test]
+    fn ranks_are_replicas_or_groups_of_attention() {
+        for (server, expected) in [
+            (
+                json!({"tp_size":8,"dp_size":1,"attn_dp_size":4,"enable_dp_attention":true}),
+                (4, 4, 2),
+            ),
+            (
+                json!({"tp_size":8,"dp_size":4,"enable_dp_attention":true}),
+                (4, 4, 2),
+            ),
+            (
+                json!({"tp_size":8,"dp_size":4,"attn_dp_size":1,"enable_dp_attention":false}),
+                (4, 1, 8),
+            ),
+            (
+                json!({"tp_size":8,"dp_size":4,"enable_dp_attention":false}),
+                (4, 1, 8),
+            ),
+            (json!({"tp_size":8}), (1, 1, 8)),
+        ] {
+            let sizes = Sizes::read(&server);
+            let found = sizes.map(|sizes| (sizes.dp, sizes.attention_dp, sizes.attention_tp));
+            assert_eq!(found, Some(expected), "{server}");
+        }
     }
 
     #[test]

@@ -30,22 +30,34 @@ const RESPONSE_LIMIT: usize = 1 << 20;
 /// The time after the deadline of the request in which the balancer can report that it has passed.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Generates through this pair. `takes_ids` is whether the workers take no text.
+/// Between two health checks, where there are any: the first one asks the worker for its ranks.
+const ONCE: Duration = Duration::from_secs(3600);
+
+/// What the workers need in a request.
+#[derive(Clone, Copy)]
+pub(super) struct Needs {
+    /// The ids of the prompt, instead of its text.
+    pub(super) ids: bool,
+    /// The rank of prefill, of which the balancer must ask the worker.
+    pub(super) rank: bool,
+}
+
+/// Generates through this pair.
 pub(super) async fn generate(
     config: &Config,
     (prefill, decode): (&WorkerSpec, &WorkerSpec),
     asker: &Asker,
-    takes_ids: bool,
+    needs: Needs,
 ) -> (Check, Option<Times>) {
     let (client, patience, engine) = (&asker.client, asker.patience, asker.engine);
-    let config = match restricted(config, prefill, decode, patience) {
+    let config = match restricted(config, (prefill, decode), patience, needs) {
         Ok(mut config) => {
             config.engine = Some(engine);
             config
         }
         Err(why) => return (failed(why, "this is a defect of mini-lb: report it"), None),
     };
-    let balancer = MiniLoadBalancer::from_config(config);
+    let balancer = MiniLoadBalancer::from_config(config).waits(patience);
     let handle = balancer.handle();
     // Ended by `stop` below, and aborted where that takes too long.
     let mut serving = tokio::spawn(balancer.start());
@@ -58,7 +70,11 @@ pub(super) async fn generate(
         return (failed(why, advice), None);
     };
     let addresses = Addresses::new(Some(address));
-    let exchange = exchange(client, &addresses, engine, takes_ids);
+    if needs.rank {
+        // So that the time of the question does not count as that of the request.
+        let _ = timeout(patience, until_it_serves(client, &addresses)).await;
+    }
+    let exchange = exchange(client, &addresses, engine, needs.ids);
     let ended = match timeout(patience + MARGIN, exchange).await {
         Ok(ended) => ended,
         Err(_) => Err(Refusal::late(patience)),
@@ -86,16 +102,18 @@ fn failed(message: impl Into<String>, advice: &str) -> Check {
 /// A configuration for these two workers alone, with every setting at its default that does not concern the way to them.
 fn restricted(
     config: &Config,
-    prefill: &WorkerSpec,
-    decode: &WorkerSpec,
+    (prefill, decode): (&WorkerSpec, &WorkerSpec),
     patience: Duration,
+    needs: Needs,
 ) -> Result<Config, String> {
     let workers = (
         vec![(prefill.url.to_string(), None)],
         vec![decode.url.to_string()],
     );
     let own = MiniLbConfig::new("127.0.0.1".to_owned(), 0, workers.0, workers.1, 1)
-        .health_check_interval(None)
+        .health_check_interval(needs.rank.then_some(ONCE))
+        // A path without a generation, which would be beside that of the request.
+        .set("health_check_endpoint", "/model_info")
         .retries(0);
     let mut own = own.resolve().map_err(|problems| problems.to_string())?;
     // A prefill worker that fails must show.
@@ -145,6 +163,26 @@ impl Refusal {
 const NOT_MET: &str = "the two workers do not meet, or one is busy or paused: check that decode reaches the bootstrap address and the \
                        other ports of prefill, and see both logs; --timeout gives them longer";
 
+fn to(addresses: &Addresses) -> Target<'_> {
+    static HOST: HeaderValue = HeaderValue::from_static("doctor");
+    Target {
+        addresses,
+        server_name: None,
+        host: &HOST,
+        authorization: None,
+    }
+}
+
+/// Waits for a response of the balancer.
+async fn until_it_serves(client: &Client, addresses: &Addresses) {
+    if let Ok(mut head) = RequestHeader::build_no_case(Method::GET, b"/liveness", Some(1)) {
+        let _ = head.insert_header(CONNECTION, HeaderValue::from_static("close"));
+        let _ = client
+            .fetch(to(addresses), &head, &Bytes::new(), RESPONSE_LIMIT)
+            .await;
+    }
+}
+
 /// The times and the number of tokens.
 async fn exchange(
     client: &Client,
@@ -164,16 +202,10 @@ async fn exchange(
     // The balancer ends at once when it has no connection.
     head.insert_header(CONNECTION, HeaderValue::from_static("close"))
         .map_err(|error| defect(error.to_string()))?;
-    let to = Target {
-        addresses,
-        server_name: None,
-        host: &HeaderValue::from_static("doctor"),
-        authorization: None,
-    };
     let begun = Instant::now();
     let body = Bytes::from(body.to_string());
     let mut reply = client
-        .send_once(to, &head, &body, Reuse::Never)
+        .send_once(to(addresses), &head, &body, Reuse::Never)
         .await
         .map_err(|failure| defect(failure.to_string()))?;
     if reply.head().status != StatusCode::OK {

@@ -7,7 +7,8 @@ use super::agreement::misfit;
 use super::ask::{Asker, Visit};
 use super::bootstrap;
 use super::cli::Pairs;
-use super::generate::{self, generate};
+use super::facts::Sizes;
+use super::generate::{self, Needs, generate};
 use super::report::{Check, PairReport, Status, WorkerReport};
 use crate::config::{BootstrapSpec, Config};
 
@@ -61,8 +62,11 @@ async fn examine_one(
         }
         None => {
             let specs = (&prefill.subject.spec, &decode.subject.spec);
-            let takes_ids = prefill.facts.takes_ids_only || decode.facts.takes_ids_only;
-            generate(config, specs, asker, takes_ids).await
+            let needs = Needs {
+                ids: prefill.facts.takes_ids_only || decode.facts.takes_ids_only,
+                rank: prefill.facts.sizes.is_some_and(Sizes::are_replicas),
+            };
+            generate(config, specs, asker, needs).await
         }
     };
     PairReport {

@@ -27,6 +27,7 @@ use crate::config::{
 };
 use crate::discovery::{
     EngineQuestion, Examiner, First, Keeper, Kubernetes, LoadPoll, Names, Probe, Registry,
+    START_TIMEOUT,
 };
 use crate::fleet::{Fleet, LiveRooms, RetryBudget, SuspectLimits, Suspects};
 use crate::legs::Aborter;
@@ -168,6 +169,7 @@ pub(super) fn build(mut config: Config) -> Result<Built, StartError> {
             fleet,
             client,
             rules: probed,
+            start_timeout: START_TIMEOUT,
         },
         shutdown,
         conf,

@@ -42,6 +42,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
 use pingora::server::configuration::Opt;
@@ -287,6 +288,8 @@ pub struct MiniLoadBalancer {
     given: mpsc::Receiver<Given>,
     closed: watch::Receiver<bool>,
     bound: watch::Sender<Option<Addresses>>,
+    /// How long the start waits for what the workers say of themselves; `None` is the default.
+    start_timeout: Option<Duration>,
 }
 
 /// The addresses on which a balancer listens.
@@ -327,6 +330,16 @@ impl MiniLoadBalancer {
             },
             closed,
             bound,
+            start_timeout: None,
+        }
+    }
+
+    /// The same balancer with a start that waits so long, at most, for what the workers say of themselves.
+    #[cfg(feature = "cli")]
+    pub(crate) fn waits(self, time: Duration) -> Self {
+        Self {
+            start_timeout: Some(time),
+            ..self
         }
     }
 
@@ -345,7 +358,10 @@ impl MiniLoadBalancer {
         let running = self
             .settings
             .map(|settings| Running::new(&self.config, settings));
-        let built = build(self.config)?;
+        let mut built = build(self.config)?;
+        if let Some(time) = self.start_timeout {
+            built.probe.start_timeout = time;
+        }
         let keeper = built.keeper;
         restore(keeper.as_ref())?;
         let (live, given) = (built.live, self.given);

@@ -90,6 +90,20 @@ async fn a_healthy_pair_is_all_green() {
 }
 
 #[tokio::test]
+async fn a_generation_through_replicas_of_prefill_names_its_rank() {
+    let replicas = SimOptions {
+        dp_size: 64,
+        ..options()
+    };
+    let (prefill, decode) = workers(replicas, options()).await;
+    let ended = examined(&prefill, &decode, &[]).await;
+    assert_eq!(ended.code, Some(0), "{ended:#?}");
+    let ok = signed(&ended, "ok");
+    let told = ok.iter().any(|line| line.ends_with("tp 1, dp 64, pp 1"));
+    assert!(told, "{ended:#?}");
+}
+
+#[tokio::test]
 async fn a_worker_that_differs_is_named_with_both_values() {
     let default = Reported::default;
     let problems: [(Reported, &[&str]); 5] = [
