@@ -2,10 +2,9 @@
 //!
 //! Source: SGLang 0.5.23, `tests/fixtures/sglang-0.5.23`.
 
-use std::fs;
-
 use memchr::memmem;
-use serde_json::Value;
+
+use crate::programs::recorded::file;
 
 /// One request with the responses of both workers.
 #[derive(Debug, Clone, Default)]
@@ -88,28 +87,4 @@ impl Reply {
     pub fn half(&self) -> &[u8] {
         &self.bytes[..usize::midpoint(self.head, self.bytes.len())]
     }
-}
-
-/// A worker's response to a request that is not for tokens.
-pub fn about_the_worker(path: &str, is_prefill: bool) -> Option<Value> {
-    let name = match path {
-        "/server_info" | "/get_server_info" => "d_get_P_server_info",
-        "/model_info" | "/get_model_info" => "d_get_P_model_info",
-        "/v1/models" => "d_get_P_v1_models",
-        "/v1/loads" => "d_get_P_v1_loads",
-        "/health" | "/health_generate" | "/abort_request" => return Some(Value::Null),
-        _ => return None,
-    };
-    let reply = Reply::of(file(name, "prefill.http").ok()?);
-    let mut said: Value = serde_json::from_slice(&reply.bytes[reply.head..]).ok()?;
-    if let Some(mode) = said.get_mut("disaggregation_mode") {
-        *mode = if is_prefill { "prefill" } else { "decode" }.into();
-    }
-    Some(said)
-}
-
-fn file(name: &str, part: &str) -> Result<Vec<u8>, String> {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let path = format!("{root}/tests/fixtures/sglang-0.5.23/{name}/{part}");
-    fs::read(&path).map_err(|error| format!("{path}: {error}"))
 }

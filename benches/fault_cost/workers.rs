@@ -8,8 +8,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::recorded::{Recorded, Reply, about_the_worker};
+use super::recorded::{Recorded, Reply};
 use crate::programs::balancer::{self, ReservedPort};
+use crate::programs::recorded::about_the_worker;
 use support::{Exchange, Worker};
 
 /// Time between two tokens of a stream.

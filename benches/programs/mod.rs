@@ -5,6 +5,7 @@
 //! | `balancer` | a balancer in front of workers: its command line, its start |
 //! | `process` | CPU time and memory of a tree of processes |
 //! | `simulated` | simulated workers as a program |
+//! | `recorded` | what real workers said about themselves |
 //! | `machine` | the machine, and the versions of programs |
 
 #![allow(dead_code, reason = "each benchmark uses its own part")]
@@ -12,6 +13,7 @@
 pub mod balancer;
 pub mod machine;
 pub mod process;
+pub mod recorded;
 pub mod simulated;
 
 use std::fs;

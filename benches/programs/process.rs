@@ -75,20 +75,7 @@ impl Program {
 
     /// The CPU time of all its processes so far.
     pub fn cpu(&self) -> Cpu {
-        let mut sum = Cpu::default();
-        for pid in self.pids() {
-            for thread in threads(pid) {
-                let path = format!("/proc/{pid}/task/{thread}/schedstat");
-                let text = fs::read_to_string(path).unwrap_or_default();
-                sum.threads += Duration::from_nanos(nth(&text, 0));
-            }
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // utime, stime, cutime and cstime; the name before them may contain spaces.
-            let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-            let ticks: u64 = (11..15).map(|field| nth(fields, field)).sum();
-            sum.ticks += TICK * u32::try_from(ticks).unwrap_or(u32::MAX);
-        }
-        sum
+        cpu_of(&self.pids())
     }
 
     /// The memory of all its processes.
@@ -131,6 +118,24 @@ impl Cpu {
             false => threads,
         }
     }
+}
+
+/// The CPU time of these processes so far.
+pub fn cpu_of(pids: &[u32]) -> Cpu {
+    let mut sum = Cpu::default();
+    for pid in pids {
+        for thread in threads(*pid) {
+            let path = format!("/proc/{pid}/task/{thread}/schedstat");
+            let text = fs::read_to_string(path).unwrap_or_default();
+            sum.threads += Duration::from_nanos(nth(&text, 0));
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // utime, stime, cutime and cstime; the name before them may contain spaces.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let ticks: u64 = (11..15).map(|field| nth(fields, field)).sum();
+        sum.ticks += TICK * u32::try_from(ticks).unwrap_or(u32::MAX);
+    }
+    sum
 }
 
 /// The threads of a process.

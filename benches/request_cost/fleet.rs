@@ -57,6 +57,16 @@ impl Fleet {
         })
     }
 
+    /// Workers that run elsewhere. Those of decode serve as ordinary ones too.
+    pub fn of(prefill: Vec<Worker>, decode: Vec<Worker>) -> Fleet {
+        Fleet {
+            prefill,
+            single: decode.clone(),
+            decode,
+            _processes: Vec::new(),
+        }
+    }
+
     /// The workers for a balancer.
     pub fn of_roles(&self) -> Workers<'_> {
         Workers {

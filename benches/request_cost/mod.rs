@@ -6,6 +6,7 @@
 //! cargo bench --bench end_to_end -- --syscalls --workloads chat-1,chat-64,stream-256
 //! cargo bench --bench end_to_end -- --instructions --targets nginx,mini-lb
 //! cargo bench --bench end_to_end -- --workloads samples --targets mini-lb
+//! cargo bench --bench end_to_end -- --workloads tail,bodies --targets direct,nginx,mini-lb
 //! ```
 //!
 //! One process sends the load and reads the targets' CPU time from /proc; workers are simulated and take no time. For
@@ -20,6 +21,7 @@
 //! | `measure` | one target under one workload |
 //! | `syscalls` | the same under strace |
 //! | `instructions` | the same under callgrind |
+//! | `tail` | what is added to the events of many streams |
 //! | `report` | tables, JSON, charts |
 //! | `programs` | shared with the other benchmarks: programs, CPU time, memory, the machine |
 
@@ -28,6 +30,7 @@ mod instructions;
 mod measure;
 mod report;
 mod syscalls;
+mod tail;
 mod targets;
 mod workloads;
 
@@ -58,7 +61,8 @@ pub struct Arguments {
     #[arg(long)]
     pub short: bool,
     /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all` (both), `samples` (several samples per
-    /// prompt, for mini-lb alone).
+    /// prompt, for mini-lb alone); `tail` (what is added to the events of many streams at 50, 80 and 95 % of the rate
+    /// at which the cores are full), `bodies` (the same of a few streams beside long bodies).
     #[arg(long, value_delimiter = ',', default_value = "core")]
     pub workloads: Vec<String>,
     /// Targets by name: direct, direct-legs, nginx, haproxy, pingora, nginx-mirror, mini-lb,
@@ -78,6 +82,12 @@ pub struct Arguments {
     /// Length of a turn.
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
+    /// Streams at a time, of `tail`.
+    #[arg(long, default_value_t = 2000)]
+    pub tail_streams: usize,
+    /// Events per second of `tail`, in place of those that are found with the last target.
+    #[arg(long, value_delimiter = ',', value_name = "RATE")]
+    pub tail_rates: Vec<f64>,
     /// Count system calls with strace instead of measuring times.
     #[arg(long)]
     pub syscalls: bool,
@@ -114,7 +124,21 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     let names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
     let machine = report::machine();
     say(text(&machine));
-    let (mut readings, mut starts) = (Vec::new(), Vec::new());
+    let (mut readings, mut starts, mut tails) = (Vec::new(), Vec::new(), Vec::new());
+    let write_all = |readings: &[_], starts: &[_], tails: &[_]| match &arguments.json {
+        Some(path) => {
+            let json = report::as_json(&workloads, &names, readings, starts, tails);
+            write(path, &format!("{json:#}\n"))
+        }
+        None => Ok(()),
+    };
+    for (name, kind) in tail::KINDS {
+        if arguments.workloads.iter().any(|chosen| chosen == name) {
+            tails.extend(arguments.tail(kind).run(&targets, &mut say).await?);
+            say(tail::table(name, &names, &tails));
+            write_all(&readings, &starts, &tails)?;
+        }
+    }
     for workload in &workloads {
         let mut comparison = Comparison {
             arguments: &arguments,
@@ -134,16 +158,13 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
         readings.extend(comparison.rounds(&targets, &mut say).await);
         say(report::table(workload, &names, &readings));
         // After each one, so that an early end keeps the results so far.
-        if let Some(path) = &arguments.json {
-            let json = report::as_json(&workloads, &names, &readings, &starts);
-            write(path, &format!("{json:#}\n"))?;
-        }
+        write_all(&readings, &starts, &tails)?;
     }
     if arguments.instructions {
         // Start times mean nothing under callgrind.
         return Ok(());
     }
-    if !arguments.syscalls {
+    if !readings.is_empty() {
         say(report::ratios(&workloads, &names, &readings));
         say(report::samples(&names, &readings));
     }
@@ -154,6 +175,26 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
         }
     }
     Ok(())
+}
+
+impl Arguments {
+    fn tail(&self, kind: tail::Kind) -> tail::Tail<'_> {
+        let (rounds, time) = match self.short {
+            true => (1, Duration::from_millis(300)),
+            false => (self.rounds, Duration::from_secs_f64(self.seconds)),
+        };
+        tail::Tail {
+            kind,
+            mini_lb: &self.mini_lb,
+            effort: tail::Effort {
+                streams: self.tail_streams,
+                rates: self.tail_rates.clone(),
+                rounds,
+                time,
+                short: self.short,
+            },
+        }
+    }
 }
 
 /// One workload with its workers.
@@ -344,9 +385,10 @@ fn chosen_workloads(names: &[String]) -> Result<Vec<Workload>, String> {
     let known: Vec<_> = all.iter().map(|workload| workload.name.as_str()).collect();
     let groups = ["core", "scale", "samples", "all"];
     for name in names {
-        if !groups.contains(&name.as_str()) && !known.contains(&name.as_str()) {
+        let is_tail = tail::KINDS.iter().any(|(known, _)| known == name);
+        if !groups.contains(&name.as_str()) && !known.contains(&name.as_str()) && !is_tail {
             return Err(format!(
-                "no workload {name}; there are core, scale, samples, all, {}",
+                "no workload {name}; there are core, scale, samples, all, tail, bodies, {}",
                 known.join(", ")
             ));
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::measure::Reading;
+use super::tail;
 use super::workloads::{SAMPLES, Unit, Workload};
 use crate::programs::machine;
 
@@ -51,7 +52,8 @@ impl Spread {
         Some(Spread { median, min, max })
     }
 
-    fn text(self) -> String {
+    /// The median with the lowest and the highest.
+    pub fn text(self) -> String {
         format!(
             "{} ({}..{})",
             number(self.median),
@@ -219,6 +221,7 @@ pub fn as_json(
     targets: &[String],
     readings: &[Reading],
     starts: &[Start],
+    tails: &[tail::Reading],
 ) -> Value {
     let mut medians = serde_json::Map::new();
     for workload in workloads {
@@ -243,7 +246,7 @@ pub fn as_json(
         }
         medians.insert(workload.name.clone(), of_targets.into());
     }
-    json!({"machine": machine(), "medians": medians, "starts": starts, "readings": readings})
+    json!({"machine": machine(), "medians": medians, "starts": starts, "readings": readings, "tails": tails})
 }
 
 /// The machine and the versions of the programs.

@@ -70,6 +70,22 @@ pub enum Legs {
     RoomBeside,
 }
 
+impl Kind {
+    /// The form of the requests that it takes.
+    pub fn legs(&self) -> Legs {
+        match self {
+            Kind::DirectLegs => Legs::RoomBeside,
+            Kind::NginxMirror => Legs::Room,
+            _ => Legs::Plain,
+        }
+    }
+
+    /// Whether a program stands before the workers.
+    pub fn is_program(&self) -> bool {
+        !matches!(self, Kind::Direct | Kind::DirectLegs)
+    }
+}
+
 /// A running target and its address.
 pub struct Running {
     pub addresses: Vec<SocketAddr>,
@@ -101,11 +117,7 @@ impl Target {
     /// Starts it in front of the workers, and waits until it serves.
     pub async fn start(&self, mini_lb: &str, fleet: &Fleet) -> Result<Running, String> {
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let legs = match self.kind {
-            Kind::DirectLegs => Legs::RoomBeside,
-            Kind::NginxMirror => Legs::Room,
-            _ => Legs::Plain,
-        };
+        let legs = self.kind.legs();
         let direct = match self.kind {
             Kind::Direct => Some(&fleet.single),
             Kind::DirectLegs => Some(&fleet.decode),

@@ -68,6 +68,49 @@ async fn a_short_run_has_a_row_for_each_target_and_leaves_no_room_open() {
 }
 
 #[tokio::test]
+async fn events_are_timed_from_the_write_of_their_worker_beside_direct() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("tail.json");
+    let said = short_run(&[
+        "--workloads",
+        "tail,bodies",
+        "--targets",
+        "direct,mini-lb",
+        "--json",
+        json.to_str().unwrap(),
+    ])
+    .await
+    .unwrap();
+    for head in [
+        "tail, 50 %",
+        "tail, 95 %",
+        "bodies, with bodies",
+        "bodies, without bodies",
+    ] {
+        assert!(said.contains(head), "{head}: {said}");
+    }
+    let cost: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let readings = cost["tails"].as_array().unwrap();
+    // Three rates and twice the streams beside bodies, of two targets.
+    assert_eq!(readings.len(), 2 * (3 + 2), "{said}");
+    for reading in readings {
+        let count = |latency: &str| reading[latency]["count"].as_u64().unwrap();
+        // Each event has passed, and each but the first of its stream follows another one.
+        assert_eq!(reading["events"], count("transit_ms"), "{reading}");
+        assert_eq!(
+            count("transit_ms"),
+            count("itl_ms") + count("ttft_ms"),
+            "{reading}"
+        );
+        let bodies = reading["phase"] == "with bodies";
+        assert_eq!(count("body_ms") > 0, bodies, "{reading}");
+        assert_eq!(reading["failed"], serde_json::json!({}), "{reading}");
+        let has_cpu = reading["cpu_us_per_event"].is_number();
+        assert_eq!(has_cpu, reading["target"] == "mini-lb", "{reading}");
+    }
+}
+
+#[tokio::test]
 async fn several_samples_are_compared_with_one() {
     let said = short_run(&["--workloads", "samples", "--targets", "mini-lb"]);
     let said = said.await.unwrap();
