@@ -1,7 +1,7 @@
 //! `engine: auto`: the workers tell their engine; and workers of another engine than the one that is known.
 
 use mini_lb::MiniLbConfig;
-use mini_lb::sim::{SimOptions, Worker as SimWorker};
+use mini_lb::sim::{Event, SimOptions, Worker as SimWorker};
 use serde_json::{Value, json};
 use support::sim::{quick, quick_vllm};
 use support::{Answer, Balancer, CHAT, Worker, config, post, soon};
@@ -17,11 +17,17 @@ async fn pair(options: SimOptions) -> [SimWorker; 2] {
 
 /// A balancer in front of these workers.
 async fn balancer(engine: &str, prefill: &SimWorker, decode: &SimWorker) -> Balancer {
-    let prefill = vec![(prefill.url(), prefill.bootstrap_port())];
-    let config = MiniLbConfig::new("127.0.0.1".into(), 0, prefill, vec![decode.url()], 60)
+    Balancer::start(configured(engine, &[prefill], decode)).await
+}
+
+fn configured(engine: &str, prefills: &[&SimWorker], decode: &SimWorker) -> MiniLbConfig {
+    let prefills = prefills.iter();
+    let prefills = prefills.map(|prefill| (prefill.url(), prefill.bootstrap_port()));
+    let decodes = vec![decode.url()];
+    MiniLbConfig::new("127.0.0.1".into(), 0, prefills.collect(), decodes, 60)
         .health_check_interval(None)
-        .admin_listen("127.0.0.1:0");
-    Balancer::start(config.set("engine", engine)).await
+        .admin_listen("127.0.0.1:0")
+        .set("engine", engine)
 }
 
 async fn ask(balancer: &Balancer, request: String) -> Answer {
@@ -140,6 +146,49 @@ async fn a_worker_of_another_engine_is_not_added() {
         );
         let problem = "it is a worker of sglang, and this balancer has workers of vllm";
         assert!(answer.text().contains(problem), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_worker_of_another_engine_is_not_added_by_a_reload() {
+    for engine in ["auto", "vllm"] {
+        let [prefill, decode] = pair(quick_vllm()).await;
+        let [new, _] = pair(quick_vllm()).await;
+        let [foreign, _] = pair(quick()).await;
+        let balancer = balancer(engine, &prefill, &decode).await;
+        until(&balancer, 200).await;
+        let all = [&prefill, &foreign, &new];
+        balancer.reload(configured(engine, &all, &decode)).await;
+        let entry = |listed: &Value, url: String| {
+            let mut workers = listed["workers"].as_array().unwrap().iter();
+            workers.find(|worker| worker["url"] == url).cloned()
+        };
+        let problem = "it is a worker of sglang, and this balancer has workers of vllm";
+        soon("the other engine is told", async {
+            loop {
+                let answer = admin(&balancer, "GET", "/workers", &Value::Null).await;
+                let listed: Value = serde_json::from_str(answer.text()).unwrap();
+                let state = |url| entry(&listed, url).map(|worker| worker["state"].clone());
+                let told = entry(&listed, foreign.url()).map(|worker| worker["problem"].clone());
+                if told.as_ref().is_some_and(|told| told == problem)
+                    && state(new.url()).is_some_and(|state| state == "serving")
+                {
+                    assert_ne!(state(foreign.url()).unwrap(), "serving", "{listed}");
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        for _ in 0..8 {
+            assert_eq!(ask(&balancer, post(CHAT, PROMPT)).await.status(), 200);
+        }
+        let asked = foreign.journal().entries().into_iter();
+        let mut asked = asked.filter_map(|entry| match entry.event {
+            Event::RequestHead { path, .. } => Some(path),
+            _ => None,
+        });
+        assert!(asked.all(|path| path != CHAT), "{engine}");
     }
 }
 

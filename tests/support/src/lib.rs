@@ -118,6 +118,13 @@ impl Balancer {
         Client::connect(address.expect("a listener for metrics")).await
     }
 
+    /// Gives the balancer another configuration.
+    pub async fn reload(&self, config: MiniLbConfig) {
+        soon("the configuration is taken", self.handle.reload(config))
+            .await
+            .unwrap();
+    }
+
     /// Stops the balancer and waits for its end.
     pub async fn stop(mut self) {
         self.handle.stop();
