@@ -303,6 +303,21 @@ fn native_code_is_refused_unless_the_list_has_it() {
     assert_eq!(below("libz-sys").refused().len(), 1);
 }
 
+/// Both directions and their dictionaries are 1 MB of a program that has them.
+#[test]
+fn brotli_is_left_out_and_an_error_where_it_is_asked_for() {
+    let graph = Graph::of_this_crate("default");
+    let has = |name: &str| graph.packages.values().any(|package| package.name == name);
+    assert!(has("brotli") && !has("brotli-decompressor"));
+    let decompressor = Algorithm::Brotli.decompressor(true);
+    let compressor = Algorithm::Brotli.compressor(5);
+    for algorithm in [decompressor, compressor] {
+        let mut algorithm = algorithm.expect("Pingora knows brotli");
+        assert!(algorithm.encode(b"a", true).is_err());
+        assert!(algorithm.encode(b"", true).is_err());
+    }
+}
+
 /// Three events, as GNU gzip 1.12 writes them with `gzip -n -9`.
 const EVENTS: &[u8] =
     b"data: {\"text\":\" the\"}\n\ndata: {\"text\":\" the\"}\n\ndata: {\"text\":\" the\"}\n\n";
