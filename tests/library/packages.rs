@@ -129,6 +129,20 @@ fn words_or_none(value: &Value) -> Vec<String> {
         .collect()
 }
 
+/// binstall builds the address of an archive from the manifest alone.
+#[test]
+fn binstall_asks_for_the_archive_that_is_made_and_is_promised_only_with_an_address() {
+    let manifest = read("Cargo.toml");
+    let address = "pkg-url = \"{ repo }/releases/download/v{ version }/mini-lb-{ version }-{ target }.tar.gz\"";
+    assert!(manifest.contains(address));
+    assert!(read("deploy/archive").contains("name=mini-lb-$version-$target\n"));
+    let has_address = manifest
+        .lines()
+        .any(|line| line.starts_with("repository = "));
+    let is_denied = read("docs/install.md").contains("`cargo binstall` does not find them yet");
+    assert_ne!(has_address, is_denied);
+}
+
 /// What a build reads is in the context of the image.
 #[test]
 fn the_context_of_the_image_has_what_cargo_needs() {
