@@ -38,6 +38,7 @@ impl Proxy {
         let record = &mut ctx.record;
         record.request_id = legs::request_id(&head.headers, rand::random);
         record.method = head.method.clone();
+        record.version = head.version;
         record.target = head.uri.path_and_query().cloned();
         // While the engine is not known, the endpoints respond that it is not.
         let engine = self.fleet.engine();
@@ -53,7 +54,6 @@ impl Proxy {
             let head = session.req_header();
             Head {
                 headers: &head.headers,
-                version: head.version,
                 tls: digest.is_some_and(|digest| digest.ssl_digest.is_some()),
             }
         };

@@ -6,6 +6,7 @@
 use std::fmt::{self, Display};
 use std::time::Instant;
 
+use http::Version;
 use log::Level;
 
 use super::fields::{Fields, Show, Value, log};
@@ -146,6 +147,9 @@ impl Fields for Line<'_> {
         }
         show("method", Value::Text(record.method.as_str()))?;
         show("path", Value::Text(record.path()))?;
+        if record.version != Version::HTTP_11 {
+            show("http", Value::Text(record.version()))?;
+        }
         show("status", Value::Number(record.status.into()))?;
         show("ended", Value::Text(&record.ended))?;
         if record.samples > 0 {
@@ -269,6 +273,20 @@ mod tests {
     }
 
     #[test]
+    fn the_line_names_a_version_of_http_other_than_1_1() {
+        for (version, field) in [
+            (Version::HTTP_2, " path=/generate http=2 status=200"),
+            (Version::HTTP_10, " path=/generate http=1.0 status=200"),
+            (Version::HTTP_11, " path=/generate status=200"),
+        ] {
+            let mut record = record();
+            record.version = version;
+            let line = line(&record);
+            assert!(line.contains(field), "{line}");
+        }
+    }
+
+    #[test]
     fn a_request_id_is_one_value_whatever_its_characters() {
         for (id, field) in [
             ("job/42:a", "request_id=job/42:a"),
@@ -297,13 +315,14 @@ mod tests {
         record.forecast = Some(forecast());
         record.spread = Some(Spread::new(2, 4, 1));
         record.alone = true;
+        record.version = Version::HTTP_2;
         let mut fields = HashSet::new();
         let line = Line::new(&record, Some(1));
         let listed = line.each(&mut |name, _| {
             fields.insert(name);
             Ok(())
         });
-        assert!(listed.is_ok() && fields.len() == 27, "{fields:?}");
+        assert!(listed.is_ok() && fields.len() == 28, "{fields:?}");
         for field in fields {
             assert!(documented.contains(&format!("`{field}`")), "{field}");
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderValue};
 
 use super::{DroppedSpans, Record};
 
@@ -22,7 +22,6 @@ pub(crate) struct LegSpans;
 #[allow(dead_code, reason = "nothing reads it in this build")]
 pub(crate) struct Head<'a> {
     pub(crate) headers: &'a HeaderMap,
-    pub(crate) version: Version,
     pub(crate) tls: bool,
 }
 

@@ -41,6 +41,23 @@ async fn a_request_has_two_legs_of_http_1_1() {
 }
 
 #[tokio::test]
+async fn the_record_of_a_request_has_its_version_of_http() {
+    let mut pair = Pair::start().await;
+    let mut client = Http2::connect(pair.balancer.address).await;
+    let sent = client.send(post("/generate"), BODY).await;
+    let (prefill, decode) = pair.next_legs().await;
+    let mut asked = pair.balancer.client().await;
+    asked
+        .send("GET /debug/requests HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
+    let page = asked.answer().await.json();
+    assert_eq!(page["live"][0]["http"], "2", "{page}");
+    prefill.answer("200 OK", "{}").await;
+    decode.answer("200 OK", r#"{"text":"b"}"#).await;
+    assert_eq!(sent.answer().await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_stream_arrives_event_by_event_and_ends() {
     let mut pair = Pair::start().await;
     let mut client = Http2::connect(pair.balancer.address).await;

@@ -3,8 +3,8 @@
 //!
 //! Source: OpenTelemetry semantic conventions 1.37, `http/http-spans.md` (stable), and `gen-ai/gen-ai-spans.md` (in development).
 
+use http::HeaderValue;
 use http::uri::Authority;
-use http::{HeaderValue, Version};
 use opentelemetry::KeyValue;
 
 use super::context::Details;
@@ -18,9 +18,7 @@ pub(super) fn of_request(record: &Record, details: &Details) -> Vec<KeyValue> {
     let scheme = if details.tls { "https" } else { "http" };
     all.push(KeyValue::new("url.scheme", scheme));
     all.push(KeyValue::new("url.path", record.path().to_owned()));
-    if let Some(version) = version(details.version) {
-        all.push(KeyValue::new("network.protocol.version", version));
-    }
+    all.push(KeyValue::new("network.protocol.version", record.version()));
     if let Some(authority) = text(&details.host).and_then(|host| host.parse::<Authority>().ok()) {
         let port = authority.port_u16();
         let port = port.unwrap_or(if details.tls { 443 } else { 80 });
@@ -172,15 +170,6 @@ const fn operation(route: Route) -> &'static str {
     match route {
         Route::Generate | Route::Completions => "text_completion",
         Route::ChatCompletions | Route::Responses | Route::Messages => "chat",
-    }
-}
-
-fn version(version: Version) -> Option<&'static str> {
-    match version {
-        Version::HTTP_10 => Some("1.0"),
-        Version::HTTP_11 => Some("1.1"),
-        Version::HTTP_2 => Some("2"),
-        _ => None,
     }
 }
 

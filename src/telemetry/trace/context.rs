@@ -6,7 +6,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::Head;
 
@@ -49,7 +49,6 @@ pub(super) struct Details {
     pub(super) state: Option<HeaderValue>,
     pub(super) host: Option<HeaderValue>,
     pub(super) user_agent: Option<HeaderValue>,
-    pub(super) version: Version,
     pub(super) tls: bool,
 }
 
@@ -164,7 +163,6 @@ impl Details {
             state: field(TRACESTATE),
             host: field(header::HOST),
             user_agent: field(header::USER_AGENT),
-            version: head.version,
             tls: head.tls,
         }
     }

@@ -26,7 +26,7 @@ mod variables;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 use opentelemetry::InstrumentationScope;
 
 use super::{DroppedSpans, Record};
@@ -46,7 +46,6 @@ pub(crate) struct Tracing {
 /// The head of a request, as far as a span has it.
 pub(crate) struct Head<'a> {
     pub(crate) headers: &'a HeaderMap,
-    pub(crate) version: Version,
     pub(crate) tls: bool,
 }
 
