@@ -5,6 +5,7 @@ use std::time::Duration;
 use mini_lb::MiniLbConfig;
 use mini_lb::sim::{SimOptions, Worker};
 use support::sim::quick;
+use support::tls::{Authority, Terminator};
 use support::{Balancer, CHAT, post, soon};
 
 /// A simulated pair, which speaks what it is spoken to with, and the balancer in front of it.
@@ -147,4 +148,74 @@ async fn probes_and_endpoints_without_legs_speak_it_too() {
         connections.iter().all(|count| *count <= 4),
         "{connections:?}"
     );
+}
+
+/// A simulated worker behind TLS, which offers these protocols by ALPN.
+async fn encrypted(worker: &Worker, authority: &Authority, alpn: &[&str]) -> Terminator {
+    let mut server = Authority::server(&authority.sign(&["127.0.0.1"]), None);
+    server.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Terminator::before(worker.address(), "127.0.0.1", server).await
+}
+
+/// A balancer for one pair of `https://` workers that are configured for HTTP/2.
+async fn in_front_of(
+    (prefill, bootstrap_port): (&Terminator, Option<u16>),
+    decode: &Terminator,
+    authority: &Authority,
+) -> Balancer {
+    let workers = (
+        vec![(prefill.url.clone(), bootstrap_port)],
+        vec![decode.url.clone()],
+    );
+    let config = MiniLbConfig::new("127.0.0.1".into(), 0, workers.0, workers.1, 60);
+    let config = config
+        .health_check_interval(None)
+        .worker_http2(true)
+        .ca_cert_paths(&[&authority.path()]);
+    Balancer::start(config).await
+}
+
+#[tokio::test]
+async fn https_workers_negotiate_it_and_share_one_handshake() {
+    let authority = Authority::generate();
+    let prefill = Worker::start_prefill(slow()).await.unwrap();
+    let decode = Worker::start_decode(slow()).await.unwrap();
+    let alpn = ["http/1.1", "h2"];
+    let outside = encrypted(&prefill, &authority, &alpn).await;
+    let inside = encrypted(&decode, &authority, &alpn).await;
+    let port = prefill.bootstrap_port();
+    let balancer = in_front_of((&outside, port), &inside, &authority).await;
+    let body = r#"{"messages":[{"role":"user","content":"a"}],"max_tokens":8,"stream":true}"#;
+    let mut first = balancer.client().await;
+    first.send(post(CHAT, body)).await;
+    assert_eq!(first.answer().await.status(), 200);
+    let before = [outside.handshakes(), inside.handshakes()];
+    let mut clients = Vec::new();
+    for _ in 0..16 {
+        let mut client = balancer.client().await;
+        client.send(post(CHAT, body)).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        let answer = client.answer().await;
+        assert!(answer.text().ends_with("data: [DONE]\n\n"), "{answer:?}");
+    }
+    assert_eq!([outside.handshakes(), inside.handshakes()], before);
+    assert!(decode.journal().violations().is_empty());
+}
+
+#[tokio::test]
+async fn an_https_worker_that_does_not_negotiate_it_is_unreachable() {
+    let authority = Authority::generate();
+    let prefill = Worker::start_prefill(quick()).await.unwrap();
+    let decode = Worker::start_decode(quick()).await.unwrap();
+    let outside = encrypted(&prefill, &authority, &["h2"]).await;
+    let inside = encrypted(&decode, &authority, &["http/1.1"]).await;
+    let port = prefill.bootstrap_port();
+    let balancer = in_front_of((&outside, port), &inside, &authority).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", r#"{"text":"a"}"#)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status(), 502, "{answer:?}");
+    assert!(answer.text().contains("decode_unreachable"), "{answer:?}");
 }
