@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench faults
+//! cargo bench --bench faults -- --engine vllm
 //! cargo bench --bench faults -- --rounds 1000 --scenarios "prefill dies,client leaves a stream" --json faults.json
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `scenarios` | the faults, and what is measured of each |
+//! | `sequential` | the same for an engine whose decode leg begins when prefill's has ended |
 //! | `rounds` | one scenario with one balancer |
 //! | `workers` | the workers, and how each of them behaves in a round |
 //! | `recorded` | their responses |
@@ -24,15 +26,17 @@ mod recorded;
 mod report;
 mod rounds;
 mod scenarios;
+mod sequential;
 mod workers;
 
 use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::programs::balancer::{MINI_LB, TARGET_HELP};
+use crate::programs::balancer::{TARGET_HELP, with_defaults};
 use crate::programs::machine::{machine, text};
-use crate::programs::{named_command, write};
+use crate::programs::{engine, named_command, write};
+use mini_lb::pd::Engine;
 use report::Rounds;
 use rounds::Target;
 use scenarios::Scenario;
@@ -45,6 +49,9 @@ use scenarios::Scenario;
     after_help = TARGET_HELP
 )]
 pub struct Arguments {
+    /// The engine that the workers play: sglang or vllm.
+    #[arg(long, value_name = "NAME", default_value = "sglang", value_parser = engine)]
+    pub engine: Engine,
     /// How often each fault happens. A scenario ends after three rounds in which the client hangs for 5 s.
     #[arg(long, default_value_t = 100)]
     pub rounds: usize,
@@ -67,11 +74,14 @@ pub struct Arguments {
 
 /// Runs the scenarios, and reports failures and the table.
 pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<(), String> {
-    let scenarios = chosen(&arguments.scenarios)?;
+    let scenarios = chosen(&arguments)?;
     let mut targets = vec![Target {
         name: "mini-lb".to_owned(),
         // Each round sends the same body, so that the second loss would be answered without a worker.
-        command: format!("{MINI_LB} --suspect-window-secs 0"),
+        command: format!(
+            "{} --suspect-window-secs 0",
+            with_defaults(arguments.engine)
+        ),
     }];
     let others = arguments.target.iter().cloned();
     targets.extend(others.map(|(name, command)| Target { name, command }));
@@ -100,8 +110,12 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
     Ok(())
 }
 
-fn chosen(names: &[String]) -> Result<Vec<Scenario>, String> {
-    let all = scenarios::all();
+fn chosen(arguments: &Arguments) -> Result<Vec<Scenario>, String> {
+    let names = &arguments.scenarios;
+    let all = match arguments.engine {
+        Engine::Sglang => scenarios::all(),
+        Engine::Vllm => sequential::all(),
+    };
     let known = all.iter().map(|scenario| scenario.name);
     if let Some(unknown) = names
         .iter()

@@ -83,6 +83,7 @@ fn what(reading: Reading) -> &'static str {
         Reading::Retry => "tried again",
         Reading::PromptLogprobs => "are there",
         Reading::Rooms => "rooms",
+        Reading::OneForAll => "decode got one prompt's blocks for all",
     }
 }
 
@@ -138,6 +139,10 @@ fn cell(reading: Reading, all: &[Round]) -> String {
             }
         }
         Reading::Rooms => mean(|round| round.rooms),
+        Reading::OneForAll => {
+            let wrong = reached.iter().filter(|round| round.one_for_all).count();
+            format!("{wrong} of {}", reached.len())
+        }
     }
 }
 

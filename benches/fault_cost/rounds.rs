@@ -44,6 +44,8 @@ pub struct Round {
     /// Whether another leg followed a failed one, and whether it had another room.
     pub retried: Option<NewRoom>,
     pub has_prompt_logprobs: bool,
+    /// Whether a decode leg of several prompts had the parameters of one.
+    pub one_for_all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -66,7 +68,7 @@ pub async fn rounds(
     mini_lb: &str,
     count: usize,
 ) -> Result<Vec<Round>, String> {
-    let workers = ScriptedWorkers::open(scenario.prefill.len(), scenario.decode.len()).await?;
+    let workers = ScriptedWorkers::open(scenario).await?;
     let files = tempfile::tempdir().map_err(|error| error.to_string())?;
     let result = rounds_with(&workers, scenario, target, mini_lb, count, files.path()).await;
     workers.close().await;
@@ -94,7 +96,7 @@ async fn rounds_with(
     let run = Run {
         workers,
         address: port.address,
-        recorded: Arc::new(Recorded::read(scenario.recorded)?),
+        recorded: Arc::new(Recorded::read(scenario.engine, scenario.recorded)?),
     };
     run.warm_up(&scenario.without_fault())
         .await
@@ -187,7 +189,7 @@ impl Run<'_> {
     async fn moment(&self, scenario: &Scenario, client: &mut Client) -> bool {
         let waits_for_prefill =
             scenario.moment == Moment::FirstEvent && scenario.has_prefill_served();
-        let both = self.workers.until(|state| {
+        let legs = self.workers.until(|state| {
             let has = |is_prefill: bool| {
                 let mut legs = state.legs.iter();
                 legs.any(|leg| {
@@ -195,11 +197,15 @@ impl Run<'_> {
                     leg.worker_id.is_prefill() == is_prefill && is_ready
                 })
             };
-            has(true) && has(false)
+            match scenario.moment {
+                Moment::PrefillLeg => has(true),
+                Moment::DecodeLeg => has(false),
+                _ => has(true) && has(false),
+            }
         });
         let mut heard = client.heard.clone();
         let reached = async {
-            both.await;
+            legs.await;
             if scenario.moment == Moment::FirstEvent {
                 // The client's task sets it before it ends.
                 let _ = heard.wait_for(Heard::has_begun).await;
@@ -256,6 +262,7 @@ impl Run<'_> {
             decode_requests,
             rooms: state.legs.first().map_or(0, |leg| leg.rooms.len()),
             retried: retried(&state.legs),
+            one_for_all: state.legs.iter().any(|leg| leg.one_for_all),
             has_prompt_logprobs: heard.is_some_and(|heard| {
                 let mut events = heard.events().into_iter();
                 events.any(|event| !event["meta_info"]["input_token_logprobs"][0].is_null())

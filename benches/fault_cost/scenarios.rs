@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use super::workers::{Behaviour, First, Then, WorkerId};
+use mini_lb::pd::Engine;
 
 /// One fault.
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub name: &'static str,
     pub about: &'static str,
-    /// The directory with the recorded request and the workers' responses.
+    pub engine: Engine,
+    /// The directory, or the transcript, with the recorded request and the workers' responses.
     pub recorded: &'static str,
     pub path: &'static str,
     /// The behaviour of each worker.
@@ -32,6 +34,10 @@ pub enum Moment {
     Asked,
     /// When both workers have their leg.
     BothLegs,
+    /// When prefill has its leg.
+    PrefillLeg,
+    /// When decode has its leg.
+    DecodeLeg,
     /// When both workers have their leg, the client has the first bytes of the body, and prefill has responded if it
     /// does before the fault.
     FirstEvent,
@@ -58,11 +64,13 @@ pub enum Reading {
     PromptLogprobs,
     /// The number of rooms of a leg.
     Rooms,
+    /// Whether decode got the parameters of one prompt for several.
+    OneForAll,
 }
 
-const SERVE: Behaviour = behaviour(First::Nothing, Then::Serve);
-const HOLD: Behaviour = behaviour(First::Nothing, Then::Hold);
-const OPEN: Behaviour = behaviour(First::Opening, Then::Hold);
+pub const SERVE: Behaviour = behaviour(First::Nothing, Then::Serve);
+pub const HOLD: Behaviour = behaviour(First::Nothing, Then::Hold);
+pub const OPEN: Behaviour = behaviour(First::Opening, Then::Hold);
 
 const CLIENT_AND_DECODE: &[Reading] = &[Reading::Client, Reading::DecodeEnds];
 const CLIENT_AND_PREFILL: &[Reading] = &[Reading::Client, Reading::PrefillEnds];
@@ -309,6 +317,7 @@ fn streamed(name: &'static str, about: &'static str) -> Scenario {
     Scenario {
         name,
         about,
+        engine: Engine::Sglang,
         recorded: "chat_stream",
         path: "/v1/chat/completions",
         prefill: Vec::new(),
@@ -336,6 +345,6 @@ fn logprobs(name: &'static str, about: &'static str) -> Scenario {
     }
 }
 
-const fn behaviour(first: First, then: Then) -> Behaviour {
+pub const fn behaviour(first: First, then: Then) -> Behaviour {
     Behaviour { first, then }
 }

@@ -4,18 +4,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mini_lb::pd::Engine;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::recorded::{Recorded, Reply};
+use super::scenarios::Scenario;
 use crate::programs::balancer::{self, ReservedPort};
 use crate::programs::recorded::about_the_worker;
 use support::{Exchange, Worker};
 
 /// Time between two tokens of a stream.
 const GAP: Duration = Duration::from_millis(20);
-/// The port of a bootstrap server, which is never used: no KV cache is transferred here.
+/// The port of SGLang's bootstrap server, which is never used: no KV cache is transferred here.
 const BOOTSTRAP_PORT: u16 = 8998;
 /// Shorter than the time after which [`Worker::request`] fails.
 const LISTEN: Duration = Duration::from_secs(10);
@@ -71,6 +73,8 @@ pub enum Then {
 pub struct Leg {
     pub worker_id: WorkerId,
     pub rooms: Vec<u64>,
+    /// Whether it has several prompts and the parameters of one.
+    pub one_for_all: bool,
     pub came: Instant,
     /// When it ended, and how.
     pub end: Option<(Instant, How)>,
@@ -110,26 +114,32 @@ pub struct ScriptedWorkers {
 }
 
 impl ScriptedWorkers {
-    /// Starts this many workers of each role.
-    pub async fn open(prefill: usize, decode: usize) -> Result<ScriptedWorkers, String> {
+    /// Starts the workers of a scenario.
+    pub async fn open(scenario: &Scenario) -> Result<ScriptedWorkers, String> {
         let mut workers = ScriptedWorkers {
             prefill: Vec::new(),
             decode: Vec::new(),
             state: watch::Sender::default(),
         };
-        let prefill = (0..prefill).map(WorkerId::Prefill);
-        for worker_id in prefill.chain((0..decode).map(WorkerId::Decode)) {
+        let engine = scenario.engine;
+        let prefill = (0..scenario.prefill.len()).map(WorkerId::Prefill);
+        let decode = (0..scenario.decode.len()).map(WorkerId::Decode);
+        for worker_id in prefill.chain(decode) {
             let port = ReservedPort::new()?;
             let (address, worker) = (port.address, Worker::listen_on(port.address).await);
             let (of_role, bootstrap_port) = match worker_id {
-                WorkerId::Prefill(_) => (&mut workers.prefill, Some(BOOTSTRAP_PORT)),
+                WorkerId::Prefill(_) => {
+                    let port = (engine == Engine::Sglang).then_some(BOOTSTRAP_PORT);
+                    (&mut workers.prefill, port)
+                }
                 WorkerId::Decode(_) => (&mut workers.decode, None),
             };
             of_role.push(balancer::Worker {
                 address,
                 bootstrap_port,
             });
-            tokio::spawn(run_worker(worker_id, worker, port, workers.state.clone()));
+            let state = workers.state.clone();
+            tokio::spawn(run_worker(engine, worker_id, worker, port, state));
         }
         Ok(workers)
     }
@@ -203,6 +213,7 @@ impl State {
 
 /// Runs a worker through the times when it listens and when it refuses connections.
 async fn run_worker(
+    engine: Engine,
     worker_id: WorkerId,
     mut worker: Worker,
     port: ReservedPort,
@@ -219,7 +230,7 @@ async fn run_worker(
             tokio::select! {
                 () = &mut is_down => break,
                 asked = timeout(LISTEN, worker.request()) => if let Ok(exchange) = asked {
-                    tokio::spawn(serve(worker_id, exchange, state.clone()));
+                    tokio::spawn(serve(engine, worker_id, exchange, state.clone()));
                 },
             }
         }
@@ -240,12 +251,16 @@ async fn run_worker(
 }
 
 /// One request: a leg, or a request for the state of the worker.
-async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<State>) {
+async fn serve(
+    engine: Engine,
+    worker_id: WorkerId,
+    exchange: Exchange,
+    state: watch::Sender<State>,
+) {
     let target = exchange.request.head.split(' ').nth(1).unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
-    let is_leg = ["/generate", "/v1/chat/completions", "/v1/completions"].contains(&path);
-    if !is_leg {
-        let said = about_the_worker(path, worker_id.is_prefill());
+    if engine.route(path).is_none() {
+        let said = about_the_worker(engine, path, worker_id.is_prefill());
         // The balancer may have closed the connection.
         let _ = match said {
             Some(Value::Null) => exchange.try_answer("200 OK", "").await,
@@ -255,7 +270,10 @@ async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<Sta
         return;
     }
     let (mut at, mut role) = ((0, 0), None);
-    let rooms = rooms_of(&exchange.request.body);
+    let body: Value = serde_json::from_slice(&exchange.request.body).unwrap_or_default();
+    let rooms = rooms_of(&body);
+    let prompts = body["prompt"].as_array().map_or(1, Vec::len);
+    let one_for_all = prompts > 1 && body["kv_transfer_params"]["do_remote_prefill"] == true;
     state.send_modify(|state| {
         let reply = match worker_id {
             WorkerId::Prefill(_) => state.recorded.prefill.clone(),
@@ -268,6 +286,7 @@ async fn serve(worker_id: WorkerId, exchange: Exchange, state: watch::Sender<Sta
         state.legs.push(Leg {
             worker_id,
             rooms: rooms.clone(),
+            one_for_all,
             came: Instant::now(),
             end: None,
         });
@@ -401,9 +420,8 @@ impl RunningLeg<'_> {
     }
 }
 
-/// The rooms of a leg, one for each prompt.
-fn rooms_of(body: &[u8]) -> Vec<u64> {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+/// The rooms of a leg, one for each prompt; none with vLLM.
+fn rooms_of(body: &Value) -> Vec<u64> {
     match &body["bootstrap_room"] {
         Value::Array(rooms) => rooms.iter().filter_map(Value::as_u64).collect(),
         room => room.as_u64().into_iter().collect(),

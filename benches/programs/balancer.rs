@@ -11,18 +11,28 @@ use bytes::Bytes;
 use http::{HeaderValue, Request};
 use http_body_util::Full;
 use mini_lb::bench::fetch;
+use mini_lb::pd::Engine;
 use tokio::net::TcpSocket;
 
 use super::process::Program;
 
 /// The help for `--target`.
 pub const TARGET_HELP: &str = "--target NAME=COMMAND measures another balancer. COMMAND is run by sh with these in it: {port}, {workers} \
-    (--prefill URL PORT .. --decode URL .., as sglang_router takes them), {prefill1}, {bootstrap1}, {decode1}, {single1} \
+    (--prefill URL PORT .. --decode URL .., as sglang_router takes them; without PORT for vLLM), {prefill1}, {bootstrap1}, {decode1}, {single1} \
     and so on, {mini-lb} (the binary). It serves when /health answers 200. For example:\n\
     --target 'sglang-router=python -m sglang_router.launch_router --pd-disaggregation --port {port} {workers}'";
 
-/// The command of mini-lb with its defaults.
+/// The command of mini-lb with its defaults, in front of workers of SGLang.
 pub const MINI_LB: &str = "{mini-lb} --host 127.0.0.1 --port {port} {workers}";
+
+/// The command of mini-lb with its defaults, in front of workers of this engine.
+pub fn with_defaults(engine: Engine) -> String {
+    match engine {
+        // Earlier versions, which `--mini-lb` may name, have no other engine and no such flag.
+        Engine::Sglang => MINI_LB.to_owned(),
+        other => format!("{MINI_LB} --engine {}", other.name()),
+    }
+}
 
 /// A balancer that does not serve within this time has failed to start.
 const START: Duration = Duration::from_secs(120);
@@ -31,7 +41,7 @@ const START: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub address: SocketAddr,
-    /// Of a prefill worker only.
+    /// Of a prefill worker of SGLang only.
     pub bootstrap_port: Option<u16>,
 }
 
@@ -50,12 +60,14 @@ pub struct Workers<'a> {
 }
 
 impl Workers<'_> {
-    /// The flags that mini-lb and sglang_router share.
+    /// The flags that mini-lb, sglang_router and vllm-router share.
     pub fn flags(&self) -> String {
         let mut flags = String::new();
         for worker in self.prefill {
-            let port = worker.bootstrap_port.unwrap_or_default();
-            let _ = write!(flags, "--prefill {} {port} ", worker.url());
+            let _ = write!(flags, "--prefill {} ", worker.url());
+            if let Some(port) = worker.bootstrap_port {
+                let _ = write!(flags, "{port} ");
+            }
         }
         for worker in self.decode {
             let _ = write!(flags, "--decode {} ", worker.url());

@@ -21,6 +21,7 @@ use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
 
+use mini_lb::pd::Engine;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs a benchmark on one thread. A signal ends it and the programs that it has started.
@@ -56,6 +57,16 @@ pub fn run_to_its_end(name: &str, benchmark: impl Future<Output = Result<(), Str
 pub fn named_command(text: &str) -> Result<(String, String), String> {
     let (name, command) = text.split_once('=').ok_or("NAME=COMMAND is needed")?;
     Ok((name.to_owned(), command.to_owned()))
+}
+
+/// `--engine NAME`.
+pub fn engine(text: &str) -> Result<Engine, String> {
+    Engine::of_word(text).flatten().ok_or_else(|| {
+        format!(
+            "expected one of {}",
+            Engine::ALL.map(Engine::name).join(", ")
+        )
+    })
 }
 
 /// Writes a file of results.

@@ -58,13 +58,15 @@ impl Simulated {
     }
 }
 
-/// `prefill http://127.0.0.1:31000 bootstrap 31900`.
+/// `prefill http://127.0.0.1:31000 bootstrap 31900`, or `vllm-prefill http://127.0.0.1:31000 side-channel 31900`, whose port
+/// no balancer needs.
 fn read_line(line: &str) -> Option<Worker> {
     let mut words = line.split(' ').skip(1);
     let address = words.next()?.strip_prefix("http://")?.parse().ok()?;
-    let bootstrap_port = words.nth(1).and_then(|port| port.parse().ok());
+    let is_for_balancers = words.next() == Some("bootstrap");
+    let port = words.next().and_then(|port| port.parse().ok());
     Some(Worker {
         address,
-        bootstrap_port,
+        bootstrap_port: port.filter(|_| is_for_balancers),
     })
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use mini_lb::bench::fetch;
+use mini_lb::pd::Engine;
 use serde_json::Value;
 
 use crate::programs::balancer::{Worker, Workers};
@@ -25,6 +26,7 @@ pub struct Fleet {
     pub prefill: Vec<Worker>,
     pub decode: Vec<Worker>,
     pub single: Vec<Worker>,
+    pub engine: Engine,
     _processes: Vec<Simulated>,
 }
 
@@ -33,7 +35,7 @@ pub struct Fleet {
 pub struct Counts {
     /// Connections ever accepted.
     pub connections: u64,
-    /// Rooms that wait or transfer now.
+    /// Rooms that wait or transfer now, and leases of blocks.
     pub open_rooms: u64,
     /// Violations of the protocol.
     pub violations: u64,
@@ -41,10 +43,14 @@ pub struct Counts {
 
 impl Fleet {
     /// Starts the workers and waits until they serve.
-    pub fn start(mini_lb: &str, plan: Plan) -> Result<Fleet, String> {
+    pub fn start(mini_lb: &str, engine: Engine, plan: Plan) -> Result<Fleet, String> {
         let mut processes = Vec::new();
-        let mut of = |role| {
-            let process = start_role(mini_lb, role, plan)?;
+        let mut of = |role: &str| {
+            let role = match engine {
+                Engine::Sglang => role.to_owned(),
+                Engine::Vllm => format!("vllm-{role}"),
+            };
+            let process = start_role(mini_lb, &role, plan)?;
             let workers = process.workers.clone();
             processes.push(process);
             Ok::<_, String>(workers)
@@ -53,16 +59,18 @@ impl Fleet {
             prefill: of("prefill")?,
             decode: of("decode")?,
             single: of("single")?,
+            engine,
             _processes: processes,
         })
     }
 
-    /// Workers that run elsewhere. Those of decode serve as ordinary ones too.
+    /// Workers of SGLang that run elsewhere. Those of decode serve as ordinary ones too.
     pub fn of(prefill: Vec<Worker>, decode: Vec<Worker>) -> Fleet {
         Fleet {
             prefill,
             single: decode.clone(),
             decode,
+            engine: Engine::Sglang,
             _processes: Vec::new(),
         }
     }
@@ -90,7 +98,7 @@ impl Fleet {
             let journal: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
             let number = |key: &str| journal[key].as_u64().unwrap_or(0);
             sum.connections += number("connections_total").saturating_sub(asked_before + 1);
-            sum.open_rooms += number("open_rooms");
+            sum.open_rooms += number("open_rooms") + number("open_leases");
             let violations = journal["violations"].as_object();
             sum.violations += violations
                 .into_iter()

@@ -7,6 +7,7 @@
 //! cargo bench --bench end_to_end -- --instructions --targets nginx,mini-lb
 //! cargo bench --bench end_to_end -- --workloads samples --targets mini-lb
 //! cargo bench --bench end_to_end -- --workloads tail,bodies --targets direct,nginx,mini-lb
+//! cargo bench --bench end_to_end -- --engine vllm --targets direct,nginx,mini-lb
 //! ```
 //!
 //! One process sends the load and reads the targets' CPU time from /proc; workers are simulated and take no time. For
@@ -41,10 +42,11 @@ use std::time::Duration;
 
 use crate::programs::balancer::TARGET_HELP;
 use crate::programs::machine::text;
-use crate::programs::{named_command, write};
+use crate::programs::{engine, named_command, write};
 use clap::Parser;
 use fleet::Fleet;
 use measure::{Effort, Reading, Run};
+use mini_lb::pd::Engine;
 use report::Start;
 use targets::{BUILT_IN, Kind, Running, Target};
 use workloads::{Group, Span, Workload};
@@ -60,6 +62,9 @@ pub struct Arguments {
     /// One round of a few requests, which shows that everything works and measures nothing.
     #[arg(long)]
     pub short: bool,
+    /// The engine of the workers: sglang or vllm. Workloads that it has no endpoint for are left out.
+    #[arg(long, value_name = "NAME", default_value = "sglang", value_parser = engine)]
+    pub engine: Engine,
     /// Workloads by name, or `core` (the main table), `scale` (how cost grows), `all` (both), `samples` (several samples per
     /// prompt, for mini-lb alone); `tail` (what is added to the events of many streams at 50, 80 and 95 % of the rate
     /// at which the cores are full), `bodies` (the same of a few streams beside long bodies).
@@ -119,7 +124,7 @@ pub struct Arguments {
 
 /// Runs the workloads, and reports each table when it is complete.
 pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<(), String> {
-    let workloads = chosen_workloads(&arguments.workloads)?;
+    let workloads = chosen_workloads(&arguments)?;
     let targets = chosen_targets(&arguments, &mut say)?;
     let names: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
     let machine = report::machine();
@@ -143,7 +148,7 @@ pub async fn run(arguments: Arguments, mut say: impl FnMut(String)) -> Result<()
         let mut comparison = Comparison {
             arguments: &arguments,
             workload,
-            fleet: Fleet::start(&arguments.mini_lb, workload.plan)?,
+            fleet: Fleet::start(&arguments.mini_lb, arguments.engine, workload.plan)?,
             asked: 0,
             starts: &mut starts,
         };
@@ -380,12 +385,14 @@ impl Comparison<'_> {
     }
 }
 
-fn chosen_workloads(names: &[String]) -> Result<Vec<Workload>, String> {
-    let all = workloads::all();
+fn chosen_workloads(arguments: &Arguments) -> Result<Vec<Workload>, String> {
+    let names = &arguments.workloads;
+    let all = workloads::all(arguments.engine);
     let known: Vec<_> = all.iter().map(|workload| workload.name.as_str()).collect();
     let groups = ["core", "scale", "samples", "all"];
     for name in names {
-        let is_tail = tail::KINDS.iter().any(|(known, _)| known == name);
+        let is_tail = arguments.engine == Engine::Sglang
+            && tail::KINDS.iter().any(|(known, _)| known == name);
         if !groups.contains(&name.as_str()) && !known.contains(&name.as_str()) && !is_tail {
             return Err(format!(
                 "no workload {name}; there are core, scale, samples, all, tail, bodies, {}",
@@ -424,9 +431,14 @@ fn chosen_targets(
             kind,
             under_callgrind: arguments.instructions,
         };
-        match target.is_there() {
-            true => targets.push(target),
-            false => say(format!("{name} is left out: it is not installed")),
+        if target.needs_rooms() && arguments.engine.prefill_is_first() {
+            say(format!(
+                "{name} is left out: its legs would be sent at once"
+            ));
+        } else if target.is_there() {
+            targets.push(target);
+        } else {
+            say(format!("{name} is left out: it is not installed"));
         }
     }
     targets.extend(arguments.target.iter().map(|(name, command)| Target {

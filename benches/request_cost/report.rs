@@ -131,10 +131,11 @@ pub fn table(workload: &Workload, targets: &[String], all: &[Reading]) -> String
         if readings.0.is_empty() {
             continue;
         }
-        // With two legs the rendezvous of the workers is part of it, whichever program sends the legs.
+        // With two legs the rendezvous of the workers is part of it, whichever program sends the legs. Where no other program
+        // can send them, it counts as added.
         let base = match one_leg(target) {
             true => ttft(DIRECT[1]),
-            false => ttft(DIRECT[0]),
+            false => ttft(DIRECT[0]).or_else(|| ttft(DIRECT[1])),
         };
         let added = ttft(target)
             .zip(base)

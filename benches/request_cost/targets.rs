@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
 use super::instructions::under_callgrind;
-use crate::programs::balancer::{MINI_LB, ReservedPort, Worker, serving};
+use crate::programs::balancer::{ReservedPort, Worker, serving, with_defaults};
 use crate::programs::process::Program;
 
 /// Connections that nginx keeps open to a worker.
@@ -114,6 +114,11 @@ impl Target {
         asked.is_ok_and(|status| status.success())
     }
 
+    /// Whether the load generator chooses the room in which the legs meet, as only SGLang's do.
+    pub fn needs_rooms(&self) -> bool {
+        matches!(self.kind, Kind::DirectLegs | Kind::NginxMirror)
+    }
+
     /// Starts it in front of the workers, and waits until it serves.
     pub async fn start(&self, mini_lb: &str, fleet: &Fleet) -> Result<Running, String> {
         let files = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -189,9 +194,12 @@ impl Target {
                 command = Command::new(this);
                 command.arg("--serve-plainly").arg(addresses.join(","));
             }
-            Kind::MiniLb => command = fleet.of_roles().command(MINI_LB, mini_lb, port),
+            Kind::MiniLb => {
+                let template = with_defaults(fleet.engine);
+                command = fleet.of_roles().command(&template, mini_lb, port);
+            }
             Kind::MiniLbQuiet => {
-                let quiet = format!("{MINI_LB} --log-level warn");
+                let quiet = format!("{} --log-level warn", with_defaults(fleet.engine));
                 command = fleet.of_roles().command(&quiet, mini_lb, port);
             }
             Kind::Command(template) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
 use mini_lb::bench::{RequestSource, RequestSpec};
+use mini_lb::pd::Engine;
 use serde_json::{Value, json};
 
 use super::fleet::{Fleet, Plan};
@@ -72,8 +73,8 @@ pub enum Span {
     },
 }
 
-/// Every workload.
-pub fn all() -> Vec<Workload> {
+/// Every workload that workers of this engine serve.
+pub fn all(engine: Engine) -> Vec<Workload> {
     let mut all = Vec::new();
     for concurrency in [1, 64] {
         all.push(chat(concurrency, Group::Core));
@@ -130,6 +131,7 @@ pub fn all() -> Vec<Workload> {
             ..chat(64, Group::Scale)
         });
     }
+    all.retain(|workload| engine.route(workload.path).is_some());
     all
 }
 

@@ -46,6 +46,33 @@ async fn each_kind_of_fault_is_reached_and_its_ends_are_seen() {
 }
 
 #[tokio::test]
+async fn each_fault_of_one_leg_is_reached_with_workers_of_vllm() {
+    let scenarios = "prefill dies,decode answers,decode cuts a stream,client leaves at decode,one prefill of two refuses,\
+                     all prefills refuse,a list of prompts";
+    let (said, read) = few_rounds(&["--engine", "vllm", "--scenarios", scenarios])
+        .await
+        .unwrap();
+    let readings = read["readings"].as_array().unwrap();
+    assert_eq!(readings.len(), 7, "{said}");
+    for reading in readings {
+        for round in reading["rounds"].as_array().unwrap() {
+            assert_eq!(round["is_reached"], true, "{reading}");
+        }
+    }
+    // Decode computes the prompt, or prefill's first one does not matter.
+    for row in [
+        "prefill dies: client knows",
+        "one prefill of two refuses: served",
+        "all prefills refuse: served",
+        "a list of prompts: decode got one prompt's blocks for all",
+    ] {
+        let row = said.lines().find(|line| line.starts_with(row)).unwrap();
+        let expected = ["served", "2 of 2", "0 of 2"];
+        assert!(expected.iter().any(|end| row.contains(end)), "{row}");
+    }
+}
+
+#[tokio::test]
 async fn logprobs_of_the_prompt_are_found_only_where_they_are() {
     let (_, read) = few_rounds(&["--scenarios", "logprobs,a batch"])
         .await

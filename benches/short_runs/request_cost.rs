@@ -111,6 +111,38 @@ async fn events_are_timed_from_the_write_of_their_worker_beside_direct() {
 }
 
 #[tokio::test]
+async fn a_short_run_with_workers_of_vllm_leaves_no_block_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("cost.json");
+    let said = short_run(&[
+        "--engine",
+        "vllm",
+        "--workloads",
+        "chat-4,chat-16",
+        "--targets",
+        "direct,direct-legs,mini-lb",
+        "--target",
+        "again={mini-lb} --engine vllm --port {port} --prefill {prefill1} --decode {decode2}",
+        "--json",
+        json.to_str().unwrap(),
+    ])
+    .await
+    .unwrap();
+    assert!(said.contains("direct-legs is left out"), "{said}");
+    let cost: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let readings = cost["readings"].as_array().unwrap();
+    assert_eq!(readings.len(), 6);
+    for reading in readings {
+        for none in ["errors", "open_rooms", "violations"] {
+            assert_eq!(reading[none], 0, "{none}: {reading}");
+        }
+    }
+    let unknown = short_run(&["--engine", "vllm", "--workloads", "logprobs"]);
+    let unknown = unknown.await.unwrap_err();
+    assert!(unknown.contains("no workload logprobs"), "{unknown}");
+}
+
+#[tokio::test]
 async fn several_samples_are_compared_with_one() {
     let said = short_run(&["--workloads", "samples", "--targets", "mini-lb"]);
     let said = said.await.unwrap();

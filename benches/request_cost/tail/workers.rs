@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use memchr::memmem;
+use mini_lb::pd::Engine;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::thread::{Clock, histogram, lock, spawn};
@@ -290,7 +291,11 @@ async fn serve(socket: Arc<TcpStream>, is_prefill: bool, shared: Arc<Shared>) {
             .iter()
             .any(|text| memmem::find(&request.body, text.as_bytes()).is_some());
         if request.path != "/v1/chat/completions" {
-            answer(&socket, about_the_worker(&request.path, is_prefill)).await;
+            answer(
+                &socket,
+                about_the_worker(Engine::Sglang, &request.path, is_prefill),
+            )
+            .await;
         } else if !streams {
             send(&socket, &whole(200, WHOLE)).await;
         } else if is_prefill {
