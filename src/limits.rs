@@ -68,6 +68,8 @@ setting_group! {
         max_retries: u32 = "retry_max_retries",
         /// With vLLM: whether decode computes a prompt where its prefill has failed.
         vllm_decode_alone: bool = "vllm_decode_alone",
+        /// With vLLM: how blocks get from prefill to decode.
+        kv_connector: KvConnector = "kv_connector",
         /// With vLLM: how long a prefill worker keeps the blocks of a prompt for decode.
         vllm_kv_lease: Duration = "vllm_kv_lease_secs",
     }
@@ -77,6 +79,27 @@ impl RequestLimits {
     /// Attempts of one request, at least 1.
     pub(crate) fn max_attempts(&self) -> u32 {
         self.max_retries.saturating_add(1)
+    }
+}
+
+/// How blocks get from a prefill worker of vLLM to decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvConnector {
+    /// Prefill's response has the parameters of the transfer.
+    Nixl,
+    /// The balancer chooses the id of the transfer, and asks prefill's bootstrap server for its engine.
+    Mooncake,
+}
+
+impl KvConnector {
+    /// The words of the setting.
+    pub(crate) const WORDS: &[&str] = &["nixl", "mooncake"];
+}
+
+impl FromText for KvConnector {
+    fn from_text(text: &str) -> Option<Self> {
+        let mut words = Self::WORDS.iter().zip([Self::Nixl, Self::Mooncake]);
+        words.find_map(|(word, connector)| (*word == text).then_some(connector))
     }
 }
 

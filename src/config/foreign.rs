@@ -83,8 +83,7 @@ pub(crate) const IGNORED: &[(&str, Takes)] = &[
     ("jwt-audience", Takes::One),
     ("jwt-jwks-uri", Takes::One),
     ("jwt-role-mapping", Takes::Any),
-    // vllm-router's, of which `nixl` is the one that is served.
-    ("kv-connector", Takes::One),
+    // vllm-router's.
     ("vllm-discovery-address", Takes::One),
     ("intra-node-data-parallel-size", Takes::One),
 ];

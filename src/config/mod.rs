@@ -101,7 +101,7 @@ use crate::pd::Engine;
 pub(crate) use crate::pd::Role;
 
 #[doc(hidden)]
-pub use crate::limits::RequestLimits;
+pub use crate::limits::{KvConnector, RequestLimits};
 
 /// The configuration, resolved. Each module receives the values that it uses.
 #[derive(Debug)]

@@ -10,7 +10,7 @@
 use super::Role;
 use super::kind::Kind;
 use super::kubernetes::DiscoveryKind;
-use crate::limits::ServerTiming;
+use crate::limits::{KvConnector, ServerTiming};
 
 /// One setting.
 pub(crate) struct Setting {
@@ -284,6 +284,9 @@ const FAULTS: &[Setting] = &[
     Setting::new("vllm_decode_alone", Kind::Word(&["true", "false"]),
         "With vLLM: let decode compute a prompt where prefill has failed, and there is no other prefill worker")
         .default("true").expects("true or false"),
+    Setting::new("kv_connector", Kind::Word(KvConnector::WORDS),
+        "With vLLM: how blocks get from prefill to decode: nixl, or mooncake, whose prefill workers have a bootstrap server")
+        .default("nixl").expects("nixl or mooncake"),
     Setting::new("vllm_kv_lease_secs", Kind::Seconds,
         "With vLLM: how long a prefill worker keeps the blocks of a prompt for decode, its kv_lease_duration")
         .default("30"),

@@ -19,7 +19,7 @@ use super::engine;
 use super::facts::Facts;
 use super::report::Check;
 use crate::addresses::Addresses;
-use crate::config::WorkerSpec;
+use crate::config::{KvConnector, WorkerSpec};
 use crate::fleet::{Role, Worker};
 use crate::net::{Client, Failure, Target, readable};
 use crate::pd::Engine;
@@ -42,6 +42,7 @@ pub(super) struct Asker {
     pub(super) health_path: Option<String>,
     /// The engine of the configuration.
     pub(super) engine: Engine,
+    pub(super) connector: KvConnector,
 }
 
 /// A worker of the configuration.

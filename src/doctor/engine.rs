@@ -1,7 +1,7 @@
 //! The engine of a worker against the one of the configuration, and the questions to a worker of vLLM.
 //!
 //! vLLM tells neither its role nor its connector, except in development mode. So a prefill worker is asked what a request
-//! would ask it: one token, and the parameters of the transfer.
+//! would ask it: one token, and the parameters of the transfer. With Mooncake its bootstrap server is asked for its engine.
 //!
 //! Source: vLLM 0.32.0, `entrypoints/serve/` (`/version`, which SGLang has not).
 
@@ -10,15 +10,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::ask::{Answer, Asker, Visit, key};
 use super::facts::Facts;
 use super::report::Check;
+use crate::config::KvConnector;
 use crate::fleet::{Role, Worker};
-use crate::pd::Engine;
+use crate::pd::{Engine, KvEngines};
 
 const ENGINE: &str = "engine";
 const CONNECTOR: &str = "kv_connector";
+
+/// What names the engines of a bootstrap server. Source: vLLM 0.32.0, `kv_connector/v1/mooncake/mooncake_utils.py`.
+const QUERY: &str = "/query";
+const QUERY_LIMIT: usize = 1 << 20;
+const BOOTSTRAP: &str = "give its VLLM_MOONCAKE_BOOTSTRAP_PORT behind the URL, --prefill URL PORT, and start it with \
+    --kv-transfer-config '{\"kv_connector\":\"MooncakeConnector\",\"kv_role\":\"kv_producer\"}'";
 
 /// The engine that the workers tell, where the configuration leaves it to them: that of the first one that tells, in their
 /// order. A worker of the other one then has a check that fails.
@@ -71,7 +79,10 @@ pub(super) async fn question_vllm(asker: &Asker, visit: &mut Visit, answered: &A
     let list = models.and_then(|answer| answer.json());
     visit.facts = Facts::read(None, None, list.as_ref());
     if worker.role() == Role::Prefill {
-        let check = connector(asker, &worker, list.as_ref()).await;
+        let check = match asker.connector {
+            KvConnector::Nixl => connector(asker, &worker, list.as_ref()).await,
+            KvConnector::Mooncake => bootstrap_server(asker, &worker).await,
+        };
         visit.checks.push(check);
     }
     visit.is_usable = true;
@@ -125,6 +136,31 @@ async fn connector(asker: &Asker, worker: &Worker, models: Option<&Value>) -> Ch
             CONNECTOR,
             "it gives no kv_transfer_params, which decode needs",
             "start it with --kv-transfer-config '{\"kv_connector\":\"NixlConnector\",\"kv_role\":\"kv_producer\"}'",
+        ),
+    }
+}
+
+/// Whether the bootstrap server of a prefill worker with Mooncake's connector names its engine.
+async fn bootstrap_server(asker: &Asker, worker: &Worker) -> Check {
+    let server = worker.bootstrap_server();
+    let asked = asker.client.get_at(&server, QUERY, QUERY_LIMIT);
+    let engines = match timeout(asker.patience, asked).await {
+        Ok(Ok(response)) => KvEngines::read(&response.body),
+        Ok(Err(failure)) => {
+            let message = format!("the bootstrap server {server} {failure}");
+            return Check::fail(CONNECTOR, message, BOOTSTRAP);
+        }
+        Err(_) => {
+            let message = format!("the bootstrap server {server} does not answer");
+            return Check::fail(CONNECTOR, message, BOOTSTRAP);
+        }
+    };
+    match engines {
+        Some(_) => Check::ok(CONNECTOR, format!("{server} names its engine")),
+        None => Check::fail(
+            CONNECTOR,
+            format!("{server} is no bootstrap server of MooncakeConnector"),
+            BOOTSTRAP,
         ),
     }
 }

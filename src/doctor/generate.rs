@@ -118,6 +118,7 @@ fn restricted(
     let mut own = own.resolve().map_err(|problems| problems.to_string())?;
     // A prefill worker that fails must show.
     own.requests.vllm_decode_alone = false;
+    own.requests.kv_connector = config.requests.kv_connector;
     own.prefill = vec![prefill.clone()];
     own.decode = vec![decode.clone()];
     own.client_keys = ClientKeys {

@@ -82,6 +82,7 @@ pub async fn examine(config: &Config, args: &DoctorArgs) -> Result<Examination, 
             .as_ref()
             .map(|probes| probes.path.clone()),
         engine: config.engine.unwrap_or_default(),
+        connector: config.requests.kv_connector,
     };
     if config.engine.is_none() {
         asker.engine = engine::told(&asker, &workers).await;

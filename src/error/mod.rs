@@ -83,6 +83,12 @@ pub(crate) enum ProxyError {
     WorkerKey(Role, String, u16),
     /// The prefill worker at this URL has responded without the parameters of the transfer.
     NoParams(String),
+    /// The bootstrap server of the prefill worker at this URL names no engine for this request.
+    NoEngine {
+        url: String,
+        /// `HOST:PORT`.
+        server: String,
+    },
     Merge(MergeError),
     /// The workers took too long.
     Timeout(Timeout),
@@ -194,7 +200,7 @@ impl ProxyError {
             ProxyError::Suspect(_) => Code::SuspectRequest,
             ProxyError::Leg(role, _, failure) => leg_code(*role, failure),
             ProxyError::WorkerKey(..) => Code::WorkerAuth,
-            ProxyError::NoParams(_) => Code::PrefillBadAnswer,
+            ProxyError::NoParams(_) | ProxyError::NoEngine { .. } => Code::PrefillBadAnswer,
             ProxyError::Merge(_) | ProxyError::Gather(_) => Code::MergeFailed,
             ProxyError::Timeout(Timeout::Queue(_)) => Code::QueueTimeout,
             ProxyError::Timeout(Timeout::FirstToken(_)) => Code::FirstTokenTimeout,
@@ -402,7 +408,13 @@ impl fmt::Display for ProxyError {
             ProxyError::NoParams(url) => write!(
                 f,
                 "the prefill worker {url} has responded without kv_transfer_params: it must be a vLLM server with a \
-                 --kv-transfer-config for NixlConnector"
+                 --kv-transfer-config for NixlConnector, or this balancer needs kv_connector: mooncake"
+            ),
+            ProxyError::NoEngine { url, server } => write!(
+                f,
+                "the bootstrap server {server} of the prefill worker {url} names no engine for this request: with \
+                 MooncakeConnector its port stands behind the worker's URL, and a request to several data parallel ranks names \
+                 its own"
             ),
             ProxyError::Merge(why) => write!(
                 f,

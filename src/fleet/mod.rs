@@ -18,6 +18,7 @@
 //! | `budget.rs` | how many requests may be tried again |
 //! | `suspects/` | requests that a worker was lost with |
 //! | `tally.rs`, `loads.rs` | what the legs of a worker came to, and what it says about its load |
+//! | `kv.rs` | the engines by which decode asks a prefill worker for blocks, with Mooncake |
 //! | `stored.rs` | which pair has a stored response |
 //! | `rooms.rs` | the bootstrap rooms of live requests |
 //!
@@ -31,6 +32,7 @@ mod budget;
 mod drain;
 mod engine;
 mod gate;
+mod kv;
 mod lease;
 mod load;
 mod loads;

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::breaker::{Breaker, BreakerLimits, Change, Condition, Evidence};
 use super::drain::Drain;
 use super::engine::Mismatch;
+use super::kv::KnownEngines;
 use super::load::Share;
 use super::parts::{Origin, WorkerParts};
 use super::policy::Candidate;
@@ -54,6 +55,7 @@ pub struct Worker {
     tally: Tally,
     /// `None` where the worker is not asked, or does not tell.
     loads: Mutex<Option<Loads>>,
+    pub(super) kv_engines: KnownEngines,
 }
 
 impl Worker {
@@ -84,6 +86,7 @@ impl Worker {
             unanswered: AtomicBool::new(false),
             tally: Tally::default(),
             loads: Mutex::default(),
+            kv_engines: KnownEngines::default(),
         }
     }
 
@@ -200,6 +203,9 @@ impl Worker {
         );
         if !unhealthy && !is_bad {
             return None;
+        }
+        if is_bad {
+            self.forget_kv_engines();
         }
         let mut breaker = self.breaker();
         let changed = breaker.note(evidence, now, limits);

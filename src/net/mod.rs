@@ -35,9 +35,11 @@ mod tls;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::net::lookup_host;
 
 use crate::addresses::Addresses;
 use crate::endpoint::{WholeResponse, end_to_end};
@@ -189,6 +191,32 @@ impl Client {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// The response to a GET of this path by a server that is no worker, at `HOST:PORT`: no key and no TLS.
+    ///
+    /// # Errors
+    /// [`Failure`]; a name that is not found is unreachable.
+    pub(crate) async fn get_at(
+        &self,
+        server: &str,
+        path: &str,
+        limit: usize,
+    ) -> Result<WholeResponse, Failure> {
+        let unreachable = |error: &dyn std::fmt::Display| Failure::Unreachable(error.to_string());
+        let head = RequestHeader::build_no_case(Method::GET, path.as_bytes(), None)
+            .map_err(|error| unreachable(&error))?;
+        let host = HeaderValue::try_from(server).map_err(|error| unreachable(&error))?;
+        let found = lookup_host(server).await;
+        let addresses = Arc::new(Addresses::new(None));
+        addresses.set(found.map_err(|error| unreachable(&error))?.collect());
+        let to = Target {
+            addresses: &addresses,
+            server_name: None,
+            host: &host,
+            authorization: None,
+        };
+        self.fetch(to, &head, &Bytes::new(), limit).await
     }
 
     /// Sends a request and reads the whole response, at most `limit` bytes of body.

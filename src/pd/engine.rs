@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::sglang::{
     self, ErrorShape, Fields, Gather, Injected, Invalid, RequestIds, StreamEnd, WorkerError,
 };
-use super::vllm::{self, Params};
+use super::vllm::{self, Params, TransferId};
 use super::{Facts, Route};
 
 /// The engine of all workers of a balancer.
@@ -241,13 +241,20 @@ impl Engine {
         }
     }
 
-    /// The body of prefill's leg where that is first; `None` where decode computes the prompt, or both legs have one body.
+    /// The body of prefill's leg where that is first; `None` where decode computes the prompt, or both legs have one body. A
+    /// transfer that is not named by prefill's response has an id.
     ///
     /// `facts` must have been read from this `body`.
-    pub fn prefill_body(self, route: Route, body: &[u8], facts: &Facts) -> Option<Bytes> {
+    pub fn prefill_body(
+        self,
+        route: Route,
+        body: &[u8],
+        facts: &Facts,
+        transfer: Option<&TransferId>,
+    ) -> Option<Bytes> {
         match self {
             Self::Sglang => None,
-            Self::Vllm => vllm::prefill_body(route, body, facts),
+            Self::Vllm => vllm::prefill_body(route, body, facts, transfer),
         }
     }
 
@@ -256,6 +263,14 @@ impl Engine {
         match self {
             Self::Sglang => None,
             Self::Vllm => vllm::params(response),
+        }
+    }
+
+    /// Whether prefill keeps the blocks of a prompt to which it has responded with this document, for a transfer with an id.
+    pub fn keeps_blocks(self, route: Route, document: &[u8]) -> bool {
+        match self {
+            Self::Sglang => false,
+            Self::Vllm => vllm::keeps_blocks(route, document),
         }
     }
 

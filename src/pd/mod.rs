@@ -29,7 +29,7 @@ pub use sglang::{
 pub use sse::{Boundary, EventTooLong, Splitter};
 pub use usage::Usage;
 pub use verdict::{Leg, Order, RequestState, RetryRules, Verdict};
-pub use vllm::Params;
+pub use vllm::{KvEngines, Params, TransferId};
 
 use std::fmt;
 

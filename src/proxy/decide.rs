@@ -52,7 +52,11 @@ impl Proxy {
             }
             Verdict::Alone if ctx.head_is_out() => Decision::Fail(Role::Decode),
             Verdict::Alone => match self.budget().take(Instant::now()) {
-                true => Decision::End(self.begin_alone(ctx)?),
+                true => {
+                    // It may have been started anew, as another engine.
+                    ctx.attempt()?.prefill().forget_kv_engines();
+                    Decision::End(self.begin_alone(ctx)?)
+                }
                 false => Decision::Fail(Role::Decode),
             },
             Verdict::Retry(role) => {

@@ -29,6 +29,7 @@ mod dispatch;
 mod endpoints;
 mod finish;
 mod live;
+mod mooncake;
 mod reading;
 mod request;
 mod respond;

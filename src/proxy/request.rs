@@ -24,7 +24,7 @@ use crate::fleet::{Lease, Role, Targets, Worker, WorkerId};
 use crate::legs::{Attempt, LegError};
 use crate::pd::{
     Engine, Facts, Injected, RequestState, ResponseIdSearch, Route, RoutingKey, StreamEnd,
-    StreamError,
+    StreamError, TransferId,
 };
 use crate::telemetry::{Cause, FailedAttempt, Legs, LiveRequest, Pair, Record, Telemetry};
 
@@ -52,6 +52,8 @@ pub(crate) struct RequestContext {
     first_sent: Option<Instant>,
     /// A response of prefill that the next attempt begins with.
     pub(super) handover: Option<Box<Handover>>,
+    /// The id of the transfer between the legs, where prefill's response does not name it.
+    pub(super) transfer: Option<Box<TransferId>>,
     /// Whether decode computes the prompt in the next attempt.
     pub(super) goes_alone: bool,
     /// Workers that failed in an earlier attempt.
@@ -124,6 +126,7 @@ impl RequestContext {
             decode_cause: None,
             first_sent: None,
             handover: None,
+            transfer: None,
             goes_alone: false,
             avoid: Vec::new(),
             suspicion: None,

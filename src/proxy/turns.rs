@@ -80,11 +80,15 @@ impl Proxy {
         let handover = handover.filter(|handover| Instant::now() < handover.until);
         // There is no prefill worker, or the last attempt has shown that decode must not wait for one.
         let alone = std::mem::take(&mut ctx.goes_alone) || lease.prefill.id().is_absent();
+        if handover.is_none() {
+            ctx.transfer = ctx.new_transfer();
+        }
+        let (route, transfer) = (request.route, ctx.transfer.as_deref());
         let prefill_body = match alone || handover.is_some() {
             true => None,
             false => self
                 .engine()
-                .prefill_body(request.route, &body, &request.facts),
+                .prefill_body(route, &body, &request.facts, transfer),
         };
         let terms = Terms::of(ctx, &request.head);
         let attempt = self.attempt_in_turn(&request, &body, prefill_body, lease, handover, terms);
@@ -161,6 +165,9 @@ impl Proxy {
             Decision::Fail(_) => return self.go_on_alone(ctx).map(|()| None),
             Decision::Proceed => {}
         }
+        if let Some(transfer) = ctx.transfer.clone() {
+            return self.params_of_transfer(ctx, &transfer).await;
+        }
         let attempt = ctx.attempt()?;
         let document = attempt.prefill_document();
         match document.and_then(|document| self.engine().params(document)) {
@@ -235,13 +242,13 @@ impl Proxy {
 
     /// Whether decode may have fetched the blocks after their lease, when another prompt could have them: it stood still while
     /// the lease ran out. vLLM does not notice, and generates from whatever it has read. A request that only waits in decode's
-    /// queue keeps its lease, because decode renews it.
+    /// queue keeps its lease, because decode renews it. With Mooncake prefill sends the blocks, and sends none that it has freed.
     ///
     /// Source: vLLM 0.32.0 with NIXL 1.5.1, a decode worker that was stopped for 37 s.
     pub(super) fn may_be_late(&self, ctx: &RequestContext) -> bool {
         let ended = ctx.attempt.as_ref().map(Attempt::prefill_times);
         let (true, false, Some(ended), Some(attempt)) = (
-            self.engine().prefill_is_first(),
+            self.engine().prefill_is_first() && ctx.transfer.is_none(),
             ctx.record.alone,
             ended.and_then(|times| times.end),
             &ctx.attempt,
@@ -274,7 +281,7 @@ impl Proxy {
 
 impl RequestContext {
     /// Decode computes the prompt in this attempt.
-    fn go_alone(&mut self) {
+    pub(super) fn go_alone(&mut self) {
         self.state.go_alone();
         self.record.alone = true;
     }

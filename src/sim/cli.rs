@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 pub use super::vllm::cli::VllmArgs;
 
 use super::chaos::Script;
-use super::{DisconnectNotice, Reported, Role, SimOptions, Worker};
+use super::{Connector, DisconnectNotice, Reported, Role, SimOptions, Worker};
 
 /// Arguments of `mini-lb sim`.
 #[derive(Debug, Clone, Args)]
@@ -323,9 +323,10 @@ fn ready_line(worker: &Worker) -> String {
         Role::Decode => "decode",
         Role::Ordinary => "single",
     };
-    let (engine, port) = match worker.is_vllm() {
-        true => ("vllm-", "side-channel"),
-        false => ("", "bootstrap"),
+    let (engine, port) = match worker.connector() {
+        Some(Connector::Nixl) => ("vllm-", "side-channel"),
+        Some(Connector::Mooncake) => ("vllm-", "bootstrap"),
+        None => ("", "bootstrap"),
     };
     let port = worker
         .bootstrap_port()

@@ -67,7 +67,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 pub use journal::{Entry, Event, Journal};
-pub use vllm::{FailedLoad, VllmOptions};
+pub use vllm::{Connector, FailedLoad, VllmOptions};
 pub use worker::Worker;
 
 /// A worker's part in a request.

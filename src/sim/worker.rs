@@ -21,7 +21,7 @@ use super::management::Ports;
 use super::registry::Registry;
 use super::rendezvous::serve_rank;
 use super::vllm::nixl;
-use super::{Role, SimOptions};
+use super::{Connector, Role, SimOptions};
 
 /// Pause after a failed accept: without one, a process out of descriptors would retry in a tight loop.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -140,6 +140,12 @@ impl Worker {
     #[must_use]
     pub fn is_vllm(&self) -> bool {
         self.engine.is_vllm()
+    }
+
+    /// The connector of a vLLM worker.
+    #[must_use]
+    pub fn connector(&self) -> Option<Connector> {
+        self.engine.options.vllm.as_ref().map(|vllm| vllm.connector)
     }
 
     /// Port of the bootstrap registry, which only prefill has, and what may become prefill; on a vLLM worker that of its

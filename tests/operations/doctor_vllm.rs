@@ -1,8 +1,8 @@
 //! `mini-lb doctor` and vLLM: a healthy pair is fine, and workers of another engine or without a connector are found.
 
 use mini_lb::sim::Worker;
-use support::Ended;
-use support::sim::quick_vllm;
+use support::sim::{quick_mooncake, quick_vllm};
+use support::{Ended, Worker as Scripted};
 
 use super::doctor::{only, options, run, signed, workers};
 
@@ -32,6 +32,25 @@ async fn a_prefill_worker_without_a_connector_is_found() {
     let lines = signed(&ended, "FAIL").join("\n");
     for found in ["kv connector", "--kv-transfer-config", "kv_transfer_params"] {
         assert!(lines.contains(found), "{found}: {ended:#?}");
+    }
+}
+
+#[tokio::test]
+async fn the_bootstrap_server_of_mooncake_is_asked_for_its_engine() {
+    let (prefill, decode) = workers(quick_mooncake(), quick_mooncake()).await;
+    let right = prefill.bootstrap_port().unwrap().to_string();
+    let refusing = Scripted::refusing().await;
+    let wrong = refusing.rsplit_once(':').unwrap().1.to_owned();
+    for (port, code, sign, found) in [
+        (&right, 0, "ok", "names its engine"),
+        (&wrong, 1, "FAIL", "VLLM_MOONCAKE_BOOTSTRAP_PORT"),
+    ] {
+        let listed = ["--prefill", &prefill.url(), port, "--decode", &decode.url()];
+        let flags = ["--engine", "vllm", "--kv-connector", "mooncake"];
+        let ended = run(&listed.map(str::to_owned), &flags).await;
+        assert_eq!(ended.code, Some(code), "{ended:#?}");
+        let lines = signed(&ended, sign).join("\n");
+        assert!(lines.contains(found), "{ended:#?}");
     }
 }
 

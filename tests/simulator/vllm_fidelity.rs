@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mini_lb::sim::{SimOptions, VllmOptions, Worker};
-use serde_json::Value;
-use support::sim::{Reply, VllmPair, quick_vllm, send};
+use mini_lb::sim::{Connector, SimOptions, VllmOptions, Worker};
+use serde_json::{Value, json};
+use support::sim::{Reply, VllmPair, post, quick_vllm, send};
 
 /// One exchange of a transcript.
 struct Exchange {
@@ -292,6 +292,55 @@ replayed! {
     errors_are_those_of_the_real_workers: "24-error-bad-json", "24-error-empty-messages", "24-error-too-long",
         "24-error-unknown-model";
     management_is_answered_as_by_the_real_workers: "30-management";
+}
+
+/// The servers of this transcript did not count created tokens, so that the details of usage are compared apart.
+#[tokio::test]
+async fn a_transfer_of_mooncake_is_answered_as_by_the_real_workers() {
+    let captured = captured_options();
+    let vllm = captured.vllm.clone().unwrap();
+    let pair = VllmPair::start(SimOptions {
+        vllm: Some(VllmOptions {
+            connector: Connector::Mooncake,
+            ..vllm
+        }),
+        ..captured
+    })
+    .await;
+    let exchanges = transcript("40-mooncake");
+    let [query, prefill, decode] = &exchanges[..] else {
+        unreachable!("a question and two legs")
+    };
+    let port = pair.prefill.bootstrap_port().unwrap();
+    let raw = send(([127, 0, 0, 1], port).into(), "GET", &query.path, "", "").await;
+    let told = Reply::parse(&raw).json();
+    let keys = |told: &Value| {
+        let engine = &told["0"];
+        assert!(engine["worker_addr"]["0"]["0"].is_string(), "{told}");
+        let keys = engine.as_object().unwrap().keys();
+        keys.cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&told), keys(&query.reply.json()));
+    for (worker, exchange) in [(&pair.prefill, prefill), (&pair.decode, decode)] {
+        let mut body: Value = serde_json::from_str(&exchange.body).unwrap();
+        let params = &mut body["kv_transfer_params"];
+        if params["do_remote_prefill"] == true {
+            params["remote_engine_id"] = told["0"]["engine_id"].clone();
+            params["remote_bootstrap_addr"] = json!(format!("http://127.0.0.1:{port}"));
+        }
+        let reply = post(worker, &exchange.path, &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let without_details = |mut document: Value| {
+            let usage = document["usage"].as_object_mut().unwrap();
+            let details = usage.remove("prompt_tokens_details").unwrap();
+            let all_cached = details["cached_tokens"] == usage["prompt_tokens"];
+            (all_cached, lines(&document))
+        };
+        let (ours, real) = (reply.json(), exchange.reply.json());
+        assert_eq!(without_details(ours), without_details(real));
+    }
+    assert_eq!(pair.prefill.journal().violations().len(), 0);
+    assert_eq!(pair.decode.journal().violations().len(), 0);
 }
 
 /// The params name a side channel where nothing listens.

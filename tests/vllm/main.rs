@@ -9,6 +9,7 @@ mod auto;
 mod faults;
 mod leaving;
 mod management;
+mod mooncake;
 mod simulated;
 mod steps;
 

@@ -61,7 +61,7 @@ impl Simulated {
 }
 
 /// A response without what differs between two servers, and without the tokens that a cache had.
-fn said(text: &str) -> Value {
+pub(crate) fn said(text: &str) -> Value {
     let events = text.split("\n\n").filter_map(|event| {
         let data = event.lines().find_map(|line| line.strip_prefix("data: "))?;
         Some(serde_json::from_str(data).unwrap_or_else(|_| data.into()))

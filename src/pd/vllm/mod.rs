@@ -1,4 +1,5 @@
-//! vLLM's prefill/decode protocol (NIXL): prefill's whole response first, then decode with the parameters from it.
+//! vLLM's prefill/decode protocol: prefill's whole response first, then decode with the parameters from it (NIXL), or with those
+//! that the balancer has made ([`mooncake`]).
 //!
 //! What lives here: which requests need a prefill worker, the body of each step, the parameters in prefill's response,
 //! and how a worker reports a failure. The stream of a response ends as SGLang's does, and the balancer's own errors have
@@ -7,11 +8,13 @@
 //! Source: vLLM 0.32.0 with its NixlConnector (`vllm/entrypoints/`, `vllm/distributed/kv_transfer/`), and bytes captured from its
 //! servers under `tests/fixtures/vllm-0.32.0/`.
 
+mod mooncake;
 mod outcome;
 mod params;
 mod request;
 mod steps;
 
+pub use mooncake::{KvEngines, TransferId, keeps_blocks};
 pub use outcome::{is_preamble, stream_error};
 pub use params::{Params, params};
 pub use request::parse;

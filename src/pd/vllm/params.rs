@@ -10,7 +10,7 @@ use super::steps::PARAMS;
 
 /// The parameters as prefill wrote them: the text of a JSON object that is not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Params(Bytes);
+pub struct Params(pub(super) Bytes);
 
 impl Params {
     /// The JSON text.

@@ -11,13 +11,13 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 
 use super::super::{Facts, Route};
-use super::Params;
+use super::{Params, TransferId};
 
 /// The field of the parameters, in requests and responses.
 pub(super) const PARAMS: &str = "kv_transfer_params";
 
 /// What asks prefill for them. The nulls are customary, and old versions look for them.
-const ASKS_FOR_PARAMS: &str = r#""stream":false,"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}}"#;
+const ASKS_FOR_PARAMS: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null}"#;
 
 /// How the bodies of the steps are made of the client's body.
 #[derive(Clone, Debug, Default)]
@@ -69,10 +69,15 @@ const fn limits(route: Route) -> &'static str {
 }
 
 /// The body of prefill's step: the client's, limited to one token, that asks for parameters. `None` where the request needs
-/// no prefill worker.
+/// no prefill worker. With Mooncake the transfer has an id, and the response no parameters.
 ///
 /// `facts` must have been read from this `body`.
-pub fn prefill_body(route: Route, body: &[u8], facts: &Facts) -> Option<Bytes> {
+pub fn prefill_body(
+    route: Route,
+    body: &[u8],
+    facts: &Facts,
+    transfer: Option<&TransferId>,
+) -> Option<Bytes> {
     let plan = facts.steps.as_ref()?.prefill.as_ref()?;
     let mut out = BytesMut::with_capacity(facts.close + 256);
     let mut inner = plan.limits.iter().peekable();
@@ -93,7 +98,12 @@ pub fn prefill_body(route: Route, body: &[u8], facts: &Facts) -> Option<Bytes> {
         out.extend_from_slice(b",");
     }
     out.extend_from_slice(limits(route).as_bytes());
-    out.extend_from_slice(ASKS_FOR_PARAMS.as_bytes());
+    out.extend_from_slice(br#""stream":false,"kv_transfer_params":"#);
+    match transfer {
+        None => out.extend_from_slice(ASKS_FOR_PARAMS.as_bytes()),
+        Some(transfer) => out.extend_from_slice(transfer.asks().as_bytes()),
+    }
+    out.extend_from_slice(b"}");
     Some(out.freeze())
 }
 

@@ -46,7 +46,8 @@ impl Run {
         if done.is_none() {
             return Ok(());
         }
-        if let (Transfer::Hold, Some(nixl)) = (&transfer, &engine.nixl) {
+        let holds = matches!(transfer, Transfer::Hold | Transfer::HoldFor(_));
+        if let (true, Some(nixl)) = (holds, &engine.nixl) {
             self.take_blocks(nixl).await;
         }
         if self.await_turn().await.is_some() {
@@ -177,7 +178,7 @@ impl Run {
             fingerprint: prompt_fingerprint(prompt),
             fault: self.fault,
         };
-        let taking = nixl.leases.take(&self.item.rid, count, held);
+        let taking = nixl.leases.take(self.lease_name(), count, held);
         self.blocks = self.abort.race(taking).await;
     }
 
@@ -192,8 +193,14 @@ impl Run {
         if matches!(finish, None | Some(Finish::Abort)) {
             return None;
         }
+        let by_id = matches!(self.item.transfer, Transfer::HoldFor(_));
+        if by_id && !matches!(finish, Some(Finish::Length(_))) {
+            // Source: vLLM 0.32.0, `kv_connector/v1/mooncake/mooncake_connector.py` (`request_finished`).
+            self.give_blocks_back();
+            return None;
+        }
         let blocks = self.blocks.take()?;
-        let rid = self.item.rid.clone();
+        let rid = self.lease_name().to_owned();
         nixl.leases.begin(&rid, engine.lease());
         let remote = Remote {
             blocks,
@@ -210,13 +217,21 @@ impl Run {
                 nixl.leases.run_out(&rid).await;
             }
         });
-        Some(remote.json().into())
+        (!by_id).then(|| remote.json().into())
+    }
+
+    /// The name by which a reader asks for the blocks.
+    fn lease_name(&self) -> &str {
+        match &self.item.transfer {
+            Transfer::HoldFor(transfer) => transfer,
+            _ => &self.item.rid,
+        }
     }
 
     /// Frees the blocks of an item that ends without an answer.
     pub(super) fn give_blocks_back(&mut self) {
         if let (Some(_), Some(nixl)) = (self.blocks.take(), &self.engine.nixl) {
-            nixl.leases.give_back(&self.item.rid);
+            nixl.leases.give_back(self.lease_name());
         }
     }
 }

@@ -118,7 +118,7 @@ async fn generate(
 /// Lets the blocks of a refused request go, as decode does.
 /// Source: vLLM 0.32.0, `kv_connector/v1/nixl/pull_scheduler.py` (`request_finished`).
 fn release(engine: &Arc<Engine>, request: u64, body: &Value) {
-    let Ok(Transfer::Pull(remote)) = transfer::of(body) else {
+    let Ok(Transfer::Pull(remote)) = transfer::of(body, engine.options.connector()) else {
         return;
     };
     let reader = engine.clone();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{FailedLoad, VllmOptions};
+use super::{Connector, FailedLoad, VllmOptions};
 use crate::sim::cli::{WorkerArgs, millis};
 use crate::sim::{Reported, SimOptions};
 
@@ -22,7 +22,10 @@ pub struct VllmArgs {
 /// The options of a simulated vLLM worker besides those of all workers.
 #[derive(Debug, Clone, Args)]
 pub struct VllmKnobs {
-    /// Port of the side channel; with 0 the system chooses one.
+    /// How blocks get to another worker.
+    #[arg(long, value_enum, default_value_t = VllmOptions::default().connector)]
+    pub kv_connector: Connector,
+    /// Port of the side channel, with Mooncake of the bootstrap server; with 0 the system chooses one.
     #[arg(long, default_value_t = 0)]
     pub side_channel_port: u16,
     /// Tokens of a block.
@@ -55,6 +58,7 @@ impl From<VllmArgs> for SimOptions {
     fn from(args: VllmArgs) -> SimOptions {
         let knobs = args.vllm;
         let options = SimOptions::from(args.worker).of_vllm(VllmOptions {
+            connector: knobs.kv_connector,
             lease: Duration::from_millis(knobs.kv_lease_ms),
             handshake_timeout: Duration::from_millis(knobs.handshake_timeout_ms),
             failed_load: knobs.kv_load_failure_policy,

@@ -185,7 +185,13 @@ impl Leases {
                 Some(ended.fingerprint),
             ),
         };
-        let last = blocks.last().and_then(|block| state.blocks.get(block));
+        let named = state.live.get(request).map(|lease| &lease.blocks[..]);
+        let last = match blocks {
+            // With Mooncake they are known by the request alone.
+            [] => named.unwrap_or_default().last(),
+            named => named.last(),
+        };
+        let last = last.and_then(|block| state.blocks.get(block));
         Found {
             held: last.map(|(held, _)| held.clone()),
             standing,

@@ -23,6 +23,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::leases::{Leases, Standing};
 use super::transfer::Remote;
+use super::{Connector, mooncake};
 use crate::sim::SimOptions;
 use crate::sim::chaos::ItemFault;
 use crate::sim::engine::Engine;
@@ -259,7 +260,11 @@ impl Connection {
 pub(crate) async fn serve(stream: TcpStream, engine: Arc<Engine>) {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
+    let is_bootstrap = engine.options.connector() == Connector::Mooncake;
     while let (Ok(Some(line)), Some(nixl)) = (lines.next_line().await, &engine.nixl) {
+        if is_bootstrap && line.starts_with("GET ") {
+            return mooncake::respond(&line, &mut lines, &mut writer, &nixl.engine_id).await;
+        }
         let Ok(ask) = serde_json::from_str(&line) else {
             return;
         };

@@ -238,7 +238,7 @@ impl Ask<'_> {
         limit: &Limit,
         logprobs: LogprobPlan,
     ) -> Result<Batch, Failure> {
-        let transfer = transfer::of(self.body)?;
+        let transfer = transfer::of(self.body, self.options.connector())?;
         let context = self.options.context_length;
         let n = samples(parameters)?;
         let mut items = Vec::with_capacity(named.len() * n);

@@ -22,7 +22,7 @@ pub(super) fn check(engine: &Engine, batch: &Batch, named: usize) {
             engine.role() == Role::Ordinary && item.transfer != Transfer::Alone,
         ),
     ];
-    let holds = item.transfer == Transfer::Hold;
+    let holds = matches!(item.transfer, Transfer::Hold | Transfer::HoldFor(_));
     let pulls = matches!(item.transfer, Transfer::Pull(_));
     let legs = [
         (

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::errors;
+use super::{Connector, errors, mooncake};
 use crate::sim::errors::Failure;
 use crate::sim::render::string;
 
@@ -18,6 +18,8 @@ pub(crate) enum Transfer {
     Alone,
     /// `do_remote_decode`: the blocks are held for a decode worker.
     Hold,
+    /// The same with Mooncake: for the decode worker that names this transfer.
+    HoldFor(Arc<str>),
     /// `do_remote_prefill`: the blocks are another worker's.
     Pull(Arc<Remote>),
     /// `do_remote_prefill` without the names of blocks.
@@ -27,8 +29,10 @@ pub(crate) enum Transfer {
 /// The blocks of a prompt on another worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Remote {
+    /// None with Mooncake, where prefill knows them by the request.
     pub(crate) blocks: Vec<u64>,
     pub(crate) engine_id: String,
+    /// With Mooncake the transfer.
     pub(crate) request_id: String,
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -92,7 +96,7 @@ impl Remote {
 ///
 /// # Errors
 /// When they are no object.
-pub(super) fn of(body: &Value) -> Result<Transfer, Failure> {
+pub(super) fn of(body: &Value, connector: Connector) -> Result<Transfer, Failure> {
     let params = match body.get("kv_transfer_params") {
         None | Some(Value::Null) => return Ok(Transfer::Alone),
         Some(params @ Value::Object(_)) => params,
@@ -107,11 +111,16 @@ pub(super) fn of(body: &Value) -> Result<Transfer, Failure> {
         }
     };
     let wants = |name: &str| params.get(name) == Some(&Value::Bool(true));
+    let remote = match connector {
+        Connector::Nixl => Remote::of,
+        Connector::Mooncake => mooncake::remote,
+    };
     Ok(
         match (wants("do_remote_prefill"), wants("do_remote_decode")) {
-            (true, _) => Remote::of(params).map_or(Transfer::Nameless, |remote| {
+            (true, _) => remote(params).map_or(Transfer::Nameless, |remote| {
                 Transfer::Pull(Arc::new(remote))
             }),
+            (false, true) if connector == Connector::Mooncake => mooncake::hold(params),
             (false, true) => Transfer::Hold,
             (false, false) => Transfer::Alone,
         },
@@ -131,7 +140,7 @@ mod tests {
     fn params_are_written_as_they_were_read() {
         let body = format!("{{\"kv_transfer_params\":{CAPTURED}}}");
         let body: Value = serde_json::from_str(&body).unwrap();
-        let Transfer::Pull(remote) = of(&body).unwrap() else {
+        let Transfer::Pull(remote) = of(&body, Connector::Nixl).unwrap() else {
             unreachable!("the params name blocks")
         };
         assert_eq!(remote.json(), CAPTURED);
@@ -149,8 +158,9 @@ mod tests {
             ),
             (json!({"do_remote_prefill":true}), Transfer::Nameless),
         ] {
-            assert_eq!(of(&json!({"kv_transfer_params":params})), Ok(transfer));
+            let body = json!({"kv_transfer_params":params});
+            assert_eq!(of(&body, Connector::Nixl), Ok(transfer));
         }
-        assert!(of(&json!({"kv_transfer_params":"x"})).is_err());
+        assert!(of(&json!({"kv_transfer_params":"x"}), Connector::Nixl).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mini_lb::sim::{Entry, Event, SimOptions, VllmOptions, Worker};
+use mini_lb::sim::{Connector, Entry, Event, SimOptions, VllmOptions, Worker};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -255,6 +255,18 @@ pub fn quick_vllm() -> SimOptions {
             ..options
         }),
         ..quick()
+    }
+}
+
+/// The same with Mooncake's connector.
+pub fn quick_mooncake() -> SimOptions {
+    let quick = quick_vllm();
+    SimOptions {
+        vllm: quick.vllm.map(|options| VllmOptions {
+            connector: Connector::Mooncake,
+            ..options
+        }),
+        ..quick
     }
 }
 

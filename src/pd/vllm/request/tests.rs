@@ -45,7 +45,7 @@ fn one_prompt_goes_through_prefill() {
         let facts = facts(route, body);
         assert!(facts.needs_prefill(), "{body}");
         assert!(
-            prefill_body(route, body.as_bytes(), &facts).is_some(),
+            prefill_body(route, body.as_bytes(), &facts, None).is_some(),
             "{body}"
         );
     }
@@ -106,7 +106,11 @@ fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_as_it_is() {
     ] {
         let facts = facts(route, body);
         assert!(!facts.needs_prefill(), "{body}");
-        assert_eq!(prefill_body(route, body.as_bytes(), &facts), None, "{body}");
+        assert_eq!(
+            prefill_body(route, body.as_bytes(), &facts, None),
+            None,
+            "{body}"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ fn facts(route: Route, body: &str) -> Facts {
 
 fn prefill(route: Route, body: &str) -> String {
     let facts = facts(route, body);
-    let body = prefill_body(route, body.as_bytes(), &facts).expect("a body for prefill");
+    let body = prefill_body(route, body.as_bytes(), &facts, None).expect("a body for prefill");
     assert!(
         serde_json::from_slice::<serde_json::Value>(&body).is_ok(),
         "{body:?}"
