@@ -24,14 +24,18 @@ pub(super) async fn ask(fleet: &Fleet, client: &Client, worker: &Worker, timeout
     if !fleet.wants_layout(worker) {
         return;
     }
-    let response = fetch(client, worker, PATH, timeout, RESPONSE_LIMIT).await;
-    if let Ok(Ok((status, body))) = response {
-        let layout = match status {
-            StatusCode::OK => read(&body),
-            // It does not tell: an older engine, or a key that is missing.
-            _ => Layout::default(),
-        };
+    if let Some(layout) = of(client, worker, timeout).await {
         fleet.note_layout(worker, layout);
+    }
+}
+
+/// The layout of a worker; `None` where it does not respond.
+pub(super) async fn of(client: &Client, worker: &Worker, timeout: Duration) -> Option<Layout> {
+    match fetch(client, worker, PATH, timeout, RESPONSE_LIMIT).await {
+        Ok(Ok((StatusCode::OK, body))) => Some(read(&body)),
+        // It does not tell: an older engine, or a key that is missing.
+        Ok(Ok(_)) => Some(Layout::default()),
+        _ => None,
     }
 }
 

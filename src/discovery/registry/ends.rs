@@ -4,6 +4,7 @@ use super::entry::{Entry, Life, Seq};
 use super::listing::Source;
 use super::state::State;
 use super::task::{Complaint, TaskId, Told};
+use crate::fleet::Role;
 
 /// The most workers that were refused and are remembered.
 const MAX_FAILED: usize = 100;
@@ -65,6 +66,12 @@ impl State {
         entry.learned.role = told.role.or(entry.learned.role);
         entry.learned.bootstrap_port = told.bootstrap_port.or(entry.learned.bootstrap_port);
         self.apply(seq);
+        // By now it is the worker with the role and the address that it has told.
+        if let (Some(entry), Some(layout)) = (self.entries.get(&seq), told.layout)
+            && entry.worker.role() == Role::Prefill
+        {
+            self.fleet.note_layout(&entry.worker, layout);
+        }
     }
 
     fn forget_old_failures(&mut self) {

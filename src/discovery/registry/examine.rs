@@ -1,4 +1,5 @@
-//! What a worker is asked before its first request: its health, its engine, and its role with the facts that are not known of it.
+//! What a worker is asked before its first request: its health, its engine, its ranks, and its role with the facts that are not
+//! known of it.
 //!
 //! Source: SGLang 0.5.23 `entrypoints/http_server.py` (`server_info`, `model_info`), `server_args.py`
 //! (`disaggregation_mode`, `disaggregation_bootstrap_port`).
@@ -10,8 +11,8 @@ use http::StatusCode;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::super::engine;
 use super::super::probe::{Fetched, MODEL_INFO, ProbeRules, Unanswered, fetch, told_role};
+use super::super::{engine, layout};
 use super::listing::First;
 use super::task::{Complaint, Told};
 use crate::fleet::{Fleet, Role, Worker};
@@ -45,12 +46,20 @@ impl Examiner {
         let path = &rules.path;
         let health = async { well(path, self.fetch(&worker, path, &rules).await) };
         let facts = self.facts(&worker, first, &rules);
-        let (engine, health, facts) = tokio::join!(self.engine(&worker, &rules), health, facts);
+        // Without it the first requests to a replica would not name its rank.
+        let layout = async {
+            match worker.role() {
+                Role::Prefill => layout::of(&self.client, &worker, rules.timeout).await,
+                Role::Decode => None,
+            }
+        };
+        let engine = self.engine(&worker, &rules);
+        let (engine, health, facts, layout) = tokio::join!(engine, health, facts, layout);
         // What is wrong of these is wrong whatever the health.
         engine?;
         let facts = facts?;
         health?;
-        Ok(facts)
+        Ok(Told { layout, ..facts })
     }
 
     /// Whether it is of the engine of the other workers, where that is known and the worker tells its own.
@@ -101,6 +110,7 @@ impl Examiner {
             _ => Ok(Told {
                 role: role.filter(|_| asks_role),
                 bootstrap_port: bootstrap_port(&body),
+                layout: None,
             }),
         }
     }

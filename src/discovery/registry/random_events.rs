@@ -175,6 +175,7 @@ impl Run {
                     _ => Ok(Told {
                         role: matches!(first, First::Ask { role: true }).then(|| self.role()),
                         bootstrap_port: None,
+                        layout: None,
                     }),
                 };
                 if self.registry.change(|state| state.note_probe(id, told)) {

@@ -12,7 +12,7 @@ use super::task::{Task, TaskId, Until};
 use crate::fleet::{Fleet, Members, Role, Worker};
 
 pub(super) struct State {
-    fleet: Arc<Fleet>,
+    pub(super) fleet: Arc<Fleet>,
     tasks: mpsc::UnboundedSender<Task>,
     pub(super) entries: BTreeMap<Seq, Entry>,
     by_key: HashMap<(String, u16), Seq>,

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::entry::Seq;
 use super::listing::First;
-use crate::fleet::{Role, Worker};
+use crate::fleet::{Layout, Role, Worker};
 
 /// A wait for a worker.
 pub(super) struct Task {
@@ -36,6 +36,8 @@ pub(super) struct Told {
     /// Where it was asked.
     pub(super) role: Option<Role>,
     pub(super) bootstrap_port: Option<u16>,
+    /// Of a prefill worker that has said it.
+    pub(super) layout: Option<Layout>,
 }
 
 /// Why a worker does not serve yet.

@@ -6,6 +6,8 @@ use super::*;
 use crate::fleet::{BreakerLimits, Members, Policies, Selection, Targets, WorkerParts};
 use crate::pd::{Route, RoutingKey};
 
+mod told;
+
 pub(super) const REQUEST: RoutingKey = RoutingKey {
     route: Route::Generate,
     body_bytes: 0,
@@ -186,6 +188,7 @@ async fn a_role_that_is_not_known_is_the_one_that_the_worker_says() {
         Ok(Told {
             role: Some(Role::Prefill),
             bootstrap_port: Some(8998),
+            layout: None,
         })
     };
     with(&test, examine, async {
@@ -434,24 +437,4 @@ async fn workers_stand_in_the_order_in_which_they_were_found_well() {
         assert_eq!(test.ports(Role::Decode), [3, 2]);
     })
     .await;
-}
-
-#[tokio::test]
-async fn a_wait_for_one_worker_is_not_woken_by_another() {
-    let test = test();
-    let [one, other] = [1, 2].map(|port| test.list(listed(Role::Prefill, port, First::Serve)));
-    let mut turns = [&one, &other].map(|worker| test.registry.turns(&worker.id).unwrap());
-    let has_turned = |turns: &[watch::Receiver<()>; 2]| {
-        [&turns[0], &turns[1]].map(|turns| turns.has_changed().ok())
-    };
-    assert_eq!(has_turned(&turns), [Some(false), Some(false)]);
-    test.registry.drain(&other.id).unwrap();
-    test.registry
-        .amend(&one.id, |to| to.parts.weight = 2)
-        .unwrap();
-    assert_eq!(has_turned(&turns), [Some(false), Some(true)]);
-    turns[1].mark_unchanged();
-    test.registry.remove(&one.id, Leave::Now).unwrap();
-    assert_eq!(has_turned(&turns), [None, Some(false)], "one is gone");
-    assert!(test.registry.turns(&one.id).is_none());
 }
