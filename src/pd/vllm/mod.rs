@@ -1,5 +1,5 @@
 //! vLLM's prefill/decode protocol: prefill's whole response first, then decode with the parameters from it (NIXL), or with those
-//! that the balancer has made ([`mooncake`]).
+//! that the balancer has made (`mooncake`).
 //!
 //! What lives here: which requests need a prefill worker, the body of each step, the parameters in prefill's response,
 //! and how a worker reports a failure. The stream of a response ends as SGLang's does, and the balancer's own errors have
