@@ -16,12 +16,17 @@ async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
     readiness(&mut client, 503).await;
     let address = absent.strip_prefix("http://").unwrap().parse().unwrap();
     let mut prefill = Worker::listen_on(address).await;
-    for _ in 0..2 {
-        let probe = prefill.request().await;
-        assert!(is_probe(&probe), "{}", probe.request.head);
-        probe.answer("200 OK", "").await;
+    let probed = async {
+        loop {
+            let probe = prefill.request().await;
+            assert!(is_probe(&probe), "{}", probe.request.head);
+            probe.answer("200 OK", "").await;
+        }
+    };
+    tokio::select! {
+        () = probed => {}
+        () = readiness(&mut client, 200) => {}
     }
-    readiness(&mut client, 200).await;
 }
 
 #[tokio::test]
@@ -85,9 +90,9 @@ async fn a_worker_whose_probes_hang_stays_while_it_answers_requests() {
     readiness(&mut pair.client, 200).await;
 }
 
-/// A worker is asked for its health and for its role.
+/// A worker is asked for its health, for its role and for its ranks.
 fn is_probe(exchange: &Exchange) -> bool {
-    ["GET /health ", "GET /model_info "]
+    ["GET /health ", "GET /model_info ", "GET /server_info "]
         .iter()
         .any(|line| exchange.request.head.starts_with(line))
 }
