@@ -130,17 +130,22 @@ async fn probes_and_administration_speak_tls_too() {
         .config()
         .health_check_interval(Some(Duration::from_secs(3600)));
     let balancer = Balancer::start(config).await;
-    for worker in [&mut workers.prefill, &mut workers.decode] {
-        // The role at the start, and then the first probe.
+    // The role at the start, and prefill's ranks, and then the first probe.
+    let [of_prefill, of_decode] = [&["/server_info"][..], &[]];
+    for (worker, more) in [
+        (&mut workers.prefill, of_prefill),
+        (&mut workers.decode, of_decode),
+    ] {
+        let expected = [&["/health", "/model_info", "/model_info"], more].concat();
         let mut asked = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..expected.len() {
             let probe = worker.request().await;
             let path = probe.request.head.split(' ').nth(1).unwrap_or_default();
             asked.push(path.to_owned());
             probe.answer("200 OK", "").await;
         }
         asked.sort();
-        assert_eq!(asked, ["/health", "/model_info", "/model_info"]);
+        assert_eq!(asked, expected);
     }
     let mut client = balancer.client().await;
     client.send(post("/flush_cache", "")).await;
