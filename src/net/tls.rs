@@ -82,12 +82,13 @@ impl Trust {
 /// A text for the user: the roots cannot be loaded, or some are needed and there are none.
 pub(crate) fn pool_roots(ca_file: Option<String>, needed: bool) -> Result<Option<String>, String> {
     let mut roots = RootCertStore::empty();
+    let ca_file = ca_file.or_else(|| (!needed).then(|| NO_ROOTS.to_owned()));
+    // Pingora reads the file as well, and panics where it cannot.
     match &ca_file {
         Some(file) => pingora::tls::load_ca_file_into_store(file, &mut roots)
             .map_err(|error| format!("cannot use {file}: {error}"))?,
-        None if needed => pingora::tls::load_platform_certs_incl_env_into_store(&mut roots)
+        None => pingora::tls::load_platform_certs_incl_env_into_store(&mut roots)
             .map_err(|error| error.to_string())?,
-        None => return Ok(Some(NO_ROOTS.to_owned())),
     }
     if needed && roots.is_empty() {
         return Err("none were found".to_owned());
