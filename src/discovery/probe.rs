@@ -57,8 +57,8 @@ pub(crate) struct ProbeRules {
 }
 
 impl Probe {
-    /// Asks all members for their engines and roles, and for what policies read, for at most `start_timeout`, so that the first requests
-    /// do not wait on a worker in the wrong list.
+    /// Asks all members for their engines, roles and layouts, for at most `start_timeout`, so that the first requests do not wait on a
+    /// worker in the wrong list, and are on ranks that serve them.
     pub(crate) async fn begin(&self) {
         let rules = self.rules.borrow().clone();
         if rules.interval.is_none() {

@@ -3,8 +3,8 @@
 //!
 //! What lives here: that id, what prefill's bootstrap server tells of its engine, and the parameters of both steps. The bodies
 //! around them are those of [`super::steps`]. vLLM takes the steps in any order and at once; here prefill's is first as with
-//! NIXL, because only its response tells whether there will be blocks: a prompt that ends by a stop token has none, and decode
-//! would wait for them until its timeout.
+//! NIXL, because only its response tells whether there are blocks that decode may ask for: a prompt that ends by a stop token has
+//! none.
 //!
 //! Source: vLLM 0.32.0, `distributed/kv_transfer/kv_connector/v1/mooncake/` (`mooncake_connector.py`, `request_finished`;
 //! `mooncake_utils.py`, `/query`).
