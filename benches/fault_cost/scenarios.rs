@@ -83,7 +83,13 @@ pub fn all() -> Vec<Scenario> {
     all.extend(decode_fails());
     all.extend(client_leaves());
     all.extend(silence());
-    all.extend(outages());
+    let of_one_full = &[
+        Reading::Served,
+        Reading::Client,
+        Reading::PrefillRequests,
+        Reading::Retry,
+    ];
+    all.extend(outages(whole, of_one_full));
     all.extend(answers());
     all
 }
@@ -238,7 +244,11 @@ fn silence() -> Vec<Scenario> {
     ]
 }
 
-fn outages() -> Vec<Scenario> {
+/// Faults of the prefill side that requests of this kind meet all the time. One full worker of two has readings of its own.
+pub fn outages(
+    whole: fn(&'static str, &'static str) -> Scenario,
+    of_one_full: &'static [Reading],
+) -> Vec<Scenario> {
     const READINGS: &[Reading] = &[
         Reading::Served,
         Reading::Client,
@@ -254,13 +264,8 @@ fn outages() -> Vec<Scenario> {
     };
     let refuse = "connections, all the time";
     let full = behaviour(First::Nothing, Then::Status(503));
-    let of_two_full = Scenario {
-        readings: &[
-            Reading::Served,
-            Reading::Client,
-            Reading::PrefillRequests,
-            Reading::Retry,
-        ],
+    let one_full = Scenario {
+        readings: of_one_full,
         ..of_two(
             "one prefill of two is full",
             "503, the other serves",
@@ -272,12 +277,12 @@ fn outages() -> Vec<Scenario> {
             refusing: vec![0],
             ..of_two("one prefill of two refuses", refuse, vec![SERVE, SERVE])
         },
-        of_two_full.clone(),
+        one_full.clone(),
         Scenario {
             name: "one prefill is full at 5/s",
             about: "the same with five requests a second",
             pause: Duration::from_millis(200),
-            ..of_two_full
+            ..one_full
         },
         Scenario {
             refusing: vec![0, 1],

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mini_lb::pd::Engine;
 
-use super::scenarios::{HOLD, Moment, OPEN, Reading, SERVE, Scenario, behaviour};
+use super::scenarios::{HOLD, Moment, OPEN, Reading, SERVE, Scenario, behaviour, outages};
 use super::workers::{First, Then};
 
 const CLIENT: &[Reading] = &[Reading::Client];
@@ -17,7 +17,13 @@ pub fn all() -> Vec<Scenario> {
     all.extend(decode_fails());
     all.extend(client_leaves());
     all.extend(silence());
-    all.extend(outages());
+    let of_one_full = &[
+        Reading::Served,
+        Reading::Client,
+        Reading::PrefillRequests,
+        Reading::DecodeRequests,
+    ];
+    all.extend(outages(whole, of_one_full));
     all.push(Scenario {
         recorded: "04-prompt-list",
         path: "/v1/completions",
@@ -121,45 +127,6 @@ fn silence() -> Vec<Scenario> {
             readings: &[Reading::Client, Reading::DecodeEnds],
             ..streamed("decode never answers", "prefill has")
         },
-    ]
-}
-
-fn outages() -> Vec<Scenario> {
-    let of_two = |name, about, prefill| Scenario {
-        prefill,
-        moment: Moment::Asked,
-        readings: &[
-            Reading::Served,
-            Reading::Client,
-            Reading::PrefillRequests,
-            Reading::DecodeRequests,
-        ],
-        ..whole(name, about)
-    };
-    let refuse = "connections, all the time";
-    let full = behaviour(First::Nothing, Then::Status(503));
-    let one_full = of_two(
-        "one prefill of two is full",
-        "503, the other serves",
-        vec![full, SERVE],
-    );
-    vec![
-        Scenario {
-            refusing: vec![0],
-            ..of_two("one prefill of two refuses", refuse, vec![SERVE, SERVE])
-        },
-        one_full.clone(),
-        Scenario {
-            name: "one prefill is full at 5/s",
-            about: "the same with five requests a second",
-            pause: Duration::from_millis(200),
-            ..one_full
-        },
-        Scenario {
-            refusing: vec![0, 1],
-            ..of_two("all prefills refuse", refuse, vec![SERVE, SERVE])
-        },
-        of_two("all prefills are full", "503", vec![full, full]),
     ]
 }
 

@@ -39,17 +39,20 @@ fn options() -> SimOptions {
     }
 }
 
-async fn with_ranks(of_ranks: SimOptions, policy: Policy) -> (sim::Worker, sim::Worker, Balancer) {
-    let prefill = sim::Worker::start_prefill(of_ranks).await.unwrap();
-    let decode = sim::Worker::start_decode(options()).await.unwrap();
-    let config = MiniLbConfig::new(
+fn config_of(prefill: &sim::Worker, decode: &sim::Worker) -> MiniLbConfig {
+    MiniLbConfig::new(
         "127.0.0.1".into(),
         0,
         vec![(prefill.url(), prefill.bootstrap_port())],
         vec![decode.url()],
         60,
-    );
-    let balancer = Balancer::start(config.policy(policy)).await;
+    )
+}
+
+async fn with_ranks(of_ranks: SimOptions, policy: Policy) -> (sim::Worker, sim::Worker, Balancer) {
+    let prefill = sim::Worker::start_prefill(of_ranks).await.unwrap();
+    let decode = sim::Worker::start_decode(options()).await.unwrap();
+    let balancer = Balancer::start(config_of(&prefill, &decode).policy(policy)).await;
     // The balancer asks for the ranks when it starts, and requests do not wait for that.
     for attempt in 0.. {
         let id = format!("warm-up-{attempt}");
@@ -185,14 +188,7 @@ async fn a_request_that_names_a_rank_has_its_rooms_there() {
 async fn a_rank_that_there_is_not_is_no_reason_to_wait_for_the_other_leg() {
     let prefill = sim::Worker::start_prefill(options()).await.unwrap();
     let decode = sim::Worker::start_decode(options()).await.unwrap();
-    let config = MiniLbConfig::new(
-        "127.0.0.1".into(),
-        0,
-        vec![(prefill.url(), prefill.bootstrap_port())],
-        vec![decode.url()],
-        60,
-    );
-    let balancer = Balancer::start(config).await;
+    let balancer = Balancer::start(config_of(&prefill, &decode)).await;
     let body = json!({ "text": "a", "sampling_params": one_token(), "disagg_prefill_dp_rank": 3 });
     assert_eq!(answered(&balancer, "/generate", &body).await, 200);
 }
