@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod floods;
+mod judge;
 mod leaving;
 mod limits;
 mod requests;
