@@ -63,6 +63,15 @@ pub(crate) fn connection_headers(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
+/// Whether the client takes trailers in the response to the request with these fields. Source: RFC 9110 section 10.1.4.
+pub(crate) fn asks_for_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter();
+    let mut codings = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    codings.any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
 /// Whether a field is dropped when its message is forwarded. `listed` comes from [`connection_headers`].
 pub(crate) fn is_hop_by_hop(name: &HeaderName, listed: &[HeaderName]) -> bool {
     HOP_BY_HOP.contains(name) || listed.contains(name) || name.as_str().starts_with("proxy-")

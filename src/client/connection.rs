@@ -249,9 +249,13 @@ impl Drop for Awaited {
 
 /// The writing side of the connection of this session; `None` where it is not HTTP/1.1 on one of [`Connections`].
 pub(crate) fn writer(session: &ServerSession) -> Option<ClientWriter> {
+    counted(session).map(CountedStream::writer)
+}
+
+/// The connection of this session; `None` where it is not HTTP/1.1 on one of [`Connections`].
+pub(super) fn counted(session: &ServerSession) -> Option<&CountedStream> {
     let stream = session.as_http1()?.stream();
-    let counted = (**stream).as_any().downcast_ref::<CountedStream>();
-    Some(counted?.writer())
+    (**stream).as_any().downcast_ref()
 }
 
 /// Notes that the head of a request has been received. `context` is what Pingora has kept with the connection; `None`

@@ -3,9 +3,9 @@
 //! It also sees a connection that begins as one of HTTP/2, and gives it back to `connection.rs`.
 //!
 //! Pingora's timer for an idle connection covers only the first read of a request, and its end cannot be observed.
-//! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged, except for one response:
-//! a head that Pingora refuses by itself meets no hook, and gets a response without a body, which is replaced here by one
-//! of the form that all errors have.
+//! [`CountedStream`] wraps the client's stream, plain or TLS, and passes every byte on unchanged, with two exceptions.
+//! A head that Pingora refuses by itself meets no hook, and gets a response without a body, which is replaced here by one
+//! of the form that all errors have. And the last chunk of a response that has trailers is replaced by one with these.
 //!
 //! The stream is behind a lock, so that a relay can write to it while Pingora reads from it, see [`ClientWriter`].
 //!
@@ -31,12 +31,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::http2::{Beginning, Rewound};
 use super::read_counter::ReadCounter;
 use super::refusal::Refusal;
+use super::trailers::LAST_CHUNK;
 
 /// A client's connection whose reads are counted.
 #[derive(Debug)]
 pub(crate) struct CountedStream {
     /// Shared with the [`ClientWriter`] of a response.
-    stream: Arc<Mutex<Stream>>,
+    wire: Arc<Mutex<Wire>>,
     counter: Arc<ReadCounter>,
     refusal: Arc<Refusal>,
     /// What has been read since the last response, if [`Refusal::reads_head`].
@@ -46,28 +47,74 @@ pub(crate) struct CountedStream {
     beginning: Beginning,
 }
 
+/// The wrapped stream.
+#[derive(Debug)]
+struct Wire {
+    stream: Stream,
+    /// What is written in place of the last chunk of the present response, or what is left of that.
+    end: Option<Bytes>,
+}
+
+impl Wire {
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.end.is_some() {
+            return self.poll_end(cx, buf);
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    /// Writes the other end in place of Pingora's last chunk, which comes next.
+    fn poll_end(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf != LAST_CHUNK {
+            // The response has ended otherwise.
+            self.end = None;
+            return Pin::new(&mut self.stream).poll_write(cx, buf);
+        }
+        if let Some(end) = &mut self.end {
+            ready!(poll_write_all(Pin::new(&mut self.stream), cx, end))?;
+            self.end = None;
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+}
+
+/// Writes all of `bytes`, and takes off what is written.
+fn poll_write_all(
+    mut stream: Pin<&mut Stream>,
+    cx: &mut Context<'_>,
+    bytes: &mut Bytes,
+) -> Poll<io::Result<()>> {
+    while !bytes.is_empty() {
+        match ready!(stream.as_mut().poll_write(cx, bytes))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => bytes.advance(written),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// The writing side of a client's connection, for a relay that writes parts of a response beside Pingora.
 ///
 /// The reading side stays with Pingora, which learns from it that the client leaves. The runtime keeps one waker for each
 /// direction of a socket, so that two tasks can wait for one each.
 #[derive(Debug)]
-pub(crate) struct ClientWriter(Arc<Mutex<Stream>>);
+pub(crate) struct ClientWriter(Arc<Mutex<Wire>>);
 
 impl ClientWriter {
     /// Writes as [`AsyncWrite::poll_write`] does.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *lock(&self.0)).poll_write(cx, buf)
+        lock(&self.0).poll_write(cx, buf)
     }
 
     /// Sends what is still buffered.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *lock(&self.0)).poll_flush(cx)
+        Pin::new(&mut lock(&self.0).stream).poll_flush(cx)
     }
 }
 
-fn lock(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
+fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
     // A poisoned lock holds a stream all the same.
-    stream.lock().unwrap_or_else(PoisonError::into_inner)
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CountedStream {
@@ -79,7 +126,7 @@ impl CountedStream {
         beginning: Beginning,
     ) -> Self {
         Self {
-            stream: Arc::new(Mutex::new(stream)),
+            wire: Arc::new(Mutex::new(Wire { stream, end: None })),
             counter,
             refusal,
             head: Vec::new(),
@@ -88,13 +135,19 @@ impl CountedStream {
         }
     }
 
-    fn stream(&self) -> MutexGuard<'_, Stream> {
-        lock(&self.stream)
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        lock(&self.wire)
+    }
+
+    /// Has these bytes written in place of the last chunk of the present response. All that comes before it must have been
+    /// written.
+    pub(super) fn end_with(&self, last_chunk: Bytes) {
+        self.wire().end = Some(last_chunk);
     }
 
     /// The writing side of this connection.
     pub(super) fn writer(&self) -> ClientWriter {
-        ClientWriter(self.stream.clone())
+        ClientWriter(self.wire.clone())
     }
 
     /// Gives the connection back if these bytes, the last ones that were read, make it one of HTTP/2.
@@ -105,7 +158,7 @@ impl CountedStream {
         self.beginning = Beginning::Http1;
         // What is left here is dropped with HTTP/1.1's session.
         let (gone, _) = tokio::io::duplex(1);
-        let stream = std::mem::replace(&mut *lock(&self.stream), Box::new(gone));
+        let stream = std::mem::replace(&mut self.wire().stream, Box::new(gone));
         self.counter.give_back(Rewound::new(read, stream));
         true
     }
@@ -122,12 +175,8 @@ impl CountedStream {
         let refusing = self
             .refusing
             .get_or_insert_with(|| refusal.bytes(pingoras, head));
-        while !refusing.is_empty() {
-            match ready!(Pin::new(&mut *lock(&self.stream)).poll_write(cx, refusing))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => refusing.advance(written),
-            }
-        }
+        let stream = &mut lock(&self.wire).stream;
+        ready!(poll_write_all(Pin::new(stream), cx, refusing))?;
         Poll::Ready(Ok(pingoras.len()))
     }
 }
@@ -139,7 +188,7 @@ impl AsyncRead for CountedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let polled = Pin::new(&mut *self.stream()).poll_read(cx, buf);
+        let polled = Pin::new(&mut self.wire().stream).poll_read(cx, buf);
         let read = &buf.filled()[before..];
         self.counter.record_read(read.len() as u64);
         if matches!(self.beginning, Beginning::Equal(_)) && self.begins_http2(read) {
@@ -166,7 +215,7 @@ impl AsyncWrite for CountedStream {
             return self.poll_refuse(cx, buf);
         }
         self.head.clear();
-        Pin::new(&mut *self.stream()).poll_write(cx, buf)
+        self.wire().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -179,19 +228,24 @@ impl AsyncWrite for CountedStream {
             return self.poll_refuse(cx, first.map_or(&[], |buf| buf));
         }
         self.head.clear();
-        Pin::new(&mut *self.stream()).poll_write_vectored(cx, bufs)
+        let mut wire = self.wire();
+        if wire.end.is_some() {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return wire.poll_end(cx, first.map_or(&[], |buf| buf));
+        }
+        Pin::new(&mut wire.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream().is_write_vectored()
+        self.wire().stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream()).poll_flush(cx)
+        Pin::new(&mut self.wire().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream()).poll_shutdown(cx)
+        Pin::new(&mut self.wire().stream).poll_shutdown(cx)
     }
 }
 
@@ -199,57 +253,57 @@ impl AsyncWrite for CountedStream {
 impl Shutdown for CountedStream {
     async fn shutdown(&mut self) {
         // Without holding the lock while it waits.
-        let _ = poll_fn(|cx| Pin::new(&mut *self.stream()).poll_shutdown(cx)).await;
+        let _ = poll_fn(|cx| Pin::new(&mut self.wire().stream).poll_shutdown(cx)).await;
     }
 }
 
 impl UniqueID for CountedStream {
     fn id(&self) -> UniqueIDType {
-        self.stream().id()
+        self.wire().stream.id()
     }
 }
 
 impl Ssl for CountedStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream().get_ssl_digest()
+        self.wire().stream.get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream().selected_alpn_proto()
+        self.wire().stream.selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for CountedStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream().get_timing_digest()
+        self.wire().stream.get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.stream().get_read_pending_time()
+        self.wire().stream.get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.stream().get_write_pending_time()
+        self.wire().stream.get_write_pending_time()
     }
 }
 
 impl GetProxyDigest for CountedStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream().get_proxy_digest()
+        self.wire().stream.get_proxy_digest()
     }
 
     fn set_proxy_digest(&mut self, digest: ProxyDigest) {
-        self.stream().set_proxy_digest(digest);
+        self.wire().stream.set_proxy_digest(digest);
     }
 }
 
 impl GetSocketDigest for CountedStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream().get_socket_digest()
+        self.wire().stream.get_socket_digest()
     }
 
     fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.stream().set_socket_digest(digest);
+        self.wire().stream.set_socket_digest(digest);
     }
 }
 
@@ -257,10 +311,10 @@ impl GetSocketDigest for CountedStream {
 impl Peek for CountedStream {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         // No response has begun when a connection is peeked into, and so nothing else writes to it.
-        match Arc::get_mut(&mut self.stream) {
-            Some(stream) => {
-                let stream = stream.get_mut().unwrap_or_else(PoisonError::into_inner);
-                stream.try_peek(buf).await
+        match Arc::get_mut(&mut self.wire) {
+            Some(wire) => {
+                let wire = wire.get_mut().unwrap_or_else(PoisonError::into_inner);
+                wire.stream.try_peek(buf).await
             }
             None => Ok(false),
         }
@@ -298,6 +352,29 @@ mod tests {
     fn counted(ours: tokio::io::DuplexStream, counter: &Arc<ReadCounter>) -> CountedStream {
         let beginning = Beginning::Equal(0);
         CountedStream::new(Box::new(ours), counter.clone(), refusal(), beginning)
+    }
+
+    #[tokio::test]
+    async fn only_the_next_write_is_replaced_and_only_where_it_is_the_last_chunk() {
+        let (ours, mut client) = duplex(4);
+        let counter = Arc::<ReadCounter>::default();
+        let mut stream = counted(ours, &counter);
+        counter.finish_head();
+        let writing = async {
+            stream.write_all(b"1\r\na\r\n").await.unwrap();
+            stream.end_with(Bytes::from_static(b"0\r\nx: 1\r\n\r\n"));
+            stream.write_all(LAST_CHUNK).await.unwrap();
+            stream.write_all(LAST_CHUNK).await.unwrap();
+            stream.end_with(Bytes::from_static(b"0\r\ny: 1\r\n\r\n"));
+            stream.write_all(b"HTTP/1.1 200").await.unwrap();
+            stream.write_all(LAST_CHUNK).await.unwrap();
+            drop(stream);
+        };
+        let mut read = String::new();
+        let (_, count) = tokio::join!(writing, client.read_to_string(&mut read));
+        count.unwrap();
+        let ended = "1\r\na\r\n0\r\nx: 1\r\n\r\n0\r\n\r\n";
+        assert_eq!(read, format!("{ended}HTTP/1.1 2000\r\n\r\n"));
     }
 
     #[tokio::test]

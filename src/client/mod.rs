@@ -14,6 +14,7 @@
 //! | `request_body.rs` | whether the body fits into memory and arrives in time |
 //! | `cors.rs` | whether a page of another origin may read the response |
 //! | `inflight.rs` | how many requests or connections are live |
+//! | `trailers.rs` | whether a response ends with trailers |
 //! | `shutdown.rs` | which stage of the shutdown the process has reached |
 //! | `unused.rs` | nothing: what Pingora's session trait asks for in vain |
 
@@ -30,6 +31,7 @@ mod refusal;
 mod request_body;
 mod request_head;
 mod shutdown;
+mod trailers;
 mod unused;
 
 pub(crate) use auth::{KeyRefused, Keys};
@@ -49,4 +51,5 @@ pub(crate) use request_body::{BodyError, BodyMemory, Share, drain_body, interrup
 pub(crate) use request_head::BadHead;
 pub use request_head::check;
 pub(crate) use shutdown::{CutOff, ShutdownWatcher, Stage};
+pub(crate) use trailers::{end_with, takes_trailers};
 pub(crate) use unused::unused_methods;

@@ -9,6 +9,7 @@ mod turns;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
@@ -158,6 +159,11 @@ impl Attempt {
     /// What the loss of decode's connection says.
     pub(crate) fn decode_lost(&self) -> LostConnection {
         self.connection.lost()
+    }
+
+    /// The trailers of decode's response, once it has ended.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.connection.trailers()
     }
 
     /// Decode's connection, where it brings a stream whose chunks all pass unchanged from here on.

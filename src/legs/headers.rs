@@ -8,15 +8,16 @@
 use std::sync::Arc;
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST,
-    TRANSFER_ENCODING,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, TE,
+    TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::endpoint::{
-    DECODE_WORKER, PREFILL_WORKER, REQUEST_ID, TIMING, connection_headers, is_hop_by_hop,
+    DECODE_WORKER, PREFILL_WORKER, REQUEST_ID, TIMING, asks_for_trailers, connection_headers,
+    is_hop_by_hop,
 };
 use crate::fleet::Worker;
 
@@ -80,6 +81,11 @@ pub(crate) fn for_legs(
     }
     leg.insert_header(REQUEST_ID, request_id)?;
     leg.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
+    if asks_for_trailers(&client.headers) {
+        // Said anew, because it concerns the next connection alone. Many servers send trailers to no other client.
+        leg.insert_header(TE, HeaderValue::from_static("trailers"))?;
+        leg.insert_header(CONNECTION, HeaderValue::from_static("te"))?;
+    }
     Ok(leg)
 }
 
@@ -110,11 +116,13 @@ pub(crate) fn add_worker_fields(
 }
 
 /// Drops what concerns the connection to decode alone from the head of its response, except the framing of the body,
-/// which Pingora reads. Trailers are not forwarded, so that the field that announces them goes too.
-pub(crate) fn drop_hop_by_hop(head: &mut ResponseHeader) {
+/// which Pingora reads. The field that announces trailers stays where these go to the client.
+pub(crate) fn drop_hop_by_hop(head: &mut ResponseHeader, takes_trailers: impl Fn() -> bool) {
     let listed = connection_headers(&head.headers);
     let is_dropped = |name: &&HeaderName| {
-        is_hop_by_hop(name, &listed) && ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(name)
+        is_hop_by_hop(name, &listed)
+            && ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(name)
+            && !(**name == TRAILER && takes_trailers())
     };
     // Allocates only where there is such a field, which workers without a proxy in front of them do not send.
     let dropped: Vec<_> = head.headers.keys().filter(is_dropped).cloned().collect();
@@ -157,6 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn workers_are_told_of_a_client_that_takes_trailers() {
+        for (te, told) in [
+            ("trailers", true),
+            ("gzip;q=0.5, Trailers", true),
+            ("gzip", false),
+            ("x-trailers", false),
+        ] {
+            let leg = leg(&[("te", te)]);
+            let fields = [TE, CONNECTION].map(|name| leg.headers.get(name).cloned());
+            let said = ["trailers", "te"].map(|said| told.then(|| HeaderValue::from_static(said)));
+            assert_eq!(fields, said, "{te}");
+        }
+    }
+
+    #[test]
     fn hop_by_hop_fields_and_overrides_of_the_engine_are_dropped() {
         let leg = leg(&[
             ("host", "proxy"),
@@ -167,7 +190,7 @@ mod tests {
             ("expect", "100-continue"),
             ("accept-encoding", "gzip"),
             ("upgrade", "h2c"),
-            ("te", "trailers"),
+            ("te", "gzip"),
             ("proxy-connection", "keep-alive"),
             ("x-override-bootstrap-host", "10.0.0.1"),
             ("X-Override-Rid", "a"),

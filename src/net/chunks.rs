@@ -6,6 +6,8 @@
 //!
 //! Anything but plain chunks (extensions, the last chunk, trailers, malformed input) passes through unchanged, so that
 //! Pingora alone decides whether the framing is valid. Chunk boundaries have no meaning beyond their connection.
+//!
+//! Pingora drops the trailers behind the last chunk, so that they are copied on the way.
 //! Source: RFC 9112 section 7.1.
 
 use std::sync::LazyLock;
@@ -14,13 +16,16 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use memchr::memmem::Finder;
 
 use super::framing::chunk_size;
+use super::trailers::MAX_TRAILER_BYTES;
 
 /// The longest chunk size that is understood, in hexadecimal digits: chunks below 4 GiB.
 const MAX_DIGITS: usize = 8;
 const LINE_END: &[u8] = b"\r\n";
+/// The size line of the last chunk.
+const LAST_LINE: &[u8] = b"0\r\n";
 /// The most fields of a response head that is looked into.
 const MAX_FIELDS: usize = 32;
-/// The end of a head. Built once: each response is searched for it.
+/// The end of a head, and of trailers. Built once: each response is searched for it.
 static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
 /// The end of the field that says that a body is chunked.
 static CHUNKED: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"chunked\r\n"));
@@ -38,9 +43,12 @@ pub(crate) enum Chunks {
 /// Joins the chunks of one response, read by read.
 #[derive(Debug)]
 pub(super) struct Joiner {
+    chunks: Chunks,
     state: State,
     /// The sizes of all chunks so far, in bytes.
     payload: u64,
+    /// The lines of the trailers, once they are whole.
+    trailers: Option<Vec<u8>>,
 }
 
 /// What the next byte of the response is part of.
@@ -52,6 +60,8 @@ enum State {
     SizeLine(Vec<u8>),
     /// A chunk of which this many bytes are missing, including its line end.
     Chunk(u64),
+    /// The trailers, of which these bytes have arrived.
+    Trailers(Vec<u8>),
     /// Bytes that pass through unchanged to the end of the response.
     Passthrough,
 }
@@ -83,18 +93,26 @@ impl Joiner {
     /// A joiner at the beginning of a response.
     pub(super) fn new(chunks: Chunks) -> Self {
         Self {
-            state: match chunks {
-                Chunks::Joined => State::Head,
-                Chunks::Separate => State::Passthrough,
-            },
+            chunks,
+            state: State::Head,
             payload: 0,
+            trailers: None,
         }
     }
 
-    /// How many bytes of the body have passed, where the next byte begins a chunk.
+    /// How many bytes of the body have passed, where the next byte begins a chunk, and chunks may be joined.
     pub(super) fn payload_at_boundary(&self) -> Option<u64> {
-        let is_at_boundary = matches!(&self.state, State::SizeLine(line) if line.is_empty());
-        is_at_boundary.then_some(self.payload)
+        let joins = self.chunks == Chunks::Joined;
+        (joins && self.is_at_boundary()).then_some(self.payload)
+    }
+
+    fn is_at_boundary(&self) -> bool {
+        matches!(&self.state, State::SizeLine(line) if line.is_empty())
+    }
+
+    /// The lines of the trailers, with the empty one, once they have passed.
+    pub(super) fn take_trailers(&mut self) -> Option<Vec<u8>> {
+        self.trailers.take()
     }
 
     /// Notes that so many bytes of the body have passed elsewhere.
@@ -105,7 +123,7 @@ impl Joiner {
     /// Joins the chunks in the bytes of one read. Returns the new length of `read`, at most the old one.
     pub(super) fn join(&mut self, read: &mut [u8]) -> usize {
         let at = self.skip_unfinished(read);
-        if self.payload_at_boundary().is_some() {
+        if self.is_at_boundary() {
             self.join_from(read, at)
         } else {
             read.len()
@@ -133,8 +151,15 @@ impl Joiner {
                         self.state = State::Chunk(size + 2);
                     }
                     Start::Incomplete => return at,
+                    Start::Other if begun == LAST_LINE => {
+                        self.state = self.behind_last(Vec::new(), &read[at..]);
+                    }
                     Start::Other => self.state = State::Passthrough,
                 }
+            }
+            State::Trailers(begun) => {
+                let begun = std::mem::take(begun);
+                self.state = self.behind_last(begun, read);
             }
             State::SizeLine(_) | State::Chunk(_) | State::Passthrough => {}
         }
@@ -155,6 +180,24 @@ impl Joiner {
         at
     }
 
+    /// Keeps the trailers, of which some bytes may have begun, in those behind the size line of the last chunk.
+    fn behind_last(&mut self, mut begun: Vec<u8>, bytes: &[u8]) -> State {
+        // The usual end is not copied.
+        if begun.is_empty() && bytes == LINE_END {
+            return State::Passthrough;
+        }
+        begun.extend_from_slice(bytes);
+        if begun.starts_with(LINE_END) || begun.len() > MAX_TRAILER_BYTES {
+            return State::Passthrough;
+        }
+        let Some(end) = HEAD_END.find(&begun) else {
+            return State::Trailers(begun);
+        };
+        begun.truncate(end + HEAD_END.needle().len());
+        self.trailers = Some(begun);
+        State::Passthrough
+    }
+
     /// Joins the chunks from the offset `at` on, where a chunk-size line begins.
     fn join_from(&mut self, read: &mut [u8], mut at: usize) -> usize {
         let mut run: Option<Run> = None;
@@ -163,13 +206,17 @@ impl Joiner {
             let (size, line) = match start_of_chunk(&read[at..]) {
                 Start::Chunk { size, line } => (size, line),
                 Start::Incomplete => break State::SizeLine(read[at..].to_vec()),
-                Start::Other => break State::Passthrough,
+                Start::Other => match read[at..].strip_prefix(LAST_LINE) {
+                    Some(behind) => break self.behind_last(Vec::new(), behind),
+                    None => break State::Passthrough,
+                },
             };
             self.payload += size;
             let data = at + line;
             let arrived = size.min((read.len() - data) as u64);
             let end = data + usize::try_from(arrived).unwrap_or_default();
             match run.as_mut() {
+                None if self.chunks == Chunks::Separate => {}
                 None => {
                     run = Some(Run {
                         line: at,

@@ -190,11 +190,7 @@ async fn respond(
     let (head, mut body) = response.await.ok()?.into_parts();
     let mut text = BytesMut::with_capacity(512);
     text.extend_from_slice(format!("HTTP/1.1 {}\r\n", head.status).as_bytes());
-    for (name, value) in &head.headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            text.extend_from_slice(part);
-        }
-    }
+    write_fields(&mut text, &head.headers);
     let has_no_body = is_head || matches!(head.status.as_u16(), 204 | 304);
     let is_chunked = !has_no_body && !head.headers.contains_key(CONTENT_LENGTH);
     if is_chunked {
@@ -217,9 +213,22 @@ async fn respond(
         let _ = body.flow_control().release_capacity(data.len());
     }
     if is_chunked {
-        to.write_all(b"0\r\n\r\n").await.ok()?;
+        let trailers = body.trailers().await.ok()?.unwrap_or_default();
+        text.clear();
+        text.extend_from_slice(b"0\r\n");
+        write_fields(&mut text, &trailers);
+        text.extend_from_slice(b"\r\n");
+        to.write_all(&text).await.ok()?;
     }
     Some(())
+}
+
+fn write_fields(text: &mut BytesMut, fields: &HeaderMap) {
+    for (name, value) in fields {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            text.extend_from_slice(part);
+        }
+    }
 }
 
 /// The requests that are written to the near end.

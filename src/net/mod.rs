@@ -14,6 +14,7 @@
 //! | `http1.rs` | a connection for all other exchanges |
 //! | `http2.rs` | the same stream of bytes for workers of HTTP/2 |
 //! | `response_head.rs`, `framing.rs` | which responses are accepted, and where their bodies end |
+//! | `trailers.rs` | which fields behind a body are passed on |
 //! | `coding.rs` | bodies that are compressed |
 //! | `failure.rs` | why an exchange failed |
 
@@ -31,6 +32,7 @@ mod pool;
 mod pooled;
 mod response_head;
 mod tls;
+mod trailers;
 
 use std::sync::Arc;
 

@@ -7,10 +7,11 @@
 //!
 //! While Pingora waits for the next chunk of a response, the connection is offered to a relay: see [`super::lent`].
 //!
-//! Three things happen to the bytes on the way:
+//! Four things happen to the bytes on the way:
 //! * The request head is held back until the body is written, so that both leave in one write. Pingora flushes in
 //!   between, which would cost a system call, a segment and a second wake-up of the worker.
 //! * The chunks of a response that arrive with one read are joined: see [`super::chunks`].
+//! * The trailers of a response are copied, because Pingora drops them: see [`super::trailers`].
 //! * When the worker responds before it has read the request, the rest of the request is not sent. Pingora reads no
 //!   response while it writes, and a worker that has refused a request may never read the rest of it.
 //!
@@ -21,12 +22,13 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
+use http::HeaderMap;
 use pingora::connectors::L4Connect;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
@@ -42,6 +44,7 @@ use super::lent::Lending;
 use super::peer::{Dialling, Reuse, reuse_key};
 use super::pool::{Pool, is_quiet};
 use super::response_head::{MAX_HEAD_BYTES, has_final_head};
+use super::trailers;
 use crate::addresses::Addresses;
 
 /// The size of a read while a request is being written, in bytes.
@@ -59,6 +62,8 @@ struct HandleState {
     written: AtomicBool,
     received: AtomicBool,
     response_ended: AtomicBool,
+    /// Boxed, because hardly any response has them.
+    trailers: OnceLock<Box<HeaderMap>>,
     lending: Lending,
 }
 
@@ -90,6 +95,11 @@ impl PooledHandle {
         } else {
             LostConnection::Untouched
         }
+    }
+
+    /// The trailers of the response, those that may be passed on, once Pingora has read its end.
+    pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
+        self.0.trailers.get().map(Box::as_ref)
     }
 
     pub(super) fn lending(&self) -> &Lending {
@@ -349,6 +359,11 @@ impl AsyncRead for PooledStream {
         }
         let joined = self.joiner.join(&mut buf.filled_mut()[before..]);
         buf.set_filled(before + joined);
+        if let Some(lines) = self.joiner.take_trailers()
+            && let Some(trailers) = trailers::parse(&lines)
+        {
+            self.handle.0.trailers.get_or_init(|| Box::new(trailers));
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -45,7 +45,8 @@ impl Proxy {
             return Ok(());
         }
         ctx.record.times.decode_head = Some(Instant::now());
-        legs::drop_hop_by_hop(head);
+        let asked = || client::takes_trailers(session.req_header());
+        legs::drop_hop_by_hop(head, || ctx.seat.is_none() && asked());
         head.insert_header(REQUEST_ID, &ctx.record.request_id)?;
         let leg = if head.status.is_success() {
             ctx.attempt()?.join(client::interrupted(session)).await?;
@@ -129,6 +130,12 @@ impl Proxy {
         }
         let passed = ctx.attempt()?.pass(chunk, end);
         let passed = passed.map_err(|error| self.not_passed(ctx, error))?;
+        if end
+            && let (Some(attempt), Some(installed)) = (&ctx.attempt, &ctx.installed)
+            && let Some(trailers) = attempt.trailers()
+        {
+            installed.note_trailers(trailers);
+        }
         let is_first = !ctx.has_begun() && (!passed.is_empty() || end);
         if is_first && ctx.record.status < 300 {
             ctx.state.begin();

@@ -14,6 +14,7 @@
 //!   client may leave, see [`tail`];
 //! * it lets a stream pass from socket to socket once nothing is left to be decided about it, see [`relay`];
 //! * it writes comments into a silent stream, where the configuration asks for them, see [`keepalive`];
+//! * it ends a response with decode's trailers, see [`trailers`];
 //! * it closes the client's connection after this response when the process is shutting down;
 //! * it frames a response whose framing a filter has removed: a Content-Length where it arrives whole, else chunks, but
 //!   none for a client of HTTP/1.0.
@@ -25,6 +26,7 @@ mod custom;
 mod keepalive;
 mod relay;
 mod tail;
+mod trailers;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -33,8 +35,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::Version;
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::proxy::Session;
@@ -81,6 +83,8 @@ pub(super) struct Shared {
     timing: Mutex<Option<TimingFields>>,
     /// Decode's connection, once its stream passes unchanged.
     decode: OnceLock<PooledHandle>,
+    /// The trailers of decode's response.
+    trailers: OnceLock<Box<HeaderMap>>,
     /// The session leaves its parts here when Pingora drops it: Pingora owns it as a trait object.
     left: Mutex<Option<(Box<ServerSession>, Sent)>>,
 }

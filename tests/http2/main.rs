@@ -10,4 +10,5 @@ mod judge;
 mod leaving;
 mod limits;
 mod requests;
+mod trailers;
 mod workers;

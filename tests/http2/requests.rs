@@ -27,7 +27,7 @@ async fn a_request_has_two_legs_of_http_1_1() {
             request.head
         );
         assert_eq!(request.header("x-end-to-end"), Some("1"));
-        assert_eq!(request.header("te"), None);
+        assert_eq!(request.header("te"), Some("trailers"));
         assert_ne!(request.header("host"), Some("balancer"));
         assert_eq!(request.json()["text"], "a");
     }

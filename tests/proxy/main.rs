@@ -23,4 +23,5 @@ mod samples;
 mod stored;
 mod stream_ends;
 mod streams;
+mod trailers;
 mod two_legs;

@@ -137,6 +137,51 @@ fn anything_but_plain_chunks_passes_through_unchanged() {
     assert_eq!(joined(&bytes, &[]).concat(), out);
 }
 
+#[test]
+fn trailers_are_kept_however_they_arrive_and_in_either_mode() {
+    for (end, kept) in [
+        ("0\r\nx: y\r\n\r\n", Some("x: y\r\n\r\n")),
+        (
+            "0\r\nx: y\r\nz: 1\r\n\r\nmore",
+            Some("x: y\r\nz: 1\r\n\r\n"),
+        ),
+        ("0\r\n\r\n", None),
+        ("0\r\n\r\nmore: 1\r\n\r\n", None),
+        ("0\r\nx: y\r\n", None),
+        ("00\r\nx: y\r\n\r\n", None),
+    ] {
+        let bytes = [HEAD, b"2\r\nab\r\n", end.as_bytes()].concat();
+        for chunks in [Chunks::Joined, Chunks::Separate] {
+            for split in HEAD.len()..=bytes.len() {
+                let mut joiner = Joiner::new(chunks);
+                let mut passed = Vec::new();
+                for part in [&bytes[..split], &bytes[split..]] {
+                    let mut part = part.to_vec();
+                    let left = joiner.join(&mut part);
+                    passed.extend_from_slice(&part[..left]);
+                }
+                assert_eq!(passed, bytes);
+                let trailers = joiner.take_trailers();
+                let kept = kept.map(|kept| kept.as_bytes().to_vec());
+                assert_eq!(trailers, kept, "{end:?} {chunks:?} {split}");
+            }
+        }
+    }
+    let long = format!("0\r\nx: {}\r\n\r\n", "y".repeat(MAX_TRAILER_BYTES));
+    let mut joiner = Joiner::new(Chunks::Joined);
+    joiner.join(&mut [HEAD, long.as_bytes()].concat());
+    assert_eq!(joiner.take_trailers(), None);
+}
+
+#[test]
+fn separate_chunks_stay_as_they_are() {
+    let mut bytes = whole(&[1, 20, 300]);
+    let mut joiner = Joiner::new(Chunks::Separate);
+    let (before, left) = (bytes.clone(), joiner.join(&mut bytes));
+    assert_eq!(&bytes[..left], &before);
+    assert_eq!(joiner.payload_at_boundary(), None);
+}
+
 proptest! {
     #[test]
     fn joined_chunks_hold_the_same_data_and_end_in_the_same_way(

@@ -76,6 +76,7 @@ impl CustomSession for ReplacedSession {
         {
             return Err(unfit);
         }
+        let has_trailers = self.part_end(&mut tasks);
         let (mut tasks, mut failure) = self.release(tasks);
         if self.is_stream
             && let Some(cut_short) = self.follow(&mut tasks)
@@ -85,7 +86,9 @@ impl CustomSession for ReplacedSession {
         let mut ended = false;
         if !tasks.is_empty() {
             self.note_sent(&tasks);
-            ended = if self.sent.events.is_complete() {
+            ended = if has_trailers && failure.is_none() {
+                Box::pin(self.write_trailers_last(tasks)).await?
+            } else if self.sent.events.is_complete() {
                 Box::pin(self.write_end(tasks)).await?
             } else {
                 self.client_mut().response_duplex_vec(tasks).await?
