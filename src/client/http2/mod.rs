@@ -242,3 +242,6 @@ fn options() -> Builder {
 pub(crate) fn origin(session: &Session) -> Option<&Origin> {
     session.req_header().extensions.get()
 }
+
+#[cfg(test)]
+mod tests;

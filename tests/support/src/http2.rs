@@ -179,6 +179,8 @@ pub struct Frames(TcpStream);
 impl Frames {
     pub async fn connect(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
+        // A small write must not wait for the acknowledgement of the one before.
+        stream.set_nodelay(true).unwrap();
         stream.write_all(PREFACE).await.unwrap();
         stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
         Self(stream)
@@ -191,6 +193,11 @@ impl Frames {
 
     /// The next frame of this kind, its payload; `None` when the connection ends first.
     pub async fn next(&mut self, kind: u8) -> Option<Vec<u8>> {
+        Some(self.either([kind; 2]).await?.1)
+    }
+
+    /// The next frame of these kinds: its kind and its payload; `None` when the connection ends first.
+    pub async fn either(&mut self, kinds: [u8; 2]) -> Option<(u8, Vec<u8>)> {
         loop {
             let mut header = [0; 9];
             soon("a frame", self.0.read_exact(&mut header)).await.ok()?;
@@ -199,8 +206,8 @@ impl Frames {
             soon("a payload", self.0.read_exact(&mut payload))
                 .await
                 .ok()?;
-            if header[3] == kind {
-                return Some(payload);
+            if kinds.contains(&header[3]) {
+                return Some((header[3], payload));
             }
         }
     }
