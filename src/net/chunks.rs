@@ -16,6 +16,7 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use memchr::memmem::Finder;
 
 use super::framing::chunk_size;
+use super::response_head::MAX_HEAD_BYTES;
 use super::trailers::MAX_TRAILER_BYTES;
 
 /// The longest chunk size that is understood, in hexadecimal digits: chunks below 4 GiB.
@@ -54,8 +55,8 @@ pub(super) struct Joiner {
 /// What the next byte of the response is part of.
 #[derive(Debug)]
 enum State {
-    /// The response head.
-    Head,
+    /// The response head, of which these bytes have arrived.
+    Head(Vec<u8>),
     /// A chunk-size line, of which these bytes have arrived.
     SizeLine(Vec<u8>),
     /// A chunk of which this many bytes are missing, including its line end.
@@ -94,7 +95,7 @@ impl Joiner {
     pub(super) fn new(chunks: Chunks) -> Self {
         Self {
             chunks,
-            state: State::Head,
+            state: State::Head(Vec::new()),
             payload: 0,
             trailers: None,
         }
@@ -134,12 +135,9 @@ impl Joiner {
     fn skip_unfinished(&mut self, read: &[u8]) -> usize {
         let mut at = 0;
         match &mut self.state {
-            State::Head => {
-                self.state = State::Passthrough;
-                if let Some(end) = end_of_chunked_head(read) {
-                    self.state = State::SizeLine(Vec::new());
-                    at = end;
-                }
+            State::Head(begun) => {
+                let begun = std::mem::take(begun);
+                (self.state, at) = skip_head(begun, read);
             }
             State::SizeLine(begun) if !begun.is_empty() => {
                 let rest = read.iter().position(|byte| *byte == b'\n');
@@ -293,14 +291,39 @@ pub(super) fn start_of_chunk(bytes: &[u8]) -> Start {
     }
 }
 
-/// The end of the response head in this read; `None` unless the head is complete and its body is certainly chunked.
-fn end_of_chunked_head(read: &[u8]) -> Option<usize> {
-    let end = HEAD_END.find(read)? + HEAD_END.needle().len();
+/// What follows a response head, of which some bytes may have begun, and where in the read that begins.
+fn skip_head(mut begun: Vec<u8>, read: &[u8]) -> (State, usize) {
+    let before = begun.len();
+    // Most heads arrive with one read, and are not copied.
+    let head = if before == 0 {
+        read
+    } else {
+        begun.extend_from_slice(read);
+        &begun[..]
+    };
+    match HEAD_END.find(head).map(|at| at + HEAD_END.needle().len()) {
+        Some(end) if announces_chunks(&head[..end]) => (State::SizeLine(Vec::new()), end - before),
+        None if head.len() <= MAX_HEAD_BYTES => {
+            if before == 0 {
+                begun.extend_from_slice(read);
+            }
+            (State::Head(begun), read.len())
+        }
+        _ => (State::Passthrough, 0),
+    }
+}
+
+/// Whether the body behind this head is certainly chunked.
+fn announces_chunks(head: &[u8]) -> bool {
     // Cheap first: most heads have a length, and are not parsed.
-    CHUNKED.find(&read[..end])?;
+    CHUNKED.find(head).is_some() && is_chunked(head).unwrap_or_default()
+}
+
+/// `None` where the head is none, or has fields of which there is no need to know more.
+fn is_chunked(bytes: &[u8]) -> Option<bool> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut head = httparse::Response::new(&mut fields);
-    head.parse(&read[..end]).ok()?;
+    head.parse(bytes).ok()?;
     let mut chunked = 0;
     for field in head.headers.iter() {
         if field.name.eq_ignore_ascii_case(TRANSFER_ENCODING.as_str()) {
@@ -313,7 +336,7 @@ fn end_of_chunked_head(read: &[u8]) -> Option<usize> {
         }
     }
     let has_body = !matches!(head.code, None | Some(..200 | 204 | 304));
-    (has_body && head.version == Some(1) && chunked == 1).then_some(end)
+    Some(has_body && head.version == Some(1) && chunked == 1)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The length of the first line of [`HEAD`].
+const HEAD_LINE: usize = 17;
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// A strict reader of a chunked body: its chunks, and whether the body ended, was cut off or is malformed.
@@ -80,8 +82,12 @@ fn a_chunk_of_which_only_a_part_has_arrived_is_joined_too() {
 fn separate_chunks_are_not_touched() {
     let bytes = whole(&[4, 400, 9]);
     let mut read = bytes.clone();
-    let left = Joiner::new(Chunks::Separate).join(&mut read);
+    let mut joiner = Joiner::new(Chunks::Separate);
+    let left = joiner.join(&mut read);
     assert_eq!((left, &read), (bytes.len(), &bytes));
+    let mut joiner = Joiner::new(Chunks::Separate);
+    joiner.join(&mut read[..HEAD.len()]);
+    assert_eq!(joiner.payload_at_boundary(), None, "no relay");
 }
 
 #[test]
@@ -111,9 +117,22 @@ fn a_body_that_is_not_certainly_chunked_is_not_touched() {
     ] {
         let bytes = [head.as_bytes(), chunks].concat();
         assert_eq!(joined(&bytes, &[]).concat(), bytes, "{head:?}");
-        // Nor is one whose head does not arrive with one read.
-        let bytes = [HEAD, chunks].concat();
-        assert_eq!(joined(&bytes, &[9]).concat(), bytes);
+    }
+    let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n", "y".repeat(MAX_HEAD_BYTES));
+    let bytes = [long.as_bytes(), &whole(&[4, 5])[HEAD_LINE..]].concat();
+    assert_eq!(joined(&bytes, &[long.len()]).concat(), bytes);
+}
+
+#[test]
+fn a_head_that_arrives_in_pieces_is_one_all_the_same() {
+    let bytes = whole(&[4, 5]);
+    let out = joined(&bytes, &[]).concat();
+    assert!(out.len() < bytes.len());
+    for first in 1..HEAD.len() {
+        for second in [first, first + 1, HEAD.len()] {
+            let ends = [first, second];
+            assert_eq!(joined(&bytes, &ends).concat(), out, "{ends:?}");
+        }
     }
 }
 
@@ -171,15 +190,6 @@ fn trailers_are_kept_however_they_arrive_and_in_either_mode() {
     let mut joiner = Joiner::new(Chunks::Joined);
     joiner.join(&mut [HEAD, long.as_bytes()].concat());
     assert_eq!(joiner.take_trailers(), None);
-}
-
-#[test]
-fn separate_chunks_stay_as_they_are() {
-    let mut bytes = whole(&[1, 20, 300]);
-    let mut joiner = Joiner::new(Chunks::Separate);
-    let (before, left) = (bytes.clone(), joiner.join(&mut bytes));
-    assert_eq!(&bytes[..left], &before);
-    assert_eq!(joiner.payload_at_boundary(), None);
 }
 
 proptest! {
