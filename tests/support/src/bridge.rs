@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Uri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -115,19 +115,25 @@ fn parse(head: &[u8]) -> Option<(Request<()>, Length)> {
     let length = headers.get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     let host = headers.remove(HOST)?;
-    // Those of one hop go no further.
+    // Those of one hop go no further, but for TE.
     for name in headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|names| {
             let names = names.to_str().unwrap_or_default();
-            names.split(',').map(|name| name.trim().to_owned())
+            let names = names.split(',').map(|name| name.trim().to_owned());
+            names.filter(|name| name != "te")
         })
         .collect::<Vec<_>>()
     {
         headers.remove(name);
     }
     headers.remove(CONNECTION);
+    // Nothing else may be said by it over HTTP/2, and nothing by a client that knows no trailers.
+    let te = headers.remove(TE).filter(|_| parsed.version == Some(1));
+    if let Some(te) = te.filter(|te| te == "trailers") {
+        headers.insert(TE, te);
+    }
     let uri = Uri::builder()
         .scheme("http")
         .authority(host.as_bytes())
@@ -166,11 +172,7 @@ async fn answer(
     }
     let (head, mut body) = response.await.ok()?.into_parts();
     let mut text = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
-    for (name, value) in &head.headers {
-        text.extend_from_slice(
-            &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat(),
-        );
-    }
+    write_fields(&mut text, &head.headers);
     let is_chunked = !head.headers.contains_key(CONTENT_LENGTH) && !is_head;
     if is_chunked {
         text.extend_from_slice(b"transfer-encoding: chunked\r\n");
@@ -189,9 +191,19 @@ async fn answer(
         let _ = body.flow_control().release_capacity(data.len());
     }
     if is_chunked {
-        to.write_all(b"0\r\n\r\n").await.ok()?;
+        let mut last = b"0\r\n".to_vec();
+        write_fields(&mut last, &body.trailers().await.ok()?.unwrap_or_default());
+        last.extend_from_slice(b"\r\n");
+        to.write_all(&last).await.ok()?;
     }
     Some(())
+}
+
+fn write_fields(text: &mut Vec<u8>, fields: &HeaderMap) {
+    for (name, value) in fields {
+        let line = [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"];
+        text.extend_from_slice(&line.concat());
+    }
 }
 
 /// The next piece of a body; `Some(None)` where it is cut.
