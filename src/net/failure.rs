@@ -114,13 +114,19 @@ fn is_out_of_sockets(error: &Error) -> bool {
     )
 }
 
-/// The error of the operating system that is behind this one. Pingora's own search ends at an error of Pingora.
+/// The error of the operating system that is behind this one. Pingora's own search ends at an error of Pingora, and at
+/// the one that says which local address a connection had (pingora-core 0.9.1 `protocols/l4/ext.rs`).
 fn of_system(error: &Error) -> Option<&std::io::Error> {
-    let mut cause = error.root_cause();
-    while let Some(of_pingora) = cause.downcast_ref::<Error>() {
-        cause = of_pingora.cause.as_deref()?;
+    let mut cause: &(dyn std::error::Error + 'static) = error.root_cause();
+    loop {
+        if let Some(of_system) = cause.downcast_ref() {
+            return Some(of_system);
+        }
+        cause = match cause.downcast_ref::<Error>() {
+            Some(of_pingora) => of_pingora.cause.as_deref()?,
+            None => cause.source()?,
+        };
     }
-    cause.downcast_ref()
 }
 
 /// The operating system's error message, else Pingora's.
@@ -240,6 +246,22 @@ mod tests {
         }
     }
 
+    /// An error that only its source explains, as Pingora's about a connection that had a local address.
+    #[derive(Debug)]
+    struct Wrapped(std::io::Error);
+
+    impl fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("with a local address")
+        }
+    }
+
+    impl std::error::Error for Wrapped {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
     #[test]
     fn the_reason_is_the_first_cause_of_a_chain() {
         let os = std::io::Error::from_raw_os_error(111);
@@ -248,8 +270,12 @@ mod tests {
         let with_context = Error::because(ErrorType::ConnectNoRoute, "connect", os)
             .more_context("to a worker".to_owned());
         let chain = Error::explain(ErrorType::ConnectError, "handshake cause: no route");
+        let os = std::io::Error::from_raw_os_error(111);
+        let with_address = Error::because(ErrorType::ConnectRefused, "connect", Wrapped(os))
+            .more_context("to a worker".to_owned());
         for (error, why) in [
             (with_os, "Connection refused (os error 111)"),
+            (with_address, "Connection refused (os error 111)"),
             (with_context, "No route to host (os error 113)"),
             (chain, "no route"),
         ] {

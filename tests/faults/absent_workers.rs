@@ -30,6 +30,17 @@ async fn a_balancer_without_workers_starts_says_so_and_picks_them_up() {
 }
 
 #[tokio::test]
+async fn the_error_of_a_worker_that_refuses_connections_has_the_reason_of_the_system() {
+    let (absent, decode) = (Worker::refusing().await, Worker::listen().await);
+    let balancer = Balancer::start(config(&[absent], &[decode.url()])).await;
+    let mut client = balancer.client().await;
+    client.send(post("/generate", BODY)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.outcome(), (502, Some("prefill_unreachable")));
+    assert!(answer.text().contains("Connection refused"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_found_keeps_nobody_from_starting_and_nothing_is_sent_for_it() {
     let decode = Worker::listen().await;
     // Source: RFC 6761, section 6.4: no resolver knows such a name.
