@@ -6,6 +6,7 @@
 
 mod code;
 mod response;
+mod timeout;
 
 use std::fmt;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::pd::{Engine, GatherError, Invalid, MergeError};
 
 pub use code::{Code, Retry, Row, Side};
 pub(crate) use response::{REJECTED, error_response, rejected, rejection_message};
+pub(crate) use timeout::{Awaited, Timeout};
 
 /// How a request ended where decode reported an error in a stream that had begun.
 pub(crate) const STREAM_ERROR: &str = "decode_error";
@@ -70,6 +72,8 @@ pub(crate) enum ProxyError {
     /// The batch has more than this many prompts.
     BatchTooLarge(usize),
     NoWorker(NoWorker),
+    /// So many workers that are listed with this role have the other one, and there is no other worker.
+    OtherRole(Role, usize),
     /// So many workers of this role are of another engine than this one, and there is no other.
     OtherEngine(Role, usize, Engine),
     QueueFull,
@@ -129,19 +133,6 @@ pub(crate) enum Suspected {
     NoOther(Role, Duration),
 }
 
-/// A deadline that the workers have missed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Timeout {
-    /// No worker had capacity for this long.
-    Queue(Duration),
-    /// No byte of a streamed response came for this long.
-    FirstToken(Duration),
-    /// No byte of a running stream came for this long.
-    StreamIdle(Duration),
-    /// The response was not complete in time.
-    Request,
-}
-
 impl From<BodyError> for ProxyError {
     fn from(error: BodyError) -> Self {
         match error {
@@ -190,8 +181,10 @@ impl ProxyError {
             ProxyError::ResponseGone(_) => Code::UnknownResponse,
             ProxyError::BatchTooLarge(_) => Code::BatchTooLarge,
             ProxyError::NoWorker(NoWorker(Role::Prefill))
+            | ProxyError::OtherRole(Role::Prefill, _)
             | ProxyError::OtherEngine(Role::Prefill, ..) => Code::NoPrefill,
             ProxyError::NoWorker(NoWorker(Role::Decode))
+            | ProxyError::OtherRole(Role::Decode, _)
             | ProxyError::OtherEngine(Role::Decode, ..) => Code::NoDecode,
             ProxyError::QueueFull => Code::QueueFull,
             ProxyError::Paused(..) => Code::Paused,
@@ -203,9 +196,9 @@ impl ProxyError {
             ProxyError::NoParams(_) | ProxyError::NoEngine { .. } => Code::PrefillBadAnswer,
             ProxyError::Merge(_) | ProxyError::Gather(_) => Code::MergeFailed,
             ProxyError::Timeout(Timeout::Queue(_)) => Code::QueueTimeout,
-            ProxyError::Timeout(Timeout::FirstToken(_)) => Code::FirstTokenTimeout,
+            ProxyError::Timeout(Timeout::FirstToken(..)) => Code::FirstTokenTimeout,
             ProxyError::Timeout(Timeout::StreamIdle(_)) => Code::StreamIdleTimeout,
-            ProxyError::Timeout(Timeout::Request) => Code::RequestTimeout,
+            ProxyError::Timeout(Timeout::Response(..) | Timeout::Stream(_)) => Code::RequestTimeout,
             ProxyError::ShuttingDown => Code::ShuttingDown,
             ProxyError::Internal(_) => Code::Internal,
         }
@@ -304,31 +297,6 @@ impl fmt::Display for Suspected {
     }
 }
 
-impl fmt::Display for Timeout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Timeout::Queue(limit) => write!(
-                f,
-                "all workers were busy (max_concurrent_requests) for {} s (queue_timeout_secs)",
-                limit.as_secs_f64()
-            ),
-            Timeout::FirstToken(limit) => write!(
-                f,
-                "no token came within {} s (first_token_timeout_secs)",
-                limit.as_secs_f64()
-            ),
-            Timeout::StreamIdle(limit) => write!(
-                f,
-                "decode sent nothing for {} s (stream_idle_timeout_secs)",
-                limit.as_secs_f64()
-            ),
-            Timeout::Request => f.write_str(
-                "the response took too long (request_timeout_secs, stream_timeout_secs)",
-            ),
-        }
-    }
-}
-
 impl fmt::Display for ProxyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -386,6 +354,11 @@ impl fmt::Display for ProxyError {
                 "the batch has more than {limit} prompts; send several requests"
             ),
             ProxyError::NoWorker(why) => why.fmt(f),
+            ProxyError::OtherRole(role, workers) => write!(
+                f,
+                "no {role} worker is available, and {workers} that are listed as {role} say that they are {}: see `mini-lb doctor`",
+                role.other()
+            ),
             ProxyError::OtherEngine(role, workers, own) => write!(
                 f,
                 "no {role} worker of {} is available, and {workers} that are listed are of another engine: see `engine`",

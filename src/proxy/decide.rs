@@ -141,7 +141,6 @@ impl Proxy {
             return error;
         }
         error.set_retry(false);
-        let limits = &ctx.rules.limits;
         let overdue = match error.etype() {
             etype if *etype == session::PREFILL_FAILED => return self.prefill_failed(ctx),
             etype if *etype == session::SHUTTING_DOWN => {
@@ -157,13 +156,11 @@ impl Proxy {
                 let failure = Failure::Unusable(status);
                 return self.decode_failed(ctx, failure).unwrap_or(error);
             }
-            etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => {
-                Timeout::FirstToken(limits.first_token_timeout)
-            }
+            etype if *etype == deadlines::FIRST_TOKEN_TIMEOUT => ctx.first_token_late(),
             etype if *etype == deadlines::STREAM_IDLE_TIMEOUT => {
-                Timeout::StreamIdle(limits.stream_idle_timeout)
+                Timeout::StreamIdle(ctx.rules.limits.stream_idle_timeout)
             }
-            etype if *etype == deadlines::REQUEST_TIMEOUT => Timeout::Request,
+            etype if *etype == deadlines::REQUEST_TIMEOUT => ctx.response_late(),
             _ if *error.esource() == ErrorSource::Downstream => return error,
             _ => return self.decode_lost(ctx, error),
         };

@@ -14,7 +14,7 @@ use super::deadlines::Deadlines;
 use super::request::RequestContext;
 use super::samples::Seat;
 use crate::client;
-use crate::error::{PausedWait, ProxyError, Timeout};
+use crate::error::{Awaited, PausedWait, ProxyError, Timeout};
 use crate::fleet::{Lease, Mismatch, NoWorker, Refusal, Role, Selection, Ticket, Turn, WorkerId};
 
 /// How often a waiting request looks whether the time alone has brought a worker back. Every other change is signalled.
@@ -116,9 +116,11 @@ impl Proxy {
     }
 
     fn no_worker(&self, role: Role) -> ProxyError {
-        match self.fleet.mismatched(role, Mismatch::Engine) {
-            0 => ProxyError::NoWorker(NoWorker(role)),
-            workers => ProxyError::OtherEngine(role, workers, self.engine()),
+        let mismatched = |mismatch| self.fleet.mismatched(role, mismatch);
+        match (mismatched(Mismatch::Engine), mismatched(Mismatch::Role)) {
+            (0, 0) => ProxyError::NoWorker(NoWorker(role)),
+            (0, workers) => ProxyError::OtherRole(role, workers),
+            (workers, _) => ProxyError::OtherEngine(role, workers, self.engine()),
         }
     }
 
@@ -170,10 +172,35 @@ impl Proxy {
             .as_ref()
             .is_some_and(|request| request.facts.stream);
         let deadlines = Deadlines::new(limits, stream, ctx.record.times.started);
-        let first_token = Timeout::FirstToken(limits.first_token_timeout);
-        let first_token = deadlines.first_token.map(|at| (at, first_token));
-        let total = deadlines.total.map(|at| (at, Timeout::Request));
+        let first_token = deadlines.first_token.map(|at| (at, ctx.first_token_late()));
+        let total = deadlines.total.map(|at| (at, ctx.response_late()));
         let all = first_token.into_iter().chain(total);
         all.min_by_key(|(at, _)| *at)
+    }
+}
+
+impl RequestContext {
+    /// The error of a stream whose first byte did not come in time.
+    pub(super) fn first_token_late(&self) -> Timeout {
+        Timeout::FirstToken(self.rules.limits.first_token_timeout, self.awaited())
+    }
+
+    /// The error of a response that was not complete in time.
+    pub(super) fn response_late(&self) -> Timeout {
+        let limits = &self.rules.limits;
+        let request = self.request.as_ref();
+        match limits.stream_timeout {
+            Some(limit) if request.is_some_and(|request| request.facts.stream) => {
+                Timeout::Stream(limit)
+            }
+            _ => Timeout::Response(limits.request_timeout, self.awaited()),
+        }
+    }
+
+    fn awaited(&self) -> Awaited {
+        let attempt = self.attempt.as_ref();
+        attempt.map_or(Awaited::Pair, |attempt| {
+            Awaited::of(attempt.prefill_state())
+        })
     }
 }

@@ -67,6 +67,8 @@ async fn a_stream_whose_first_token_is_late_is_a_504_that_names_the_deadline() {
     decode.begin_stream().await;
     let answer = pair.client.answer().await;
     assert_eq!(answer.outcome(), (504, Some("first_token_timeout")));
+    let why = "(first_token_timeout_secs): prefill had not responded either";
+    assert!(answer.text().contains(why), "{answer:?}");
     prefill.closed().await;
     decode.closed().await;
 }
@@ -99,6 +101,8 @@ async fn an_answer_that_is_not_streamed_has_a_deadline_of_its_own() {
     let (prefill, decode) = pair.legs(CHAT, BODY).await;
     let answer = pair.client.answer().await;
     assert_eq!(answer.outcome(), (504, Some("request_timeout")));
+    let why = "not complete within 0.05 s (request_timeout_secs): prefill had not responded either";
+    assert!(answer.text().contains(why), "{answer:?}");
     prefill.closed().await;
     decode.closed().await;
 }

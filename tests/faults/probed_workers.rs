@@ -63,7 +63,10 @@ async fn workers_in_the_wrong_lists_get_no_request_and_readiness_says_why() {
     let mut client = balancer.client().await;
     // Not even the first request goes there.
     client.send(post("/generate", BODY)).await;
-    assert_eq!(client.answer().await.outcome(), (503, Some("no_prefill")));
+    let answer = client.answer().await;
+    assert_eq!(answer.outcome(), (503, Some("no_prefill")));
+    let why = "1 that are listed as prefill say that they are decode";
+    assert!(answer.text().contains(why), "{answer:?}");
     let why = readiness(&mut client, 503).await["error"]["message"].to_string();
     for part in [
         "workers listed as prefill whose /model_info has the other role: 1",
