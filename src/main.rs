@@ -54,12 +54,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a user may want who has typed the name of the program and nothing else.
+#[cfg(feature = "sim")]
+const FIRST_STEPS: &str =
+    "Try `mini-lb demo`, which needs no GPU and no SGLang, or see `mini-lb --help`";
+#[cfg(not(feature = "sim"))]
+const FIRST_STEPS: &str = "See `mini-lb --help`";
+
 fn run(serve: Serve) -> ExitCode {
     let environment = |name: &str| std::env::var_os(name);
     let sources = serve.sources.clone();
     let (config, effective) = match serve.sources.load(&environment) {
         Ok(loaded) => loaded,
-        Err(problems) => return fail(problems),
+        Err(problems) => {
+            let code = fail(problems);
+            if std::env::args_os().len() == 1 {
+                complain(FIRST_STEPS);
+            }
+            return code;
+        }
     };
     match serve.action {
         Action::Test => {

@@ -170,9 +170,14 @@ impl WorkerDraft {
             (_, [url]) => (url, None),
             (Role::Prefill, [url, bootstrap]) => (url, Some(bootstrap)),
             _ => {
-                let expected = match role {
-                    Role::Prefill => "one URL with at most a bootstrap address behind it",
-                    Role::Decode => "one URL",
+                let is_flag = matches!(draft.place, Place::Flag(_));
+                let expected = match (role, is_flag) {
+                    (Role::Prefill, false) => "one URL with at most a bootstrap address behind it",
+                    (Role::Prefill, true) => {
+                        "one URL with at most a bootstrap address behind it; repeat the flag for each worker"
+                    }
+                    (Role::Decode, false) => "one URL",
+                    (Role::Decode, true) => "one URL; repeat the flag for each worker",
                 };
                 let fault = Fault::Value {
                     found: tokens.join(" "),
@@ -231,10 +236,11 @@ pub(crate) fn server_conf(keys: Mapping) -> Result<ServerConf, String> {
             (None, None) => error.to_string(),
         };
         // The line is one of the text above, not of the user's file.
-        match why.rfind(" at line ") {
-            Some(end) => why[..end].to_owned(),
-            None => why,
-        }
+        let why = match why.rfind(" at line ") {
+            Some(end) => &why[..end],
+            None => &why,
+        };
+        why.replace("expected usize", "expected a whole number")
     })
 }
 

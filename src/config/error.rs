@@ -242,7 +242,11 @@ impl fmt::Display for Fault {
                 write!(f, "{url} cannot be both, it is listed as prefill at {prefill}")
             }
             Fault::NoWorkers { key } => {
-                write!(f, "at least one {key} worker is required, for example --{key} http://10.0.0.1:30000")
+                let example = match *key {
+                    "prefill" => "http://10.0.0.1:30000 8998",
+                    _ => "http://10.0.0.2:30001",
+                };
+                write!(f, "at least one {key} worker is required, for example --{key} {example}")
             }
             Fault::NoDns => f.write_str("this build has no resolver for names of workers, it lacks the feature `dns`"),
             Fault::NoSelector => f.write_str(

@@ -58,7 +58,8 @@ pub(crate) fn read(
         }
         Err(error) => {
             let line = error.location().map(|at| at.line());
-            problems.push(whole(line, Fault::Yaml(yaml_message(&error))));
+            let (line, why) = yaml_problem(line, error.to_string(), &text);
+            problems.push(whole(line, Fault::Yaml(why)));
             return None;
         }
     };
@@ -335,14 +336,38 @@ impl Reader<'_> {
     }
 }
 
-/// The parser's message. For a duplicate key it has only the line on which the mapping starts.
-fn yaml_message(error: &serde_yaml::Error) -> String {
-    let words = error.to_string();
-    if words.contains("duplicate entry") {
-        words.replace(" at line ", " in the mapping that starts at line ")
-    } else {
-        words
+/// The parser's message and its line. For a duplicate key the parser has only the line on which the mapping starts, and for a
+/// tab it has no word.
+fn yaml_problem(line: Option<usize>, why: String, text: &str) -> (Option<usize>, String) {
+    let start = line.unwrap_or(1);
+    if let Some((_, rest)) = why.split_once("duplicate entry with key \"") {
+        let key = rest.split('"').next().unwrap_or_default();
+        let second = second_line(text, start, key);
+        let why = why.replace(" at line ", " in the mapping that starts at line ");
+        return (second.or(line), why);
     }
+    let indent = text.lines().nth(start - 1).map(|line| {
+        let end = line.find(|c: char| !c.is_whitespace());
+        &line[..end.unwrap_or(line.len())]
+    });
+    match indent {
+        Some(indent) if indent.contains('\t') => {
+            (line, format!("{why}: indent with spaces, not with a tab"))
+        }
+        _ => (line, why),
+    }
+}
+
+/// The number of the second line, from the line `start` on, that sets this key.
+fn second_line(text: &str, start: usize, key: &str) -> Option<usize> {
+    let sets = |line: &str| {
+        let line = line.trim_start_matches(['-', ' ']);
+        line.strip_prefix(key)
+            .is_some_and(|rest| rest.trim_start().starts_with(':'))
+    };
+    let lines = text.lines().enumerate().skip(start - 1);
+    let mut setting = lines.filter(|(_, line)| sets(line));
+    setting.nth(1).map(|(index, _)| index + 1)
 }
 
 /// Replaces `${NAME}` by the environment variable, and `$${` by `${`.

@@ -418,6 +418,7 @@ pub(crate) fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>)
         .into_iter()
         .map(|name| (strsim::jaro(found, name), name))
         .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        // The first of those that are equally near: a list begins with what is set most often.
+        .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, name)| name.to_owned())
 }

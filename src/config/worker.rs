@@ -71,6 +71,9 @@ impl WorkerUrl {
     /// # Errors
     /// [`UrlFault`]: a part that a worker's URL cannot have, or a missing one.
     pub fn parse(text: &str) -> Result<WorkerUrl, UrlFault> {
+        if text.contains([',', ' ', '\t']) {
+            return Err(UrlFault::Several);
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme), rest),
             None => (None, text),
@@ -161,6 +164,8 @@ impl fmt::Display for WorkerUrl {
 /// The reason why a text is not the URL of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UrlFault {
+    /// A space or a comma: several values in one.
+    Several,
     /// Neither `http` nor `https`.
     Scheme,
     /// `user:password@`.
@@ -186,6 +191,10 @@ pub enum UrlFault {
 impl fmt::Display for UrlFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            UrlFault::Several => {
+                "it has a space or a comma; each worker is a flag or an item of its own, and in a file the bootstrap port is a key of \
+                 its own: `- {url: URL, bootstrap_port: PORT}`"
+            }
             UrlFault::Scheme => "the scheme must be http or https",
             UrlFault::UserInfo => "user and password are not supported, use api_key_file",
             UrlFault::Path => "a path is not supported, workers serve their API at the root",
@@ -414,7 +423,8 @@ mod tests {
             ("http://[::1:80", UrlFault::Host),
             ("http://[::1]80", UrlFault::Host),
             ("http://[h]:80", UrlFault::Host),
-            ("http://h h:80", UrlFault::Host),
+            ("http://h h:80", UrlFault::Several),
+            ("http://h:80,http://i:80", UrlFault::Several),
             ("http://h\r\nx:80", UrlFault::Host),
         ];
         for (text, fault) in cases {
