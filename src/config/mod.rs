@@ -224,6 +224,16 @@ pub struct Listen {
     pub port: u16,
 }
 
+impl Listen {
+    /// Whether the system refuses to listen on both: one port, and one address or all of IPv4. Names are not looked up.
+    fn overlaps(&self, other: &Listen) -> bool {
+        let all = |listen: &Listen| listen.host == "0.0.0.0";
+        let is_v4 = |listen: &Listen| listen.host.parse::<std::net::Ipv4Addr>().is_ok();
+        let is_covered = (all(self) && is_v4(other)) || (all(other) && is_v4(self));
+        self.port != 0 && self.port == other.port && (is_covered || self.host == other.host)
+    }
+}
+
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         worker::write_authority(f, &self.host, self.port)

@@ -128,7 +128,9 @@ impl<'a> Resolver<'a> {
         let requests = self.requests();
         let workers = Group::read(self);
         let resilience = Group::read(self);
-        let engine = self.scalar("engine", Engine::of_word);
+        let engine = self
+            .given("engine")
+            .and_then(|given| Engine::of_word(&given.value));
         let policies = self.policies();
         let log_filter = self.log_filter();
         let log_json = self.get("log_json");
@@ -230,7 +232,7 @@ impl<'a> Resolver<'a> {
     /// The second address, if there is one. It must differ from the first.
     fn admin_listen(&mut self, listen: Option<&Listen>) -> Option<Listen> {
         let found = self.scalar("admin_listen", parse_listen)?;
-        if found.port != 0 && Some(&found) == listen {
+        if listen.is_some_and(|listen| listen.overlaps(&found)) {
             let given = self.given("admin_listen")?;
             self.report(&given.place, Fault::SameAddress);
         }
@@ -249,7 +251,7 @@ impl<'a> Resolver<'a> {
             host: host.unwrap_or_else(|| "0.0.0.0".to_owned()),
             port: port.unwrap_or(29000),
         };
-        if found.port != 0 && Some(&found) == listen {
+        if listen.is_some_and(|listen| listen.overlaps(&found)) {
             let given = self.given("prometheus_port");
             let given = given.or_else(|| self.given("prometheus_host"))?;
             self.report(&given.place, Fault::SameAddress);

@@ -236,7 +236,10 @@ fn a_prefill_flag_takes_its_bootstrap_address_as_second_token() {
         );
     }
     let found = problems("--prefill http://a:1 --decode http://c:1 http://d:1", &[]);
-    assert_eq!(found, "--decode: `http://c:1 http://d:1` is not one URL");
+    assert_eq!(
+        found,
+        "--decode: `http://c:1 http://d:1` is not one URL; repeat the flag for each worker"
+    );
 }
 
 #[test]
@@ -372,7 +375,7 @@ fn an_address_for_administration_is_another_one() {
         ("127.0.0.1:29500", "127.0.0.1:29500"),
         ("[::1]:0", "[::1]:0"),
         ("Host:81", "host:81"),
-        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("127.0.0.1:81", "127.0.0.1:81"),
     ] {
         let found = listen(&format!("--admin-listen {text}")).unwrap();
         assert_eq!(found.as_deref(), Some(address), "{text}");
@@ -404,11 +407,15 @@ fn an_address_for_administration_is_another_one() {
             "{found}"
         );
     }
-    let same = listen("--admin-listen 0.0.0.0:80").unwrap_err().to_string();
-    assert!(
-        same.starts_with("--admin-listen: clients connect to this address"),
-        "{same}"
-    );
+    // All addresses of IPv4 are this one as well.
+    for same in ["0.0.0.0:80", "127.0.0.1:80"] {
+        let found = listen(&format!("--admin-listen {same}")).unwrap_err();
+        let found = found.to_string();
+        assert!(
+            found.starts_with("--admin-listen: clients connect to this address"),
+            "{found}"
+        );
+    }
 }
 
 #[test]
