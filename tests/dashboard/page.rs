@@ -229,6 +229,27 @@ async fn the_page_says_that_the_connection_is_lost_and_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn of_many_workers_the_one_that_is_not_well_is_named_at_the_top_and_comes_first() {
+    let mut cluster = Cluster::start((1, 20), &quick(), |config| config).await;
+    let Some(mut browser) = opened(&cluster).await else {
+        return;
+    };
+    assert_eq!(browser.value("unwell.hidden").await, true);
+    let killed = cluster.decodes.remove(18);
+    let url = killed.url().to_owned();
+    killed.stop().await;
+    browser.wait_for("!unwell.hidden").await;
+    let named = browser.value("unwell.textContent").await;
+    assert!(named.as_str().unwrap().starts_with("D19 "), "{named}");
+    let first = "document.querySelector('#workers-decode tr').dataset.url";
+    browser.wait_for(&format!("{first} === '{url}'")).await;
+    // The list scrolls in its box, so that what stands below it is near.
+    let box_height = "document.querySelector('#workers .scroll').clientHeight";
+    assert!(browser.value(box_height).await.as_u64().unwrap() <= 460);
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+#[tokio::test]
 async fn no_width_and_no_number_of_workers_breaks_the_layout() {
     for workers in [(2, 2), (1, 30)] {
         let cluster = Cluster::start(workers, &quick(), |config| config).await;

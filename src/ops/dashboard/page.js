@@ -6,6 +6,7 @@ const POLL_MS = 1000;
 const TIMEOUT_MS = 5000;
 const MAX_AXIS = 48; // rows and columns of the map
 const ROWS = 25; // requests in the list
+const MANY = 12; // workers of a role that are seen at a glance
 const PARTS = {
   read: "the client sends its request",
   queue: "no pair has capacity",
@@ -141,10 +142,14 @@ function readHash() {
   view.decode = hash.get("decode");
 }
 
+/** 0 where the worker gets no request or fails them, 1 where something is to be known of it, 2 where it is well. */
+const wellness = (worker) => ["bad", "warn", ""].indexOf(STATES[worker.state] ?? "bad");
+
 // ---------------------------------------------------------------- drawing
 
 function draw() {
   text($("meta"), `${data.version} · up ${duration(data.uptime_seconds)} · ${data.total.prefill} prefill, ${data.total.decode} decode`);
+  drawUnwell();
   drawAdvice();
   drawFilter();
   drawNumbers();
@@ -153,6 +158,14 @@ function draw() {
   drawWorkers();
   drawRates();
   drawRequests();
+}
+
+/** The workers whose state is bad, by name: of hundreds they would not be seen. */
+function drawUnwell() {
+  const names = data.workers.filter((worker) => wellness(worker) === 0).map((worker) => `${nick(worker)} ${worker.state}`);
+  const more = names.length > 4 ? `, and ${count(names.length - 3)} more` : "";
+  $("unwell").hidden = names.length === 0;
+  text($("unwell"), names.slice(0, more ? 3 : 4).join(", ") + more);
 }
 
 function drawAdvice() {
@@ -329,6 +342,8 @@ function drawWorkers() {
     // Those that are probed before they serve come last.
     const pending = (data.pending ?? []).filter((worker) => worker.role === role);
     const shown = ofRole(role).concat(pending).filter((worker) => matches(role, worker.url));
+    // Those that are not well come first where the others would hide them.
+    if (shown.length > MANY) shown.sort((a, b) => wellness(a) - wellness(b));
     keyed($(`workers-${role}`), shown, (worker) => worker.url,
       (worker) => make("tr", { "data-url": worker.url, "data-role": role },
         make("th", { scope: "row" }, make("span", { className: "name" }), make("span", { className: "url" }, short(worker.url))),

@@ -11,7 +11,7 @@ impl Display for Advice {
             Verdict::NotEnough => {
                 write!(
                     f,
-                    "Not enough requests: {} streams began in the last minutes, and it takes {ENOUGH} to say.",
+                    "Not enough streams to say which side is slow: {} in the last 15 minutes, and it takes {ENOUGH}.",
                     self.streams
                 )
             }

@@ -156,7 +156,10 @@ fn too_few_requests_are_no_evidence() {
         assert_eq!(advise(&seen).verdict, Verdict::NotEnough);
     }
     assert_eq!(advise(&Evidence::default()).verdict, Verdict::NotEnough);
-    assert!(words(&Evidence::default()).starts_with("Not enough requests: 0 streams"));
+    assert!(
+        words(&Evidence::default())
+            .starts_with("Not enough streams to say which side is slow: 0 in")
+    );
 }
 
 #[test]
