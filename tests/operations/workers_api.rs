@@ -354,6 +354,14 @@ async fn what_is_wrong_with_a_call_is_said_in_one_shape() {
             "`state`",
         ),
         (
+            "PUT",
+            &*format!("/workers/{id}"),
+            json!({"wieght": 2}),
+            400,
+            "invalid_worker",
+            "weight",
+        ),
+        (
             "POST",
             &*format!("/workers/{id}"),
             json!({}),

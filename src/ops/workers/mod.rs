@@ -32,6 +32,10 @@ use wanted::{Manner, State, Wanted};
 
 const WORKERS: &str = "/workers";
 
+/// Where no field of a change is known: a slip, which would change nothing.
+const NOTHING_TO_CHANGE: &str = "the body has no field that can be changed: there are state, weight, labels, bootstrap_host, \
+     bootstrap_port, api_key, admin_api_key, model_id, priority and cost";
+
 /// A call that is refused: the code, and a sentence.
 type Refused = (Code, String);
 
@@ -214,6 +218,9 @@ impl Ops {
                 Code::WorkerConflict,
                 format!("{url} {what}: add it with POST {WORKERS}"),
             ));
+        }
+        if wanted.is_foreign {
+            return Err((Code::InvalidWorker, NOTHING_TO_CHANGE.to_owned()));
         }
         self.amend(&before, wanted)?;
         match wanted.state {

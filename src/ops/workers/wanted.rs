@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(60);
 const MAX_SECONDS: f64 = 86_400.0;
 
 /// What the body of an addition or of a change says. What it leaves out stays as it is.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct Wanted {
     pub(super) url: Option<String>,
     pub(super) role: Option<Role>,
@@ -34,6 +34,8 @@ pub(super) struct Wanted {
     model_id: Option<String>,
     priority: Option<u32>,
     cost: Option<f64>,
+    /// Whether the body has fields, and none of these.
+    pub(super) is_foreign: bool,
 }
 
 /// The states that a worker can be put into.
@@ -53,7 +55,7 @@ impl Wanted {
         let Value::Object(body) = body else {
             return Err("the body is a JSON object with `url`".to_owned());
         };
-        Ok(Self {
+        let mut wanted = Self {
             url: text(&body, "url")?,
             role: role(&body, "worker_type")?,
             state: state(&body)?,
@@ -69,7 +71,10 @@ impl Wanted {
                 None | Some(Value::Null) => None,
                 Some(cost) => Some(cost.as_f64().ok_or("`cost` is a number")?),
             },
-        })
+            is_foreign: false,
+        };
+        wanted.is_foreign = !body.is_empty() && wanted == Self::default();
+        Ok(wanted)
     }
 
     /// The words of a worker, which had these before.
