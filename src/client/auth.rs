@@ -99,10 +99,15 @@ impl Keys {
         !self.clients.is_empty()
     }
 
+    /// Whether a path with this access needs a key for administration, and a client's key is none.
+    pub(crate) fn needs_admin_key(&self, access: Access) -> bool {
+        matches!(access, Access::Admins | Access::Observers) && !self.admins.is_empty()
+    }
+
     /// The keys that open a path with this access; empty when it needs none.
     fn accepted(&self, access: Access) -> &[NamedKey] {
         match access {
-            Access::Admins | Access::Observers if !self.admins.is_empty() => &self.admins,
+            access if self.needs_admin_key(access) => &self.admins,
             _ => &self.clients,
         }
     }

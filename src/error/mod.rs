@@ -40,9 +40,10 @@ pub(crate) enum Fault {
 pub(crate) enum ProxyError {
     /// The head is ambiguous or too large.
     BadHead(BadHead),
-    Unauthorized,
-    /// No key for a page that a browser shows, which asks its user for one.
-    LoginNeeded,
+    /// No key that is accepted; true where only the key for administration is.
+    Unauthorized(bool),
+    /// The same for a page that a browser shows, which asks its user for one.
+    LoginNeeded(bool),
     /// The path is served on the admin listener only.
     AdminsOnly,
     /// The listener serves the metrics only.
@@ -161,7 +162,7 @@ impl ProxyError {
         match self {
             ProxyError::BadHead(why) if why.is_too_large() => Code::RequestHeadTooLarge,
             ProxyError::BadHead(_) => Code::BadRequestHead,
-            ProxyError::Unauthorized | ProxyError::LoginNeeded => Code::Unauthorized,
+            ProxyError::Unauthorized(_) | ProxyError::LoginNeeded(_) => Code::Unauthorized,
             ProxyError::AdminsOnly => Code::AdminListenerOnly,
             ProxyError::MetricsOnly => Code::NotFound,
             ProxyError::OriginNotAllowed => Code::OriginNotAllowed,
@@ -302,10 +303,20 @@ impl fmt::Display for ProxyError {
         match self {
             ProxyError::BadHead(why) => why.fmt(f),
             // The same words for a missing and a wrong key, so that trying keys reveals nothing.
-            ProxyError::Unauthorized => f.write_str("a valid API key is needed"),
-            ProxyError::LoginNeeded => f.write_str(
-                "a valid API key is needed, as a bearer token or as the password of HTTP Basic",
-            ),
+            ProxyError::Unauthorized(false) => f.write_str("a valid API key is needed"),
+            ProxyError::Unauthorized(true) => {
+                f.write_str("the key for administration is needed (admin_api_key)")
+            }
+            ProxyError::LoginNeeded(is_admins) => {
+                let which = match is_admins {
+                    true => "the key for administration is needed (admin_api_key)",
+                    false => "a valid API key is needed",
+                };
+                write!(
+                    f,
+                    "{which}, as a bearer token or as the password of HTTP Basic"
+                )
+            }
             ProxyError::AdminsOnly => {
                 f.write_str("this path is served on the admin listener only (admin_listen)")
             }

@@ -73,7 +73,7 @@ impl Fault {
                         response.headers.insert(CONTENT_TYPE, EVENT_STREAM);
                     }
                 }
-                if let ProxyError::LoginNeeded = error {
+                if let ProxyError::LoginNeeded(_) = error {
                     response.headers.insert(WWW_AUTHENTICATE, BASIC);
                 }
                 // Not a moment later, as with other errors of this kind.

@@ -102,10 +102,13 @@ impl Proxy {
         if by_clients || access != Access::Probers {
             match ctx.rules.keys.check(access, head) {
                 Ok(key) => ctx.record.key = key.cloned(),
-                Err(KeyRefused) if access == Access::Observers => {
-                    return Err(ctx.refuse(ProxyError::LoginNeeded));
+                Err(KeyRefused) => {
+                    let is_admins = ctx.rules.keys.needs_admin_key(access);
+                    return Err(ctx.refuse(match access {
+                        Access::Observers => ProxyError::LoginNeeded(is_admins),
+                        _ => ProxyError::Unauthorized(is_admins),
+                    }));
                 }
-                Err(KeyRefused) => return Err(ctx.refuse(ProxyError::Unauthorized)),
             }
         }
         if ctx.record.route.is_some() {
@@ -202,7 +205,8 @@ pub(crate) fn refused_head(status: StatusCode) -> WholeResponse {
         StatusCode::METHOD_NOT_ALLOWED => (Code::MethodNotAllowed, "CONNECT is not served"),
         _ => (
             Code::BadRequestHead,
-            "the head of the request is not valid HTTP, or its target names another host than Host",
+            "the head of the request is not valid HTTP (does the client speak TLS to a port without it?), or its target names \
+             another host than Host",
         ),
     };
     let mut response = error_response(code, code.status(), ErrorShape::of(None), message);

@@ -39,7 +39,14 @@ async fn without_a_key_nothing_but_health_is_answered_and_no_body_is_read() {
     ] {
         let mut client = counted.balancer.client().await;
         client.send(with_key(path, key)).await;
-        assert_eq!(client.answer().await.status(), status, "{path} {key}");
+        let answer = client.answer().await;
+        assert_eq!(answer.status(), status, "{path} {key}");
+        let says_which = answer.text().contains("admin_api_key");
+        assert_eq!(
+            says_which,
+            (path, status) == ("/flush_cache", 401),
+            "{path} {key}"
+        );
     }
     // One flush and one generate request at each worker.
     counted.accepted = 2;
