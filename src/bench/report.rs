@@ -109,11 +109,16 @@ fn row(name: String, summary: &Summary) -> Vec<String> {
         number(summary.requests_per_second),
         number(summary.output_tokens_per_second),
     ];
-    counts
-        .into_iter()
-        .chain(latencies(summary).map(number))
-        .collect()
+    let mut latencies = latencies(summary).map(number);
+    if summary.events == 0 {
+        // Documents have no events, and so no time between two.
+        latencies[ITL].fill("–".to_owned());
+    }
+    counts.into_iter().chain(latencies).collect()
 }
+
+/// The places of ITL among the latencies.
+const ITL: std::ops::Range<usize> = 3..5;
 
 fn latencies(summary: &Summary) -> [f64; 7] {
     let Summary {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,15 @@ pub struct Worker {
     alive: mpsc::Receiver<()>,
 }
 
+/// # Errors
+/// The port cannot be bound. It is named.
+async fn listen(host: IpAddr, port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((host, port)).await.map_err(|error| {
+        let address = SocketAddr::new(host, port);
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
+}
+
 impl Worker {
     /// Binds the ports of the role and serves: the API, and on prefill the registry and the rank port, or with
     /// [`SimOptions::vllm`] the side channel of prefill and decode.
@@ -43,12 +52,12 @@ impl Worker {
     /// When a port cannot be bound.
     pub async fn start(role: Role, options: SimOptions) -> io::Result<Worker> {
         let host = options.host;
-        let listener = TcpListener::bind((host, options.port)).await?;
+        let listener = listen(host, options.port).await?;
         let address = listener.local_addr()?;
         let (alive, all_ended) = mpsc::channel(1);
         let wanted_bootstrap_port = options.bootstrap_port;
         let side_channel = match options.vllm.is_some() && role != Role::Ordinary {
-            true => Some(TcpListener::bind((host, wanted_bootstrap_port)).await?),
+            true => Some(listen(host, wanted_bootstrap_port).await?),
             false => None,
         };
         let side_channel_address = side_channel.as_ref().map(TcpListener::local_addr);
@@ -75,8 +84,8 @@ impl Worker {
             } else {
                 wanted_bootstrap_port
             };
-            let registry = TcpListener::bind((host, port)).await?;
-            let rank = TcpListener::bind((host, 0)).await?;
+            let registry = listen(host, port).await?;
+            let rank = listen(host, 0).await?;
             ports.bootstrap = registry.local_addr()?.port();
             bootstrap_port = Some(ports.bootstrap);
             let known = Registry::new(rank.local_addr()?, ports.api, engine.options.ranks());

@@ -293,6 +293,27 @@ async fn the_command_shows_a_table_and_writes_numbers_and_a_page() {
     is_readable_without_the_code(&page, url.strip_prefix("http://").unwrap());
 }
 
+#[tokio::test]
+async fn the_table_has_no_time_between_events_where_nothing_was_streamed() {
+    let worker = Worker::start_ordinary(quick()).await.unwrap();
+    let url = worker.url();
+    let ended = mini_lb!(&[
+        "bench",
+        "--url",
+        &url,
+        "--requests",
+        "3",
+        "--concurrency",
+        "1",
+    ])
+    .end()
+    .await;
+    let text = ended.text();
+    let row = text.lines().find(|line| line.starts_with("1 ")).unwrap();
+    let cells: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(cells[8..10], ["–", "–"], "{text}");
+}
+
 /// The page says what was measured when and where, and no two charts have the same title.
 fn is_readable_without_the_code(page: &str, server: &str) {
     let titles: std::collections::BTreeSet<_> = page
