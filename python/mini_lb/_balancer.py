@@ -60,6 +60,8 @@ class MiniLoadBalancer:
         arguments: Sequence[str] = (),
         **settings: Any,
     ) -> None:
+        if isinstance(prefill, str) or isinstance(decode, str):
+            raise TypeError("prefill and decode are lists of workers, also where there is one")
         self._settings = {
             **settings,
             "host": host,

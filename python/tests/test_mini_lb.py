@@ -106,6 +106,8 @@ class Package(unittest.TestCase):
     def test_a_problem_of_the_configuration_is_in_the_error(self) -> None:
         with self.assertRaisesRegex(MiniLbError, "polcy: unknown key, did you mean `policy`"):
             MiniLoadBalancer(**self.workers, polcy="random").start()
+        with self.assertRaisesRegex(TypeError, "lists of workers"):
+            MiniLoadBalancer(prefill="http://127.0.0.1:1", decode=["http://127.0.0.1:2"])
         with MiniLoadBalancer(**self.workers) as balancer:
             with self.assertRaisesRegex(MiniLbError, "cannot listen on"):
                 MiniLoadBalancer(**self.workers, port=balancer.port).start()
