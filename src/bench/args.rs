@@ -164,6 +164,10 @@ pub enum Backend {
     SglangOai,
     /// `/v1/chat/completions`
     SglangOaiChat,
+    /// `/v1/completions`
+    Vllm,
+    /// `/v1/chat/completions`
+    VllmChat,
 }
 
 impl BenchArgs {
@@ -182,8 +186,8 @@ impl BenchArgs {
                 None => Endpoint::Chat,
             }),
             Some(Backend::Sglang | Backend::SglangNative) => Endpoint::Generate,
-            Some(Backend::SglangOai) => Endpoint::Completions,
-            Some(Backend::SglangOaiChat) => Endpoint::Chat,
+            Some(Backend::SglangOai | Backend::Vllm) => Endpoint::Completions,
+            Some(Backend::SglangOaiChat | Backend::VllmChat) => Endpoint::Chat,
         }
     }
 
@@ -346,6 +350,14 @@ mod tests {
             (args.endpoint(), args.streams()),
             (Endpoint::Generate, false)
         );
+        for (backend, endpoint) in [
+            ("sglang-oai", Endpoint::Completions),
+            ("vllm", Endpoint::Completions),
+            ("vllm-chat", Endpoint::Chat),
+        ] {
+            let args = line(&format!("--backend {backend} --port 1"));
+            assert_eq!(args.endpoint(), endpoint);
+        }
     }
 
     #[test]
