@@ -168,7 +168,10 @@ impl WorkerDraft {
         let mut draft = WorkerDraft::new(place);
         let (url, bootstrap) = match (role, tokens) {
             (_, [url]) => (url, None),
-            (Role::Prefill, [url, bootstrap]) => (url, Some(bootstrap)),
+            // A second URL belongs to a forgotten flag.
+            (Role::Prefill, [url, bootstrap]) if !bootstrap.contains("://") => {
+                (url, Some(bootstrap))
+            }
             _ => {
                 let is_flag = matches!(draft.place, Place::Flag(_));
                 let expected = match (role, is_flag) {
@@ -193,8 +196,7 @@ impl WorkerDraft {
         };
         draft.set(worker_key::URL, url);
         if let Some(bootstrap) = bootstrap {
-            // IPv6 without brackets is ambiguous, and a URL here belongs to a forgotten flag: neither is split, so
-            // that both are refused as a port.
+            // IPv6 without brackets is ambiguous: it is not split, so that it is refused as a port.
             let host = bootstrap.rsplit_once(':');
             let host = host.filter(|(host, _)| !host.contains(':') || host.starts_with('['));
             let port = match host {

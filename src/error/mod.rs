@@ -367,7 +367,8 @@ impl fmt::Display for ProxyError {
             ProxyError::NoWorker(why) => why.fmt(f),
             ProxyError::OtherRole(role, workers) => write!(
                 f,
-                "no {role} worker is available, and {workers} that are listed as {role} say that they are {}: see `mini-lb doctor`",
+                "no {role} worker is available; workers that are listed as {role} and say that they are {}: {workers} (`mini-lb doctor` names \
+                 them)",
                 role.other()
             ),
             ProxyError::OtherEngine(role, workers, own) => write!(

@@ -235,6 +235,11 @@ fn a_prefill_flag_takes_its_bootstrap_address_as_second_token() {
             "{token}: {found}"
         );
     }
+    let found = problems("--prefill http://a:1 http://b:1 --decode http://d:1", &[]);
+    assert!(
+        found.ends_with("; repeat the flag for each worker"),
+        "{found}"
+    );
     let found = problems("--prefill http://a:1 --decode http://c:1 http://d:1", &[]);
     assert_eq!(
         found,

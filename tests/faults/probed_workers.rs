@@ -65,7 +65,8 @@ async fn workers_in_the_wrong_lists_get_no_request_and_readiness_says_why() {
     client.send(post("/generate", BODY)).await;
     let answer = client.answer().await;
     assert_eq!(answer.outcome(), (503, Some("no_prefill")));
-    let why = "1 that are listed as prefill say that they are decode";
+    let why =
+        "workers that are listed as prefill and say that they are decode: 1 (`mini-lb doctor`";
     assert!(answer.text().contains(why), "{answer:?}");
     let why = readiness(&mut client, 503).await["error"]["message"].to_string();
     for part in [
