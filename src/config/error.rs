@@ -210,6 +210,8 @@ pub enum Fault {
     BadKey,
     /// The name behind a key cannot stand in the log.
     BadKeyName,
+    /// A fault in this line of a file of keys, counted from 1.
+    Line(usize, Box<Fault>),
     /// The stars that `--print-config` prints instead of an API key.
     MaskedKey,
     /// `${NAME}` in the file without such an environment variable.
@@ -271,6 +273,7 @@ impl fmt::Display for Fault {
             Fault::BadKeyName => f.write_str(
                 "the name after a key and ` #` needs 1 to 64 letters, digits, dots, hyphens or underscores",
             ),
+            Fault::Line(number, fault) => write!(f, "line {number}: {fault}"),
             Fault::BadKey => f.write_str("the key has characters that an HTTP header cannot carry"),
             Fault::MaskedKey => f.write_str("the stars are printed by --print-config instead of the key, write the key itself"),
             Fault::MissingVariable(name) => write!(f, "environment variable {name} is not set"),
