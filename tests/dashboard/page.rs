@@ -5,7 +5,7 @@ use std::time::Duration;
 use mini_lb::sim::SimOptions;
 use serde_json::{Value, json};
 use support::browser::{Browser, Scheme};
-use support::program::get;
+use support::program::{get, post_json};
 use support::sim::quick;
 use support::{Client, post};
 
@@ -225,6 +225,24 @@ async fn the_page_says_that_the_connection_is_lost_and_when_it_is_back() {
     browser
         .call("Network.emulateNetworkConditions", offline(false))
         .await;
+    browser.wait_for(IS_LIVE).await;
+}
+
+#[tokio::test]
+async fn a_pause_stands_out_at_the_top_until_generation_continues() {
+    let cluster = two_by_two().await;
+    let Some(mut browser) = opened(&cluster).await else {
+        return;
+    };
+    let address = cluster.address();
+    let paused = post_json(address, "/pause_generation", r#"{"mode":"in_place"}"#).await;
+    assert_eq!(paused.status(), 200);
+    browser.wait_for("link.dataset.state === 'held'").await;
+    let words = "Live; new requests wait: generation is paused";
+    assert_eq!(browser.text("link-text").await, words);
+    let amber = browser.value("getComputedStyle(link).color").await;
+    assert_eq!(amber, "rgb(138, 90, 0)");
+    post_json(address, "/continue_generation", "{}").await;
     browser.wait_for(IS_LIVE).await;
 }
 

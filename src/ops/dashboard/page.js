@@ -529,7 +529,8 @@ async function poll() {
     await update();
     failed = 0;
     lastData = Date.now();
-    note("live", data.held ? `Live; new requests wait: ${data.held}` : "Live");
+    if (data.held) note("held", `Live; new requests wait: ${data.held}`);
+    else note("live", "Live");
   } catch (error) {
     failed += 1;
     const status = error.status === 401 ? "Login needed: reload the page" : error.status ? `The balancer responds with ${error.status}` : "Connection lost";
