@@ -4,6 +4,7 @@
 mod demo;
 mod log_json;
 mod logger;
+mod open_files;
 mod stderr;
 
 use std::fmt::Display;
@@ -26,6 +27,7 @@ use mini_lb::{health, rollout};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    open_files::raise();
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(serve)) => run(*serve),
         Ok(Command::Doctor(doctor)) => diagnose(*doctor),

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mini_lb::sim::{SimOptions, Worker};
+use nix::sys::resource::{Resource, getrlimit};
 use support::mini_lb;
 use support::program::{get, post_json};
 use support::{Client, Exchange, Process, Signal, post};
@@ -186,6 +187,28 @@ fn limited(limit: &str, stderr: &str, arguments: &[&str]) -> Process {
     command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mini-lb")]);
     command.args(arguments);
     Process::of(command)
+}
+
+#[tokio::test]
+async fn a_soft_limit_of_open_files_is_raised_and_a_hard_one_stays() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    for (limit, files) in [("-S -n 256", hard.min(65_536)), ("-n 256", 256)] {
+        let workers = [
+            "--prefill",
+            "http://127.0.0.1:1",
+            "--decode",
+            "http://127.0.0.1:2",
+        ];
+        let line = [&["--host", "127.0.0.1", "--port", "0"], &workers[..]].concat();
+        let mut process = limited(limit, "", &line);
+        let metrics = get(process.address().await, "/metrics").await;
+        let metric = format!("\nprocess_max_fds {files}\n");
+        assert!(
+            metrics.text().contains(&metric),
+            "{limit}: {}",
+            metrics.text()
+        );
+    }
 }
 
 #[tokio::test]
