@@ -143,6 +143,39 @@ fn binstall_asks_for_the_archive_that_is_made_and_is_promised_only_with_an_addre
     assert_ne!(has_address, is_denied);
 }
 
+/// The bound is the number in the script; the file has a byte more and takes no room.
+#[test]
+fn a_program_over_the_bound_of_a_release_makes_no_archive() {
+    let script = read("deploy/archive");
+    let most: u64 = script
+        .lines()
+        .find_map(|line| line.strip_prefix("most_bytes=")?.parse().ok())
+        .unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let directory = target.path().join("machine/release");
+    fs::create_dir_all(&directory).unwrap();
+    let program = fs::File::create(directory.join("mini-lb")).unwrap();
+    program.set_len(most + 1).unwrap();
+
+    let archive = Command::new("deploy/archive")
+        .arg("machine")
+        .env("CARGO_TARGET_DIR", target.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&archive.stderr);
+    assert!(!archive.status.success());
+    assert!(said.contains(&format!("has {} bytes", most + 1)), "{said}");
+}
+
+#[test]
+fn the_program_of_a_release_is_built_with_a_profile() {
+    let workflow = read(".github/workflows/release.yml");
+    let build = workflow.find("run: deploy/pgo \"$TARGET\"").unwrap();
+    let archive = workflow.find("run: deploy/archive \"$TARGET\"").unwrap();
+    assert!(build < archive);
+    assert!(!workflow.contains("run: cargo build"));
+}
+
 /// What a build reads is in the context of the image.
 #[test]
 fn the_context_of_the_image_has_what_cargo_needs() {
@@ -201,6 +234,7 @@ fn the_tools_of_the_packages_take_them() {
     accepts(&[
         "shellcheck",
         "deploy/archive",
+        "deploy/pgo",
         "deploy/release-notes",
         "deploy/systemd/reload",
         "deploy/debian/build",
