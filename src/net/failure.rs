@@ -98,6 +98,8 @@ impl Failure {
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => {
                 Failure::Lost(why)
             }
+            // A firewall that forbids the connection, and a socket that the system does not make.
+            ErrorType::InternalError if of_system(error).is_some() => Failure::Unreachable(why),
             _ => Failure::NotHttp(safe_reason(error)),
         }
     }
@@ -198,6 +200,21 @@ mod tests {
             Failure::from_pingora(&error),
             Failure::NoSocket(_)
         ));
+    }
+
+    #[test]
+    fn a_connection_that_the_system_forbids_is_no_response() {
+        let cause = std::io::Error::from_raw_os_error(1);
+        let why = cause.to_string();
+        let error = Error::because(ErrorType::InternalError, "dialling", cause);
+        assert_eq!(
+            Failure::from_pingora(&error),
+            Failure::Unreachable(why.clone())
+        );
+        let socket = std::io::Error::from_raw_os_error(1);
+        let socket = Error::because(ErrorType::SocketError, "its options", socket);
+        let error = Error::because(ErrorType::InternalError, "dialling", socket);
+        assert_eq!(Failure::from_pingora(&error), Failure::Unreachable(why));
     }
 
     #[test]
