@@ -112,6 +112,8 @@ impl Connection {
             });
         }
         within(async {
+            // The end of the last exchange may still be on its way to the connection's task.
+            self.sender.ready().await.map_err(text)?;
             let answer = self.sender.send_request(message).await.map_err(text)?;
             let (head, body) = answer.into_parts();
             let named = |name| {

@@ -10,7 +10,8 @@
 //! * several samples: each of them fetches the same blocks, and the end of the first fetch frees them;
 //! * logprobs of the prompt: decode computes the prompt itself for them, and fetches nothing;
 //! * a beam search, embeddings as the prompt, and what only the worker has that served an earlier response;
-//! * a value that prefill's step replaces and decode would refuse: the blocks would wait for their lease to end.
+//! * a value that prefill's step replaces and decode would refuse, and a `max_tokens` that `/v1/messages` lacks: the blocks would
+//!   wait for their lease to end.
 //!
 //! A repeated key counts as in Python: the last one wins. Prefill's step cuts all of them.
 //!
@@ -87,6 +88,8 @@ struct Values {
     store: Value,
     /// The limits of tokens, each by its field.
     limits: [Value; LIMITS.len()],
+    /// Whether there is a `max_tokens`.
+    max_tokens: bool,
     /// Whether `n` is absent, null or 1.
     samples: Samples,
     sampling_params: SamplingParams,
@@ -321,6 +324,9 @@ impl Values {
         let kind = s.kind()?;
         let value = s.skip()?;
         let number = s.slice(value).parse::<u32>();
+        if name == "max_tokens" {
+            self.max_tokens = kind != Kind::Null;
+        }
         if name == "n" {
             self.samples = match (kind, number) {
                 (Kind::Null, _) | (_, Ok(1)) => Samples::One,
@@ -345,7 +351,8 @@ impl Values {
     fn is_for_decode(&self, route: Route) -> bool {
         let odd = [self.stream_type, self.stream_options_type, self.store].contains(&Value::Odd)
             || self.stream_options && !self.stream
-            || self.limits.contains(&Value::Odd);
+            || self.limits.contains(&Value::Odd)
+            || route == Route::Messages && !self.max_tokens;
         odd || self.samples == Samples::Several
             || self.prompts.is_some_and(|prompts| prompts != 1)
             || self.embeddings

@@ -92,7 +92,9 @@ fn a_request_whose_blocks_might_not_be_fetched_once_goes_to_decode_as_it_is() {
         (Route::Responses, r#"{"max_output_tokens":1.5}"#),
         (Route::Responses, r#"{"store":"maybe"}"#),
         (Route::Messages, r#"{"max_tokens":[]}"#),
-        (Route::Messages, r#"{"stream":"yes"}"#),
+        (Route::Messages, "{}"),
+        (Route::Messages, r#"{"max_tokens":8,"max_tokens":null}"#),
+        (Route::Messages, r#"{"max_tokens":8,"stream":"yes"}"#),
         (Route::ChatCompletions, r#"{"stream_options":{}}"#),
         (
             Route::ChatCompletions,
