@@ -4,7 +4,7 @@
 //! `proxy` calls [`Endpoints`] and `ops` implements it, so that neither knows the other.
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
@@ -61,6 +61,15 @@ pub(crate) fn connection_headers(headers: &HeaderMap) -> Vec<HeaderName> {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect()
+}
+
+/// Writes these fields as HTTP/1.1 has them: a line for each, without the empty one behind the last.
+pub(crate) fn write_fields(out: &mut impl BufMut, fields: &HeaderMap) {
+    for (name, value) in fields {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            out.put_slice(part);
+        }
+    }
 }
 
 /// Whether the client takes trailers in the response to the request with these fields. Source: RFC 9110 section 10.1.4.

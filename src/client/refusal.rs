@@ -6,7 +6,7 @@ use http::header::ORIGIN;
 use http::{HeaderValue, StatusCode};
 
 use super::cors::Cors;
-use crate::endpoint::WholeResponse;
+use crate::endpoint::{WholeResponse, write_fields};
 
 /// Makes the response to a head that is refused.
 #[derive(Debug)]
@@ -59,12 +59,7 @@ fn origin(head: &[u8]) -> Option<HeaderValue> {
 /// The bytes of a response after which the connection closes.
 fn on_the_wire(response: &WholeResponse) -> Bytes {
     let mut bytes = format!("HTTP/1.1 {}\r\n", response.status).into_bytes();
-    for (name, value) in &response.headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
+    write_fields(&mut bytes, &response.headers);
     let length = response.body.len();
     bytes.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
     bytes.extend_from_slice(b"connection: close\r\n\r\n");

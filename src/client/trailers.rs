@@ -11,7 +11,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::http::{HttpTask, ServerSession};
 
 use super::connection;
-use crate::endpoint::asks_for_trailers;
+use crate::endpoint::{asks_for_trailers, write_fields};
 
 /// The end of a body in chunks, as Pingora writes it.
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -34,11 +34,7 @@ pub(crate) fn end_with(session: &ServerSession, trailers: &HeaderMap) -> HttpTas
 
 fn last_chunk(trailers: &HeaderMap) -> Bytes {
     let mut last = b"0\r\n".to_vec();
-    for (name, value) in trailers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            last.extend_from_slice(part);
-        }
-    }
+    write_fields(&mut last, trailers);
     last.extend_from_slice(b"\r\n");
     last.into()
 }

@@ -25,6 +25,7 @@ use pingora::{ErrorType, OrErr, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use super::response_head::MAX_HEAD_BYTES;
+use crate::endpoint::write_fields;
 
 /// What waits between the two ends of a stream, in each direction, in bytes.
 const PIPE: usize = 64 << 10;
@@ -227,14 +228,6 @@ async fn respond(
         to.write_all(&text).await.ok()?;
     }
     Some(())
-}
-
-fn write_fields(text: &mut BytesMut, fields: &HeaderMap) {
-    for (name, value) in fields {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            text.extend_from_slice(part);
-        }
-    }
 }
 
 /// The requests that are written to the near end.

@@ -18,6 +18,7 @@ use pingora::{ErrorSource, ErrorType, OrErr, Result};
 
 use super::Http2Session;
 use crate::client::unused_methods;
+use crate::endpoint::write_fields;
 
 #[async_trait]
 impl CustomSession for Http2Session {
@@ -173,12 +174,7 @@ impl CustomSession for Http2Session {
     /// The head as HTTP/1.1 has it: Pingora parses it again for the request of a sample.
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
         let mut raw = format!("{} {} HTTP/1.1\r\n", self.head.method, self.head.uri).into_bytes();
-        for (name, value) in &self.head.headers {
-            raw.extend_from_slice(name.as_str().as_bytes());
-            raw.extend_from_slice(b": ");
-            raw.extend_from_slice(value.as_bytes());
-            raw.extend_from_slice(b"\r\n");
-        }
+        write_fields(&mut raw, &self.head.headers);
         if self.head.version == Version::HTTP_2 && !self.head.headers.contains_key(CONTENT_LENGTH) {
             raw.extend_from_slice(b"content-length: 0\r\n");
         }
